@@ -1,0 +1,31 @@
+"""Train image generative models from scratch and share them as checkpoints of diffusers.
+
+The public names below are imported when they are first used.
+"""
+
+import importlib
+
+__version__ = "0.1.0.dev0"
+
+_MODULES = {
+    "AncestralDDPMScheduler": "schedulers.ancestral_ddpm",
+    "ClassifierFreeGuidedPipeline": "pipelines.genmod_pipelines",
+    "DenoisingObjective": "objectives",
+    "DenoisingUNet2DModel": "models.denoising_unet",
+    "Trainer": "training",
+    "TrainingConfig": "training",
+    "UnconditionalPipeline": "pipelines.genmod_pipelines",
+    "load_pipeline": "hub",
+}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__():
+    return [*globals(), *__all__]
