@@ -1,0 +1,464 @@
+"""The U-Net of a denoising diffusion model, ε_θ(x_t, t, y).
+
+Pictures and feature maps are (n, channels, height, width), called (n, c, h, w) in the comments; an embedding of
+time and condition is (n, d). The file is complete in itself: it travels inside every checkpoint.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+# Captured at import: a later load may overwrite the file that this module was read from.
+_SHIPPED_FILE = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))
+
+
+@dataclass
+class DenoisingUNet2DOutput(BaseOutput):
+    """
+    Args:
+        sample (`torch.Tensor` of shape `(n, out_channels, height, width)`):
+            The prediction: of ε, x_0 or v, as the scheduler's `prediction_type` says; where the variance is learned,
+            its interpolation coefficient follows in the second half of the channels.
+    """
+
+    sample: torch.Tensor
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Sets a layer's parameters to zero, so that a residual branch starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class AttentionProcessor:
+    """Softmax attention by diffusers' dispatch, which `set_attention_backend` steers."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, attention, tokens, context, context_mask=None):
+        heads = (-1, attention.head_dim)
+        hidden = dispatch_attention_fn(
+            attention.to_q(tokens).unflatten(-1, heads),  # (n, tokens, heads, head_dim)
+            attention.to_k(context).unflatten(-1, heads),
+            attention.to_v(context).unflatten(-1, heads),
+            attn_mask=context_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return attention.to_out(hidden.flatten(-2))
+
+
+class Attention(nn.Module, AttentionModuleMixin):
+    """softmax(Q Kᵀ / √head_dim) V (Vaswani et al. 2017): tokens (n, l, c) look at context (n, m, context_dim)."""
+
+    _default_processor_cls = AttentionProcessor
+    _available_processors = [AttentionProcessor]
+    _supports_qkv_fusion = False
+
+    def __init__(self, channels: int, context_dim: int, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(context_dim, channels)
+        self.to_v = nn.Linear(context_dim, channels)
+        self.to_out = zero_init(nn.Linear(channels, channels))
+        self.set_processor(AttentionProcessor())
+
+    def forward(self, tokens, context, context_mask=None):
+        return self.processor(self, tokens, context, context_mask)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))) · (1 + scale) + shift)), scale and shift linear in the embedding."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int, groups: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.scale_shift = nn.Linear(embedding_dim, 2 * out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x, embedding):
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)  # (n, c, 1, 1) each
+        hidden = F.silu(torch.addcmul(shift, self.norm2(hidden), 1 + scale))
+        return self.skip(x) + self.conv2(self.dropout(hidden))
+
+
+class AttentionBlock(nn.Module):
+    """Every position looks at every other, then, where the model has a text, at its tokens."""
+
+    def __init__(self, channels: int, cross_attention_dim: int | None, head_dim: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels)
+        self.self_attention = Attention(channels, channels, head_dim)
+        if cross_attention_dim is not None:
+            self.cross_norm = nn.LayerNorm(channels)
+            self.cross_attention = Attention(channels, cross_attention_dim, head_dim)
+
+    def forward(self, x, encoder_hidden_states=None, encoder_attention_mask=None):
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (n, h·w, c)
+        update = self.self_attention(tokens, tokens)
+        if encoder_hidden_states is not None:
+            tokens = x.flatten(2).transpose(1, 2) + update
+            update = update + self.cross_attention(
+                self.cross_norm(tokens), encoder_hidden_states, encoder_attention_mask
+            )
+        return x + update.transpose(1, 2).unflatten(2, x.shape[-2:])
+
+
+class UNetBlock(nn.Module):
+    """A residual block, with attention after it on the levels that have it."""
+
+    def __init__(self, in_channels, out_channels, embedding_dim, config, has_attention: bool):
+        super().__init__()
+        groups = config.norm_num_groups
+        self.residual = ResidualBlock(in_channels, out_channels, embedding_dim, groups, config.dropout)
+        self.attention = None
+        if has_attention:
+            self.attention = AttentionBlock(
+                out_channels, config.cross_attention_dim, config.attention_head_dim, groups
+            )
+
+    def forward(self, x, embedding, encoder_hidden_states=None, encoder_attention_mask=None):
+        x = self.residual(x, embedding)
+        if self.attention is not None:
+            x = self.attention(x, encoder_hidden_states, encoder_attention_mask)
+        return x
+
+
+class Downsample(nn.Module):
+    """A convolution to half the height and width."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour to twice the height and width, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    r"""
+    The denoiser ε_θ(x_t, t, y) of Ho et al. 2020 (https://arxiv.org/abs/2006.11239): a U-Net of residual blocks whose
+    normalisations are scaled and shifted by an embedding of time and condition (Dhariwal & Nichol 2021,
+    https://arxiv.org/abs/2105.05233).
+
+    Args:
+        sample_size (`int` or `(int, int)`, defaults to 32): Size or (height, width) of the pictures it is made for.
+        in_channels (`int`, defaults to 3): Channels of x_t.
+        out_channels (`int`, defaults to 3): Channels of the prediction; `2 * in_channels` to learn the variance too.
+        block_out_channels (`tuple[int]`, defaults to `(64, 128, 256)`): Width of each level; each level below the
+            first has half the height and width of the one above.
+        layers_per_block (`int`, defaults to 2): Blocks per level on the way down; one more on the way up.
+        attention_levels (`tuple[bool]`, defaults to `(False, True, True)`): Whether a level has self-attention (and,
+            with `cross_attention_dim`, attention to the text).
+        attention_head_dim (`int`, defaults to 32): Width of an attention head.
+        norm_num_groups (`int`, defaults to 32): Groups of the normalisations; divides every width.
+        dropout (`float`, defaults to 0.0): Dropout probability in the residual blocks.
+        num_classes (`int`, *optional*): Number of labels y ∈ {0, ..., num_classes - 1}. One more embedding row, the
+            last, stands for "no label": see `null_label`.
+        cross_attention_dim (`int`, *optional*): Width of `encoder_hidden_states`.
+        conditioning_channels (`int`, defaults to 0): Channels of a `conditioning_image` that is concatenated to x_t.
+        patch_size (`int`, defaults to 1): Squares of `patch_size` pixels are folded into channels before the first
+            convolution and unfolded after the last, which divides the cost of every level by `patch_size²`.
+
+    Raises:
+        ValueError: If the widths, the levels and the picture's size do not fit together.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["UNetBlock"]
+    _repeated_blocks = ["UNetBlock"]
+    _skip_layerwise_casting_patterns = ["norm"]
+    _shipped_file = _SHIPPED_FILE
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 32,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        block_out_channels: tuple[int, ...] = (64, 128, 256),
+        layers_per_block: int = 2,
+        attention_levels: tuple[bool, ...] = (False, True, True),
+        attention_head_dim: int = 32,
+        norm_num_groups: int = 32,
+        dropout: float = 0.0,
+        num_classes: int | None = None,
+        cross_attention_dim: int | None = None,
+        conditioning_channels: int = 0,
+        patch_size: int = 1,
+    ):
+        super().__init__()
+        self.gradient_checkpointing = False
+        _check_widths(self.config)
+        self.check_size((sample_size, sample_size) if isinstance(sample_size, int) else sample_size)
+
+        widths = list(block_out_channels)
+        embedding_dim = 4 * widths[0]
+        self.time_frequencies = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(widths[0], embedding_dim)
+        if num_classes is not None:
+            self.class_embedding = nn.Embedding(num_classes + 1, embedding_dim)
+        if conditioning_channels:
+            self.conditioning_time_embedding = TimestepEmbedding(widths[0], embedding_dim)
+
+        def block(in_channels, level):
+            return UNetBlock(in_channels, widths[level], embedding_dim, self.config, attention_levels[level])
+
+        self.conv_in = nn.Conv2d((in_channels + conditioning_channels) * patch_size**2, widths[0], 3, padding=1)
+
+        # Lists of layers, not of levels: diffusers offloads a model by the members of its lists. On the way down every
+        # output is kept, to be concatenated at the same size on the way up.
+        self.down_layers = nn.ModuleList()
+        bottom = len(widths) - 1
+        channels, skips = widths[0], [widths[0]]
+        for level, width in enumerate(widths):
+            for _ in range(layers_per_block):
+                self.down_layers.append(block(channels, level))
+                channels = width
+                skips.append(channels)
+            if level < bottom:
+                self.down_layers.append(Downsample(channels))
+                skips.append(channels)
+
+        self.mid_blocks = nn.ModuleList(
+            [
+                UNetBlock(channels, channels, embedding_dim, self.config, has_attention=attention_levels[bottom]),
+                UNetBlock(channels, channels, embedding_dim, self.config, has_attention=False),
+            ]
+        )
+
+        self.up_layers = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(layers_per_block + 1):
+                self.up_layers.append(block(channels + skips.pop(), level))
+                channels = width
+            if level > 0:
+                self.up_layers.append(Upsample(channels))
+
+        self.norm_out = nn.GroupNorm(norm_num_groups, channels)
+        self.conv_out = zero_init(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1))
+
+    @property
+    def null_label(self) -> int | None:
+        """The label of "no label", `num_classes`; `None` for a model without labels."""
+        return self.config.num_classes
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """
+        Raises:
+            ValueError: If a picture of `size` = (height, width) cannot be folded and halved as this U-Net needs.
+        """
+        factor = self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
+        if any(length % factor for length in size):
+            below = tuple(max(length // factor, 1) * factor for length in size)
+            above = tuple(-(-length // factor) * factor for length in size)
+            raise ValueError(
+                f"resolution {size[0]}x{size[1]}: this U-Net (patch_size {self.config.patch_size}, "
+                f"{len(self.config.block_out_channels)} levels) needs a height and width that {factor} divides, such "
+                f"as {below[0]}x{below[1]} or {above[0]}x{above[1]}"
+            )
+
+    @functools.wraps(ModelMixin.save_pretrained)  # with its signature, which pipelines ask for
+    def save_pretrained(self, *args, **kwargs):
+        if self._hf_peft_config_loaded:  # the weights would be written under names that do not load again
+            raise ValueError(
+                f"save_pretrained: adapters {list(self.peft_config)} are attached; save them by save_lora_adapter, "
+                "then detach them by unload_lora, after fuse_lora to keep what they do"
+            )
+        return super().save_pretrained(*args, **kwargs)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        conditioning_image: torch.Tensor | None = None,
+        conditioning_timestep: torch.Tensor | float | int | None = None,
+        return_dict: bool = True,
+    ) -> DenoisingUNet2DOutput | tuple[torch.Tensor]:
+        """
+        Args:
+            sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): x_t.
+            timestep (`torch.Tensor` of shape `()` or `(n,)`, or a number): t, one for all pictures or one each.
+            class_labels (`torch.Tensor` of shape `(n,)`): y, integers up to and including `null_label`; for a model
+                with `num_classes`.
+            encoder_hidden_states (`torch.Tensor` of shape `(n, tokens, cross_attention_dim)`): The encoded text; for
+                a model with `cross_attention_dim`.
+            encoder_attention_mask (`torch.Tensor` of shape `(n, tokens)`, *optional*): True (or 1) where a token
+                counts, at least one per picture.
+            conditioning_image (`torch.Tensor` of shape `(n, conditioning_channels, height, width)`): For a model
+                with `conditioning_channels`.
+            conditioning_timestep (like `timestep`, *optional*, defaults to 0): The noise level of
+                `conditioning_image` (Ho et al. 2022, https://arxiv.org/abs/2106.15282).
+            return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
+
+        Returns:
+            [`DenoisingUNet2DOutput`], or a tuple of its sample.
+
+        Raises:
+            ValueError: If a condition is missing that the model has, or given that it lacks, or a shape is wrong.
+        """
+        self._check_inputs(
+            sample,
+            timestep,
+            class_labels,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            conditioning_image,
+            conditioning_timestep,
+        )
+        embedding = self._embed(sample, timestep, class_labels, conditioning_timestep)  # (n, d)
+        if encoder_attention_mask is not None:
+            encoder_attention_mask = encoder_attention_mask.bool()[:, None, None, :]  # (n, heads, queries, tokens)
+
+        def apply(block, x):
+            inputs = (x, embedding, encoder_hidden_states, encoder_attention_mask)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                return self._gradient_checkpointing_func(block, *inputs)
+            return block(*inputs)
+
+        x = sample if conditioning_image is None else torch.cat([sample, conditioning_image], dim=1)
+        x = self.conv_in(F.pixel_unshuffle(x, self.config.patch_size))
+        skips = [x]
+        for layer in self.down_layers:
+            x = layer(x) if isinstance(layer, Downsample) else apply(layer, x)
+            skips.append(x)
+        for block in self.mid_blocks:
+            x = apply(block, x)
+        for layer in self.up_layers:
+            x = layer(x) if isinstance(layer, Upsample) else apply(layer, torch.cat([x, skips.pop()], dim=1))
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        prediction = F.pixel_shuffle(x, self.config.patch_size)
+
+        return DenoisingUNet2DOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _embed(self, sample, timestep, class_labels, conditioning_timestep):
+        def frequencies(t):
+            t = torch.as_tensor(t, device=sample.device).expand(len(sample))
+            return self.time_frequencies(t).to(sample.dtype)
+
+        embedding = self.time_embedding(frequencies(timestep))
+        if class_labels is not None:
+            embedding = embedding + self.class_embedding(class_labels)
+        if self.config.conditioning_channels:
+            level = 0 if conditioning_timestep is None else conditioning_timestep
+            embedding = embedding + self.conditioning_time_embedding(frequencies(level))
+        return F.silu(embedding)
+
+    def _check_inputs(
+        self,
+        sample,
+        timestep,
+        class_labels,
+        encoder_hidden_states,
+        encoder_attention_mask,
+        conditioning_image,
+        conditioning_timestep,
+    ):
+        config = self.config
+        if sample.ndim != 4 or sample.shape[1] != config.in_channels:
+            raise ValueError(
+                f"sample: shape {tuple(sample.shape)} is not (n, {config.in_channels}, height, width), "
+                "the shape this U-Net takes"
+            )
+        n = len(sample)
+        self.check_size(tuple(sample.shape[2:]))
+
+        has_text, has_image = config.cross_attention_dim is not None, config.conditioning_channels > 0
+        for name, value, wanted, required in (
+            ("class_labels", class_labels, config.num_classes is not None, True),
+            ("encoder_hidden_states", encoder_hidden_states, has_text, True),
+            ("encoder_attention_mask", encoder_attention_mask, has_text, False),
+            ("conditioning_image", conditioning_image, has_image, True),
+            ("conditioning_timestep", conditioning_timestep, has_image, False),
+        ):
+            if wanted and required and value is None:
+                hint = f"; `null_label` ({self.null_label}) stands for no label" if name == "class_labels" else ""
+                raise ValueError(f"{name}: missing, and this U-Net was made to be conditioned on it{hint}")
+            if value is not None and not wanted:
+                raise ValueError(f"{name}: given, but this U-Net was made without it; leave it out")
+
+        for name, t in (("timestep", timestep), ("conditioning_timestep", conditioning_timestep)):
+            if isinstance(t, torch.Tensor) and t.shape not in ((), (1,), (n,)):
+                raise ValueError(f"{name}: shape {tuple(t.shape)} is neither () nor ({n},), one for each picture")
+        if class_labels is not None and class_labels.shape != (n,):
+            raise ValueError(
+                f"class_labels: shape {tuple(class_labels.shape)} is not ({n},), one label for each picture"
+            )
+        if has_text:
+            text = encoder_hidden_states.shape
+            if len(text) != 3 or (text[0], text[2]) != (n, config.cross_attention_dim):
+                raise ValueError(
+                    f"encoder_hidden_states: shape {tuple(text)} is not ({n}, tokens, {config.cross_attention_dim})"
+                )
+            if encoder_attention_mask is not None and encoder_attention_mask.shape != text[:2]:
+                raise ValueError(
+                    f"encoder_attention_mask: shape {tuple(encoder_attention_mask.shape)} is not {tuple(text[:2])}, "
+                    "that of the tokens"
+                )
+        if has_image:
+            expected = (n, config.conditioning_channels, *sample.shape[2:])
+            if conditioning_image.shape != expected:
+                raise ValueError(f"conditioning_image: shape {tuple(conditioning_image.shape)} is not {expected}")
+
+
+def _check_widths(config) -> None:
+    widths = config.block_out_channels
+    if len(config.attention_levels) != len(widths):
+        raise ValueError(
+            f"attention_levels: {tuple(config.attention_levels)} has {len(config.attention_levels)} entries for the "
+            f"{len(widths)} levels of block_out_channels {tuple(widths)}; give one for each level"
+        )
+    for width, has_attention in zip(widths, config.attention_levels, strict=True):
+        if width % config.norm_num_groups:
+            raise ValueError(
+                f"block_out_channels: {width} is not a multiple of norm_num_groups ({config.norm_num_groups}); "
+                "change one of them"
+            )
+        if has_attention and width % config.attention_head_dim:
+            raise ValueError(
+                f"block_out_channels: {width} is not a multiple of attention_head_dim ({config.attention_head_dim}); "
+                "change one of them, or turn attention off at this level"
+            )
+    if config.cross_attention_dim is not None and not any(config.attention_levels):
+        raise ValueError(
+            f"attention_levels: {tuple(config.attention_levels)} leaves no level to look at the text of width "
+            f"{config.cross_attention_dim}; set one to True"
+        )
+    if config.out_channels not in (config.in_channels, 2 * config.in_channels):
+        raise ValueError(
+            f"out_channels: {config.out_channels} is neither in_channels ({config.in_channels}) nor twice that, "
+            "for a learned variance"
+        )
