@@ -1,0 +1,472 @@
+"""Pictures from anywhere as a `PictureDataset`: of one size, checked before training starts.
+
+dataset = load_pictures("path/to/folder", resolution=64)
+dataset[0]["images"]  # uint8, (C, 64, 64)
+"""
+
+import hashlib
+import io
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import fsspec
+import numpy as np
+import psutil
+import pyarrow as pa
+import torch
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets.utils import tqdm  # silenced together with the other bars of datasets
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from .shapes import ShapesDataset
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels -> mode of Pillow
+_CHUNK = 64  # pictures that a thread holds at once
+
+
+def to_model_range(images: torch.Tensor) -> torch.Tensor:
+    """Maps `uint8` 0..255 to the float range [-1, 1] of the models."""
+    return images.float() / 127.5 - 1
+
+
+def from_model_range(x: torch.Tensor) -> torch.Tensor:
+    """Maps [-1, 1] to `uint8` 0..255, rounded; the inverse of `to_model_range`. What lies outside is clipped."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------- the pictures
+
+
+class PictureDataset(torch.utils.data.Dataset):
+    """Pictures of one size as `uint8` (n, C, H, W), with labels and captions where there are any.
+
+    Every picture is decoded once at the start, so that an unreadable one is found before training and not hours into
+    it; the pixels are then kept if memory allows, else decoded again on access. Both give the same bits.
+
+    Args:
+        source (`datasets.Dataset` or `list` of `PIL.Image.Image`): the pictures; of a data set its column "image", of
+            type `datasets.Image(decode=False)`.
+        name (`str`): how errors call the source.
+        resolution (`tuple[int, int]`, *optional*): (height, width). A picture of another size is scaled, antialiased
+            and with its aspect ratio kept, until it covers that size, then cropped to its middle. By default the size
+            that all pictures have.
+        channels (`int`, *optional*): 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA. By default the fewest that represent
+            every picture faithfully. Where alpha is given up, the picture is laid on white.
+        labels (`torch.Tensor`, *optional*): `int64` (n,), indices into `label_names`.
+        label_names (`list[str]`, *optional*): name of each class.
+        captions (`list`, *optional*): a string per picture, or a list of strings where a picture has several captions.
+        in_memory (`bool`, *optional*): whether to keep the decoded pixels. By default if they take less than a quarter
+            of the available memory.
+
+    Attributes:
+        images (`torch.Tensor` or `None`): all pixels, `uint8` (n, C, H, W), if they are kept in memory.
+        fingerprint (`str`): hash of the pixels, labels, their names and captions that this data set returns; the same
+            in every process and run, wherever the pictures come from.
+
+    Raises:
+        `ValueError`: for pictures that cannot be read, and for pictures of several sizes without a `resolution`.
+    """
+
+    def __init__(
+        self,
+        source: datasets.Dataset | list[Image.Image],
+        name: str,
+        resolution: tuple[int, int] | None = None,
+        channels: int | None = None,
+        labels: torch.Tensor | None = None,
+        label_names: list[str] | None = None,
+        captions: list | None = None,
+        in_memory: bool | None = None,
+    ):
+        if channels not in (None, *_MODES):
+            raise ValueError(f"channels: {channels} is none of 1 (grey), 2 (grey, alpha), 3 (RGB) and 4 (RGBA)")
+        self.name, self.labels, self.label_names, self.captions = name, labels, label_names, captions
+        self._source = source if isinstance(source, list) else source.select_columns("image").with_format("arrow")
+
+        found = self._for_all(_inspect, "Inspecting pictures")
+        heights, widths, colors, alphas = zip(*found, strict=True)
+        low, high = (min(heights), min(widths)), (max(heights), max(widths))
+        if resolution is None and low != high:
+            raise ValueError(
+                f"the pictures of {name} differ in size, from {low[0]}x{low[1]} to {high[0]}x{high[1]} (height x "
+                f"width); choose one to bring them to, for example --resolution 64"
+            )
+        self._scale = resolution is not None
+        self.resolution = resolution or low
+        self.channels = channels or (3 if any(colors) else 1) + any(alphas)
+
+        shape = (len(self), self.channels, *self.resolution)
+        if in_memory is None:
+            in_memory = math.prod(shape) < psutil.virtual_memory().available / 4
+        self.images = torch.empty(shape, dtype=torch.uint8) if in_memory else None
+        digest = hashlib.blake2b(digest_size=8)
+        # Pillow frees the interpreter while it decodes; over small pictures the threads would only get in one
+        # another's way.
+        threads = os.cpu_count() if np.dot(heights, widths) >= 64 * 64 * len(self) else 1
+        for index, pixels in enumerate(self._for_all(self._decode, "Decoding pictures", threads)):
+            digest.update(pixels)
+            if in_memory:
+                self.images.numpy()[index] = pixels
+        targets = (shape, label_names, captions, None if labels is None else labels.tolist())
+        digest.update(repr(targets).encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict:
+        """A whole batch: "images" `uint8` (n, C, H, W), and where there are any, "class_labels" `int64` (n,) and
+        "captions", a list."""
+        if self.images is not None:
+            images = self.images[torch.as_tensor(indices)]
+        else:
+            decoded, unusable = self._apply(self._decode, indices)
+            self._refuse(unusable)
+            images = torch.from_numpy(np.stack(decoded))
+        batch = {"images": images}
+        if self.labels is not None:
+            batch["class_labels"] = self.labels[torch.as_tensor(indices)]
+        if self.captions is not None:
+            batch["captions"] = [self.captions[i] for i in indices]
+        return batch
+
+    def __getitem__(self, index: int) -> dict:
+        """A single picture under the same keys: "images" (C, H, W), "class_labels" (), "captions" its own."""
+        return {key: value[0] for key, value in self.__getitems__([range(len(self))[index]]).items()}
+
+    def _decode(self, entry) -> np.ndarray:
+        """Pixels of one picture, `uint8` (C, H, W)."""
+        height, width = self.resolution
+        with _open(entry) as image:
+            if self._scale:
+                # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; twice our size leaves the filter its choice.
+                image.draft(None, (2 * max(height, width),) * 2)
+            ImageOps.exif_transpose(image, in_place=True)
+            picture = _convert(image, _MODES[self.channels])
+        if self._scale and picture.size != (width, height):
+            picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+        if picture.size != (width, height):
+            raise ValueError("its size is not the one in its header; save it again")
+        return np.asarray(picture).reshape(height, width, -1).transpose(2, 0, 1).copy()
+
+    def _apply(self, function: Callable, indices: Sequence[int]) -> tuple[list, list[str]]:
+        """function(entry) of each picture, and what is wrong with those that cannot be used."""
+        if isinstance(self._source, list):
+            entries = [self._source[i] for i in indices]
+        else:
+            entries = self._source[indices]["image"].to_pylist()  # {"bytes", "path"}; either may be None
+        results, unusable = [], []
+        for index, entry in zip(indices, entries, strict=True):
+            try:
+                results.append(function(entry))
+            except Exception as error:  # the formats of Pillow raise nearly everything on broken files
+                unknown = isinstance(error, UnidentifiedImageError)
+                reason = "no picture that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
+                is_file = isinstance(entry, dict) and entry["bytes"] is None and entry["path"]
+                unusable.append(f"{entry['path'] if is_file else f'row {index} of {self.name}'}: {reason}")
+        return results, unusable
+
+    def _for_all(self, function: Callable, description: str, num_threads: int = 1) -> Iterator:
+        """function(entry) of all pictures in order."""
+        chunks = [range(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)]
+        unusable = []
+        with (
+            ThreadPoolExecutor(num_threads) as threads,
+            tqdm(total=len(self), desc=description, unit=" pictures", disable=None) as progress,
+        ):
+            for results, new in threads.map(lambda chunk: self._apply(function, chunk), chunks):
+                unusable += new
+                yield from results
+                progress.update(len(results))
+        self._refuse(unusable)
+
+    def _refuse(self, unusable: list[str]) -> None:
+        if unusable:
+            more = f"; and {len(unusable) - 5} more" if len(unusable) > 5 else ""
+            raise ValueError(
+                f"{len(unusable)} of the {len(self)} pictures of {self.name} cannot be used, repair or remove "
+                f"{'it' if len(unusable) == 1 else 'them'}: {'; '.join(unusable[:5])}{more}"
+            )
+
+
+def _open(entry) -> Image.Image:
+    """The picture of an entry of an undecoded `datasets.Image` column, its pixels not decoded yet."""
+    if isinstance(entry, Image.Image):
+        image = entry
+    elif entry is None or entry["bytes"] is entry["path"] is None:
+        raise ValueError("the row holds no picture")
+    elif entry["bytes"] is not None:
+        image = Image.open(io.BytesIO(entry["bytes"]))
+    elif "://" in entry["path"]:  # inside of an archive
+        with fsspec.open(entry["path"]) as file:
+            image = Image.open(io.BytesIO(file.read()))
+    else:
+        image = Image.open(entry["path"])
+    if image.mode[0] in "IF":
+        image.close()
+        raise ValueError(f"16-bit pictures are not supported yet (mode {image.mode}); convert to 8 bits")
+    return image
+
+
+def _inspect(entry) -> tuple[int, int, bool, bool]:
+    """Height, width, whether there is color and whether alpha; from the header alone, save for palettes."""
+    with _open(entry) as image:
+        # The method of PngImageFile would decode the picture to look for a tag behind the pixels.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+        color = image.mode not in ("1", "L", "LA", "La")
+        if image.mode in ("P", "PA"):
+            red, green, blue = (image.getpalette("RGB")[i::3] for i in range(3))
+            color = not red == green == blue
+        return height, width, color, image.has_transparency_data
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")  # applies a transparent color or a palette's transparency
+        if not mode.endswith("A"):
+            # The color of a transparent pixel is one that nobody has seen.
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+# --------------------------------------------------------------------------------------------------- where they are
+
+
+def load_pictures(
+    dataset: str | Path | datasets.Dataset | datasets.DatasetDict | ShapesDataset = "shapes",
+    *,
+    split: str = "train",
+    resolution: int | str | tuple[int, int] | None = None,
+    channels: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+    config_name: str | None = None,
+    in_memory: bool | None = None,
+    require_labels: bool = False,
+    require_captions: bool = False,
+) -> PictureDataset:
+    """Loads one split of a data set of pictures.
+
+    Args:
+        dataset: "shapes", the embedded data set; a folder of class folders, of pictures alone, of pictures with
+            captions in metadata.jsonl or metadata.csv, or of parquet files; a parquet file; a folder written by
+            `save_to_disk`; an id on the Hub; or a data set that is loaded already.
+        split (`str`): "train" exists everywhere, others where the data set has them. For "shapes", "test" holds 2048
+            other pictures.
+        resolution (`int`, `str` or `tuple[int, int]`, *optional*): side, (height, width) or "HxW"; see
+            [`PictureDataset`]. For "shapes" 32 by default.
+        channels (`int`, *optional*): see [`PictureDataset`].
+        image_column (`str`, *optional*): by default the only one of pictures.
+        label_column (`str`, *optional*): class labels, integers or strings, the classes being the sorted values that
+            occur in any split. By default the only `ClassLabel` column, or "label", "labels" or "class"; none if that
+            holds no usable labels. For "shapes": "shape" or "shape_color".
+        caption_column (`str`, *optional*): a string or a list of strings for each picture. By default "text",
+            "caption" or "captions".
+        config_name (`str`, *optional*): which configuration of a data set on the Hub that has several.
+        in_memory (`bool`, *optional*): see [`PictureDataset`].
+        require_labels (`bool`): whether a data set without labels is an error.
+        require_captions (`bool`): whether a data set without captions is an error.
+
+    Raises:
+        `ValueError`, `FileNotFoundError`: in one sentence that names the culprit and what to do.
+    """
+    size = None if resolution is None else _height_width(resolution)
+    if isinstance(dataset, str) and dataset == "shapes":
+        num_images, seed = _split({"train": (8192, 0), "test": (2048, 1)}, split, dataset)
+        dataset = ShapesDataset(num_images, size or 32, seed, label=label_column or "shape")
+    if isinstance(dataset, ShapesDataset):
+        if require_labels and not dataset.label_names:
+            raise ValueError("shapes: these pictures have no labels; draw them with label='shape'")
+        rows = [dataset[i] for i in tqdm(range(len(dataset)), desc="Drawing pictures", disable=None)]
+        labels = torch.tensor([row["label"] for row in rows]) if dataset.label_names else None
+        pictures, captions = [row["image"] for row in rows], [row["caption"] for row in rows]
+        return PictureDataset(
+            pictures, "shapes", size, channels, labels, dataset.label_names or None, captions, in_memory
+        )
+
+    splits, name = _find(dataset, config_name)
+    rows = _split(splits, split, name)
+    if len(rows) == 0:
+        raise ValueError(f"{name}: its split {split!r} is empty")
+    if len(splits) > 1:
+        name = f"{name} ({split})"
+    columns = {"image_column": image_column, "label_column": label_column, "caption_column": caption_column}
+    for argument, column in columns.items():
+        if column not in (None, *rows.column_names):
+            raise ValueError(f"{argument}: {column!r} is no column of {name}; it has {', '.join(rows.column_names)}")
+    pictures = _pictures(rows, name, image_column)
+    labels, label_names = _labels(splits, rows, name, label_column, require_labels or label_column is not None)
+    captions = _captions(rows, name, caption_column, require_captions or caption_column is not None)
+    return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory)
+
+
+def _height_width(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
+    sides = resolution
+    if isinstance(sides, str):
+        sides = [int(side) if side.strip().isdecimal() else 0 for side in sides.lower().split("x")]
+    sides = (sides,) if isinstance(sides, int) else tuple(sides)
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"resolution: {resolution!r} is neither a number of pixels nor HEIGHTxWIDTH, such as 64x48")
+    return (sides[0], sides[-1])
+
+
+def _split(splits: dict, split: str, name: str):
+    if split not in splits:
+        raise ValueError(f"split: {name} has no {split!r}; it has {', '.join(map(repr, splits))}")
+    return splits[split]
+
+
+def _find(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_name: str | None) -> tuple[dict, str]:
+    """All splits of a data set, and how errors call it."""
+    if isinstance(dataset, datasets.Dataset):
+        dataset = {"train": dataset}
+    if isinstance(dataset, dict):
+        return dataset, "the data set"
+
+    name, path = str(dataset), Path(dataset).expanduser().resolve()
+    if not path.exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        raise FileNotFoundError(f"{name}: there is no such folder or file here; check the path")
+    if path.is_file() and path.suffix != ".parquet":
+        raise ValueError(f"{name}: a file, but not of parquet; give a folder of pictures or a .parquet file")
+    if path.exists() and set("*?[]") & set(str(path)):
+        raise ValueError(f"{name}: datasets takes the characters *?[] of a path for a pattern; rename the folder")
+    files = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
+    pictures = {str(file) for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS}
+    metadata = [file for file in files if file.name in ImageFolder.METADATA_FILENAMES]
+    try:
+        if path.is_file():
+            return datasets.load_dataset("parquet", data_files={"train": str(path)}), name
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            saved = datasets.load_from_disk(path)
+            return saved if isinstance(saved, dict) else {"train": saved}, name
+        if not pictures or {".parquet"} & {file.suffix for file in files if file not in metadata}:
+            return datasets.load_dataset(str(path) if path.exists() else name, config_name), name
+        splits = datasets.load_dataset("imagefolder", data_dir=str(path))
+    except Exception as error:  # from as many libraries as there are formats
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        if not path.exists():
+            message = f"{name}: there is no such folder here, and the Hub gave no data set of that name ({reason})"
+            raise FileNotFoundError(f"{message}; check the spelling") from error
+        raise ValueError(
+            f"{name}: no data set in there that could be read ({reason}); it should hold pictures in class folders, "
+            f"pictures alone or with a metadata.jsonl, or parquet files"
+        ) from error
+
+    # Folders and files that are called train, test, eval, ... are splits to datasets, and it ignores all others.
+    used = {
+        entry["path"]
+        for rows in splits.values()
+        for column, feature in rows.features.items()
+        if isinstance(feature, datasets.Image)
+        for entry in _column(rows, column).to_pylist()
+        if entry
+    }
+    ignored = sorted(pictures - used)
+    if ignored and metadata:
+        warnings.warn(f"{name}: {len(ignored)} pictures have no line in its metadata and are left out", stacklevel=3)
+    elif ignored:
+        example, other = (os.path.relpath(file, path) for file in (ignored[0], min(used)))
+        raise ValueError(
+            f"{name}: {len(ignored)} of its {len(pictures)} pictures ({example}, for one) would be ignored, because "
+            f"the names of others ({other}) look like those of the splits {', '.join(splits)}; rename these"
+        )
+    # Of folders train/ and test/ that hold pictures without classes it makes the classes "train" and "test".
+    labelled = not metadata and all("label" in rows.column_names for rows in splits.values())
+    if labelled and len(splits) > 1 and all(len(rows.unique("label")) == 1 for rows in splits.values()):
+        splits = {split: rows.remove_columns("label") for split, rows in splits.items()}
+    return splits, name
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether datasets takes no notice of it."""
+    return any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _column(rows: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    return rows.select_columns(column).with_format("arrow")[:][column]
+
+
+def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets.Dataset:
+    """The pictures, not decoded, as the column "image"."""
+    if column is None:
+        images = [key for key, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+        if len(images) != 1:
+            raise ValueError(
+                f"{name}: {len(images)} of its columns ({', '.join(rows.column_names)}) are known to hold pictures; "
+                f"name the one to use with --image_column"
+            )
+        column = images[0]
+    try:
+        pictures = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"image_column: {column!r} of {name} holds no pictures; name another column") from error
+    return pictures if column == "image" else pictures.rename_column(column, "image")
+
+
+def _labels(
+    splits: dict, rows: datasets.Dataset, name: str, column: str | None, required: bool
+) -> tuple[torch.Tensor | None, list[str] | None]:
+    """The label of each picture and the names of the classes; both `None` where there are none and none required."""
+    if column is None:
+        classes = [key for key, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
+        usual = [key for key in ("label", "labels", "class") if key in rows.column_names]
+        column = classes[0] if len(classes) == 1 else next(iter(usual), None)
+    if column is None:
+        if required:
+            raise ValueError(
+                f"{name}: none of its columns ({', '.join(rows.column_names)}) is known to hold class labels; name "
+                f"one with --label_column, or sort the pictures into two or more class folders, all at one depth"
+            )
+        return None, None
+
+    feature, values = rows.features[column], _column(rows, column).to_pylist()
+    dtype = getattr(feature, "dtype", type(feature).__name__)
+    if isinstance(feature, datasets.ClassLabel):
+        classes, label_names = range(feature.num_classes), feature.names
+    elif re.fullmatch(r"u?int\d+|bool|(large_)?string", dtype):
+        # The values of all splits, so that a label means the same in each of them.
+        known = {value for other in splits.values() if column in other.features for value in other.unique(column)}
+        classes = sorted(value for value in known if value is not None and (isinstance(value, str) or value >= 0))
+        label_names = [str(value) for value in classes]
+    elif required:
+        raise ValueError(f"label_column: {column!r} of {name} holds {dtype}, not classes; name another column")
+    else:
+        return None, None
+    index = {value: i for i, value in enumerate(classes)}
+    labels = torch.tensor([index.get(value, -1) for value in values])
+    unlabelled = int((labels < 0).sum())
+    if unlabelled and required:
+        raise ValueError(
+            f"label_column: {unlabelled} of the {len(labels)} pictures of {name} have no label in {column!r} (-1 or "
+            f"none); use a split with labels or remove them"
+        )
+    return (None, None) if unlabelled else (labels, label_names)
+
+
+def _captions(rows: datasets.Dataset, name: str, column: str | None, required: bool) -> list | None:
+    column = column or next((key for key in ("text", "caption", "captions") if key in rows.column_names), None)
+    feature = rows.features.get(column)
+    if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string"):
+        if required:
+            raise ValueError(
+                f"{name}: no captions, which are strings or lists of strings, in {column or 'its columns'!r}; name "
+                f"one of {', '.join(rows.column_names)} with --caption_column"
+            )
+        return None
+    captions = _column(rows, column).to_pylist()
+    missing = [i for i, caption in enumerate(captions) if caption is None or caption == []]
+    if missing and required:
+        raise ValueError(
+            f"caption_column: {len(missing)} of the {len(captions)} pictures of {name} have no caption in {column!r}, "
+            f"row {missing[0]} for one; caption or remove them"
+        )
+    return None if missing else captions

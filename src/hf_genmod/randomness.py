@@ -1,0 +1,154 @@
+"""What is random in training: the order of the pictures, and the numbers drawn in a step.
+
+All of it is a function of (seed, step, position in the global batch), by the counter-based generator Philox: nothing
+has to be replayed to resume a run, and any number of processes sees the same global batches.
+
+    sampler = GlobalBatchSampler(len(dataset), batch_size=128, seed=0)
+    for step, batch in enumerate(DataLoader(dataset, batch_sampler=sampler, collate_fn=identity)):
+        rng = BatchRandom(seed=0, step=step, positions=batch_positions(128), batch_size=128)
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+
+def _philox(seed: int, stream: bytes, *counter: int) -> np.random.Generator:
+    """The generator of a stream and a counter, e.g. (step, position).
+
+    Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a function of a key of 128 bits and a
+    counter of 256, of which the lower half counts the draws: no hashing of seeds, and no two streams ever overlap.
+    """
+    key = np.array([seed % 2**64, int.from_bytes(stream, "big")], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, *counter], dtype=np.uint64)))
+
+
+def batch_positions(
+    batch_size: int, micro_step: int = 0, accumulation: int = 1, process_index: int = 0, num_processes: int = 1
+) -> torch.Tensor:
+    """Positions in the global batch, `int64` (batch_size / accumulation / num_processes,), of one micro-batch.
+
+    They are interleaved, so that each micro-batch has its even share of `BatchRandom.stratified`.
+    """
+    parts = accumulation * num_processes
+    if batch_size < 1 or batch_size % parts:
+        raise ValueError(
+            f"batch_size: {batch_size} cannot be shared evenly among {num_processes} processes x {accumulation} "
+            f"gradient accumulation steps; use a multiple of {parts}"
+        )
+    return torch.arange(micro_step * num_processes + process_index, batch_size, parts)
+
+
+class GlobalBatchSampler(torch.utils.data.Sampler):
+    """Indices of this process's micro-batches; hand it to `DataLoader(batch_sampler=...)`, and not to `prepare`.
+
+    Place g = step · batch_size + position of the endless sequence shows picture π_e(g mod n), e = ⌊g / n⌋, where the
+    permutation π_e of the n pictures derives from (seed, e): every picture occurs once in each epoch, and a step's
+    batch depends on neither the steps before nor the number of processes.
+
+    Args:
+        num_pictures (`int`): n; may be less than a batch.
+        batch_size (`int`): pictures in an optimizer step, over all processes and gradient accumulation steps.
+        seed (`int`): seed of the run.
+        start_step (`int`): the first optimizer step; to resume, the number of those done.
+        num_steps (`int`, *optional*): how many optimizer steps to serve from there; endless by default.
+        process_index, num_processes, gradient_accumulation_steps (`int`): see `batch_positions`.
+    """
+
+    def __init__(
+        self,
+        num_pictures: int,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        num_steps: int | None = None,
+        process_index: int = 0,
+        num_processes: int = 1,
+        gradient_accumulation_steps: int = 1,
+    ):
+        if num_pictures < 1:
+            raise ValueError(f"num_pictures: {num_pictures} is not positive; there is nothing to sample")
+        self.num_pictures, self.batch_size, self.seed = num_pictures, batch_size, seed
+        self.start_step, self.num_steps = start_step, num_steps
+        self.positions = [
+            batch_positions(batch_size, micro_step, gradient_accumulation_steps, process_index, num_processes).numpy()
+            for micro_step in range(gradient_accumulation_steps)
+        ]
+
+    def __len__(self) -> int:
+        if self.num_steps is None:
+            raise TypeError("an endless sampler has no length")
+        return self.num_steps * len(self.positions)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = functools.lru_cache(2)(self._order)
+        step = self.start_step
+        while self.num_steps is None or step < self.start_step + self.num_steps:
+            for positions in self.positions:
+                epochs, places = np.divmod(step * self.batch_size + positions, self.num_pictures)
+                yield [int(order(epoch)[place]) for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
+            step += 1
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return _philox(self.seed, b"order", 0, epoch).permutation(self.num_pictures)
+
+
+class BatchRandom:
+    """The random numbers of a training step for the pictures at `positions` of its global batch.
+
+    Each picture has a stream of its own, a function of (seed, step, position) alone: how a batch is shared among
+    processes and micro-batches changes nothing, nor does the dtype of the model. Successive calls move on along each
+    stream. Everything is drawn in fp32 on the CPU, so that all devices see the same numbers.
+
+    Args:
+        seed (`int`): seed of the run.
+        step (`int`): optimizer step.
+        positions (`torch.Tensor` or sequence of `int`): (n,), from `batch_positions`.
+        batch_size (`int`): of the global batch.
+        device (`torch.device` or `str`): where the numbers go.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        positions: torch.Tensor | Sequence[int],
+        batch_size: int,
+        device: torch.device | str = "cpu",
+    ):
+        self.positions = torch.as_tensor(positions).cpu()
+        self.batch_size = batch_size
+        self.device = device
+        self._streams = [_philox(seed, b"step", step, position) for position in self.positions.tolist()]
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def normal(self, *shape: int | tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Standard normal numbers, (n, *shape); the shape as in `torch.randn`. Drawn in fp32 whatever the dtype."""
+        return self._draw("standard_normal", shape).to(self.device, dtype)
+
+    def uniform(self, *shape: int | tuple[int, ...]) -> torch.Tensor:
+        """Uniform numbers in [0, 1), (n, *shape)."""
+        return self._draw("random", shape).to(self.device)
+
+    def stratified(self) -> torch.Tensor:
+        """Uniform numbers in [0, 1), (n,): (position + u) / batch_size, evenly spread over the global batch."""
+        spread = (self.positions + self._draw("random", ()).double()) / self.batch_size
+        return spread.float().clamp(max=1 - 2**-24).to(self.device)  # the cast can round up to 1
+
+    def _draw(self, distribution: str, shape: tuple) -> torch.Tensor:
+        shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        numbers = np.empty((len(self), math.prod(shape)), dtype=np.float32)
+        for stream, row in zip(self._streams, numbers, strict=True):
+            getattr(stream, distribution)(dtype=np.float32, out=row)
+        return torch.from_numpy(numbers).reshape(len(self), *shape)
+
+
+def flip(images: torch.Tensor, rng: BatchRandom) -> torch.Tensor:
+    """Mirrors each picture of (n, C, H, W) left to right with probability 1/2."""
+    mirrored = rng.uniform() < 0.5  # (n,)
+    return torch.where(mirrored[:, None, None, None].to(images.device), images.flip(-1), images)
