@@ -1,0 +1,40 @@
+"""
+Trains a class-conditional diffusion model with classifier-free guidance on labelled pictures.
+
+    accelerate launch examples/train_cfg.py --dataset path/to/folder --max_train_minutes 30
+"""
+
+import dataclasses
+
+from hf_genmod import ClassifierFreeGuidedPipeline, DenoisingObjective, Trainer, TrainingConfig
+from hf_genmod.recipe import DataArguments, ModelArguments, class_rows, one_line_errors, parse_arguments
+
+
+@dataclasses.dataclass
+class GuidanceArguments:
+    condition_dropout: float = dataclasses.field(
+        default=0.1, metadata={"help": "How often a label is left out, so that the model learns to do without."}
+    )
+    guidance_scale: float = dataclasses.field(default=2.0, metadata={"help": "γ of the samples drawn while training."})
+
+
+with one_line_errors():
+    data, model, guidance, config = parse_arguments(DataArguments, ModelArguments, GuidanceArguments, TrainingConfig)
+    dataset = data.load(require_labels=True)
+    unet = model.make_unet(dataset, num_classes=len(dataset.label_names), seed=config.seed)
+    scheduler = model.make_scheduler()
+    objective = DenoisingObjective(scheduler, unet.null_label, model.weighting, guidance.condition_dropout)
+    trainer = Trainer(
+        unet,
+        objective,
+        dataset,
+        config,
+        make_pipeline=lambda unet: ClassifierFreeGuidedPipeline(
+            unet, scheduler, id2label=dict(enumerate(dataset.label_names))
+        ),
+        draw_samples=lambda pipeline: class_rows(pipeline, guidance_scale=guidance.guidance_scale),
+        description={part: dataclasses.asdict(arguments) for part, arguments in
+                     (("data", data), ("model", model), ("guidance", guidance))},
+    )  # fmt: skip
+
+trainer.train()

@@ -1,0 +1,162 @@
+"""What the training examples share: their arguments, and the recipe by which they build a model by default."""
+
+import contextlib
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers.utils import make_image_grid
+from transformers import HfArgumentParser
+
+from hf_genmod.data import PictureDataset, load_pictures
+from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+
+
+@dataclasses.dataclass
+class DataArguments:
+    """Which pictures. Each is a flag of the training examples."""
+
+    dataset: str = dataclasses.field(
+        default="shapes",
+        metadata={"help": "'shapes', a folder of pictures or class folders, a parquet data set, or an id on the Hub."},
+    )
+    split: str = dataclasses.field(default="train", metadata={"help": "Split of the data set."})
+    resolution: str | None = dataclasses.field(
+        default=None, metadata={"help": "Size, or HEIGHTxWIDTH, of the pictures; by default that of the data."}
+    )
+    channels: int | None = dataclasses.field(
+        default=None, metadata={"help": "1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; by default as the data has."}
+    )
+    image_column: str | None = dataclasses.field(default=None, metadata={"help": "Column of the pictures."})
+    label_column: str | None = dataclasses.field(default=None, metadata={"help": "Column of the class labels."})
+
+    def load(self, require_labels: bool = False) -> PictureDataset:
+        return load_pictures(**dataclasses.asdict(self), require_labels=require_labels)
+
+
+@dataclasses.dataclass
+class ModelArguments:
+    """Which U-Net and which diffusion process. Each is a flag of the training examples."""
+
+    patch_size: int | None = dataclasses.field(
+        default=None, metadata={"help": "Squares of pixels folded into channels; by default 2 where the size is even."}
+    )
+    block_out_channels: list[int] | None = dataclasses.field(
+        default=None, metadata={"help": "Width of each level; by default the last of 48 96 128 that the size allows."}
+    )
+    layers_per_block: int = dataclasses.field(default=2, metadata={"help": "Blocks per level."})
+    attention_levels: list[int] | None = dataclasses.field(
+        default=None, metadata={"help": "Levels with self-attention, from 0; by default the lowest."}
+    )
+    norm_num_groups: int = dataclasses.field(default=16, metadata={"help": "Groups of the normalisations."})
+    dropout: float = dataclasses.field(default=0.0, metadata={"help": "Dropout in the residual blocks."})
+    beta_schedule: str = dataclasses.field(default="squaredcos_cap_v2", metadata={"help": "Noise schedule."})
+    prediction_type: str = dataclasses.field(
+        default="v_prediction", metadata={"help": "What the U-Net predicts: 'v_prediction', 'epsilon' or 'sample'."}
+    )
+    weighting: str = dataclasses.field(
+        default="simple", metadata={"help": "Weighting of the timesteps: 'simple', 'min_snr' or 'vlb'."}
+    )
+    learn_variance: bool = dataclasses.field(
+        default=False, metadata={"help": "Learn the variance of the reverse process, by the hybrid loss."}
+    )
+
+    def make_unet(
+        self, dataset: PictureDataset, num_classes: int | None = None, seed: int = 0
+    ) -> DenoisingUNet2DModel:
+        """
+        The U-Net for pictures of the data set's size: pixels are folded 2x2 into channels where the size is even, and
+        it has as many levels, up to three, as the size can be halved.
+        """
+        patch_size = self.patch_size or (1 if any(length % 2 for length in dataset.resolution) else 2)
+        widths = self.block_out_channels
+        if widths is None:
+            size = math.gcd(*dataset.resolution) // patch_size
+            num_levels = 3 if size % 4 == 0 else 2 if size % 2 == 0 else 1
+            widths = (48, 96, 128)[-num_levels:]
+        attention_levels = [len(widths) - 1] if self.attention_levels is None else self.attention_levels
+        unknown = [level for level in attention_levels if not 0 <= level < len(widths)]
+        if unknown:
+            raise ValueError(f"attention_levels: {unknown[0]} is not one of the levels 0 to {len(widths) - 1}")
+        torch.manual_seed(seed)
+        return DenoisingUNet2DModel(
+            sample_size=tuple(dataset.resolution),
+            in_channels=dataset.channels,
+            out_channels=dataset.channels * (2 if self.learn_variance else 1),
+            block_out_channels=tuple(widths),
+            layers_per_block=self.layers_per_block,
+            attention_levels=tuple(level in attention_levels for level in range(len(widths))),
+            norm_num_groups=self.norm_num_groups,
+            dropout=self.dropout,
+            num_classes=num_classes,
+            patch_size=patch_size,
+        )
+
+    def make_scheduler(self) -> AncestralDDPMScheduler:
+        """A process that reaches pure noise, sampled from there ("trailing")."""
+        return AncestralDDPMScheduler(
+            beta_schedule=self.beta_schedule,
+            prediction_type=self.prediction_type,
+            variance_type="learned_range" if self.learn_variance else "fixed_large",
+            timestep_spacing="trailing",
+        )
+
+
+def class_rows(pipeline, num_columns: int = 8, max_rows: int = 10, seed: int = 0, **kwargs):
+    """
+    A grid with one row for each class (of the first `max_rows`), as a `PIL.Image.Image`.
+
+    Args:
+        pipeline ([`ClassifierFreeGuidedPipeline`]): What draws them.
+        num_columns, max_rows (`int`): Size of the grid.
+        seed (`int`): Seed of the pictures.
+        kwargs: Further arguments of the pipeline.
+    """
+    num_rows = min(pipeline.unet.config.num_classes, max_rows)
+    labels = [row for row in range(num_rows) for _ in range(num_columns)]
+    generator = torch.Generator().manual_seed(seed)
+    return make_image_grid(pipeline(labels, generator=generator, **kwargs).images, num_rows, num_columns)
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Around the set-up of a script: a mistake in its arguments or data ends it with one sentence and status 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_arguments(*dataclass_types, argv: list[str] | None = None):
+    """
+    Flags, or a YAML file of them (`--config file.yaml`, flags go before it), as instances of dataclasses.
+
+    Args:
+        dataclass_types: The dataclasses whose fields are the flags.
+        argv (`list[str]`, *optional*): The arguments; those of the command line by default.
+
+    Raises:
+        ValueError: If the file names an unknown setting, or a value is out of its range.
+        SystemExit: If a flag is unknown or not of its type (by argparse, status 2).
+    """
+    parser = HfArgumentParser(dataclass_types)
+    parser.add_argument("--config", help="YAML file of settings, by the names of the flags.")
+    argv = sys.argv[1:] if argv is None else argv
+    file = parser.parse_known_args(argv)[0].config
+    if file is not None:
+        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        known = {action.dest: action for action in parser._actions}
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise ValueError(f"{file}: {unknown[0]!r} is not a setting; `--help` lists them")
+        parser.set_defaults(**{name: str(v) if isinstance(v, float) else v for name, v in settings.items()})
+    namespace = vars(parser.parse_args(argv))
+    return tuple(
+        dataclass_type(**{field.name: namespace[field.name] for field in dataclasses.fields(dataclass_type)})
+        for dataclass_type in dataclass_types
+    )

@@ -1,0 +1,538 @@
+"""One training loop, on Accelerate, for every objective."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, TorchDynamoPlugin, broadcast
+from torch.optim.swa_utils import AveragedModel
+from tqdm.auto import tqdm
+
+from hf_genmod.data import to_model_range
+from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip
+
+
+@dataclasses.dataclass
+class TrainingConfig:
+    """Settings of a run. Each is a flag of the training examples."""
+
+    output_dir: str = dataclasses.field(
+        default="runs/model", metadata={"help": "Folder of the run; at the end it is the checkpoint."}
+    )
+    max_train_steps: int | None = dataclasses.field(
+        default=None, metadata={"help": "Budget in optimizer steps. Exclusive with max_train_minutes."}
+    )
+    max_train_minutes: float | None = dataclasses.field(
+        default=None, metadata={"help": "Budget in minutes of training, sampling during training included."}
+    )
+    batch_size: int = dataclasses.field(
+        default=64, metadata={"help": "Pictures per optimizer step, over all processes and accumulated batches."}
+    )
+    gradient_accumulation_steps: int = dataclasses.field(
+        default=1, metadata={"help": "Number of parts in which a process computes its share of a batch."}
+    )
+    learning_rate: float = dataclasses.field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
+    lr_schedule: str = dataclasses.field(
+        default="cosine", metadata={"help": "After the warm-up: 'cosine' to zero at the end, or 'constant'."}
+    )
+    lr_warmup_fraction: float = dataclasses.field(
+        default=0.05, metadata={"help": "Part of the budget in which the learning rate rises from zero."}
+    )
+    adam_beta1: float = dataclasses.field(default=0.9, metadata={"help": "β1 of AdamW."})
+    adam_beta2: float = dataclasses.field(default=0.99, metadata={"help": "β2 of AdamW."})
+    adam_weight_decay: float = dataclasses.field(default=0.01, metadata={"help": "Weight decay of AdamW."})
+    max_grad_norm: float = dataclasses.field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    ema_length: float = dataclasses.field(
+        default=0.05,
+        metadata={"help": "Width of the moving average of the weights, as a part of the run so far; 0 turns it off."},
+    )
+    horizontal_flip: bool = dataclasses.field(
+        default=False, metadata={"help": "Mirror every second picture, at random. Not for letters and digits."}
+    )
+    mixed_precision: str = dataclasses.field(default="no", metadata={"help": "'no', 'bf16' or 'fp16'."})
+    gradient_checkpointing: bool = dataclasses.field(
+        default=False, metadata={"help": "Recompute activations in the backward pass, to save memory."}
+    )
+    compile: bool = dataclasses.field(default=False, metadata={"help": "Compile the model with torch.compile."})
+    seed: int = dataclasses.field(default=0, metadata={"help": "Everything random in the run derives from it."})
+    num_workers: int = dataclasses.field(
+        default=0, metadata={"help": "Processes that load pictures; of use when they do not fit in memory."}
+    )
+    logging_steps: int = dataclasses.field(default=10, metadata={"help": "Steps between lines of metrics.jsonl."})
+    sampling_steps: int = dataclasses.field(
+        default=500, metadata={"help": "Steps between pictures in samples/; 0 draws none."}
+    )
+    checkpointing_steps: int = dataclasses.field(
+        default=500, metadata={"help": "Steps between saves of the training state in checkpoints/; 0 saves none."}
+    )
+    checkpoints_total_limit: int = dataclasses.field(
+        default=2, metadata={"help": "How many saved states are kept; the oldest are deleted."}
+    )
+    report_to: str | None = dataclasses.field(
+        default=None, metadata={"help": "Tracker: 'tensorboard', 'wandb', 'trackio', ... as Accelerate knows them."}
+    )
+
+    def __post_init__(self):
+        if (self.max_train_steps is None) == (self.max_train_minutes is None):
+            raise ValueError(
+                f"max_train_steps: {self.max_train_steps} with max_train_minutes: {self.max_train_minutes}; a run has "
+                "one budget, so give one of the two"
+            )
+        for name in ("max_train_steps", "max_train_minutes", "batch_size", "gradient_accumulation_steps",
+                     "learning_rate", "max_grad_norm", "logging_steps", "checkpoints_total_limit"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}: {value} is not positive")
+        for name in ("num_workers", "sampling_steps", "checkpointing_steps", "adam_weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative")
+        for name in ("lr_warmup_fraction", "ema_length", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+        for name, choices in (("lr_schedule", ("cosine", "constant")), ("mixed_precision", ("no", "bf16", "fp16"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
+
+    def learning_rate_at(self, fraction: float) -> float:
+        """The learning rate when `fraction`, in [0, 1], of the budget is used: warm-up, then cosine or constant."""
+        warmup = min(1.0, fraction / self.lr_warmup_fraction) if self.lr_warmup_fraction else 1.0
+        decay = 0.5 * (1 + math.cos(math.pi * fraction)) if self.lr_schedule == "cosine" else 1.0
+        return self.learning_rate * warmup * decay
+
+
+# What may change when a run is taken up again: nothing that the trained weights depend on.
+_MAY_CHANGE = {
+    "output_dir", "num_workers", "logging_steps", "sampling_steps", "checkpointing_steps", "checkpoints_total_limit",
+    "report_to",
+}  # fmt: skip
+
+
+class Trainer:
+    """
+    Trains a model by an objective and leaves a checkpoint: AdamW, gradient accumulation and clipping, mixed precision,
+    a moving average of the weights, on any number of processes.
+
+    A run is defined by its settings: the same command in the same `output_dir` continues an interrupted run from its
+    newest saved state. Each step's randomness derives from (seed, step, position in the batch), see
+    [`~hf_genmod.randomness.BatchRandom`], so nothing is replayed, and any number of processes sees the same batches.
+
+    Args:
+        model (`nn.Module`): What is trained.
+        objective (`Callable`): `(model, batch, rng) -> loss, metrics`, see `objectives.py`.
+        dataset ([`~hf_genmod.data.PictureDataset`]): The pictures.
+        config ([`TrainingConfig`]): The settings.
+        make_pipeline (`Callable`): `model -> DiffusionPipeline`, whose `save_pretrained` writes the checkpoint.
+        draw_samples (`Callable`, *optional*): `pipeline -> PIL.Image.Image`, drawn every `sampling_steps`.
+        description (`dict`, *optional*): Whatever else defines the run, written to `training_config.json`.
+
+    Raises:
+        ValueError: If `output_dir` holds something else, or processes run side by side without knowing each other.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        objective: Callable,
+        dataset: torch.utils.data.Dataset,
+        config: TrainingConfig,
+        make_pipeline: Callable,
+        draw_samples: Callable | None = None,
+        description: dict | None = None,
+    ):
+        self.config = config
+        self.objective = objective
+        self.dataset = dataset
+        self.make_pipeline = make_pipeline
+        self.draw_samples = draw_samples
+        self.output_dir = Path(config.output_dir)
+
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=config.report_to,
+            project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
+            dynamo_plugin=TorchDynamoPlugin(backend="inductor") if config.compile else None,
+            cpu=not torch.accelerator.is_available(),
+        )
+        _check_processes(self.accelerator)
+        batch_positions(  # raises if the batch cannot be shared
+            config.batch_size, 0, config.gradient_accumulation_steps, 0, self.accelerator.num_processes
+        )
+        self._open_run(description or {})
+
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        model.to(self.accelerator.device, memory_format=torch.channels_last)
+        model.train()
+        self.averaged_model = AveragedModel(model, multi_avg_fn=power_function_average(config.ema_length))
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.adam_weight_decay,
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.averaged_model, self.progress)
+
+    def train(self):
+        """
+        Runs until the budget is used and saves the checkpoint to `output_dir`.
+
+        Returns:
+            The pipeline with the averaged weights.
+
+        Raises:
+            SystemExit: After SIGINT (status 130) or SIGTERM (status 143), with the training state saved.
+        """
+        config, accelerator = self.config, self.accelerator
+        if (self.output_dir / "model_index.json").is_file():
+            accelerator.print(f"{config.output_dir} is complete; there is nothing left to train")
+            return self._pipeline().from_pretrained(self.output_dir)
+        self._resume()
+        self.clock = Clock(config, self.progress, accelerator)
+        loader = iter(self._loader())
+        accumulated = {}
+        bar = tqdm(
+            total=1.0,
+            initial=self.clock.fraction,
+            bar_format="{percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}",
+            disable=not accelerator.is_main_process,
+        )
+        with stop_signals() as stopped_by, bar:
+            while self.clock.fraction < 1:
+                learning_rate = config.learning_rate_at(self.clock.fraction)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate
+                metrics = self._step(loader)
+                self.progress.step += 1
+                self.averaged_model.update_parameters(self.model)
+                bar.update(min(self.clock.tick(), 1.0) - bar.n)
+
+                for name, value in metrics.items():
+                    accumulated.setdefault(name, []).append(value)
+                done = self.clock.fraction >= 1
+                if done or self.progress.step % config.logging_steps == 0:
+                    self._log(accumulated, learning_rate, bar)
+                    accumulated = {}
+                if config.sampling_steps and (done or self.progress.step % config.sampling_steps == 0):
+                    self._sample()
+                stopping = self._any_process(bool(stopped_by))
+                due = config.checkpointing_steps and self.progress.step % config.checkpointing_steps == 0
+                if not done and (stopping or due):
+                    self._save_state()
+                if stopping and not done:
+                    self._leave(stopped_by)
+        return self._finish()
+
+    def _step(self, loader) -> dict[str, torch.Tensor]:
+        """One optimizer step on one global batch; returns the metrics of this process."""
+        config, accelerator = self.config, self.accelerator
+        step = self.progress.step
+        torch.manual_seed(_mix(config.seed, step, accelerator.process_index))  # for dropout layers
+        losses = []
+        for part in range(config.gradient_accumulation_steps):
+            positions = batch_positions(
+                config.batch_size, part, config.gradient_accumulation_steps,
+                accelerator.process_index, accelerator.num_processes,
+            )  # fmt: skip
+            rng = BatchRandom(config.seed, step, positions, config.batch_size, accelerator.device)
+            batch = self._prepare(next(loader), rng)
+            with accelerator.accumulate(self.model):
+                loss, metrics = self.objective(self.model, batch, rng)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    gradient_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append({"loss": loss.detach(), **metrics})
+        means = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+        return {**means, "gradient_norm": gradient_norm.detach()}
+
+    def _prepare(self, batch, rng):
+        device = self.accelerator.device
+        batch = {
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+        images = to_model_range(batch["images"])
+        if self.config.horizontal_flip:
+            images = flip(images, rng)
+        return {**batch, "images": images.contiguous(memory_format=torch.channels_last)}
+
+    def _loader(self):
+        config, accelerator = self.config, self.accelerator
+        sampler = GlobalBatchSampler(
+            len(self.dataset),
+            config.batch_size,
+            config.seed,
+            start_step=self.progress.step,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+        )
+        return torch.utils.data.DataLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            collate_fn=lambda batch: batch,
+            num_workers=config.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+
+    # ---- what a run leaves in its folder ----
+
+    def _open_run(self, description):
+        """Claims `output_dir` for this run, or recognises in it the same run, started before."""
+        this_run = {
+            "training": dataclasses.asdict(self.config),
+            "dataset": {
+                "name": self.dataset.name,
+                "num_pictures": len(self.dataset),
+                "fingerprint": self.dataset.fingerprint,
+            },
+            **description,
+        }
+        this_run = json.loads(json.dumps(this_run, default=str))
+        file = self.output_dir / "training_config.json"
+        if file.is_file():
+            differing = list(_differences(json.loads(file.read_text(encoding="utf-8")), this_run))
+            if differing:
+                raise ValueError(
+                    f"output_dir: {self.output_dir} holds a different run ({'; '.join(differing[:5])}); choose "
+                    "another folder, or repeat that run's arguments to continue it"
+                )
+        elif self.output_dir.is_file() or (self.output_dir.is_dir() and any(self.output_dir.iterdir())):
+            raise ValueError(
+                f"output_dir: {self.output_dir} is not empty and holds no training run; choose another folder"
+            )
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            _write_atomically(file, json.dumps(this_run, indent=2) + "\n")
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self):
+        states = self._saved_states()
+        if not states:
+            return
+        self.accelerator.load_state(str(states[-1]))
+        self.accelerator.print(f"continuing {self.output_dir} from step {self.progress.step}")
+        if self.accelerator.is_main_process:
+            self._forget_metrics_after(self.progress.step)
+
+    def _saved_states(self) -> list[Path]:
+        folder = self.output_dir / "checkpoints"
+        return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+    def _save_state(self):
+        """Saves the whole training state under another name first, so that a folder `step-N` is complete or absent."""
+        accelerator, step = self.accelerator, self.progress.step
+        final = self.output_dir / "checkpoints" / f"step-{step}"
+        partial = final.with_name(f"partial-{step}")
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            os.replace(partial, final)
+            for state in self._saved_states()[: -self.config.checkpoints_total_limit]:
+                shutil.rmtree(state)
+        accelerator.wait_for_everyone()
+
+    def _log(self, accumulated, learning_rate, bar):
+        accelerator = self.accelerator
+        names = sorted(accumulated)
+        means = torch.stack([torch.stack(accumulated[name]).float().mean() for name in names])
+        values = dict(zip(names, accelerator.reduce(means, "mean").tolist(), strict=True))
+        images_per_second = self.clock.steps_per_second() * self.config.batch_size
+        line = {
+            "step": self.progress.step,
+            "fraction": round(self.clock.fraction, 6),
+            **values,
+            "learning_rate": learning_rate,
+            "images_per_second": images_per_second,
+            "elapsed_seconds": self.progress.elapsed,
+        }
+        accelerator.log(line, step=self.progress.step)
+        if accelerator.is_main_process:
+            with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        bar.set_postfix_str(f"step {line['step']}, loss {values['loss']:.4f}, {images_per_second:.0f} images/s")
+
+    def _forget_metrics_after(self, step):
+        """Drops the lines of steps that will be taken again."""
+        file = self.output_dir / "metrics.jsonl"
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            _write_atomically(file, "".join(f"{line}\n" for line in kept))
+
+    def _sample(self):
+        if self.draw_samples is not None and self.accelerator.is_main_process:
+            pipeline = self._pipeline()
+            pipeline.set_progress_bar_config(disable=True)
+            folder = self.output_dir / "samples"
+            folder.mkdir(exist_ok=True)
+            self.draw_samples(pipeline).save(folder / f"step-{self.progress.step:06d}.png")
+        self.accelerator.wait_for_everyone()
+
+    def _pipeline(self):
+        return self.make_pipeline(self.averaged_model.module.eval())
+
+    def _finish(self):
+        accelerator = self.accelerator
+        pipeline = self._pipeline()
+        if accelerator.is_main_process:
+            pipeline.save_pretrained(self.output_dir)
+        accelerator.end_training()
+        return pipeline
+
+    def _any_process(self, flag: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.accelerator.device)
+        return self.accelerator.reduce(flags, "sum").item() > 0
+
+    def _leave(self, stopped_by):
+        if self.accelerator.is_main_process:
+            print(
+                f"\nstopped at step {self.progress.step} with the state saved; the same command continues the run",
+                file=sys.stderr,
+            )
+        self.accelerator.end_training()
+        sys.exit(128 + (stopped_by[0] if stopped_by else signal.SIGTERM))
+
+
+def power_function_average(length: float) -> Callable:
+    """
+    The power-function average of Karras et al. 2024 (https://arxiv.org/abs/2312.02696, Eq. 127 and section C.2): with
+    θ_t the weights after step t,
+
+        θ̂_t = β_t θ̂_{t−1} + (1 − β_t) θ_t,   β_t = (1 − 1/t)^{γ+1}
+
+    Its profile, (τ/t)^γ, has a standard deviation of `length` · t for every t: it warms up by itself and needs no
+    knowledge of the run's end. γ follows from length = √(γ + 1) / ((γ + 2) √(γ + 3)).
+
+    Args:
+        length (`float`): σ_rel in [0, 0.28); 0.05 averages over the last tenth of a run or so, 0 does not average.
+
+    Returns:
+        `Callable`: A `multi_avg_fn` for `torch.optim.swa_utils.AveragedModel`.
+
+    Raises:
+        ValueError: If the length is too large for any γ ≥ 0.
+    """
+    if not 0 <= length < 12**-0.5:
+        raise ValueError(f"ema_length: {length} is not in [0, 0.28), the widths that a power function has")
+    if length:
+        gamma = np.roots([1, 7, 16 - length**-2, 12 - length**-2]).real.max()
+
+    @torch.no_grad()
+    def update(averaged, current, num_averaged):
+        beta = (1 - 1 / (int(num_averaged) + 1)) ** (gamma + 1) if length else 0.0
+        torch._foreach_lerp_(averaged, current, 1 - beta)
+
+    return update
+
+
+class Progress:
+    """How far a run has come; saved with its state."""
+
+    def __init__(self):
+        self.step = 0
+        self.elapsed = 0.0  # seconds
+
+    def state_dict(self):
+        return {"step": self.step, "elapsed": self.elapsed}
+
+    def load_state_dict(self, state):
+        self.step, self.elapsed = state["step"], state["elapsed"]
+
+
+class Clock:
+    """The one number that every schedule reads: `fraction`, the used part of the budget, equal on all processes."""
+
+    def __init__(self, config: TrainingConfig, progress: Progress, accelerator: Accelerator):
+        self.config, self.progress, self.accelerator = config, progress, accelerator
+        self.started = time.perf_counter() - progress.elapsed
+        self.last_log = (progress.step, progress.elapsed)
+        self.fraction = self._fraction()
+
+    def tick(self) -> float:
+        elapsed = time.perf_counter() - self.started
+        if self.config.max_train_minutes is not None and self.accelerator.num_processes > 1:
+            elapsed = broadcast(torch.tensor(elapsed, device=self.accelerator.device)).item()  # rank 0's
+        self.progress.elapsed = elapsed
+        self.fraction = self._fraction()
+        return self.fraction
+
+    def _fraction(self) -> float:
+        if self.config.max_train_steps is not None:
+            return self.progress.step / self.config.max_train_steps
+        return self.progress.elapsed / (60 * self.config.max_train_minutes)
+
+    def steps_per_second(self) -> float:
+        """Since the last call."""
+        (step, elapsed), self.last_log = self.last_log, (self.progress.step, self.progress.elapsed)
+        return (self.progress.step - step) / max(self.progress.elapsed - elapsed, 1e-9)
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Collects SIGINT and SIGTERM in a list instead of dying at once; a second signal dies at once."""
+    received = []
+
+    def handler(number, frame):
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, action in previous.items():
+            signal.signal(number, action)
+
+
+def _check_processes(accelerator):
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size != accelerator.num_processes:
+        raise ValueError(
+            f"WORLD_SIZE is {world_size} but Accelerate sees {accelerator.num_processes} process(es), so each would "
+            "train alone; start the script with `torchrun --nproc_per_node N` or `accelerate launch --num_processes N`"
+        )
+
+
+def _differences(old: dict, new: dict, prefix: str = ""):
+    """Sentences "name was a, is b" for what differs, except for what may."""
+    for name in sorted(set(old) | set(new)):
+        if name in _MAY_CHANGE or old.get(name) == new.get(name):
+            continue
+        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
+            yield from _differences(old[name], new[name], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name} was {old.get(name)!r}, is {new.get(name)!r}"
+
+
+def _write_atomically(file: Path, text: str):
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def _mix(*numbers: int) -> int:
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
