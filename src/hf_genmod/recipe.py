@@ -148,15 +148,22 @@ def parse_arguments(*dataclass_types, argv: list[str] | None = None):
     parser.add_argument("--config", help="YAML file of settings, by the names of the flags.")
     argv = sys.argv[1:] if argv is None else argv
     file = parser.parse_known_args(argv)[0].config
-    if file is not None:
-        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        known = {action.dest: action for action in parser._actions}
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise ValueError(f"{file}: {unknown[0]!r} is not a setting; `--help` lists them")
-        parser.set_defaults(**{name: str(v) if isinstance(v, float) else v for name, v in settings.items()})
-    namespace = vars(parser.parse_args(argv))
+    namespace = vars(parser.parse_args((_flags_of_file(file, parser) if file else []) + argv))
     return tuple(
         dataclass_type(**{field.name: namespace[field.name] for field in dataclasses.fields(dataclass_type)})
         for dataclass_type in dataclass_types
     )
+
+
+def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
+    """The settings of a YAML file as the flags that say the same; the text as it stands, so that `no` stays "no"."""
+    settings = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    known = {action.dest for action in parser._actions}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(f"{file}: {unknown[0]!r} is not a setting; `--help` lists them")
+    flags = []
+    for name, value in settings.items():
+        if value not in ("", "null", "~"):
+            flags += [f"--{name}", *(value if isinstance(value, list) else [value])]
+    return flags

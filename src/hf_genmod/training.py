@@ -202,6 +202,8 @@ class Trainer:
             accelerator.print(f"{config.output_dir} is complete; there is nothing left to train")
             return self._pipeline().from_pretrained(self.output_dir)
         self._resume()
+        settings = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+        accelerator.init_trackers("hf_genmod", config=settings)
         self.clock = Clock(config, self.progress, accelerator)
         loader = iter(self._loader())
         accumulated = {}

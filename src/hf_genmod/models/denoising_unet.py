@@ -196,7 +196,6 @@ class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["UNetBlock"]
-    _repeated_blocks = ["UNetBlock"]
     _skip_layerwise_casting_patterns = ["norm"]
     _shipped_file = _SHIPPED_FILE
 

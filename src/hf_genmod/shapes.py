@@ -1,0 +1,354 @@
+"""The embedded data set: drawn pictures of simple shapes, with exact labels, exact captions and a checker.
+
+A scene is one object or two on a plain grey ground; an object has one of 8 shapes, one of 8 colors and one of 2 sizes.
+Nothing is downloaded or stored: picture i is a function of (seed, i) alone. `check` reads a picture back from its
+pixels, so that a model trained on these pictures can be graded on whether it drew what it was asked for.
+
+Lengths are in units of the picture's shorter side, x to the right and y down from the top left corner. A scene is
+therefore the same at every resolution: the picture of 16 pixels shows in low resolution what that of 64 shows.
+"""
+
+import difflib
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+import torch
+
+
+def _disc(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    return radius - np.sqrt(x**2 + y**2)
+
+
+def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
+    return np.minimum(half_width - abs(x), half_height - abs(y))
+
+
+def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    # A pentagram: the points on the inner side of at least four of its five lines.
+    angles = 2 * math.pi / 5 * np.arange(5) - math.pi / 2
+    lines = [math.cos(2 * math.pi / 5) - x * math.cos(a) - y * math.sin(a) for a in angles]
+    return np.partition(lines, 1, axis=0)[1]
+
+
+# A shape is the distance of a point (x, y) of the square [-1, 1]² from the outline, positive inside; y points down.
+# Shapes meet by the minimum of their distances and unite by the maximum.
+_DISTANCE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "circle": lambda x, y: _disc(x, y, 1),
+    "ring": lambda x, y: np.minimum(_disc(x, y, 1), -_disc(x, y, 0.5)),
+    "square": lambda x, y: _box(x, y, 0.95, 0.95),
+    "triangle": lambda x, y: np.minimum(0.9 - y, (y + 0.9 - 1.8 * abs(x)) / math.hypot(1, 1.8)),
+    "cross": lambda x, y: np.maximum(_box(x, y, 0.3, 1), _box(x, y, 1, 0.3)),
+    "star": _star,
+    "heart": lambda x, y: np.maximum(  # a square on its corner, and a disc on either of its upper sides
+        0.586 - (abs(x) + abs(y - 0.086)) / math.sqrt(2),
+        _disc(abs(x) - 0.414, y + 0.328, 0.586),
+    ),
+    "crescent": lambda x, y: np.minimum(_disc(x, y, 1), -_disc(x - 0.6, y, 0.8)),
+}
+
+SHAPES = tuple(_DISTANCE)
+# Seen from the grey ground the colors lie towards the eight corners of the RGB cube, as far apart as eight can be.
+COLORS = {
+    "red": (225, 40, 40),
+    "green": (0, 170, 55),
+    "blue": (30, 60, 235),
+    "yellow": (250, 220, 40),
+    "cyan": (50, 215, 230),
+    "pink": (245, 60, 200),
+    "black": (20, 20, 24),
+    "white": (250, 250, 250),
+}
+BACKGROUND = (128, 128, 128)
+RADII = {"small": 0.13, "large": 0.2}
+SIZES = tuple(RADII)
+MIN_RESOLUTION = 16
+
+_LABEL_NAMES = {
+    "shape": list(SHAPES),
+    "shape_color": [f"{color} {shape}" for shape in SHAPES for color in COLORS],
+    None: [],
+}
+_GAP = 0.06  # least ground between two objects, along x or y; half of it between an object and the border
+_SAMPLES = 2  # points per pixel and axis at which the distance from an outline is taken
+
+# What `check` takes for an object. The contrast of a pixel is its Euclidean distance from the ground, with channels
+# in [0, 1]; the energy of some pixels is the sum of their squared contrasts.
+_FAINT = 0.25  # contrast of the pixels that make up a blob
+_SOLID = 0.4  # contrast that some pixel of a blob must exceed for the blob to count
+_MAX_NOISE = 0.1**2  # mean squared contrast of the ground
+_MAX_RESIDUAL = 0.15  # energy of the difference between blob and drawing, as a share of the blob's
+_MAX_RATIO = 0.4  # of this residual to that of the next best shape
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object of a scene.
+
+    Args:
+        shape (`str`): one of `SHAPES`.
+        color (`str`): one of `COLORS`.
+        size (`str`): one of `SIZES`.
+        center (`tuple[float, float]`): (x, y) of the middle of the square that holds the object, in units of the
+            picture's shorter side, from the top left corner.
+    """
+
+    shape: str
+    color: str
+    size: str
+    center: tuple[float, float]
+
+    @property
+    def radius(self) -> float:
+        """Half the side of the square that holds the object, in units of the picture's shorter side."""
+        return RADII[self.size]
+
+    def __str__(self) -> str:
+        return f"{self.size} {self.color} {self.shape}"
+
+
+def caption(objects: Sequence[Object]) -> str:
+    """Says what one object or two show, e.g. "a small red circle above a large blue square".
+
+    The relation, "above", "below", "left of" or "right of", is that of the first object to the second along the axis
+    on which their centers lie further apart.
+    """
+    if len(objects) == 1:
+        return f"a {objects[0]}"
+    first, second = objects
+    dx, dy = np.subtract(first.center, second.center)
+    level, upright = ("left of" if dx < 0 else "right of"), ("above" if dy < 0 else "below")
+    relation = level if abs(dx) > abs(dy) else upright
+    return f"a {first} {relation} a {second}"
+
+
+def draw(objects: Sequence[Object], resolution: int | tuple[int, int] = 32) -> PIL.Image.Image:
+    """Draws objects, antialiased, on the plain ground `BACKGROUND`, the last one on top.
+
+    Args:
+        objects (sequence of [`Object`]): the scene; what lies outside the picture is cut off.
+        resolution (`int` or `tuple[int, int]`): side, or (height, width), in pixels, at least `MIN_RESOLUTION`.
+
+    Returns:
+        `PIL.Image.Image`: an RGB picture.
+    """
+    height, width = _height_width(resolution)
+    unit = min(height, width)
+    pixels = np.full((height, width, 3), BACKGROUND, dtype=np.float64)
+    for item in objects:
+        (x, y), r = np.multiply(item.center, unit), item.radius * unit
+        left, right = max(math.floor(x - r), 0), min(math.ceil(x + r), width)
+        top, bottom = max(math.floor(y - r), 0), min(math.ceil(y + r), height)
+        window = pixels[top:bottom, left:right]
+        alpha = _coverage(item.shape, x - left, y - top, r, *window.shape[:2])[..., None]
+        window += alpha * (np.array(COLORS[item.color]) - window)
+    return PIL.Image.fromarray(np.rint(pixels).astype(np.uint8))
+
+
+class ShapesDataset(torch.utils.data.Dataset):
+    """Drawn pictures of simple shapes with exact labels and captions.
+
+    `dataset[i]` is `{"image": PIL.Image, "label": int, "caption": str}`, the same bits in every process and order.
+    Shape, color and size are drawn uniformly. Two objects are drawn independently of one another, with a strip of
+    ground, upright or level, between them: they never touch, and their relation holds for them as wholes.
+
+    Args:
+        num_images (`int`): length of the data set; it has no bearing on what picture i shows.
+        resolution (`int` or `tuple[int, int]`): side, or (height, width), in pixels, at least `MIN_RESOLUTION`.
+        seed (`int`): from 0 to 2⁶⁴ - 1.
+        num_objects (`int`): 1 or 2.
+        label (`str` or `None`): "shape" for the 8 names of `SHAPES`, "shape_color" for 64 names such as "red circle",
+            `None` for items without "label". Two objects have no single label and need `None`.
+        exclude (`str` or sequence of `str`): shapes ("heart") and colored shapes ("red circle") that never occur. Only
+            the pictures that would have shown them change, and `label_names` remains complete: no label is renumbered.
+
+    Raises:
+        `ValueError`: where an argument is none of the above, or nothing is left to draw.
+    """
+
+    def __init__(
+        self,
+        num_images: int = 8192,
+        resolution: int | tuple[int, int] = 32,
+        seed: int = 0,
+        num_objects: int = 1,
+        label: Literal["shape", "shape_color"] | None = "shape",
+        exclude: str | Sequence[str] = (),
+    ):
+        if num_images < 1:
+            raise ValueError(f"num_images: {num_images} is not positive; ask for at least one picture")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed: {seed} is outside the range from 0 to 2**64 - 1")
+        if num_objects not in (1, 2):
+            raise ValueError(f"num_objects: {num_objects} is neither 1 nor 2")
+        if label not in _LABEL_NAMES:
+            raise ValueError(f"label: {label!r} is none of 'shape', 'shape_color' and None")
+        if label is not None and num_objects == 2:
+            raise ValueError(f"label: two objects have no single {label!r}; pass label=None and use their caption")
+        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        for name in self.exclude:
+            _check_name("exclude", name)
+        if all({name, name.split()[1]} & set(self.exclude) for name in _LABEL_NAMES["shape_color"]):
+            raise ValueError("exclude: all shapes are excluded; leave at least one to draw")
+        self.num_images = num_images
+        self.resolution = _height_width(resolution)
+        self.seed = seed
+        self.num_objects = num_objects
+        self.label = label
+
+    @property
+    def label_names(self) -> list[str]:
+        """The name of each label, in order; complete whatever is excluded, empty where items have no label."""
+        return list(_LABEL_NAMES[self.label])
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, index: int) -> dict:
+        objects = self.scene(index)
+        item = {"image": draw(objects, self.resolution), "caption": caption(objects)}
+        if self.label is not None:
+            name = objects[0].shape if self.label == "shape" else f"{objects[0].color} {objects[0].shape}"
+            item["label"] = _LABEL_NAMES[self.label].index(name)
+        return item
+
+    def scene(self, index: int) -> tuple[Object, ...]:
+        """The objects of picture `index`, in the order of its caption."""
+        if not 0 <= index < self.num_images:
+            raise IndexError(f"index: {index} is not one of the {self.num_images} pictures, counted from 0")
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
+        kinds = [self._draw_kind(rng) for _ in range(self.num_objects)]
+        radii = np.array([[RADII[size]] for _, _, size in kinds])
+        height, width = self.resolution
+        low = radii + _GAP / 2
+        high = np.array([width, height]) / min(height, width) - low
+        while True:
+            centers = low + (high - low) * rng.random((self.num_objects, 2))
+            if self.num_objects == 1 or abs(centers[0] - centers[1]).max() >= radii.sum() + _GAP:
+                return tuple(
+                    Object(*kind, tuple(center)) for kind, center in zip(kinds, centers.tolist(), strict=True)
+                )
+
+    def _draw_kind(self, rng: np.random.Generator) -> tuple[str, str, str]:
+        while True:
+            shape, color, size = (names[rng.integers(len(names))] for names in (SHAPES, tuple(COLORS), SIZES))
+            if shape not in self.exclude and f"{color} {shape}" not in self.exclude:
+                return shape, color, size
+
+
+def check(image: PIL.Image.Image | np.ndarray) -> tuple[Object, ...]:
+    """Names the objects of a picture from its pixels alone.
+
+    The picture is explained by drawing it again. What stands out from the ground falls into connected blobs, and each
+    blob is compared with every shape in every size and color, drawn at its centroid. The best of these drawings
+    names the blob if what it leaves over is little next to the blob, and clearly less than what any other shape
+    leaves. Noise as strong as that of the ground is allowed for.
+
+    Args:
+        image (`PIL.Image.Image` or `np.ndarray`): an RGB picture, or `uint8` of shape (height, width, 3), each side at
+            least `MIN_RESOLUTION` pixels. Two objects need 24 to be told apart reliably.
+
+    Returns:
+        `tuple[Object, ...]`: the objects, from top to bottom by their centers. Empty where the picture shows nothing,
+        or anything that has no name here, be it next to an object that has one.
+    """
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"image: {pixels.dtype} of shape {pixels.shape} is no RGB picture, uint8 (height, width, 3)")
+    unit = min(_height_width(pixels.shape[:2]))
+    offset = (pixels - np.array(BACKGROUND, dtype=np.float32)) / 255
+    contrast = np.linalg.norm(offset, axis=-1)
+    blobs = [blob for blob in _blobs(contrast > _FAINT) if contrast[blob].max() > _SOLID]
+    ground = np.logical_not(np.any(blobs, axis=0))
+    if not blobs or not ground.any() or (noise := (contrast[ground] ** 2).mean()) > _MAX_NOISE:
+        return ()
+    found = [_name(np.where(blob[..., None], offset, 0), noise * blob.sum(), unit) for blob in blobs]
+    return () if None in found else tuple(sorted(found, key=lambda item: item.center[1]))
+
+
+def matches(image: PIL.Image.Image | np.ndarray, label: str) -> bool:
+    """Whether a picture shows exactly one object, and it is a `label`, such as "circle" or "red circle"."""
+    _check_name("label", label)
+    found = check(image)
+    return len(found) == 1 and label in (found[0].shape, f"{found[0].color} {found[0].shape}")
+
+
+def _blobs(mask: np.ndarray) -> Iterator[np.ndarray]:
+    """Splits a mask, (height, width), into its connected parts, each grown by the pixels that touch it."""
+    todo = set(zip(*(indices.tolist() for indices in mask.nonzero()), strict=True))
+    while todo:
+        blob = np.zeros(np.add(mask.shape, 2), dtype=bool)
+        frontier = [todo.pop()]
+        while frontier:
+            y, x = frontier.pop()
+            blob[y : y + 3, x : x + 3] = True
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & todo
+            todo -= near
+            frontier.extend(near)
+        yield blob[1:-1, 1:-1]
+
+
+def _name(offset: np.ndarray, noise: float, unit: int) -> Object | None:
+    """Names what pixels less the ground, (height, width, 3), show; `noise` is the part of their energy to ignore."""
+    center = _centroid(np.linalg.norm(offset, axis=-1))  # contrast is proportional to coverage
+
+    # Every shape in every size with its centroid there, in a window that is wide enough for all of them.
+    radii = np.array(list(RADII.values()), dtype=np.float32)[:, None, None] * unit
+    centers = center - _centroids()[:, None] * radii[:, 0]  # (shape, size, xy)
+    reach = math.ceil(1.4 * radii.max())
+    side = 2 * reach + 1
+    left, top = center.astype(int)
+    window = np.pad(offset, ((reach, reach), (reach, reach), (0, 0)))[top : top + side, left : left + side]
+    xy = (centers - [left, top] + reach).astype(np.float32)[..., None, None]
+    templates = np.stack([_coverage(s, c[:, 0], c[:, 1], radii, side, side) for s, c in zip(SHAPES, xy, strict=True)])
+
+    # |window - template * color|², less the noise, as a share of |window|²: (shape, size, color).
+    colors = (np.array(list(COLORS.values())) - BACKGROUND) / 255
+    products = templates.reshape(len(SHAPES), len(SIZES), -1) @ window.reshape(-1, 3) @ colors.T
+    drawn = (templates**2).sum((-2, -1))[..., None] * (colors**2).sum(-1)
+    energy = (offset**2).sum()
+    residual = (energy - 2 * products + drawn - noise) / energy
+
+    best, second = np.sort(residual.min((1, 2)))[:2]
+    if best > _MAX_RESIDUAL or max(best, 0) > _MAX_RATIO * second:
+        return None
+    shape, size, color = np.unravel_index(residual.argmin(), residual.shape)
+    return Object(SHAPES[shape], list(COLORS)[color], SIZES[size], tuple((centers[shape, size] / unit).tolist()))
+
+
+def _coverage(shape: str, x, y, radius, height: int, width: int) -> np.ndarray:
+    """Share of each pixel that a shape covers, (..., height, width), for numbers or arrays (..., 1, 1) in pixels."""
+    columns = (np.arange(width * _SAMPLES, dtype=np.float32) + 0.5) / _SAMPLES
+    rows = (np.arange(height * _SAMPLES, dtype=np.float32) + 0.5)[:, None] / _SAMPLES
+    distance = _DISTANCE[shape]((columns - x) / radius, (rows - y) / radius) * radius  # in pixels
+    inside = np.clip(distance * _SAMPLES + 0.5, 0, 1)
+    return sum(inside[..., i::_SAMPLES, j::_SAMPLES] for i in range(_SAMPLES) for j in range(_SAMPLES)) / _SAMPLES**2
+
+
+def _centroid(weights: np.ndarray) -> np.ndarray:
+    """Center of mass (x, y) of weights, (height, width), in pixels."""
+    rows, columns = (np.arange(n) + 0.5 for n in weights.shape)
+    return np.array([weights.sum(0) @ columns, weights.sum(1) @ rows]) / weights.sum()
+
+
+@functools.cache
+def _centroids() -> np.ndarray:
+    return np.array([_centroid(_coverage(shape, 100, 100, 100, 200, 200)) / 100 - 1 for shape in SHAPES])
+
+
+def _height_width(resolution: int | Sequence[int]) -> tuple[int, int]:
+    height, width = resolution if isinstance(resolution, Sequence) else (resolution, resolution)
+    if min(height, width) < MIN_RESOLUTION:
+        raise ValueError(f"resolution: {height}x{width} is too small for shapes; use at least {MIN_RESOLUTION}")
+    return height, width
+
+
+def _check_name(argument: str, name: str) -> None:
+    known = _LABEL_NAMES["shape"] + _LABEL_NAMES["shape_color"]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise ValueError(f"{argument}: {name!r} is no shape or colored shape; did you mean {close!r}?")

@@ -1,0 +1,403 @@
+import math
+from functools import reduce
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_genmod import AncestralDDPMScheduler
+from hf_genmod.evaluation import (
+    FeatureClassifier,
+    FeatureStatistics,
+    Share,
+    evaluate_pictures,
+    extract_features,
+    frechet_distance,
+    recognised_share,
+    train_feature_classifier,
+    variational_bound,
+)
+
+DATA = Path(__file__).parents[2] / "shared/data"
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gaussian_features(n, d, mean, covariance_root, seed=0):
+    """n features whose mean and covariance are exactly `mean` and `covariance_root @ covariance_root.T`."""
+    x = randn(n, d, seed=seed)
+    x = x - x.mean(dim=0)
+    whitening = torch.linalg.inv(torch.linalg.cholesky(x.T @ x / (n - 1)))
+    return x @ whitening.T @ covariance_root.T + mean
+
+
+def bars(n, seed=0, channels=3, size=16):
+    """Pictures in noise with a bright bar: upright for class 0, level for class 1."""
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 120, (n, channels, size, size), generator=rng, dtype=torch.uint8)
+    labels = torch.randint(0, 2, (n,), generator=rng)
+    for image, label, start in zip(images, labels, torch.randint(2, size - 4, (n,), generator=rng), strict=True):
+        image.narrow(2 if label == 0 else 1, int(start), 2).fill_(230)
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return train_feature_classifier(*bars(256), num_classes=2, max_train_steps=40, batch_size=32)
+
+
+# Fréchet distance
+
+
+@pytest.mark.parametrize("d, n", [(2, 50), (16, 100), (64, 1000)])
+def test_frechet_distance_equals_the_matrix_square_root(d, n):
+    linalg = pytest.importorskip("scipy.linalg", reason="the reference is scipy's matrix square root")
+    a = randn(n, d) @ randn(d, d, seed=1)
+    b = randn(2 * n, d, seed=2) @ randn(d, d, seed=3) + 0.5
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    root = torch.from_numpy(linalg.sqrtm((cov_a @ cov_b).numpy()).real)
+    expected = (a.mean(0) - b.mean(0)).square().sum() + (cov_a + cov_b - 2 * root).trace()
+    assert frechet_distance(a, b) == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_frechet_distance_of_commuting_covariances_in_closed_form():
+    # Σ_a and Σ_b share the eigenvectors Q, so that Tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^{1/2}) = Σ_i (s_i - t_i)².
+    d = 12
+    q = torch.linalg.qr(randn(d, d)).Q
+    s, t = randn(d, seed=1).abs(), randn(d, seed=2).abs()
+    shift = randn(d, seed=3)
+    a = gaussian_features(100, d, torch.zeros(d), q * s, seed=4)
+    b = gaussian_features(80, d, shift, q * t, seed=5)
+    expected = shift.square().sum() + (s - t).square().sum()
+    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_frechet_distance_of_a_shift_is_its_squared_length():
+    a = randn(200, 8) @ randn(8, 8, seed=1)
+    shift = torch.arange(8.0)
+    assert frechet_distance(a, a + shift) == pytest.approx(140.0, rel=1e-10)
+
+
+def test_frechet_distance_of_a_scaling_of_one_feature():
+    # One dimension: (σ - cσ)² + (μ - cμ)².
+    a = torch.tensor([[1.0], [2.0], [3.0]])  # μ = 2, σ = 1
+    assert frechet_distance(a, 3 * a) == pytest.approx(4.0 + 16.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+def test_frechet_distance_of_equal_sets_is_zero(scale):
+    features = scale * randn(300, 64) @ randn(64, 64, seed=1) / 8 + 3
+    features[:, 5] = 0  # a dead feature: a singular covariance
+    features[:, 6] = features[:, 7]
+    assert 0 <= frechet_distance(features, features) < 1e-6
+    assert frechet_distance(features, features.flip(0)) < 1e-6
+
+
+def test_frechet_distance_is_symmetric_and_blind_to_rotation_and_order():
+    a, b = randn(90, 10), 1.5 * randn(120, 10, seed=1) + 0.3
+    q = torch.linalg.qr(randn(10, 10, seed=2)).Q
+    expected = frechet_distance(a, b)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(a @ q, b @ q) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(a[torch.randperm(90)], b) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(2 * a, 2 * b) == pytest.approx(4 * expected, rel=1e-10)
+
+
+def test_frechet_distance_falls_to_zero_as_samples_of_one_distribution_grow():
+    distances = [frechet_distance(randn(n, 16), randn(n, 16, seed=1)) for n in (50, 500, 5000)]
+    assert distances[0] > 5 * distances[1] > 25 * distances[2] > 0
+
+
+def test_frechet_distance_says_how_many_samples_it_needs():
+    enough = randn(65, 64)
+    assert frechet_distance(enough, randn(65, 64, seed=1)) > 0
+    for a, b in ((enough[:64], enough), (enough, enough[:64])):
+        with pytest.raises(ValueError, match="64 samples of 64 dimensions .* at least 65 samples"):
+            frechet_distance(a, b)
+
+
+def test_frechet_distance_refuses_what_it_cannot_measure():
+    good = randn(20, 3)
+    for value in (math.nan, math.inf):
+        bad = good.clone()
+        bad[4, 1] = bad[7, 2] = value
+        with pytest.raises(ValueError, match="2 of 20 rows are not finite"):
+            frechet_distance(good, bad)
+    with pytest.raises(ValueError, match="3 and 2 dimensions"):
+        frechet_distance(good, good[:, :2])
+    with pytest.raises(ValueError, match=r"shape \(20,\)"):
+        frechet_distance(good, good[:, 0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 500])
+def test_statistics_do_not_depend_on_the_batches(batch_size):
+    features = (1000 + randn(500, 12) @ randn(12, 12, seed=1)).float()  # a mean that swamps naive sums of squares
+    whole = FeatureStatistics.of(features)
+    merged = reduce(FeatureStatistics.merge, map(FeatureStatistics.of, features.split(batch_size)))
+    assert merged.count == 500
+    torch.testing.assert_close(merged.mean, features.double().mean(0), rtol=0, atol=1e-9)
+    torch.testing.assert_close(merged.covariance, torch.cov(features.double().T), rtol=0, atol=1e-9)
+    reference = randn(100, 12, seed=2)
+    expected = frechet_distance(whole, reference)
+    assert frechet_distance(merged, reference) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(features, reference) == expected
+
+
+# Share
+
+
+@pytest.mark.parametrize(
+    "k, n, low, high",  # Newcombe 1998, Table I, method 3
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_share_equals_published_wilson_intervals(k, n, low, high):
+    predictions = torch.arange(n) < k
+    share = recognised_share(predictions.long(), [1] * n)
+    assert (share.value, share.count) == (k / n, n)
+    assert (share.low, share.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    mirror = recognised_share(predictions.long(), [0] * n)
+    assert (mirror.low, mirror.high) == (pytest.approx(1 - share.high), pytest.approx(1 - share.low))
+    assert 0 <= share.low <= share.value <= share.high <= 1
+
+
+def test_share_covers_the_truth_nineteen_times_in_twenty():
+    n = 60
+    shares = [recognised_share((torch.arange(n) < k).long(), [1] * n) for k in range(n + 1)]
+    truths = [(i + 0.5) / 400 for i in range(400)]
+    coverage = [
+        sum(
+            math.comb(n, k) * p**k * (1 - p) ** (n - k)
+            for k, share in enumerate(shares)
+            if share.low <= p <= share.high
+        )
+        for p in truths
+    ]
+    assert sum(coverage) / len(coverage) == pytest.approx(0.95, abs=0.01)
+
+
+def test_share_from_logits_and_in_print():
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [5.0, 4.0, 4.5], [0.0, 0.0, 0.1]])
+    assert recognised_share(logits, torch.tensor([0, 1, 2, 2])).value == 0.75
+    assert str(recognised_share((torch.arange(1000) < 964).long(), [1] * 1000)) == "96.4% (95.1–97.4%, n = 1000)"
+    assert str(Share(1.0, 3, 0.4385, 1.0)) == "100.0% (43.9–100.0%, n = 3)"
+
+
+def test_share_needs_one_label_per_prediction():
+    with pytest.raises(ValueError, match="2 for 3 predictions"):
+        recognised_share(torch.zeros(3, 2), [0, 1])
+    with pytest.raises(ValueError, match="0 for 0 predictions"):
+        recognised_share(torch.zeros(0, 2), [])
+
+
+# Classifier
+
+
+def test_classifier_recognises_what_it_was_trained_on(classifier):
+    images, labels = bars(200, seed=1)
+    with torch.no_grad():
+        assert recognised_share(classifier(images.float() / 127.5 - 1), labels).value >= 0.99
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_is_decided_by_its_seed(flip):
+    def train(seed):
+        model = train_feature_classifier(*bars(40), 2, seed=seed, max_train_steps=4, batch_size=16, flip=flip)
+        return model.state_dict()
+
+    torch.manual_seed(1)
+    random_state = torch.get_rng_state()
+    first = train(seed=0)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    torch.manual_seed(2)
+    again, other = train(seed=0), train(seed=1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["projection.weight"], other["projection.weight"])
+
+
+def test_flip_changes_what_is_learned():
+    plain, flipped = (
+        train_feature_classifier(*bars(40), 2, max_train_steps=4, batch_size=16, flip=flip) for flip in (False, True)
+    )
+    assert not torch.equal(plain.projection.weight, flipped.projection.weight)
+
+
+def test_training_goes_round_a_set_smaller_than_a_batch():
+    model = train_feature_classifier(*bars(10), 2, max_train_steps=3, batch_size=64)
+    assert model.body[1].num_batches_tracked == 3 and not model.training
+
+
+def test_training_refuses_wrong_pictures_and_labels():
+    images, labels = bars(8)
+    with pytest.raises(ValueError, match="torch.float32 of shape"):
+        train_feature_classifier(images.float(), labels, 2)
+    with pytest.raises(ValueError, match="7 for 8 images"):
+        train_feature_classifier(images, labels[:7], 2)
+    with pytest.raises(ValueError, match=r"0\.\.1, but with num_classes=1"):
+        train_feature_classifier(images, labels, 1)
+
+
+def test_saved_classifier_loads_bitwise(classifier, tmp_path):
+    path = tmp_path / "classifier.safetensors"
+    classifier.save(path)
+    loaded = FeatureClassifier.load(path)
+    pictures = randn(5, 3, 16, 16).float().clamp(-1, 1)
+    assert loaded.config == classifier.config and not loaded.training
+    assert all(torch.equal(v, classifier.state_dict()[k]) for k, v in loaded.state_dict().items())
+    assert torch.equal(loaded(pictures), classifier(pictures))
+
+
+def test_load_refuses_weights_of_another_origin(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="other.safetensors' was not written by FeatureClassifier.save"):
+        FeatureClassifier.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("channels, height, width", [(1, 28, 28), (3, 32, 32), (4, 17, 9), (2, 2, 2)])
+def test_classifier_takes_any_channels_and_size(channels, height, width):
+    model = FeatureClassifier(channels, num_classes=5, feature_dim=7).eval()
+    pictures = randn(3, channels, height, width).float()
+    features = model.features(pictures)
+    assert features.shape == (3, 7) and model(pictures).shape == (3, 5)
+    assert torch.equal(model(pictures), model.head(features))
+    with pytest.raises(ValueError, match=f"{channels + 1} channels, but this classifier was made for {channels}"):
+        model(torch.zeros(1, channels + 1, 8, 8))
+
+
+# Pictures
+
+
+def test_features_of_a_picture_do_not_depend_on_its_company(classifier):
+    images, _ = bars(9)
+    together = extract_features(images, classifier)
+    for batch_size in (1, 4):
+        torch.testing.assert_close(extract_features(images, classifier, batch_size), together, rtol=1e-5, atol=1e-5)
+
+
+def test_bytes_and_floats_give_the_same_features(classifier):
+    images, _ = bars(9)
+    assert torch.equal(extract_features(images, classifier), extract_features(images.float() / 127.5 - 1, classifier))
+
+
+def test_evaluate_pictures_agrees_with_its_parts(classifier):
+    images, labels = bars(150, seed=2)
+    real = extract_features(bars(200, seed=3)[0], classifier)
+    metrics = evaluate_pictures(images, classifier, real, labels, batch_size=64)
+    with torch.no_grad():
+        pictures = images.float() / 127.5 - 1
+        assert metrics["frechet_distance"] == pytest.approx(
+            frechet_distance(classifier.features(pictures), real), rel=1e-4
+        )
+        assert metrics["recognised_share"] == recognised_share(classifier(pictures), labels)
+    assert (metrics["num_samples"], metrics["num_real_samples"]) == (150, 200)
+    same = evaluate_pictures(images, classifier, FeatureStatistics.of(real), labels, batch_size=7)
+    assert same["frechet_distance"] == pytest.approx(metrics["frechet_distance"], rel=1e-4)
+
+
+def test_evaluate_pictures_tells_worse_pictures_from_better(classifier):
+    real = extract_features(bars(300, seed=3)[0], classifier)
+    images = bars(150, seed=4)[0]
+    blurred = F.avg_pool2d(images.float(), 5, stride=1, padding=2).byte()
+    good, bad = (evaluate_pictures(x, classifier, real)["frechet_distance"] for x in (images, blurred))
+    assert good < bad / 5
+
+
+def test_evaluate_pictures_takes_any_feature_function():
+    images, labels = bars(40)
+
+    def mean_colour(pictures):
+        assert pictures.dtype == torch.float32 and -1 <= pictures.min() and pictures.max() <= 1
+        return pictures.mean(dim=(2, 3))
+
+    metrics = evaluate_pictures(images, mean_colour, real=extract_features(images, mean_colour), batch_size=16)
+    assert metrics == {
+        "frechet_distance": pytest.approx(0, abs=1e-6),
+        "num_samples": 40,
+        "num_real_samples": 40,
+    }
+    with pytest.raises(ValueError, match="function recognises no classes"):
+        evaluate_pictures(images, mean_colour, real=torch.zeros(9, 3), labels=labels)
+
+
+def test_pictures_of_the_wrong_range_are_refused(classifier):
+    images, _ = bars(4)
+    for wrong in (
+        images.float(),
+        images.float() / 255,
+        images.float() / 100 - 1,
+        torch.full((4, 3, 16, 16), math.nan),
+    ):
+        with pytest.raises(ValueError, match="give uint8, or float that fills"):
+            extract_features(wrong, classifier)
+    with pytest.raises(ValueError, match=r"shape \(3, 16, 16\)"):
+        extract_features(images[0], classifier)
+
+
+def test_a_module_in_training_mode_is_refused():
+    with pytest.raises(ValueError, match="training mode"):
+        extract_features(bars(4)[0], FeatureClassifier(3, 2))
+
+
+# Real pictures: minutes
+
+
+def real_pictures(name, split):
+    from datasets import load_dataset
+
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no {name} pictures beside the repository")
+    data = load_dataset(str(DATA / name), split=split).with_format("torch")
+    images = torch.stack(list(data["image"]))
+    if images.shape[-1] != 32:
+        images = F.interpolate(images.float(), size=(32, 32), mode="bilinear").round().byte()
+    return images, torch.as_tensor(data["label"][:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, flip, accuracy", [("mnist", False, 0.99), ("cats_dogs32", True, 0.80)])
+def test_classifier_recognises_real_pictures(name, flip, accuracy):
+    images, labels = real_pictures(name, "train")
+    model = train_feature_classifier(images, labels, int(labels.max()) + 1, flip=flip)
+    real = FeatureStatistics.of(extract_features(images, model))
+    test_images, test_labels = real_pictures(name, "test")
+    metrics = evaluate_pictures(test_images, model, real, test_labels)
+    assert metrics["recognised_share"].value >= accuracy
+    # 1,000 real pictures against all of them: the floor that no generator can be expected to beat.
+    choice = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:1000]
+    floor = evaluate_pictures(images[choice], model, real)["frechet_distance"]
+    noise = evaluate_pictures(torch.randint(0, 256, images[choice].shape, dtype=torch.uint8), model, real)
+    assert floor < noise["frechet_distance"] / 50
+    print(f"{name}: {metrics['recognised_share']}, test set {metrics['frechet_distance']:.4f}, floor {floor:.4f}")
+
+
+def test_bound_of_the_exact_denoiser_of_gaussian_data_is_its_entropy():
+    """For x_0 ~ N(0, s²) per pixel the optimal ε̂ is known; with small steps the bound is close to the likelihood of
+    the pixels rounded to 8 bits, log2(127.5) − h(x_0) bits per dimension."""
+    s = 0.2
+    x = s * torch.randn(2000, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    pictures = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    scheduler = AncestralDDPMScheduler(variance_type="fixed_large", clip_sample=False)
+
+    def exact(x_t, t):
+        alpha_bar = scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        return SimpleNamespace(sample=(1 - alpha_bar).sqrt() / (alpha_bar * s**2 + 1 - alpha_bar) * x_t)
+
+    truth = math.log2(127.5) + 0.5 * math.log2(2 * math.pi * math.e * s**2)
+    bound, error = variational_bound(exact, scheduler, pictures, draws=10)
+    assert error < 0.02
+    assert truth - 3 * error < bound < truth + 0.03 + 3 * error
+
+
+def test_bound_does_not_depend_on_the_batch_size():
+    pictures = torch.randint(0, 256, (50, 1, 4, 4), dtype=torch.uint8)
+    scheduler = AncestralDDPMScheduler()
+    bounds = [
+        variational_bound(lambda x_t, t: SimpleNamespace(sample=x_t), scheduler, pictures, draws=2, batch_size=size)[0]
+        for size in (7, 50)
+    ]
+    assert math.isclose(*bounds, rel_tol=1e-6)

@@ -1,0 +1,87 @@
+"""The examples, run as a person runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hf_genmod import load_pipeline, shapes
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = ["--resolution", "16", "--block_out_channels", "16", "32", "--norm_num_groups", "8", "--layers_per_block", "1",
+         "--batch_size", "8", "--sampling_steps", "0"]  # fmt: skip
+
+
+def run(script, *arguments, **kwargs):
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def class_folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    drawn = shapes.ShapesDataset(24, resolution=16)
+    for i, row in enumerate(drawn[i] for i in range(24)):
+        (folder / drawn.label_names[row["label"]]).mkdir(exist_ok=True)
+        row["image"].convert("L").save(folder / drawn.label_names[row["label"]] / f"{i}.png")
+    return folder
+
+
+def test_training_on_a_folder_of_grey_class_folders_leaves_a_model_of_them(class_folders, tmp_path):
+    done = run("train_cfg.py", "--dataset", class_folders, "--output_dir", tmp_path, "--max_train_steps", 3, *SMALL)
+    assert done.returncode == 0, done.stderr
+    pipe = load_pipeline(tmp_path)
+    assert sorted(pipe.labels) == sorted(folder.name for folder in class_folders.iterdir())
+    images = pipe(list(pipe.labels)[:2], num_inference_steps=2).images
+    assert [(image.mode, image.size) for image in images] == [("L", (16, 16))] * 2
+
+    again = run("train_cfg.py", "--dataset", class_folders, "--output_dir", tmp_path, "--max_train_steps", 4, *SMALL)
+    assert again.returncode == 2
+    assert "holds a different run (training.max_train_steps was 3, is 4)" in again.stderr
+
+
+def test_training_without_labels_and_with_a_learned_variance_in_bf16(tmp_path):
+    done = run("train_unconditional.py", "--output_dir", tmp_path / "run", "--max_train_steps", 2, "--learn_variance",
+               "--mixed_precision", "bf16", "--gradient_checkpointing", "--report_to", "tensorboard", *SMALL)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (image,) = load_pipeline(tmp_path / "run")(num_inference_steps=2).images
+    assert (image.mode, image.size) == ("RGB", (16, 16))
+    assert list((tmp_path / "run" / "logs").rglob("events*"))
+
+
+def test_the_demo_checks_the_model_it_samples(tmp_path):
+    run("train_cfg.py", "--output_dir", tmp_path, "--max_train_steps", 1, *SMALL)
+    done = run("demo.py", "--model", tmp_path, "--samples_per_class", 8)
+    assert done.returncode == 0, done.stderr
+    assert " of 64 samples (" in done.stdout
+    assert f'DiffusionPipeline.from_pretrained("{tmp_path}", trust_remote_code=True)' in done.stdout
+    assert Image.open(tmp_path / "samples" / "classes.png").size == (8 * 64, 8 * 64)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--max_train_steps", 1, "--dataset", "no/such/folder"], "no/such/folder: there is no such folder"),
+        (["--max_train_steps", -1], "max_train_steps: -1 is not positive"),
+        (["--max_train_steps", 1, "--max_train_minutes", 1], "a run has one budget"),
+        (["--max_train_steps", 1, "--resolution", 30, "--block_out_channels", 48, 96, 128], "such as 24x24 or 32x32"),
+        (["--max_train_steps", 1, "--weighting", "snr"], "weighting: 'snr' is not one of"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_leave_nothing(arguments, message, tmp_path):
+    done = run("train_cfg.py", "--output_dir", tmp_path / "run", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert message in error
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_flag_gets_the_usage(tmp_path):
+    done = run("train_cfg.py", "--max_train_step", 1, "--datset", "shapes", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--datset" in done.stderr and "Traceback" not in done.stderr

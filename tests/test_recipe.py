@@ -1,0 +1,80 @@
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hf_genmod.recipe import DataArguments, ModelArguments, one_line_errors, parse_arguments
+from hf_genmod.training import TrainingConfig
+
+
+def pictures(resolution, channels=3):
+    return SimpleNamespace(resolution=resolution, channels=channels)
+
+
+@pytest.mark.parametrize(
+    "resolution, patch_size, widths",
+    [((32, 32), 2, (48, 96, 128)), ((28, 28), 2, (96, 128)), ((64, 48), 2, (48, 96, 128)), ((20, 12), 2, (96, 128)),
+     ((30, 30), 2, (128,)), ((15, 15), 1, (128,))],
+)  # fmt: skip
+def test_the_default_unet_fits_the_pictures(resolution, patch_size, widths):
+    unet = ModelArguments().make_unet(pictures(resolution, channels=1))
+    assert (unet.config.patch_size, unet.config.block_out_channels) == (patch_size, widths)
+    assert unet(torch.zeros(2, 1, *resolution), 5).sample.shape == (2, 1, *resolution)
+
+
+def test_the_same_seed_makes_the_same_unet():
+    first, again, other = (ModelArguments().make_unet(pictures((8, 8)), seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.conv_in.weight, again.conv_in.weight)
+    assert not torch.equal(first.conv_in.weight, other.conv_in.weight)
+
+
+def test_a_learned_variance_doubles_the_outputs_and_is_known_to_the_scheduler():
+    model = ModelArguments(learn_variance=True)
+    assert model.make_unet(pictures((16, 16))).config.out_channels == 6
+    assert model.make_scheduler().config.variance_type == "learned_range"
+
+
+def test_the_default_process_starts_at_pure_noise():
+    scheduler = ModelArguments().make_scheduler()
+    scheduler.set_timesteps(50)
+    assert scheduler.timesteps[0] == 999
+    assert scheduler.alphas_cumprod[-1] < 1e-6
+
+
+def test_sizes_that_cannot_be_halved_and_levels_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="resolution 30x30: .* such as 24x24 or 32x32"):
+        ModelArguments(block_out_channels=[32, 64, 64]).make_unet(pictures((30, 30)))
+    with pytest.raises(ValueError, match="attention_levels: 3 is not one of the levels 0 to 2"):
+        ModelArguments(attention_levels=[3]).make_unet(pictures((32, 32)))
+
+
+def test_flags_override_the_file_which_overrides_the_defaults(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("dataset: mine\nmax_train_steps: 7\nlearning_rate: 1e-4\nblock_out_channels: [16, 32]\n")
+    argv = ["--config", str(file), "--dataset", "other", "--horizontal_flip"]
+    data, model, config = parse_arguments(DataArguments, ModelArguments, TrainingConfig, argv=argv)
+    assert data == DataArguments(dataset="other")
+    assert model == ModelArguments(block_out_channels=[16, 32])
+    assert config == TrainingConfig(max_train_steps=7, learning_rate=1e-4, horizontal_flip=True)
+
+
+def test_what_a_run_writes_down_is_a_settings_file(tmp_path):
+    config = TrainingConfig(max_train_steps=3, ema_length=0.1)
+    file = tmp_path / "settings.yaml"
+    file.write_text("".join(f"{k}: {'null' if v is None else v}\n" for k, v in dataclasses.asdict(config).items()))
+    assert parse_arguments(TrainingConfig, argv=["--config", str(file)]) == (config,)
+
+
+def test_an_unknown_setting_in_the_file_is_named(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("max_train_step: 7\n")
+    with pytest.raises(ValueError, match="'max_train_step' is not a setting"):
+        parse_arguments(TrainingConfig, argv=["--config", str(file)])
+
+
+def test_a_mistake_ends_a_script_with_one_line(capsys):
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise ValueError("batch_size: 0 is not positive")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: batch_size: 0 is not positive\n"
