@@ -45,8 +45,8 @@ def test_training_on_a_folder_of_grey_class_folders_leaves_a_model_of_them(class
 
 
 def test_training_without_labels_and_with_a_learned_variance_in_bf16(tmp_path):
-    done = run("train_unconditional.py", "--output_dir", tmp_path / "run", "--max_train_steps", 2, "--learn_variance",
-               "--mixed_precision", "bf16", "--gradient_checkpointing", "--report_to", "tensorboard", *SMALL)  # fmt: skip
+    flags = ["--learn_variance", "--mixed_precision", "bf16", "--gradient_checkpointing", "--report_to", "tensorboard"]
+    done = run("train_unconditional.py", "--output_dir", tmp_path / "run", "--max_train_steps", 2, *flags, *SMALL)
     assert done.returncode == 0, done.stderr
     (image,) = load_pipeline(tmp_path / "run")(num_inference_steps=2).images
     assert (image.mode, image.size) == ("RGB", (16, 16))

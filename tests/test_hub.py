@@ -26,7 +26,7 @@ def pipeline(num_classes=None):
 
 
 def draw(pipe):
-    arguments = {"class_labels": ["cat", "dog"]} if isinstance(pipe, ClassifierFreeGuidedPipeline) else {"batch_size": 2}
+    arguments = {"batch_size": 2} if isinstance(pipe, UnconditionalPipeline) else {"class_labels": ["cat", "dog"]}
     generator = torch.Generator().manual_seed(3)
     return torch.from_numpy(pipe(**arguments, generator=generator, num_inference_steps=3, output_type="np").images)
 

@@ -367,6 +367,14 @@ def test_check_refuses_what_lies_halfway_between_names(size):
         assert check(medium.resize((32, 32), PIL.Image.Resampling.BOX, box)) == ()
 
 
+def test_allowance_for_noise_does_not_decide_between_shapes():
+    circle, square = (pixels(draw([Object(shape, "red", "small", (0.5, 0.5))], 16)) for shape in ("circle", "square"))
+    checkers = 14 * (-1.0) ** np.indices((16, 16)).sum(0)[..., None]
+    for mixture, found in ((circle, ["small red circle"]), ((circle + square) / 2, [])):
+        ground = (abs(mixture - BACKGROUND) < 4).all(-1, keepdims=True)
+        assert names(check(picture(np.where(ground, BACKGROUND + checkers, mixture)))) == found
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_check_refuses_malformed_objects(shape, size):
@@ -409,6 +417,9 @@ def test_check_answers_for_the_whole_picture():
 
     both[20:, 24:] = BACKGROUND  # half of the ring
     assert check(picture(both)) == ()
+    alone = pixels(draw([star], 32))
+    assert names(check(picture(alone))) == [str(star)]
+    assert check(picture(np.where((alone == BACKGROUND).all(-1, keepdims=True), 158, alone))) == ()  # another ground
     touching = draw([star, Object("ring", "red", "small", (0.5, 0.5))], 32)
     assert check(touching) == ()
 

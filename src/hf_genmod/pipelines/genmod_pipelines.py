@@ -60,9 +60,7 @@ class GenerationPipeline(DiffusionPipeline):
         Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239) with any scheduler: x_T ~ N(0, I), then
         x_{t-1} from x_t and the model's prediction until x_0. `predict(x_t, t)` is all in which pipelines differ.
         """
-        self._check_request(
-            batch_size, num_inference_steps, output_type, callback_on_step_end_tensor_inputs, latents
-        )
+        self._check_request(batch_size, num_inference_steps, output_type, callback_on_step_end_tensor_inputs, latents)
         device = self._execution_device
         generators = _one_generator_each(generator, batch_size)
         x_t = self._initial_noise(batch_size, generators, latents).to(device)
