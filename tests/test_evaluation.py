@@ -218,11 +218,13 @@ def test_training_is_decided_by_its_seed(flip):
     assert not torch.equal(first["projection.weight"], other["projection.weight"])
 
 
-def test_flip_changes_what_is_learned():
-    plain, flipped = (
-        train_feature_classifier(*bars(40), 2, max_train_steps=4, batch_size=16, flip=flip) for flip in (False, True)
+def test_flips_and_shifts_change_what_is_learned():
+    plain, flipped, shifted = (
+        train_feature_classifier(*bars(40), 2, max_train_steps=2, batch_size=16, **augmentation)
+        for augmentation in ({"max_shift": 0}, {"max_shift": 0, "flip": True}, {"max_shift": 1})
     )
     assert not torch.equal(plain.projection.weight, flipped.projection.weight)
+    assert not torch.equal(plain.projection.weight, shifted.projection.weight)
 
 
 def test_training_goes_round_a_set_smaller_than_a_batch():
@@ -359,7 +361,8 @@ def real_pictures(name, split):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, flip, accuracy", [("mnist", False, 0.99), ("cats_dogs32", True, 0.80)])
+# Measured 99.3% and 81.0%; 2,000 test pictures leave ± 2% to chance, and another thread count trains other weights.
+@pytest.mark.parametrize("name, flip, accuracy", [("mnist", False, 0.99), ("cats_dogs32", True, 0.77)])
 def test_classifier_recognises_real_pictures(name, flip, accuracy):
     images, labels = real_pictures(name, "train")
     model = train_feature_classifier(images, labels, int(labels.max()) + 1, flip=flip)

@@ -84,6 +84,7 @@ def train_feature_classifier(
     batch_size: int = 128,
     learning_rate: float = 3e-3,
     flip: bool = False,
+    max_shift: int = 2,
     feature_dim: int = 64,
 ) -> FeatureClassifier:
     """Trains a `FeatureClassifier` by cross-entropy, with AdamW and a one-cycle learning rate.
@@ -95,11 +96,12 @@ def train_feature_classifier(
         images (`torch.Tensor`): (n, C, H, W), uint8.
         labels (`torch.Tensor`): (n,), integers in 0..num_classes-1.
         num_classes (`int`): number of classes.
-        seed (`int`, defaults to 0): decides initial weights, order and flips.
+        seed (`int`, defaults to 0): decides initial weights, order, flips and shifts.
         max_train_steps (`int`, defaults to 1000): number of batches.
         batch_size (`int`, defaults to 128): pictures per batch.
         learning_rate (`float`, defaults to 3e-3): peak of the cycle.
         flip (`bool`, defaults to `False`): mirror half of the pictures left to right; not for digits or letters.
+        max_shift (`int`, defaults to 2): shift each batch by up to so many pixels, its border repeated.
         feature_dim (`int`, defaults to 64): d of the features.
 
     Returns:
@@ -119,8 +121,7 @@ def train_feature_classifier(
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = FeatureClassifier(images.shape[1], num_classes, feature_dim)
-    model.to(images.device, memory_format=torch.channels_last)  # a quarter faster on a CPU
+        model = FeatureClassifier(images.shape[1], num_classes, feature_dim).to(images.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max_train_steps)
     rng = torch.Generator().manual_seed(seed)
@@ -131,12 +132,15 @@ def train_feature_classifier(
         if flip:
             mirrored = torch.rand(batch_size, 1, 1, 1, generator=rng).to(batch.device) < 0.5
             batch = torch.where(mirrored, batch.flip(-1), batch)
+        top, left = torch.randint(2 * max_shift + 1, (2,), generator=rng).tolist()
+        padded = F.pad(batch, [max_shift] * 4, mode="replicate")
+        batch = padded[..., top : top + images.shape[-2], left : left + images.shape[-1]]
         loss = F.cross_entropy(model(batch), labels[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    return model.to(memory_format=torch.contiguous_format).eval()
+    return model.eval()
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,7 +340,7 @@ def variational_bound(
 
     L_0, the largest term, is taken of every picture; the sum of the others is estimated, without bias, from `draws`
     timesteps of each picture, stratified over the pictures, so that a thousand pictures cover them all.
-    The same seed draws the same timesteps and noise for every model, so that a difference between models is a paired one.
+    The same seed draws the same timesteps and noise for every model, so differences are paired.
 
     Args:
         unet ([`DenoisingUNet2DModel`]): the model.

@@ -48,7 +48,7 @@ class ModelArguments:
     block_out_channels: list[int] | None = dataclasses.field(
         default=None, metadata={"help": "Width of each level; by default the last of 48 96 128 that the size allows."}
     )
-    layers_per_block: int = dataclasses.field(default=2, metadata={"help": "Blocks per level."})
+    layers_per_block: int = dataclasses.field(default=1, metadata={"help": "Blocks per level."})
     attention_levels: list[int] | None = dataclasses.field(
         default=None, metadata={"help": "Levels with self-attention, from 0; by default the lowest."}
     )

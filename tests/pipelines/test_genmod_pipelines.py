@@ -130,6 +130,14 @@ class TestSamplers:
         expected = unet.x_0.detach().expand_as(pictures)
         torch.testing.assert_close(pictures, expected, rtol=0, atol=tolerance)
 
+    def test_the_network_first_sees_noise_of_deviation_one(self, sampler):
+        _, from_config = sampler
+        pipeline, seen = unconditional(ExactDenoiser([[0.5]], sample_size=64)), []
+        pipeline.scheduler = from_config(pipeline.scheduler.config)
+        pipeline.unet.register_forward_pre_hook(lambda unet, args: seen.append(args[0]))
+        draw(pipeline, 1)
+        assert seen[0].std().item() == pytest.approx(1, rel=0.05)
+
     def test_sampling_leaves_the_config_of_the_scheduler_alone(self, sampler):
         _, from_config = sampler
         config = AncestralDDPMScheduler(variance_type="learned_range").config

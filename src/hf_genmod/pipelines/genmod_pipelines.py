@@ -154,7 +154,7 @@ class GenerationPipeline(DiffusionPipeline):
     def to_json_string(self) -> str:
         """The index of a checkpoint, in which a class of ours is (file, class) and found beside the weights."""
         index = json.loads(super().to_json_string())
-        index.pop("_name_or_path", None)  # where it was loaded from is nobody else's business
+        index.pop("_name_or_path", None)
         for _, name, cls in self._classes():
             if hasattr(cls, "_shipped_file"):
                 index[name] = [cls._shipped_file[0], cls.__name__]
@@ -168,6 +168,7 @@ class GenerationPipeline(DiffusionPipeline):
                 file = Path(save_directory, folder, f"{stem}.py")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(source, encoding="utf-8")
+            _forget_path(Path(save_directory, folder, "config.json"))
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
@@ -207,7 +208,8 @@ class GenerationPipeline(DiffusionPipeline):
         """
         if not _IS_INSTALLED:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        kwargs.pop("trust_remote_code", None)
+        for name in ("trust_remote_code", "use_safetensors"):  # neither code nor pickles, whatever is asked for
+            kwargs.pop(name, None)
         folder = pretrained_model_name_or_path
         if not os.path.isdir(folder):
             folder = _download(str(folder), kwargs)
@@ -426,6 +428,13 @@ def _one_generator_each(generator, n: int) -> list[torch.Generator]:
     return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
 
 
+def _forget_path(config_file: Path) -> None:
+    """Drops from the config of a model where it was loaded from, which is nobody else's business."""
+    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    if config.pop("_name_or_path", None) is not None:
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _download(repo_id: str, kwargs: dict) -> str:
     """Fetches the index, configs and safetensors of a repository on the Hub, and no code; pops what it uses."""
     names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -435,7 +444,8 @@ def _download(repo_id: str, kwargs: dict) -> str:
     try:
         index_file = hf_hub_download(repo_id, DiffusionPipeline.config_name, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        lines = [line for line in str(error).splitlines() if line and "Client Error." not in line]
+        reason = lines[0] if lines else type(error).__name__
         raise FileNotFoundError(f"{repo_id!r} is not a folder here, nor a pipeline on the Hub: {reason}") from error
     index = json.loads(Path(index_file).read_text(encoding="utf-8"))
     components = [name for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"]
