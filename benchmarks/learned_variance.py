@@ -23,7 +23,7 @@ parser.add_argument("--pictures", type=int, default=1000, help="Held-out picture
 arguments = parser.parse_args()
 
 train = load_pictures(arguments.dataset, resolution=arguments.resolution)
-held_out = load_pictures(arguments.dataset, split="test", resolution=arguments.resolution)
+held_out = load_pictures(arguments.dataset, split="test", resolution=arguments.resolution, in_memory=True)
 pictures = held_out.images[: arguments.pictures]
 
 
@@ -50,5 +50,5 @@ for learn_variance, variance_types in ((False, ("fixed_small", "fixed_large")), 
     pipeline, steps = trained(learn_variance)
     for variance_type in variance_types:
         scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config, variance_type=variance_type)
-        bound, error = variational_bound(pipeline.unet, scheduler, pictures)
+        bound, error = variational_bound(pipeline.unet, scheduler, pictures.to(pipeline.device))
         print(f"| {variance_type} | {steps} | {bound:.3f} ± {error:.3f} |")

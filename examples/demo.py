@@ -15,11 +15,14 @@ from hf_genmod import shapes
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="runs/shapes", help="Folder of the checkpoint.")
-parser.add_argument("--samples_per_class", type=int, default=32, help="Pictures drawn of each class.")
+parser.add_argument("--samples_per_class", type=int, default=25, help="Pictures drawn of each class.")
 parser.add_argument("--guidance_scale", type=float, default=2.0, help="γ of classifier-free guidance.")
 arguments = parser.parse_args()
 
 pipe = DiffusionPipeline.from_pretrained(arguments.model, trust_remote_code=True)
+if torch.accelerator.is_available():
+    pipe.to(torch.accelerator.current_accelerator())
+num_columns = min(8, arguments.samples_per_class)
 names = list(pipe.labels)
 right, rows = 0, []
 for name in names:
@@ -28,12 +31,12 @@ for name in names:
         [name] * arguments.samples_per_class, guidance_scale=arguments.guidance_scale, generator=generator
     ).images
     right += sum(shapes.matches(image, name) for image in images)
-    rows += images[:8]
+    rows += images[:num_columns]
 
 grid = Path(arguments.model) / "samples" / "classes.png"
 grid.parent.mkdir(exist_ok=True)
 width, height = (4 * side for side in rows[0].size)
-make_image_grid(rows, len(names), 8).resize((8 * width, len(names) * height), 0).save(grid)
+make_image_grid(rows, len(names), num_columns).resize((num_columns * width, len(names) * height), 0).save(grid)
 total = len(names) * arguments.samples_per_class
 print(f"{right} of {total} samples ({right / total:.1%}) show the shape asked for, by the data set's exact checker")
 print(f"one row for each class, {', '.join(names)}: {grid}")

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -60,10 +61,22 @@ def test_flags_override_the_file_which_overrides_the_defaults(tmp_path):
 
 
 def test_what_a_run_writes_down_is_a_settings_file(tmp_path):
+    data, model = DataArguments(resolution="16x8"), ModelArguments(block_out_channels=[8, 16], learn_variance=True)
     config = TrainingConfig(max_train_steps=3, ema_length=0.1)
+    sections = {"training": config, "data": data, "model": model}
+    written = {name: dataclasses.asdict(section) for name, section in sections.items()}
+    file = tmp_path / "training_config.json"
+    file.write_text(json.dumps({**written, "pictures": {"name": "shapes", "num_pictures": 3}}, indent=2))
+    parsed = parse_arguments(DataArguments, ModelArguments, TrainingConfig, argv=["--config", str(file)])
+    assert parsed == (data, model, config)
+
+
+@pytest.mark.parametrize("text, message", [("a: [1", "not a YAML file"), ("- a\n- b", "holds no settings")])
+def test_a_file_that_holds_no_settings_is_named(tmp_path, text, message):
     file = tmp_path / "settings.yaml"
-    file.write_text("".join(f"{k}: {'null' if v is None else v}\n" for k, v in dataclasses.asdict(config).items()))
-    assert parse_arguments(TrainingConfig, argv=["--config", str(file)]) == (config,)
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"settings.yaml: {message}"):
+        parse_arguments(TrainingConfig, argv=["--config", str(file)])
 
 
 def test_an_unknown_setting_in_the_file_is_named(tmp_path):

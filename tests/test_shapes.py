@@ -124,7 +124,7 @@ def test_shapes_colors_sizes_and_places_are_uniform():
 
     for size in SIZES:
         centers = np.array([item.center for item in scenes if item.size == size])
-        low = RADII[size] + 0.03
+        low = RADII[1][size] + 0.03
         np.testing.assert_allclose(centers.min(0), low, atol=0.01)
         np.testing.assert_allclose(centers.max(0), 1 - low, atol=0.01)
         np.testing.assert_allclose(centers.mean(0), 0.5, atol=0.02)
@@ -173,7 +173,7 @@ def test_captions_of_two_objects_are_true():
         # True of the objects as wholes, and along the larger of the two displacements.
         axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[relation]
         ahead = sign * np.subtract(second.center, first.center)[axis]
-        assert ahead >= first.radius + second.radius + 0.06
+        assert ahead >= RADII[2][first.size] + RADII[2][second.size] + 0.06
         assert ahead >= abs(np.subtract(second.center, first.center)).max()
         relations[relation] += 1
     assert min(relations.values()) > 180
@@ -248,7 +248,7 @@ def test_mass_is_the_area_at_every_place(shape):
     rng = np.random.default_rng(0)
     cases = ((16, "small", 0.1, 0.2), (32, "small", 0.03, 0.1), (32, "large", 0.015, 0.1), (64, "large", 0.005, 0.05))
     for resolution, size, mass_error, drift in cases:
-        area = AREAS[shape] * (RADII[size] * resolution) ** 2
+        area = AREAS[shape] * (RADII[1][size] * resolution) ** 2
         offsets = []
         for center in rng.uniform(0.4, 0.6, (20, 2)):
             alpha = coverage(draw([Object(shape, "white", size, tuple(center))], resolution))
@@ -358,7 +358,7 @@ def test_check_refuses_what_lies_halfway_between_names(size):
     for a, b in itertools.combinations(COLORS, 2):
         assert check(middle(Object("heart", a, size, (0.5, 0.5)), Object("heart", b, size, (0.5, 0.5)))) == ()
     for shape in SHAPES:
-        scale = (RADII["small"] + RADII["large"]) / 2 / RADII[size]
+        scale = sum(RADII[1].values()) / 2 / RADII[1][size]
         image = draw([Object(shape, "red", size, (0.5, 0.5))], 256)
         near, far = 128 - 128 / scale, 128 + 128 / scale
         medium = PIL.Image.new("RGB", (512, 512), BACKGROUND)

@@ -142,6 +142,8 @@ def test_accumulated_parts_make_the_same_step_as_the_whole_batch(dataset, tmp_pa
         weights.append(raw_weights(trainer))
     for other in weights[1:]:
         torch.testing.assert_close(other, weights[0], atol=2e-5, rtol=0)
+    norms = [[line["gradient_norm"] for line in metrics(tmp_path / str(parts))] for parts in (1, 2, 4)]
+    np.testing.assert_allclose(norms[1:], [norms[0]] * 2, rtol=1e-3)  # AdamW would not show a wrong scale
 
 
 def test_a_budget_of_minutes_ends_with_the_schedules_at_their_end(dataset, tmp_path):
@@ -174,6 +176,37 @@ def test_power_function_average_weighs_step_tau_by_its_power():
     mean = (weights * tau).sum()
     deviation = (weights * (tau - mean) ** 2).sum().sqrt() / steps
     assert abs(deviation.item() - length) < 0.002
+
+
+def test_a_run_killed_before_its_first_save_starts_anew(dataset, tmp_path):
+    def killed_at_step_3(model, batch, rng):
+        if trainer.progress.step == 3:
+            raise Killed
+        return inner(model, batch, rng)
+
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=5)
+    inner, trainer.objective = trainer.objective, killed_at_step_3
+    with pytest.raises(Killed):
+        trainer.train()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    make_trainer(dataset, tmp_path, max_train_steps=5).train()
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path):
+    def objective(model, batch, rng):
+        return 0 * next(iter(model.parameters())).sum() + math.nan, {}
+
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+        make_trainer(dataset, tmp_path, objective=objective, max_train_steps=5).train()
+    assert not (tmp_path / "model_index.json").exists()
+
+
+def test_a_launcher_that_asks_for_another_precision_is_refused(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="give --mixed_precision bf16 to the script itself"):
+        make_trainer(dataset, tmp_path, max_train_steps=1)
 
 
 def test_average_of_no_length_is_the_last_step_and_too_long_ones_are_refused(dataset, tmp_path):
@@ -273,6 +306,7 @@ def test_two_processes_train_as_one_does(dataset, tmp_path):
     )  # fmt: skip
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert math.isclose(one["loss"], two["loss"], abs_tol=1e-4)
+        assert math.isclose(one["gradient_norm"], two["gradient_norm"], rel_tol=1e-2)
         assert one["learning_rate"] == two["learning_rate"]
     trained = load_pipeline(tmp_path / "two").unet.state_dict()
     for name, weight in load_pipeline(tmp_path / "one").unet.state_dict().items():
@@ -281,22 +315,24 @@ def test_two_processes_train_as_one_does(dataset, tmp_path):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_state_and_the_same_command_continues(dataset, tmp_path, number, status):
-    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=400)
-    command = [sys.executable, script(tmp_path), str(tmp_path / "cut"), "400"]
+    command = [sys.executable, script(tmp_path), str(tmp_path / "cut"), "100"]
     process = subprocess.Popen(command, env=one_thread(), stderr=subprocess.PIPE, text=True)
     seen = ""
     while "step 3," not in seen:  # the progress bar
-        seen += process.stderr.read(1)
+        character = process.stderr.read(1)
+        assert character, seen
+        seen += character
     process.send_signal(number)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == status
     assert "with the state saved; the same command continues the run" in rest
     (state,) = (tmp_path / "cut" / "checkpoints").iterdir()
     step = int(state.name.removeprefix("step-"))
-    assert 3 <= step < 400
+    assert 3 <= step < 100
     assert not (tmp_path / "cut" / "model_index.json").exists()
 
-    resumed = make_trainer(dataset, tmp_path / "cut", max_train_steps=400)
-    resumed._resume()
-    assert resumed.progress.step == step
-    assert whole.progress.step == 0
+    resumed = make_trainer(dataset, tmp_path / "cut", max_train_steps=100)
+    resumed.train()
+    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=100)
+    whole.train()
+    torch.testing.assert_close(raw_weights(resumed), raw_weights(whole), atol=1e-6, rtol=0)

@@ -35,11 +35,6 @@ def to_model_range(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
-def from_model_range(x: torch.Tensor) -> torch.Tensor:
-    """Maps [-1, 1] to `uint8` 0..255, rounded; the inverse of `to_model_range`. What lies outside is clipped."""
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 # ---------------------------------------------------------------------------------------------------- the pictures
 
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hf_genmod.data import to_model_range
 from hf_genmod.objectives import variational_bound_term
 from hf_genmod.randomness import BatchRandom
 
@@ -84,7 +85,7 @@ def train_feature_classifier(
     batch_size: int = 128,
     learning_rate: float = 3e-3,
     flip: bool = False,
-    max_shift: int = 2,
+    max_shift: int = 0,
     feature_dim: int = 64,
 ) -> FeatureClassifier:
     """Trains a `FeatureClassifier` by cross-entropy, with AdamW and a one-cycle learning rate.
@@ -101,7 +102,7 @@ def train_feature_classifier(
         batch_size (`int`, defaults to 128): pictures per batch.
         learning_rate (`float`, defaults to 3e-3): peak of the cycle.
         flip (`bool`, defaults to `False`): mirror half of the pictures left to right; not for digits or letters.
-        max_shift (`int`, defaults to 2): shift each batch by up to so many pixels, its border repeated.
+        max_shift (`int`, defaults to 0): shift each batch by up to so many pixels, its border repeated.
         feature_dim (`int`, defaults to 64): d of the features.
 
     Returns:
@@ -357,10 +358,12 @@ def variational_bound(
     T, n = scheduler.config.num_train_timesteps, len(pictures)
     bounds = []
     for draw in range(draws):
+        # Which picture is in which stratum of time has nothing to do with their order, which may be that of classes.
+        stratum = torch.randperm(n, generator=torch.Generator().manual_seed(seed + draw))
         total = 0.0
         for start in range(0, n, batch_size):
             part = slice(start, min(start + batch_size, n))
-            rng = BatchRandom(seed, draw, torch.arange(n)[part], n, pictures.device)
+            rng = BatchRandom(seed, draw, stratum[part], n, pictures.device)
             x_0 = _to_float(pictures[part])
             condition = {} if class_labels is None else {"class_labels": class_labels[part]}
             later = 1 + ((T - 1) * rng.stratified()).long()
@@ -368,11 +371,11 @@ def variational_bound(
                 x_t = scheduler.add_noise(x_0, rng.normal(x_0.shape[1:]), t)
                 model_output = unet(x_t, t, **condition).sample.float()
                 L_t = variational_bound_term(scheduler, model_output, x_0, x_t, t, clip=True)  # (n,)
-                total += terms * L_t.double().sum().item()
+                total += terms * L_t.cpu().double().sum().item()
         bounds.append(total / n)
 
-    alpha_bar_T = scheduler.alphas_cumprod[-1].double()
-    mean_square = _to_float(pictures).double().square().mean().cpu()
+    alpha_bar_T = scheduler.alphas_cumprod[-1].cpu().double()
+    mean_square = _to_float(pictures).cpu().double().square().mean()
     prior = 0.5 * (alpha_bar_T * mean_square - alpha_bar_T - torch.log1p(-alpha_bar_T)) / math.log(2)  # L_T
     bounds = torch.tensor(bounds, dtype=torch.float64) + prior
     return bounds.mean().item(), (bounds.std() / draws**0.5).item()
@@ -385,7 +388,7 @@ def _block(c_in: int, c_out: int, kernel_size: int, stride: int) -> tuple[nn.Mod
 
 
 def _to_float(pictures: Tensor) -> Tensor:
-    return pictures.float() / 127.5 - 1 if pictures.dtype == torch.uint8 else pictures.float()
+    return to_model_range(pictures) if pictures.dtype == torch.uint8 else pictures.float()
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -117,9 +117,11 @@ def class_rows(pipeline, num_columns: int = 8, max_rows: int = 10, seed: int = 0
         kwargs: Further arguments of the pipeline.
     """
     num_rows = min(pipeline.unet.config.num_classes, max_rows)
-    labels = [row for row in range(num_rows) for _ in range(num_columns)]
     generator = torch.Generator().manual_seed(seed)
-    return make_image_grid(pipeline(labels, generator=generator, **kwargs).images, num_rows, num_columns)
+    images = []
+    for label in range(num_rows):
+        images += pipeline([label] * num_columns, generator=generator, **kwargs).images
+    return make_image_grid(images, num_rows, num_columns)
 
 
 @contextlib.contextmanager
@@ -156,8 +158,19 @@ def parse_arguments(*dataclass_types, argv: list[str] | None = None):
 
 
 def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
-    """The settings of a YAML file as the flags that say the same; the text as it stands, so that `no` stays "no"."""
-    settings = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    """
+    The settings of a YAML file, or of the `training_config.json` of a run, as the flags that say the same; the text as
+    it stands, so that `no` stays "no".
+    """
+    try:
+        settings = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: not a YAML file ({str(error).splitlines()[0]})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: holds no settings, which would be lines such as 'batch_size: 32'")
+    settings.pop("pictures", None)  # which a run writes down too, to know its data again
+    for name in [name for name, value in settings.items() if isinstance(value, dict)]:
+        settings |= settings.pop(name)
     known = {action.dest for action in parser._actions}
     unknown = sorted(set(settings) - known)
     if unknown:

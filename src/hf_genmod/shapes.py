@@ -64,8 +64,9 @@ COLORS = {
     "white": (250, 250, 250),
 }
 BACKGROUND = (128, 128, 128)
-RADII = {"small": 0.13, "large": 0.2}
-SIZES = tuple(RADII)
+# Half the side of the square that holds an object, by how many objects the scene has; "small" is that among its likes.
+RADII = {1: {"small": 0.19, "large": 0.3}, 2: {"small": 0.13, "large": 0.2}}
+SIZES = ("small", "large")
 MIN_RESOLUTION = 16
 
 _LABEL_NAMES = {
@@ -102,11 +103,6 @@ class Object:
     size: str
     center: tuple[float, float]
 
-    @property
-    def radius(self) -> float:
-        """Half the side of the square that holds the object, in units of the picture's shorter side."""
-        return RADII[self.size]
-
     def __str__(self) -> str:
         return f"{self.size} {self.color} {self.shape}"
 
@@ -130,7 +126,7 @@ def draw(objects: Sequence[Object], resolution: int | tuple[int, int] = 32) -> P
     """Draws objects, antialiased, on the plain ground `BACKGROUND`, the last one on top.
 
     Args:
-        objects (sequence of [`Object`]): the scene; what lies outside the picture is cut off.
+        objects (sequence of [`Object`]): the scene, one or two; what lies outside the picture is cut off.
         resolution (`int` or `tuple[int, int]`): side, or (height, width), in pixels, at least `MIN_RESOLUTION`.
 
     Returns:
@@ -140,7 +136,7 @@ def draw(objects: Sequence[Object], resolution: int | tuple[int, int] = 32) -> P
     unit = min(height, width)
     pixels = np.full((height, width, 3), BACKGROUND, dtype=np.float64)
     for item in objects:
-        (x, y), r = np.multiply(item.center, unit), item.radius * unit
+        (x, y), r = np.multiply(item.center, unit), RADII[len(objects)][item.size] * unit
         left, right = max(math.floor(x - r), 0), min(math.ceil(x + r), width)
         top, bottom = max(math.floor(y - r), 0), min(math.ceil(y + r), height)
         window = pixels[top:bottom, left:right]
@@ -222,7 +218,7 @@ class ShapesDataset(torch.utils.data.Dataset):
             raise IndexError(f"index: {index} is not one of the {self.num_images} pictures, counted from 0")
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
         kinds = [self._draw_kind(rng) for _ in range(self.num_objects)]
-        radii = np.array([[RADII[size]] for _, _, size in kinds])
+        radii = np.array([[RADII[self.num_objects][size]] for _, _, size in kinds])
         height, width = self.resolution
         low = radii + _GAP / 2
         high = np.array([width, height]) / min(height, width) - low
@@ -266,7 +262,10 @@ def check(image: PIL.Image.Image | np.ndarray) -> tuple[Object, ...]:
     ground = np.logical_not(np.any(blobs, axis=0))
     if not blobs or not ground.any() or (noise := (contrast[ground] ** 2).mean()) > _MAX_NOISE:
         return ()
-    found = [_name(np.where(blob[..., None], offset, 0), noise * blob.sum(), unit) for blob in blobs]
+    if len(blobs) not in RADII:
+        return ()
+    radii = unit * np.array(list(RADII[len(blobs)].values()), dtype=np.float32)
+    found = [_name(np.where(blob[..., None], offset, 0), noise * blob.sum(), radii, unit) for blob in blobs]
     return () if None in found else tuple(sorted(found, key=lambda item: item.center[1]))
 
 
@@ -292,12 +291,13 @@ def _blobs(mask: np.ndarray) -> Iterator[np.ndarray]:
         yield blob[1:-1, 1:-1]
 
 
-def _name(offset: np.ndarray, noise: float, unit: int) -> Object | None:
-    """Names what pixels less the ground, (height, width, 3), show; `noise` is the part of their energy to ignore."""
+def _name(offset: np.ndarray, noise: float, radii: np.ndarray, unit: int) -> Object | None:
+    """Names what pixels less the ground, (height, width, 3), show; `noise` is the part of their energy to ignore, and
+    `radii`, (2,), are those of small and large objects in pixels."""
     center = _centroid(np.linalg.norm(offset, axis=-1))  # contrast is proportional to coverage
 
     # Every shape in every size with its centroid there, in a window that is wide enough for all of them.
-    radii = np.array(list(RADII.values()), dtype=np.float32)[:, None, None] * unit
+    radii = radii[:, None, None]
     centers = center - _centroids()[:, None] * radii[:, 0]  # (shape, size, xy)
     reach = math.ceil(1.4 * radii.max())
     side = 2 * reach + 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, TorchDynamoPlugin, broadcast
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin, broadcast
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
@@ -104,6 +104,7 @@ class TrainingConfig:
         for name, choices in (("lr_schedule", ("cosine", "constant")), ("mixed_precision", ("no", "bf16", "fp16"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
+        power_function_average(self.ema_length)  # raises if it is too long
 
     def learning_rate_at(self, fraction: float) -> float:
         """The learning rate when `fraction`, in [0, 1], of the budget is used: warm-up, then cosine or constant."""
@@ -160,18 +161,16 @@ class Trainer:
 
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
             log_with=config.report_to,
             project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
             dynamo_plugin=TorchDynamoPlugin(backend="inductor") if config.compile else None,
             cpu=not torch.accelerator.is_available(),
         )
-        _check_processes(self.accelerator)
+        _check_launch(config, self.accelerator)
         batch_positions(  # raises if the batch cannot be shared
             config.batch_size, 0, config.gradient_accumulation_steps, 0, self.accelerator.num_processes
         )
-        self._open_run(description or {})
-
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         model.to(self.accelerator.device, memory_format=torch.channels_last)
@@ -186,6 +185,7 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.averaged_model, self.progress)
+        self._open_run(description or {})
 
     def train(self):
         """
@@ -205,7 +205,6 @@ class Trainer:
         settings = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
         accelerator.init_trackers("hf_genmod", config=settings)
         self.clock = Clock(config, self.progress, accelerator)
-        loader = iter(self._loader())
         accumulated = {}
         bar = tqdm(
             total=1.0,
@@ -214,13 +213,15 @@ class Trainer:
             disable=not accelerator.is_main_process,
         )
         with stop_signals() as stopped_by, bar:
+            loader = iter(self._loader())  # in here, so that its processes do not die of a Ctrl-C
             while self.clock.fraction < 1:
                 learning_rate = config.learning_rate_at(self.clock.fraction)
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate
                 metrics = self._step(loader)
                 self.progress.step += 1
-                self.averaged_model.update_parameters(self.model)
+                if not self.optimizer.step_was_skipped:  # as fp16 does when its loss scale was too large
+                    self.averaged_model.update_parameters(self.model)
                 bar.update(min(self.clock.tick(), 1.0) - bar.n)
 
                 for name, value in metrics.items():
@@ -288,7 +289,7 @@ class Trainer:
         return torch.utils.data.DataLoader(
             self.dataset,
             batch_sampler=sampler,
-            collate_fn=lambda batch: batch,
+            collate_fn=_identity,
             num_workers=config.num_workers,
             pin_memory=accelerator.device.type == "cuda",
         )
@@ -299,7 +300,7 @@ class Trainer:
         """Claims `output_dir` for this run, or recognises in it the same run, started before."""
         this_run = {
             "training": dataclasses.asdict(self.config),
-            "dataset": {
+            "pictures": {
                 "name": self.dataset.name,
                 "num_pictures": len(self.dataset),
                 "fingerprint": self.dataset.fingerprint,
@@ -308,14 +309,14 @@ class Trainer:
         }
         this_run = json.loads(json.dumps(this_run, default=str))
         file = self.output_dir / "training_config.json"
-        if file.is_file():
+        if file.is_file() and len(list(self.output_dir.iterdir())) > 1:  # else it never came to a step
             differing = list(_differences(json.loads(file.read_text(encoding="utf-8")), this_run))
             if differing:
                 raise ValueError(
                     f"output_dir: {self.output_dir} holds a different run ({'; '.join(differing[:5])}); choose "
                     "another folder, or repeat that run's arguments to continue it"
                 )
-        elif self.output_dir.is_file() or (self.output_dir.is_dir() and any(self.output_dir.iterdir())):
+        elif self.output_dir.is_file() or (self.output_dir.is_dir() and set(self.output_dir.iterdir()) - {file}):
             raise ValueError(
                 f"output_dir: {self.output_dir} is not empty and holds no training run; choose another folder"
             )
@@ -327,10 +328,9 @@ class Trainer:
 
     def _resume(self):
         states = self._saved_states()
-        if not states:
-            return
-        self.accelerator.load_state(str(states[-1]))
-        self.accelerator.print(f"continuing {self.output_dir} from step {self.progress.step}")
+        if states:
+            self.accelerator.load_state(str(states[-1]))
+            self.accelerator.print(f"continuing {self.output_dir} from step {self.progress.step}")
         if self.accelerator.is_main_process:
             self._forget_metrics_after(self.progress.step)
 
@@ -359,6 +359,13 @@ class Trainer:
         names = sorted(accumulated)
         means = torch.stack([torch.stack(accumulated[name]).float().mean() for name in names])
         values = dict(zip(names, accelerator.reduce(means, "mean").tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"the loss is {values['loss']} at step {self.progress.step} (learning rate {learning_rate:.2g}, "
+                f"mixed precision {self.config.mixed_precision!r}); lower the learning rate, and start again from "
+                f"a new output_dir"
+            )
+        values = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no inf
         images_per_second = self.clock.steps_per_second() * self.config.batch_size
         line = {
             "step": self.progress.step,
@@ -378,9 +385,9 @@ class Trainer:
         """Drops the lines of steps that will be taken again."""
         file = self.output_dir / "metrics.jsonl"
         if file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            _write_atomically(file, "".join(f"{line}\n" for line in kept))
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            complete = [line for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+            _write_atomically(file, "".join(line for line in complete if json.loads(line)["step"] <= step))
 
     def _sample(self):
         if self.draw_samples is not None and self.accelerator.is_main_process:
@@ -399,6 +406,7 @@ class Trainer:
         pipeline = self._pipeline()
         if accelerator.is_main_process:
             pipeline.save_pretrained(self.output_dir)
+        accelerator.wait_for_everyone()
         accelerator.end_training()
         return pipeline
 
@@ -509,7 +517,20 @@ def stop_signals():
             signal.signal(number, action)
 
 
-def _check_processes(accelerator):
+def _identity(batch):
+    return batch
+
+
+def _check_launch(config, accelerator):
+    """Refuses a launcher whose settings are not those of the run."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", config.mixed_precision):
+        raise ValueError(
+            f"mixed_precision: the launcher says {precision!r} and the run {config.mixed_precision!r}; give "
+            f"--mixed_precision {precision} to the script itself"
+        )
+    if config.report_to and not accelerator.log_with:
+        raise ValueError(f"report_to: {config.report_to!r} is not installed; pip install it")
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size != accelerator.num_processes:
         raise ValueError(

@@ -26,7 +26,6 @@ _SHIPPED_FILE = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8")
 _INSTALLED = {
     "ancestral_ddpm": "hf_genmod.schedulers.ancestral_ddpm",
     "denoising_unet": "hf_genmod.models.denoising_unet",
-    "image_autoencoder": "hf_genmod.models.image_autoencoder",
 }
 _IS_INSTALLED = not __name__.startswith("diffusers_modules.")
 
@@ -117,7 +116,7 @@ class GenerationPipeline(DiffusionPipeline):
 
     def _sigma(self, t) -> float:
         """The noise level σ = √((1−ᾱ_t)/ᾱ_t); between two whole timesteps by interpolation."""
-        alpha_bar = self.scheduler.alphas_cumprod.double()
+        alpha_bar = self.scheduler.alphas_cumprod.cpu().double()
         t = float(t)
         below = min(int(t), len(alpha_bar) - 1)
         above = min(below + 1, len(alpha_bar) - 1)
