@@ -182,7 +182,8 @@ def test_captions_of_two_objects_are_true():
 def test_two_objects_never_touch():
     dataset = ShapesDataset(200, 64, num_objects=2, label=None)
     for i in range(200):
-        covered = [(np.asarray(draw([item], 64)) != BACKGROUND).any(-1) for item in dataset.scene(i)]
+        unseen = Object("circle", "red", "small", (9, 9))  # sizes are those of objects in twos
+        covered = [(np.asarray(draw([item, unseen], 64)) != BACKGROUND).any(-1) for item in dataset.scene(i)]
         rows, columns = (sum(mask.any(axis).astype(int) for mask in covered) for axis in (1, 0))
         assert rows.max() < 2 or columns.max() < 2
         both = np.asarray(dataset[i]["image"])
@@ -324,8 +325,7 @@ def test_check_bears_small_distortions(shape, size):
     item = Object(shape, "green", size, (0.47, 0.52))
     image = draw([item], 32)
     soft = image.filter(PIL.ImageFilter.GaussianBlur(0.5))
-    larger = image.resize((34, 34), PIL.Image.Resampling.BICUBIC).crop((1, 1, 33, 33))
-    smaller = draw([item], 34).resize((32, 32), PIL.Image.Resampling.BICUBIC)
+    larger, smaller = (draw([item], side).resize((32, 32), PIL.Image.Resampling.BICUBIC) for side in (31, 33))
     sheared = image.transform((32, 32), PIL.Image.Transform.AFFINE, (1, 0.08, -1.3, 0, 1, 0), 2, fillcolor=BACKGROUND)
     faded = picture(BACKGROUND + 0.85 * (pixels(image) - BACKGROUND))
     tinted = picture(pixels(image) + (8, -8, 8))

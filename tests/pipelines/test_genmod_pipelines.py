@@ -284,7 +284,8 @@ class TestGuidance:
         pictures = self.draw(pipeline, [0, 2], guidance_scale=gamma)
         assert passes == [4] * self.STEPS
         expected = self.guided_by_hand(pipeline, [0, 2], lambda t: gamma)
-        torch.testing.assert_close(pictures, expected, rtol=1e-4, atol=1e-4)
+        # One batch of 4 rounds otherwise than two of 2, and γ multiplies the difference.
+        torch.testing.assert_close(pictures, expected, rtol=1e-4, atol=1e-4 * max(1.0, gamma))
 
     def test_strength_changes_the_picture(self, pipeline):
         weak, strong = (self.draw(pipeline, [0, 2], guidance_scale=gamma) for gamma in (1.5, 4.0))
