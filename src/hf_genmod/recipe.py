@@ -101,7 +101,7 @@ class ModelArguments:
         return AncestralDDPMScheduler(
             beta_schedule=self.beta_schedule,
             prediction_type=self.prediction_type,
-            variance_type="learned_range" if self.learn_variance else "fixed_large",
+            variance_type="learned_range" if self.learn_variance else "fixed_small",
             timestep_spacing="trailing",
         )
 
