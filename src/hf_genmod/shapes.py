@@ -65,7 +65,7 @@ COLORS = {
 }
 BACKGROUND = (128, 128, 128)
 # Half the side of the square that holds an object, by how many objects the scene has; "small" is that among its likes.
-RADII = {1: {"small": 0.19, "large": 0.3}, 2: {"small": 0.13, "large": 0.2}}
+RADII = {1: {"small": 0.18, "large": 0.27}, 2: {"small": 0.13, "large": 0.2}}
 SIZES = ("small", "large")
 MIN_RESOLUTION = 16
 
