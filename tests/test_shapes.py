@@ -38,10 +38,10 @@ def lens(r: float, d: float) -> float:
 AREAS = {  # of shapes of radius 1
     "circle": math.pi,
     "ring": 0.75 * math.pi,
-    "square": 1.9**2,
+    "square": 1.94**2,
     "triangle": 1.8,
     "cross": 4 * 0.6 - 0.6**2,
-    "star": 10 * math.tan(math.pi / 10) / (3 - math.tan(math.pi / 10) ** 2),
+    "star": 5 * 0.5 * math.sin(math.pi / 5),
     "heart": (4 + math.pi) * 0.586**2,
     "crescent": math.pi - lens(0.8, 0.6),
 }

@@ -143,7 +143,7 @@ def test_accumulated_parts_make_the_same_step_as_the_whole_batch(dataset, tmp_pa
     for other in weights[1:]:
         torch.testing.assert_close(other, weights[0], atol=2e-5, rtol=0)
     norms = [[line["gradient_norm"] for line in metrics(tmp_path / str(parts))] for parts in (1, 2, 4)]
-    np.testing.assert_allclose(norms[1:], [norms[0]] * 2, rtol=1e-3)  # AdamW would not show a wrong scale
+    np.testing.assert_allclose(norms[1:], [norms[0]] * 2, rtol=1e-3)  # the optimizer would not show a wrong scale
 
 
 def test_a_budget_of_minutes_ends_with_the_schedules_at_their_end(dataset, tmp_path):
@@ -248,7 +248,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_the_folder_of_another_run_is_left_alone(dataset, tmp_path):
     make_trainer(dataset, tmp_path, max_train_steps=1).train()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="holds a different run .training.learning_rate was 0.002, is 0.001"):
+    with pytest.raises(ValueError, match="holds a different run .training.learning_rate was 0.005, is 0.001"):
         make_trainer(dataset, tmp_path, max_train_steps=1, learning_rate=1e-3)
     with pytest.raises(ValueError, match="holds a different run .data was None, is ..resolution"):
         make_trainer(dataset, tmp_path, max_train_steps=1, description={"data": {"resolution": 8}})

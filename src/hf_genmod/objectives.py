@@ -100,9 +100,10 @@ def variational_bound_term(scheduler, model_output, x_0, x_t, t, clip: bool = Fa
     """
     L_t, one term of the variational bound on −log p(x_0) (Ho et al. 2020, Eq. 5):
 
-        L_t = KL( q(x_{t−1} | x_t, x_0) ‖ p_θ(x_{t−1} | x_t) ) for t > 0,   L_0 = −log p_θ(x_0 | x_1)
+        L_{t−1} = KL( q(x_{t−1} | x_t, x_0) ‖ p_θ(x_{t−1} | x_t) ) for t > 1,   L_0 = −log p_θ(x_0 | x_1)
 
-    with timesteps counted from 0, both sides Gaussian, and L_0 the likelihood of 8-bit pictures (Eq. 13).
+    in the paper's indices, whose t is the argument `t` plus one; both sides are Gaussian, and L_0 is the likelihood of
+    8-bit pictures (Eq. 13).
 
     Args:
         scheduler ([`AncestralDDPMScheduler`]): Gives both sides; its `variance_type` says what Σ_θ is.

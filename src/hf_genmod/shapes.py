@@ -29,10 +29,11 @@ def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) ->
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # A pentagram: the points on the inner side of at least four of its five lines.
-    angles = 2 * math.pi / 5 * np.arange(5) - math.pi / 2
-    lines = [math.cos(2 * math.pi / 5) - x * math.cos(a) - y * math.sin(a) for a in angles]
-    return np.partition(lines, 1, axis=0)[1]
+    # Half an arm, to which all ten are folded: its outline is the line from the tip, at radius 1, to the notch, at 0.5.
+    angle = abs((np.arctan2(x, -y) + math.pi / 5) % (2 * math.pi / 5) - math.pi / 5)
+    along, across = np.hypot(x, y) * (np.cos(angle), np.sin(angle))
+    notch_along, notch_across = 0.5 * math.cos(math.pi / 5), 0.5 * math.sin(math.pi / 5)
+    return (notch_across * (1 - along) - (1 - notch_along) * across) / math.hypot(notch_across, 1 - notch_along)
 
 
 # A shape is the distance of a point (x, y) of the square [-1, 1]² from the outline, positive inside; y points down.
@@ -40,7 +41,7 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 _DISTANCE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "circle": lambda x, y: _disc(x, y, 1),
     "ring": lambda x, y: np.minimum(_disc(x, y, 1), -_disc(x, y, 0.5)),
-    "square": lambda x, y: _box(x, y, 0.95, 0.95),
+    "square": lambda x, y: _box(x, y, 0.97, 0.97),
     "triangle": lambda x, y: np.minimum(0.9 - y, (y + 0.9 - 1.8 * abs(x)) / math.hypot(1, 1.8)),
     "cross": lambda x, y: np.maximum(_box(x, y, 0.3, 1), _box(x, y, 1, 0.3)),
     "star": _star,
@@ -65,7 +66,7 @@ COLORS = {
 }
 BACKGROUND = (128, 128, 128)
 # Half the side of the square that holds an object, by how many objects the scene has; "small" is that among its likes.
-RADII = {1: {"small": 0.18, "large": 0.27}, 2: {"small": 0.13, "large": 0.2}}
+RADII = {1: {"small": 0.22, "large": 0.3}, 2: {"small": 0.13, "large": 0.2}}
 SIZES = ("small", "large")
 MIN_RESOLUTION = 16
 

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from hf_genmod.data import to_model_range
+from hf_genmod.optimizer import Muon
 from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip
 
 
@@ -43,16 +44,16 @@ class TrainingConfig:
     gradient_accumulation_steps: int = dataclasses.field(
         default=1, metadata={"help": "Number of parts in which a process computes its share of a batch."}
     )
-    learning_rate: float = dataclasses.field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float = dataclasses.field(default=5e-3, metadata={"help": "Peak learning rate, of Muon and of AdamW."})
     lr_schedule: str = dataclasses.field(
         default="cosine", metadata={"help": "After the warm-up: 'cosine' to zero at the end, or 'constant'."}
     )
     lr_warmup_fraction: float = dataclasses.field(
         default=0.05, metadata={"help": "Part of the budget in which the learning rate rises from zero."}
     )
-    adam_beta1: float = dataclasses.field(default=0.9, metadata={"help": "β1 of AdamW."})
-    adam_beta2: float = dataclasses.field(default=0.99, metadata={"help": "β2 of AdamW."})
-    adam_weight_decay: float = dataclasses.field(default=0.01, metadata={"help": "Weight decay of AdamW."})
+    adam_beta1: float = dataclasses.field(default=0.9, metadata={"help": "β1 of AdamW (vectors and embeddings)."})
+    adam_beta2: float = dataclasses.field(default=0.99, metadata={"help": "β2 of AdamW (vectors and embeddings)."})
+    weight_decay: float = dataclasses.field(default=0.01, metadata={"help": "Weight decay."})
     max_grad_norm: float = dataclasses.field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     ema_length: float = dataclasses.field(
         default=0.05,
@@ -95,7 +96,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}: {value} is not positive")
-        for name in ("num_workers", "sampling_steps", "checkpointing_steps", "adam_weight_decay"):
+        for name in ("num_workers", "sampling_steps", "checkpointing_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
         for name in ("lr_warmup_fraction", "ema_length", "adam_beta1", "adam_beta2"):
@@ -122,8 +123,8 @@ _MAY_CHANGE = {
 
 class Trainer:
     """
-    Trains a model by an objective and leaves a checkpoint: AdamW, gradient accumulation and clipping, mixed precision,
-    a moving average of the weights, on any number of processes.
+    Trains a model by an objective and leaves a checkpoint: Muon, gradient accumulation and clipping, mixed precision, a
+    moving average of the weights, on any number of processes.
 
     A run is defined by its settings: the same command in the same `output_dir` continues an interrupted run from its
     newest saved state. Each step's randomness derives from (seed, step, position in the batch), see
@@ -176,11 +177,11 @@ class Trainer:
         model.to(self.accelerator.device, memory_format=torch.channels_last)
         model.train()
         self.averaged_model = AveragedModel(model, multi_avg_fn=power_function_average(config.ema_length))
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
+        optimizer = Muon(
+            model,
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
+            weight_decay=config.weight_decay,
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.progress = Progress()
