@@ -8,7 +8,7 @@ from hf_genmod.optimizer import Muon, orthogonalize
 
 
 class Model(nn.Module):
-    """Every kind of parameter: a kernel, a matrix, an embedding, vectors, one that nothing uses, one that is frozen."""
+    """Every kind of parameter: kernel, matrix, embedding, vector, one that nothing uses, one that is frozen."""
 
     def __init__(self):
         super().__init__()

@@ -29,7 +29,7 @@ def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) ->
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # Half an arm, to which all ten are folded: its outline is the line from the tip, at radius 1, to the notch, at 0.5.
+    # All ten halves of arms are folded to one, whose outline goes from the tip, at radius 1, to the notch, at 0.5.
     angle = abs((np.arctan2(x, -y) + math.pi / 5) % (2 * math.pi / 5) - math.pi / 5)
     along, across = np.hypot(x, y) * (np.cos(angle), np.sin(angle))
     notch_along, notch_across = 0.5 * math.cos(math.pi / 5), 0.5 * math.sin(math.pi / 5)

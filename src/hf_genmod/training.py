@@ -44,7 +44,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = dataclasses.field(
         default=1, metadata={"help": "Number of parts in which a process computes its share of a batch."}
     )
-    learning_rate: float = dataclasses.field(default=5e-3, metadata={"help": "Peak learning rate, of Muon and of AdamW."})
+    learning_rate: float = dataclasses.field(default=5e-3, metadata={"help": "Peak learning rate of Muon."})
     lr_schedule: str = dataclasses.field(
         default="cosine", metadata={"help": "After the warm-up: 'cosine' to zero at the end, or 'constant'."}
     )
@@ -123,8 +123,8 @@ _MAY_CHANGE = {
 
 class Trainer:
     """
-    Trains a model by an objective and leaves a checkpoint: Muon, gradient accumulation and clipping, mixed precision, a
-    moving average of the weights, on any number of processes.
+    Trains a model by an objective and leaves a checkpoint: Muon, gradient accumulation and clipping, mixed precision,
+    a moving average of the weights, on any number of processes.
 
     A run is defined by its settings: the same command in the same `output_dir` continues an interrupted run from its
     newest saved state. Each step's randomness derives from (seed, step, position in the batch), see
