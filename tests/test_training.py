@@ -132,6 +132,15 @@ def test_a_run_that_is_over_is_not_trained_again(dataset, tmp_path):
         assert torch.equal(mine, theirs), name
 
 
+def test_the_checkpoint_is_saved_before_the_last_samples_are_drawn(dataset, tmp_path):
+    def out_of_memory(pipeline):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        make_trainer(dataset, tmp_path, max_train_steps=2, draw_samples=out_of_memory).train()
+    assert load_pipeline(tmp_path).unet.null_label == 8
+
+
 def test_accumulated_parts_make_the_same_step_as_the_whole_batch(dataset, tmp_path):
     weights = []
     for parts in (1, 2, 4):

@@ -126,9 +126,15 @@ def class_rows(pipeline, num_columns: int = 8, max_rows: int = 10, seed: int = 0
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Around the set-up of a script: a mistake in its arguments or data ends it with one sentence and status 2."""
+    """
+    Around the set-up of a script: a mistake in its arguments or data ends it with one sentence and status 2, and a
+    Ctrl-C with one and status 130.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        print("stopped before training began", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -231,7 +231,7 @@ class Trainer:
                 if done or self.progress.step % config.logging_steps == 0:
                     self._log(accumulated, learning_rate, bar)
                     accumulated = {}
-                if config.sampling_steps and (done or self.progress.step % config.sampling_steps == 0):
+                if config.sampling_steps and not done and self.progress.step % config.sampling_steps == 0:
                     self._sample()
                 stopping = self._any_process(bool(stopped_by))
                 due = config.checkpointing_steps and self.progress.step % config.checkpointing_steps == 0
@@ -408,6 +408,8 @@ class Trainer:
         if accelerator.is_main_process:
             pipeline.save_pretrained(self.output_dir)
         accelerator.wait_for_everyone()
+        if self.config.sampling_steps:
+            self._sample()
         accelerator.end_training()
         return pipeline
 
