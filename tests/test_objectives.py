@@ -59,7 +59,15 @@ def test_simple_loss_is_the_mean_squared_error_of_the_prediction(prediction_type
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_min_snr_weights_the_same_error_of_x_0_alike_for_every_prediction(prediction_type):
+@pytest.mark.parametrize(
+    "weighting, weight_of_x_0",
+    [
+        ("min_snr", lambda snr: snr.clamp(max=5)),
+        # sech z = 2 / (exp(z) + exp(-z)) on the error of v, which is SNR + 1 times that of x_0
+        ("balanced", lambda snr: 2 * (snr + 1) / (math.e**0.5 / snr.sqrt() + snr.sqrt() / math.e**0.5)),
+    ],
+)
+def test_weightings_treat_the_same_error_of_x_0_alike_for_every_prediction(prediction_type, weighting, weight_of_x_0):
     process, x_0 = scheduler(prediction_type=prediction_type), pictures()
     t, epsilon, alpha_bar, x_t = drawn(process, x_0, batch_random())
     guess = 0.5 * x_0  # x̂_0, put into the terms of each prediction
@@ -67,12 +75,12 @@ def test_min_snr_weights_the_same_error_of_x_0_alike_for_every_prediction(predic
     v_hat = alpha_bar.sqrt() * epsilon_hat - (1 - alpha_bar).sqrt() * guess
     answer = {"epsilon": epsilon_hat, "sample": guess, "v_prediction": v_hat}[prediction_type]
 
-    loss, _ = DenoisingObjective(process, weighting="min_snr")(
+    loss, _ = DenoisingObjective(process, weighting=weighting)(
         Model(lambda x_t, t: answer), {"images": x_0}, batch_random()
     )
 
     snr = alpha_bar / (1 - alpha_bar)
-    torch.testing.assert_close(loss, (snr.clamp(max=5) * (x_0 - guess) ** 2).mean(), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(loss, (weight_of_x_0(snr) * (x_0 - guess) ** 2).mean(), rtol=1e-3, atol=1e-6)
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts():
@@ -198,7 +206,7 @@ def test_likelihood_and_its_gradient_stay_finite_far_out():
 
 
 def test_unknown_weighting_and_impossible_dropout_are_refused():
-    with pytest.raises(ValueError, match="weighting: 'snr' is not one of simple, min_snr, vlb"):
+    with pytest.raises(ValueError, match="weighting: 'snr' is not one of simple, min_snr, balanced, vlb"):
         DenoisingObjective(scheduler(), weighting="snr")
     with pytest.raises(ValueError, match="condition_dropout: 1.5"):
         DenoisingObjective(scheduler(), condition_dropout=1.5)

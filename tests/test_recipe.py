@@ -15,13 +15,19 @@ def pictures(resolution, channels=3):
 
 @pytest.mark.parametrize(
     "resolution, patch_size, widths",
-    [((32, 32), 2, (48, 96, 128)), ((28, 28), 2, (96, 128)), ((64, 48), 2, (48, 96, 128)), ((20, 12), 2, (96, 128)),
-     ((30, 30), 2, (128,)), ((15, 15), 1, (128,))],
+    [((32, 32), 2, (48, 96, 144)), ((28, 28), 2, (96, 144)), ((64, 48), 2, (48, 96, 144)), ((20, 12), 2, (96, 144)),
+     ((30, 30), 2, (144,)), ((15, 15), 1, (144,))],
 )  # fmt: skip
 def test_the_default_unet_fits_the_pictures(resolution, patch_size, widths):
     unet = ModelArguments().make_unet(pictures(resolution, channels=1))
     assert (unet.config.patch_size, unet.config.block_out_channels) == (patch_size, widths)
     assert unet(torch.zeros(2, 1, *resolution), 5).sample.shape == (2, 1, *resolution)
+
+
+@pytest.mark.parametrize("widths", [[64, 128], [32, 64, 96], [48], [40, 80], [24], [160, 320]])
+def test_any_widths_are_normalised_in_large_groups(widths):
+    config = ModelArguments(block_out_channels=widths).make_unet(pictures((16, 16))).config
+    assert all(width % (16 * config.norm_num_groups) == 0 for width in widths) or config.norm_num_groups == 1
 
 
 def test_the_same_seed_makes_the_same_unet():

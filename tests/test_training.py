@@ -45,7 +45,9 @@ def make_trainer(dataset, output_dir, objective=None, draw_samples=None, dropout
         unet,
         objective or DenoisingObjective(scheduler, unet.null_label),
         dataset,
-        TrainingConfig(output_dir=str(output_dir), **{"batch_size": 8, "logging_steps": 1, **config}),
+        TrainingConfig(
+            output_dir=str(output_dir), **{"batch_size": 8, "logging_steps": 1, "mixed_precision": "no", **config}
+        ),
         make_pipeline=lambda unet: ClassifierFreeGuidedPipeline(
             unet, scheduler, id2label=dict(enumerate(dataset.label_names))
         ),

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-WEIGHTINGS = ("simple", "min_snr", "vlb")
+WEIGHTINGS = ("simple", "min_snr", "balanced", "vlb")
 
 
 class DenoisingObjective:
@@ -28,8 +28,11 @@ class DenoisingObjective:
         scheduler ([`AncestralDDPMScheduler`]): The forward process and what is predicted.
         null_label (`int`, *optional*): `unet.null_label`; `None` trains a model without labels.
         weighting (`str`, defaults to `"simple"`): `"simple"`, w_t = 1 (L_simple, Eq. 14 of Ho et al.); `"min_snr"`,
-            min(SNR_t, 5) on the error of x̂_0 (Hang et al. 2023, https://arxiv.org/abs/2303.09556); `"vlb"`, the
-            variational bound itself, T · L_t, in bits per dimension.
+            min(SNR_t, 5) on the error of x̂_0 (Hang et al. 2023, https://arxiv.org/abs/2303.09556); `"balanced"`,
+            sech(log σ_t + ½) with σ_t² = 1 / SNR_t on the error of v, which is about the inverse of the error that
+            training leaves at each noise level, so that none outweighs the others, as the uncertainty weights of
+            Karras et al. 2024 (https://arxiv.org/abs/2312.02696) learn to do; `"vlb"`, the variational bound
+            itself, T · L_t, in bits per dimension.
         condition_dropout (`float`, defaults to 0.1): In [0, 1].
 
     Raises:
@@ -84,16 +87,20 @@ class DenoisingObjective:
         return self.scheduler.get_velocity(x_0, epsilon, t)
 
     def _weight(self, t):
-        """w_t: 1, or min(SNR_t, 5) over the ratio of the prediction's squared error to that of x̂_0."""
+        """w_t: 1, or the weight of the squared error of x̂_0 over the ratio of the prediction's to it."""
         if self.weighting == "simple":
             return torch.ones_like(t, dtype=torch.float32)
         alpha_bar_t = self.scheduler.alphas_cumprod.to(t.device)[t]
-        snr = alpha_bar_t / (1 - alpha_bar_t)
+        snr = (alpha_bar_t / (1 - alpha_bar_t)).clamp(min=1e-12)
+        if self.weighting == "min_snr":
+            weight = snr.clamp(max=5)
+        else:
+            weight = (snr + 1) / torch.cosh(0.5 - 0.5 * torch.log(snr))
         if self.scheduler.config.prediction_type == "epsilon":
-            return (5 / snr).clamp(max=1)  # ‖ε − ε̂‖² = SNR ‖x_0 − x̂_0‖²
+            return weight / snr  # ‖ε − ε̂‖² = SNR ‖x_0 − x̂_0‖²
         if self.scheduler.config.prediction_type == "sample":
-            return snr.clamp(max=5)
-        return snr.clamp(max=5) / (snr + 1)  # ‖v − v̂‖² = (SNR + 1) ‖x_0 − x̂_0‖²
+            return weight
+        return weight / (snr + 1)  # ‖v − v̂‖² = (SNR + 1) ‖x_0 − x̂_0‖²
 
 
 def variational_bound_term(scheduler, model_output, x_0, x_t, t, clip: bool = False) -> torch.Tensor:

@@ -28,6 +28,7 @@ KINDS = {
         "cross_attention_dim": 12,
         "conditioning_channels": 1,
         "patch_size": 2,
+        "fourier_frequencies": (1.0, 3.0),
     },
 }
 needs_accelerator = pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
@@ -314,6 +315,20 @@ class TestPrediction:
         images = {name: F.pixel_unshuffle(inputs[name], p) for name in ("sample", "conditioning_image")}
         assert torch.equal(predict(patched, inputs), F.pixel_shuffle(predict(inner, inputs, **images), p))
 
+    def test_fourier_features_are_sines_and_cosines_beside_the_pixels(self):
+        unet = tiny_unet(fourier_frequencies=(1.5, 4.0))
+        inputs = make_inputs(unet)
+        # The same network with the waves as a conditioning image, whose noise level it does not look at.
+        other = DenoisingUNet2DModel(**TINY_UNET, conditioning_channels=12).eval()
+        zeros = {name: torch.zeros_like(p) for name, p in other.conditioning_time_embedding.named_parameters()}
+        other.load_state_dict(
+            unet.state_dict() | {f"conditioning_time_embedding.{name}": zero for name, zero in zeros.items()}
+        )
+        x = inputs["sample"]
+        waves = [wave(torch.pi * f * x) for f in (1.5, 4.0) for wave in (torch.sin, torch.cos)]
+        expected = predict(other, inputs, conditioning_image=torch.cat(waves, dim=1))
+        torch.testing.assert_close(predict(unet, inputs), expected)
+
     def test_height_and_width_are_treated_alike(self):
         tall = tiny_unet(sample_size=(16, 8))
         inputs = make_inputs(tall)
@@ -354,6 +369,13 @@ class TestAttention:
             heads.append(weights @ v[..., i : i + 4])
         expected = attention.to_out(torch.cat(heads, dim=-1))
         torch.testing.assert_close(attention(tokens, context, mask[:, None, None, :]), expected)
+
+    def test_on_a_cpu_half_precision_is_rounded_before_and_after_but_not_within(self):
+        attention = randomized(Attention(channels=16, context_dim=16, head_dim=16)).bfloat16()
+        tokens = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+        q, k, v = (project(tokens).float() for project in (attention.to_q, attention.to_k, attention.to_v))
+        expected = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None]).squeeze(1).bfloat16()
+        assert torch.equal(attention(tokens, tokens), attention.to_out(expected))
 
     def test_masked_tokens_are_not_seen(self, unet, inputs):
         mask, text = inputs["encoder_attention_mask"], inputs["encoder_hidden_states"]
