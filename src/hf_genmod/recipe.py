@@ -62,7 +62,7 @@ class ModelArguments:
         default="v_prediction", metadata={"help": "What the U-Net predicts: 'v_prediction', 'epsilon' or 'sample'."}
     )
     weighting: str = dataclasses.field(
-        default="simple", metadata={"help": "Weighting of the timesteps: 'simple', 'min_snr', 'balanced' or 'vlb'."}
+        default="balanced", metadata={"help": "Weighting of the timesteps: 'simple', 'min_snr', 'balanced' or 'vlb'."}
     )
     learn_variance: bool = dataclasses.field(
         default=False, metadata={"help": "Learn the variance of the reverse process, by the hybrid loss."}
