@@ -11,7 +11,7 @@ from PIL import Image
 from hf_genmod import load_pipeline, shapes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SMALL = ["--resolution", "16", "--block_out_channels", "16", "32", "--norm_num_groups", "8", "--layers_per_block", "1",
+SMALL = ["--resolution", "16", "--block_out_channels", "16", "32", "--layers_per_block", "1",
          "--batch_size", "8", "--sampling_steps", "0"]  # fmt: skip
 
 
