@@ -120,7 +120,8 @@ def grid(pictures: torch.Tensor, num_columns: int = 10) -> Image.Image:
     for label in range(min(len(label_names), 10)):
         of_class = [i for i, other in enumerate(judge.labels) if other == label][: rows_per_class * num_columns]
         images += [Image.fromarray(pictures[i].permute(1, 2, 0).squeeze(-1).numpy()) for i in of_class]
-    return make_image_grid(images, len(images) // num_columns, num_columns)
+    num_rows = len(images) // num_columns  # all of one class each, but where samples are very few
+    return make_image_grid(images[: num_rows * num_columns], num_rows, num_columns)
 
 
 num_inference_steps = arguments.num_inference_steps
