@@ -127,14 +127,14 @@ def grid(pictures: torch.Tensor, num_columns: int = 10) -> Image.Image:
 num_inference_steps = arguments.num_inference_steps
 rows = []  # name, images/s, pictures
 folder = out / "hf_genmod"
-rate = once(folder.with_suffix(".rate.pt"), train_ours)
+rate = once(out / "hf_genmod.rate.pt", train_ours)
 for guidance_scale in (1.0, 2.0):
     name = f"hf_genmod, γ = {guidance_scale:g}"
     file = out / f"hf_genmod-{guidance_scale:g}.pt"
     rows.append((name, rate, once(file, draw_ours, folder, guidance_scale)))
 for learning_rate in arguments.learning_rates:
     folder = out / f"diffusers-{learning_rate:g}"
-    rate = once(folder.with_suffix(".rate.pt"), train_theirs, folder, learning_rate)
+    rate = once(out / f"{folder.name}.rate.pt", train_theirs, folder, learning_rate)
     for scheduler in (DDPMScheduler(), DDIMScheduler()):
         sampler = type(scheduler).__name__.removesuffix("Scheduler")
         file = folder.with_name(f"{folder.name}-{sampler}.pt")

@@ -46,43 +46,62 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _step_matrices(self, lr, momentum, weight_decay, matrices):
+        matrices = [W for W in matrices if W.grad is not None]
+        momenta = []
         for W in matrices:
-            if W.grad is None:
-                continue
             state = self.state[W]
             if not state:
                 state |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(W)}  # AdamW expects a "step"
             B = state["momentum_buffer"].lerp_(W.grad, 1 - momentum)
-            M = W.grad.lerp(B, momentum).flatten(1)
+            momenta.append(W.grad.lerp(B, momentum).flatten(1))
+        for W, M in zip(matrices, orthogonalize(momenta), strict=True):
             W.mul_(1 - lr * weight_decay)
-            W.sub_(orthogonalize(M).view_as(W), alpha=lr * 0.2 * max(M.shape) ** 0.5)
+            W.sub_(M.view_as(W), alpha=lr * 0.2 * max(M.shape) ** 0.5)
             W.grad = None  # which AdamW takes for a parameter to leave alone
 
 
-def orthogonalize(M: torch.Tensor) -> torch.Tensor:
+def orthogonalize(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
     """
-    (M Mᵀ)^(−1/2) M, roughly: M with its singular values brought to about 1 (0.7 to 1.2 for those above a hundredth of
-    its norm) by four steps of the iteration X ← (a + b X Xᵀ + c (X Xᵀ)²) X of Jordan et al. 2024. As all steps are
-    polynomials of one Gram matrix, they are taken on it, and applied to M once.
+    (M Mᵀ)^(−1/2) M for each M, roughly: M with its singular values brought to about 1 (0.7 to 1.2 for those above a
+    hundredth of its norm) by three steps of the iteration X ← (a + b X Xᵀ + c (X Xᵀ)²) X of Jordan et al. 2024. All
+    steps are polynomials of the Gram matrix M Mᵀ, so they are taken on it, and on all of one size together.
+
+    The iteration starts from singular values σ of at most 1, the larger the better: M is divided by (Σ σ⁸)^(1/8),
+    which is closer to the largest than the norm of M is.
 
     Args:
-        M (`torch.Tensor` of shape `(m, n)`).
+        matrices (`list[torch.Tensor]`): Of shapes `(m, n)`.
 
     Returns:
-        `torch.Tensor` of shape `(m, n)`; zero where M is.
+        `list[torch.Tensor]`: Of the same shapes; zero where M is.
     """
-    if M.shape[0] > M.shape[1]:
-        return orthogonalize(M.T).T
-    M = M / M.norm().clamp(min=1e-30)
-    gram = M @ M.T  # (m, m), of the current X
+    wide = [M if M.shape[0] <= M.shape[1] else M.T for M in matrices]
+    wide = [M / M.norm().clamp(min=1e-30) for M in wide]
+    results = list(matrices)
+    for size in {len(M) for M in wide}:
+        members = [i for i, M in enumerate(wide) if len(M) == size]
+        roots = _inverse_square_root(torch.stack([wide[i] @ wide[i].T for i in members]))
+        for i, root in zip(members, roots, strict=True):
+            X = (root @ wide[i]).to(matrices[i].dtype)
+            results[i] = X if X.shape == matrices[i].shape else X.T
+    return results
+
+
+def _inverse_square_root(gram):
+    """About G^(−1/2) for each G of (k, m, m)."""
+    scale = (gram @ gram).square().sum((1, 2), keepdim=True).pow(0.25)  # (Σ σ⁸)^(1/4), as G has σ²
+    scale = scale.clamp(min=1e-4)  # the norm of M is 1, so it is more than that but for M = 0
+    gram = gram / scale
     product = factor = _factor(gram)  # what M, and X, are multiplied by
-    for _ in range(3):
+    for _ in range(2):
         gram = factor @ gram @ factor
         factor = _factor(gram)
         product = factor @ product
-    return product @ M
+    return product * scale.rsqrt()
 
 
 def _factor(gram):
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return 3.4445 * identity - 4.7750 * gram + 2.0315 * gram @ gram
+    """a + b G + c G²."""
+    factor = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+    factor.diagonal(dim1=1, dim2=2).add_(3.4445)
+    return factor

@@ -264,7 +264,8 @@ class Trainer:
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     gradient_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
-                self.optimizer.step()
+                with accelerator.autocast():  # its matrix products stand low precision as well
+                    self.optimizer.step()
                 self.optimizer.zero_grad()
             losses.append({"loss": loss.detach(), **metrics})
         means = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}

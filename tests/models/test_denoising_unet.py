@@ -11,7 +11,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig
 from tiny import TINY_UNET, randomized, tiny_unet
 
-from hf_genmod.models.denoising_unet import Attention, DenoisingUNet2DModel, UNetBlock
+from hf_genmod.models.denoising_unet import Attention, DenoisingUNet2DModel, UNetBlock, Upsample
 
 KINDS = {
     "unconditional": {},
@@ -329,6 +329,12 @@ class TestPrediction:
         expected = predict(other, inputs, conditioning_image=torch.cat(waves, dim=1))
         torch.testing.assert_close(predict(unet, inputs), expected)
 
+    def test_upsampling_is_nearest_neighbour_then_a_convolution(self):
+        layer = Upsample(6).double()
+        x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
+        larger = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        torch.testing.assert_close(layer(x), F.conv2d(larger, layer.weight, layer.bias, padding=1))
+
     def test_height_and_width_are_treated_alike(self):
         tall = tiny_unet(sample_size=(16, 8))
         inputs = make_inputs(tall)
@@ -446,7 +452,8 @@ def weights_from_diffusers(theirs):
             name, target = f"{direction}_blocks.{i}", f"{direction}_layers"
             position = copy_blocks((name, level), target, position)
             if getattr(level, sampler):
-                copy(f"{name}.{sampler}.0", f"{target}.{position}")
+                renames = [(".conv", "")] if direction == "up" else []
+                copy(f"{name}.{sampler}.0", f"{target}.{position}", renames)
                 position += 1
     copy_blocks(("mid_block", theirs.mid_block), "mid_blocks", 0)
     for part in ("weight", "bias"):

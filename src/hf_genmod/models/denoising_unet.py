@@ -161,15 +161,20 @@ class Downsample(nn.Module):
         return self.conv(x)
 
 
-class Upsample(nn.Module):
-    """Nearest neighbour to twice the height and width, then a convolution."""
+class Upsample(nn.Conv2d):
+    """
+    Nearest neighbour to twice the height and width, then a convolution; computed as one transposed convolution, where
+    each pixel meets at once the sum of the weights that its copies would have met: 4/9 of the products.
+    """
 
     def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, x):
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        kernel = F.pad(self.weight, (1, 1, 1, 1))
+        kernel = kernel[:, :, 1:] + kernel[:, :, :-1]
+        kernel = kernel[:, :, :, 1:] + kernel[:, :, :, :-1]  # (c, c, 4, 4)
+        return F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), self.bias, stride=2, padding=1)
 
 
 class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
