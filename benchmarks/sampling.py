@@ -1,5 +1,6 @@
 """
-Fréchet distance against the number of forward passes, for several samplers of one checkpoint, at γ = 1.
+Fréchet distance against the number of forward passes, for several samplers of one checkpoint, at γ = 1; first for the
+one that the checkpoint holds, and last for its process in many ancestral steps.
 
     python benchmarks/sampling.py --model runs/mnist/hf_genmod --dataset ../shared/data/mnist --resolution 32 \
         --output_dir runs/mnist
@@ -10,11 +11,13 @@ from judge import Judge, draw, parser
 
 from hf_genmod import AncestralDDPMScheduler, load_pipeline
 
+SDE = {"algorithm_type": "sde-dpmsolver++"}
 SAMPLERS = {  # class, settings, forward passes a step
     "ancestral": (AncestralDDPMScheduler, {}, 1),
     "DDIM": (DDIMScheduler, {}, 1),
-    "DPM-Solver++ 2M": (DPMSolverMultistepScheduler, {}, 1),
-    "DPM-Solver++ 2M SDE": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, 1),
+    "DPM-Solver++ 2M": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}, 1),
+    "DPM-Solver++ 2M SDE": (DPMSolverMultistepScheduler, SDE, 1),
+    "DPM-Solver++ 3M SDE": (DPMSolverMultistepScheduler, {**SDE, "solver_order": 3}, 1),
     "UniPC": (UniPCMultistepScheduler, {}, 1),
     "Heun": (HeunDiscreteScheduler, {}, 2),
 }
@@ -22,29 +25,34 @@ SAMPLERS = {  # class, settings, forward passes a step
 parser = parser(__doc__)
 parser.add_argument("--model", required=True, help="The checkpoint.")
 parser.add_argument("--passes", type=int, nargs="+", default=[10, 20, 50])
-parser.add_argument("--reference", type=int, default=250, help="Forward passes of the ancestral reference.")
-parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS)
+parser.add_argument("--reference", type=int, default=250, help="Ancestral steps of the reference.")
+parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), choices=SAMPLERS)
 arguments = parser.parse_args()
 judge = Judge(arguments.dataset, arguments.resolution, arguments.samples, arguments.flip, arguments.output_dir)
 pipeline = load_pipeline(arguments.model)
-process = pipeline.scheduler
+recommended = pipeline.scheduler
 calls = []
 pipeline.unet.register_forward_hook(lambda *_: calls.append(None))
 
 
 def measure(name, passes) -> str:
-    scheduler, settings, passes_per_step = SAMPLERS[name]
-    pipeline.scheduler = scheduler.from_config(process.config, **settings)
+    passes_per_step = 1
+    pipeline.scheduler = recommended
+    if name != "recommended":
+        scheduler, settings, passes_per_step = SAMPLERS[name]
+        pipeline.scheduler = scheduler.from_config(recommended.config, **settings)
     calls.clear()
     pictures = draw(pipeline, judge.labels, guidance_scale=1.0, num_inference_steps=-(-passes // passes_per_step))
     batches = -(-arguments.samples // 100)
-    return f"{judge(pictures)['frechet_distance']:.3f} ({len(calls) // batches})"
+    metrics = judge(pictures)
+    share = str(metrics["recognised_share"]).split()[0]
+    return f"{metrics['frechet_distance']:.3f}, {share} ({len(calls) // batches})"
 
 
-print(f"{arguments.model}: Fréchet distance (and forward passes) of {arguments.samples} samples; floor "
-      f"{judge.floor['frechet_distance']:.3f}\n")  # fmt: skip
+print(f"{arguments.model}: Fréchet distance, recognised share (and forward passes) of {arguments.samples} samples; "
+      f"floor {judge.floor['frechet_distance']:.3f}\n")  # fmt: skip
 print("| sampler | " + " | ".join(f"{passes} passes" for passes in arguments.passes) + " |")
 print("|---|" + "---|" * len(arguments.passes))
-for name in arguments.samplers:
+for name in ("recommended", *arguments.samplers):
     print(f"| {name} | " + " | ".join(measure(name, passes) for passes in arguments.passes) + " |", flush=True)
-print(f"\nancestral, {arguments.reference} passes: {measure('ancestral', arguments.reference)}")
+print(f"\nancestral, {arguments.reference} steps: {measure('ancestral', arguments.reference)}")

@@ -23,6 +23,7 @@ with one_line_errors():
     dataset = data.load(require_labels=True)
     unet = model.make_unet(dataset, num_classes=len(dataset.label_names), seed=config.seed)
     scheduler = model.make_scheduler()
+    sampler = model.make_sampler(scheduler)
     objective = DenoisingObjective(scheduler, unet.null_label, model.weighting, guidance.condition_dropout)
     trainer = Trainer(
         unet,
@@ -30,7 +31,7 @@ with one_line_errors():
         dataset,
         config,
         make_pipeline=lambda unet: ClassifierFreeGuidedPipeline(
-            unet, scheduler, id2label=dict(enumerate(dataset.label_names))
+            unet, sampler, id2label=dict(enumerate(dataset.label_names))
         ),
         draw_samples=lambda pipeline: class_rows(pipeline, guidance_scale=guidance.guidance_scale),
         description={part: dataclasses.asdict(arguments) for part, arguments in

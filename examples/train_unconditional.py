@@ -22,12 +22,13 @@ with one_line_errors():
     dataset = data.load()
     unet = model.make_unet(dataset, seed=config.seed)
     scheduler = model.make_scheduler()
+    sampler = model.make_sampler(scheduler)
     trainer = Trainer(
         unet,
         DenoisingObjective(scheduler, weighting=model.weighting),
         dataset,
         config,
-        make_pipeline=lambda unet: UnconditionalPipeline(unet, scheduler),
+        make_pipeline=lambda unet: UnconditionalPipeline(unet, sampler),
         draw_samples=draw_samples,
         description={"data": dataclasses.asdict(data), "model": dataclasses.asdict(model)},
     )

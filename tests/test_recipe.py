@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_genmod.recipe import DataArguments, ModelArguments, one_line_errors, parse_arguments
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.training import TrainingConfig
 
 
@@ -47,6 +48,31 @@ def test_the_default_process_starts_at_pure_noise():
     scheduler.set_timesteps(50)
     assert scheduler.timesteps[0] == 999
     assert scheduler.alphas_cumprod[-1] < 1e-6
+
+
+def test_the_recommended_sampler_runs_the_same_process_and_clips():
+    model = ModelArguments()
+    scheduler = model.make_scheduler()
+    sampler = model.make_sampler(scheduler)
+    assert torch.equal(sampler.alphas_cumprod, scheduler.alphas_cumprod)
+    back = AncestralDDPMScheduler.from_config(sampler.config)
+    sampler.set_timesteps(20)
+    back.set_timesteps(20)
+    assert sampler.timesteps.tolist() == back.timesteps.tolist()
+
+    rng = torch.Generator().manual_seed(0)
+    x_t, v = (3 * torch.randn(2, 1, 4, 4, generator=rng) for _ in range(2))
+    t = sampler.timesteps[10]
+    sampler.step(v, t, x_t, generator=rng)
+    (x_0,) = (x for x in sampler.model_outputs if x is not None)
+    torch.testing.assert_close(x_0, back.predict_original_sample(v, t, x_t, clip=True))
+    assert x_0.abs().max() == 1
+
+
+def test_a_learned_variance_is_sampled_with_by_algorithm_2():
+    model = ModelArguments(learn_variance=True)
+    scheduler = model.make_scheduler()
+    assert model.make_sampler(scheduler) is scheduler
 
 
 def test_sizes_that_cannot_be_halved_and_levels_that_are_not_there_are_refused():
