@@ -1,5 +1,5 @@
 """
-Trains a diffusion model without labels: Algorithm 1 of Ho et al. 2020, sampled by Algorithm 2.
+Trains a diffusion model without labels by Algorithm 1 of Ho et al. 2020.
 
     accelerate launch examples/train_unconditional.py --dataset path/to/folder --max_train_minutes 30
 """
