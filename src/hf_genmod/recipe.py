@@ -123,8 +123,12 @@ class ModelArguments:
         """
         if self.learn_variance:
             return scheduler
-        clipping = {"thresholding": True, "sample_max_value": scheduler.config.clip_sample_range}
-        return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="sde-dpmsolver++", **clipping)
+        return DPMSolverMultistepScheduler.from_config(
+            scheduler.config,
+            algorithm_type="sde-dpmsolver++",
+            thresholding=True,
+            sample_max_value=1.0,  # dynamic thresholding held at 1 is clipping
+        )
 
 
 def class_rows(pipeline, num_columns: int = 8, max_rows: int = 10, seed: int = 0, **kwargs):
