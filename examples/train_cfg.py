@@ -23,7 +23,7 @@ with one_line_errors():
     dataset = data.load(require_labels=True)
     unet = model.make_unet(dataset, num_classes=len(dataset.label_names), seed=config.seed)
     scheduler = model.make_scheduler()
-    sampler = model.make_sampler(scheduler)
+    sampler = model.make_sampler(scheduler, dataset)
     objective = DenoisingObjective(scheduler, unet.null_label, model.weighting, guidance.condition_dropout)
     trainer = Trainer(
         unet,

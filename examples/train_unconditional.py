@@ -22,7 +22,7 @@ with one_line_errors():
     dataset = data.load()
     unet = model.make_unet(dataset, seed=config.seed)
     scheduler = model.make_scheduler()
-    sampler = model.make_sampler(scheduler)
+    sampler = model.make_sampler(scheduler, dataset)
     trainer = Trainer(
         unet,
         DenoisingObjective(scheduler, weighting=model.weighting),

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
+from hf_genmod.data import PictureDataset
 from hf_genmod.recipe import DataArguments, ModelArguments, one_line_errors, parse_arguments
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.training import TrainingConfig
@@ -12,6 +14,11 @@ from hf_genmod.training import TrainingConfig
 
 def pictures(resolution, channels=3):
     return SimpleNamespace(resolution=resolution, channels=channels)
+
+
+def painted(*levels):
+    """Pictures of one grey level each."""
+    return PictureDataset([Image.new("L", (4, 4), level) for level in levels], "painted")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +60,7 @@ def test_the_default_process_starts_at_pure_noise():
 def test_the_recommended_sampler_runs_the_same_process_and_clips():
     model = ModelArguments()
     scheduler = model.make_scheduler()
-    sampler = model.make_sampler(scheduler)
+    sampler = model.make_sampler(scheduler, painted(0, 128, 200, 255))
     assert torch.equal(sampler.alphas_cumprod, scheduler.alphas_cumprod)
     back = AncestralDDPMScheduler.from_config(sampler.config)
     sampler.set_timesteps(20)
@@ -69,10 +76,20 @@ def test_the_recommended_sampler_runs_the_same_process_and_clips():
     assert x_0.abs().max() == 1
 
 
+@pytest.mark.parametrize("levels, in_log_sigma", [((0, 255, 128), True), ((0, 255, 128, 1), False)])
+def test_steps_are_even_in_log_sigma_where_most_is_black_or_white(levels, in_log_sigma):
+    model = ModelArguments()
+    sampler = model.make_sampler(model.make_scheduler(), painted(*levels))
+    sampler.set_timesteps(20)
+    log_sigma, t = sampler.sigmas[:-1].log(), sampler.timesteps.float()
+    assert (log_sigma.diff().std() < 1e-3) == in_log_sigma
+    assert (t.diff().std() < 1e-3) == (not in_log_sigma)
+
+
 def test_a_learned_variance_is_sampled_with_by_algorithm_2():
     model = ModelArguments(learn_variance=True)
     scheduler = model.make_scheduler()
-    assert model.make_sampler(scheduler) is scheduler
+    assert model.make_sampler(scheduler, painted(0)) is scheduler
 
 
 def test_sizes_that_cannot_be_halved_and_levels_that_are_not_there_are_refused():
