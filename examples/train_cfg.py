@@ -8,6 +8,7 @@ import dataclasses
 
 from hf_genmod import ClassifierFreeGuidedPipeline, DenoisingObjective, Trainer, TrainingConfig
 from hf_genmod.recipe import DataArguments, ModelArguments, class_rows, one_line_errors, parse_arguments
+from hf_genmod.training import TrainingError
 
 
 @dataclasses.dataclass
@@ -38,4 +39,5 @@ with one_line_errors():
                      (("data", data), ("model", model), ("guidance", guidance))},
     )  # fmt: skip
 
-trainer.train()
+with one_line_errors(TrainingError, status=1):
+    trainer.train()

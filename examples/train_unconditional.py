@@ -6,16 +6,11 @@ Trains a diffusion model without labels by Algorithm 1 of Ho et al. 2020.
 
 import dataclasses
 
-import torch
 from diffusers.utils import make_image_grid
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, UnconditionalPipeline
-from hf_genmod.recipe import DataArguments, ModelArguments, one_line_errors, parse_arguments
-
-
-def draw_samples(pipeline):
-    return make_image_grid(pipeline(64, generator=torch.Generator().manual_seed(0)).images, rows=8, cols=8)
-
+from hf_genmod.recipe import DataArguments, ModelArguments, draw_images, one_line_errors, parse_arguments
+from hf_genmod.training import TrainingError
 
 with one_line_errors():
     data, model, config = parse_arguments(DataArguments, ModelArguments, TrainingConfig)
@@ -29,8 +24,9 @@ with one_line_errors():
         dataset,
         config,
         make_pipeline=lambda unet: UnconditionalPipeline(unet, sampler),
-        draw_samples=draw_samples,
+        draw_samples=lambda pipeline: make_image_grid(draw_images(pipeline, count=64), rows=8, cols=8),
         description={"data": dataclasses.asdict(data), "model": dataclasses.asdict(model)},
     )
 
-trainer.train()
+with one_line_errors(TrainingError, status=1):
+    trainer.train()

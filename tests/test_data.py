@@ -1,6 +1,8 @@
 import io
 import json
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import datasets
@@ -445,6 +447,52 @@ def test_unusable_pictures_are_named_before_training(class_folders, arrays):
         load([good, None])
     with pytest.raises(ValueError, match=r"^9 of the 10 .*row 1 of .*row 5 of [^;]*; and 4 more$"):
         load([good, *[{"bytes": b"x", "path": None}] * 9])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_unusable_pictures_are_left_out_on_request(class_folders, arrays, in_memory):
+    whole = load_pictures(class_folders, in_memory=in_memory)
+    frames = [picture(array) for array in arrays]
+    save(frames[0], class_folders / "ant" / "animated.gif", save_all=True, append_images=frames[1:])
+    (class_folders / "ant" / "empty.png").write_bytes(b"")
+    truncated = (class_folders / "bee" / "2.png").read_bytes()[:-60]
+    (class_folders / "bee" / "truncated.png").write_bytes(truncated)
+    dataset = load_pictures(class_folders, in_memory=in_memory, on_bad_image="skip")
+    assert dataset.fingerprint == whole.fingerprint
+    assert torch.equal(dataset.__getitems__(range(6))["images"], whole.__getitems__(range(6))["images"])
+    assert torch.equal(dataset.labels, whole.labels)
+    reasons = [reason.split("/")[-1] for reason in dataset.skipped]
+    assert reasons[0] == "animated.gif: it has 6 frames; save the one that you want as a picture of its own"
+    assert reasons[1] == "empty.png: no picture that Pillow knows"
+    assert reasons[2].startswith("truncated.png: ") and len(reasons) == 3
+
+
+def test_rows_left_out_are_counted_as_the_data_set_counts_them(arrays):
+    good, jpeg = coded(picture(arrays[0])), coded(picture(pixels(1, 64, 64)[0]), "JPEG")["bytes"]
+    half = {"bytes": jpeg[: len(jpeg) // 2], "path": None}
+    words = {"text": (datasets.Value("string"), list("abcd"))}
+    data = rows([None, good, half, good], **words)
+    dataset = load_pictures(data, resolution=8, on_bad_image="skip")
+    assert [reason.split(":")[0] for reason in dataset.skipped] == ["row 0 of the data set", "row 2 of the data set"]
+    assert dataset.captions == ["b", "d"]
+    with pytest.raises(ValueError, match="none of the 2 pictures of the data set can be used: row 0 of"):
+        load_pictures(rows([None, half]), resolution=8, on_bad_image="skip")
+    with pytest.raises(ValueError, match="on_bad_image: 'ignore' is neither 'error' nor 'skip'"):
+        load_pictures(data, on_bad_image="ignore")
+
+
+def test_a_picture_with_others_beside_it_is_taken_and_a_bomb_is_not(tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    save(frames[0], tmp_path / "photo.mpo", save_all=True, append_images=frames[1:])
+    photo = {"bytes": (tmp_path / "photo.mpo").read_bytes(), "path": None}
+    dataset = load_pictures(rows([photo]))
+    assert dataset[0]["images"][0].min() > 200 and dataset[0]["images"][2].max() < 50
+
+    bomb = coded(Image.new("L", (8, 8)))  # 50,000 x 50,000 pixels, by its header
+    header = b"IHDR" + struct.pack(">II", 50_000, 50_000) + bomb["bytes"][24:29]
+    bomb["bytes"] = bomb["bytes"][:12] + header + struct.pack(">I", zlib.crc32(header)) + bomb["bytes"][33:]
+    with pytest.raises(ValueError, match="row 1 of the data set: .*decompression bomb"):
+        load_pictures(rows([photo, bomb]), resolution=8)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])

@@ -1,13 +1,18 @@
 import json
 import math
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 
 from hf_genmod import (
     AncestralDDPMScheduler,
@@ -21,7 +26,7 @@ from hf_genmod import (
 from hf_genmod.data import load_pictures
 from hf_genmod.recipe import class_rows
 from hf_genmod.shapes import ShapesDataset
-from hf_genmod.training import power_function_average
+from hf_genmod.training import TrainingError, power_function_average
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +34,23 @@ def dataset():
     return load_pictures(ShapesDataset(40, resolution=16))
 
 
-def make_trainer(dataset, output_dir, objective=None, draw_samples=None, dropout=0.0, description=None, **config):
+def make_trainer(
+    dataset,
+    output_dir,
+    objective=None,
+    draw_samples=None,
+    dropout=0.0,
+    description=None,
+    double=False,
+    learn_variance=False,
+    prediction_type="v_prediction",
+    weighting="simple",
+    **config,
+):
     torch.manual_seed(0)
     unet = DenoisingUNet2DModel(
         sample_size=16,
+        out_channels=6 if learn_variance else 3,
         block_out_channels=(16, 32),
         attention_levels=(False, True),
         layers_per_block=1,
@@ -40,10 +58,15 @@ def make_trainer(dataset, output_dir, objective=None, draw_samples=None, dropout
         num_classes=8,
         dropout=dropout,
     )
-    scheduler = AncestralDDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
+    unet = unet.double() if double else unet
+    scheduler = AncestralDDPMScheduler(
+        prediction_type=prediction_type,
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="learned_range" if learn_variance else "fixed_small",
+    )
     return Trainer(
         unet,
-        objective or DenoisingObjective(scheduler, unet.null_label),
+        objective or DenoisingObjective(scheduler, unet.null_label, weighting),
         dataset,
         TrainingConfig(
             output_dir=str(output_dir), **{"batch_size": 8, "logging_steps": 1, "mixed_precision": "no", **config}
@@ -95,8 +118,29 @@ def test_training_lowers_the_loss_and_leaves_a_checkpoint_of_the_averaged_weight
     assert json.loads((tmp_path / "training_config.json").read_text())["pictures"]["num_pictures"] == 40
 
 
-def test_a_killed_run_continues_to_bitwise_the_same_end(dataset, tmp_path):
-    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=9, dropout=0.1)
+def assert_same_state(trainer, other):
+    """Weights, their average and the state of the optimizer, bitwise."""
+    assert torch.equal(raw_weights(trainer), raw_weights(other))
+    assert torch.equal(averaged_weights(trainer), averaged_weights(other))
+    states = [trainer.optimizer.state_dict()["state"] for trainer in (trainer, other)]
+    for mine, theirs in zip(*(state.values() for state in states), strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dropout": 0.1},
+        {"gradient_accumulation_steps": 2, "horizontal_flip": True},
+        {"weighting": "min_snr", "prediction_type": "epsilon"},
+        {"weighting": "balanced", "prediction_type": "sample", "num_workers": 1},
+        {"learn_variance": True, "ema_length": 0.0},
+        {"weighting": "vlb"},
+    ],
+)
+def test_a_killed_run_continues_to_bitwise_the_same_end(dataset, tmp_path, settings):
+    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=9, **settings)
     whole.train()
 
     def killed_at(step):
@@ -109,15 +153,14 @@ def test_a_killed_run_continues_to_bitwise_the_same_end(dataset, tmp_path):
 
         return objective
 
-    settings = dict(max_train_steps=9, dropout=0.1, checkpointing_steps=2)
+    settings = dict(max_train_steps=9, checkpointing_steps=2, **settings)
     trainer = make_trainer(dataset, tmp_path / "cut", objective=killed_at(5), **settings)
     with pytest.raises(Killed):
         trainer.train()
     resumed = make_trainer(dataset, tmp_path / "cut", objective=whole.objective, **settings)
     resumed.train()
 
-    assert torch.equal(raw_weights(resumed), raw_weights(whole))
-    assert torch.equal(averaged_weights(resumed), averaged_weights(whole))
+    assert_same_state(resumed, whole)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     assert sorted(p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()) == ["step-6", "step-8"]
 
@@ -132,15 +175,6 @@ def test_a_run_that_is_over_is_not_trained_again(dataset, tmp_path):
     saved = load_pipeline(tmp_path)
     for (name, mine), theirs in zip(pipeline.unet.state_dict().items(), saved.unet.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
-
-
-def test_the_checkpoint_is_saved_before_the_last_samples_are_drawn(dataset, tmp_path):
-    def out_of_memory(pipeline):
-        raise MemoryError
-
-    with pytest.raises(MemoryError):
-        make_trainer(dataset, tmp_path, max_train_steps=2, draw_samples=out_of_memory).train()
-    assert load_pipeline(tmp_path).unet.null_label == 8
 
 
 def test_accumulated_parts_make_the_same_step_as_the_whole_batch(dataset, tmp_path):
@@ -203,15 +237,6 @@ def test_a_run_killed_before_its_first_save_starts_anew(dataset, tmp_path):
         file.write('{"step": 4, "lo')
     make_trainer(dataset, tmp_path, max_train_steps=5).train()
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5]
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path):
-    def objective(model, batch, rng):
-        return 0 * next(iter(model.parameters())).sum() + math.nan, {}
-
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
-        make_trainer(dataset, tmp_path, objective=objective, max_train_steps=5).train()
-    assert not (tmp_path / "model_index.json").exists()
 
 
 def test_a_launcher_that_asks_for_another_precision_is_refused(dataset, tmp_path, monkeypatch):
@@ -285,6 +310,115 @@ def test_a_batch_that_cannot_be_shared_is_refused(dataset, tmp_path):
         make_trainer(dataset, tmp_path, max_train_steps=1, gradient_accumulation_steps=3)
 
 
+# ---- faults ----
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(dataset, tmp_path, capsys, value):
+    seen = []
+
+    def objective(model, batch, rng):
+        seen.append(raw_weights(trainer))
+        loss, metrics = inner(model, batch, rng)
+        return loss * (value if trainer.progress.step in (3, 4) else 1.0), metrics
+
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=8)
+    inner, trainer.objective = trainer.objective, objective
+    trainer.train()
+    assert torch.equal(seen[3], seen[4]) and torch.equal(seen[4], seen[5])
+    assert not torch.equal(seen[2], seen[3]) and not torch.equal(seen[5], seen[6])
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 6, 7, 8]
+    assert [line["bad_steps"] for line in lines] == [0, 0, 0, 2, 2, 2]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert averaged_weights(trainer).isfinite().all()
+    assert "step 4 (learning rate" in capsys.readouterr().err
+
+
+def test_a_run_that_stays_infinite_ends_with_its_last_state_named(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=20, checkpointing_steps=2, max_bad_steps=3)
+    inner, last = trainer.objective, {}
+
+    def objective(model, batch, rng):
+        loss, metrics = inner(model, batch, rng)
+        if trainer.progress.step >= 5:
+            last["weights"] = raw_weights(trainer)
+            loss = loss * math.nan
+        return loss, metrics
+
+    trainer.objective = objective
+    message = r"in 3 steps in a row, up to step 8 \(learning rate \S+, mixed precision 'no'\); \S+step-6 is the last"
+    with pytest.raises(TrainingError, match=message):
+        trainer.train()
+    state = torch.load(tmp_path / "checkpoints" / "step-6" / "state.pt")
+    weights = torch.cat([parameter.flatten() for parameter in state["model"].values()])
+    assert weights.isfinite().all()
+    assert not trainer.folder.is_complete
+
+
+def test_memory_that_does_not_suffice_is_explained(dataset, tmp_path):
+    def objective(model, batch, rng):
+        return torch.empty(2**60), {}
+
+    trainer = make_trainer(dataset, tmp_path, objective=objective, max_train_steps=2)
+    with pytest.raises(TrainingError, match="a batch of 8 pictures of 16x16; .* --gradient_accumulation_steps 2 "):
+        trainer.train()
+
+
+def test_an_error_of_the_objective_is_not_taken_for_lack_of_memory(dataset, tmp_path):
+    def objective(model, batch, rng):
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        make_trainer(dataset, tmp_path, objective=objective, max_train_steps=2).train()
+
+
+def test_samples_that_cannot_be_drawn_cost_nothing(dataset, tmp_path, capsys):
+    def draw_samples(pipeline):
+        raise ZeroDivisionError("no picture")
+
+    make_trainer(dataset, tmp_path, max_train_steps=4, sampling_steps=2, draw_samples=draw_samples).train()
+    assert "drawing samples failed (ZeroDivisionError: no picture); the run goes on" in capsys.readouterr().err
+    assert load_pipeline(tmp_path).unet.null_label == 8
+
+
+class BrokenTracker(GeneralTracker):
+    name, requires_logging_directory, tracker = "broken", False, None
+
+    def __init__(self):
+        super().__init__()
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step):
+        raise ConnectionError("no network")
+
+
+def test_a_tracker_that_is_down_costs_nothing(dataset, tmp_path, capsys):
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=3)
+    trainer.accelerator.log_with = [BrokenTracker()]
+    trainer.train()
+    assert "the tracker failed (ConnectionError: no network); the run goes on" in capsys.readouterr().err
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_loading_process_that_dies_is_replaced(dataset, tmp_path, capsys):
+    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=6)
+    whole.train()
+
+    def objective(model, batch, rng):
+        if trainer.progress.step == 2 and psutil.Process().children():
+            for worker in trainer.batches._workers:
+                worker.kill()
+        return whole.objective(model, batch, rng)
+
+    trainer = make_trainer(dataset, tmp_path / "cut", max_train_steps=6, num_workers=2, objective=objective)
+    trainer.train()
+    assert "a process that loads pictures has died" in capsys.readouterr().err
+    assert_same_state(trainer, whole)
+
+
 # ---- real processes ----
 
 SCRIPT = """
@@ -292,43 +426,143 @@ import sys
 sys.path.insert(0, {tests!r})
 from test_training import *
 
-dataset = load_pictures(ShapesDataset(40, resolution=16))
-make_trainer(dataset, sys.argv[1], max_train_steps=int(sys.argv[2])).train()
+run_script(*sys.argv[1:])
 """
 
 
-def script(tmp_path):
+def run_script(output_dir, settings, kill_after="0"):
+    """A run in a process of its own, which kills itself and its siblings after some seconds of training."""
+    trainer = make_trainer(load_pictures(ShapesDataset(40, resolution=16)), output_dir, **eval(settings))
+    over = trainer.folder.is_complete
+    if float(kill_after) and trainer.accelerator.is_main_process:
+        threading.Timer(float(kill_after), kill_all, [trainer.accelerator.num_processes]).start()
+    trainer.train()
+    if trainer.accelerator.is_main_process and not over:
+        torch.save(
+            {
+                "raw": raw_weights(trainer),
+                "averaged": averaged_weights(trainer),
+                "optimizer": trainer.optimizer.state_dict()["state"],
+            },
+            f"{output_dir}.pt",
+        )
+    os._exit(0)  # before the timer
+
+
+def kill_all(num_processes):
+    launcher = psutil.Process().parent()
+    if num_processes > 1:
+        siblings = [process for process in launcher.children() if process.pid != os.getpid()]
+        for process in (launcher, *siblings):
+            process.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def command(tmp_path, output_dir, settings, num_processes=1, kill_after=0.0):
     file = tmp_path / "script.py"
     file.write_text(SCRIPT.format(tests=os.path.dirname(__file__)))
-    return str(file)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    launcher = launcher if num_processes > 1 else []
+    return [sys.executable, *launcher, str(file), str(output_dir), settings, str(kill_after)]
 
 
-def one_thread():
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def run(*arguments, check=True, **keywords):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(*arguments, **keywords), check=check, env=environment, timeout=600).returncode
 
 
-def test_two_processes_train_as_one_does(dataset, tmp_path):
-    alone = make_trainer(dataset, tmp_path / "one", max_train_steps=4)
-    alone.train()
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         script(tmp_path), str(tmp_path / "two"), "4"],
-        check=True, env=one_thread(), timeout=300,
-    )  # fmt: skip
-    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
-        assert math.isclose(one["loss"], two["loss"], abs_tol=1e-4)
-        assert math.isclose(one["gradient_norm"], two["gradient_norm"], rel_tol=1e-2)
+def same(first, second):
+    """Whether two trees of tensors are bitwise equal."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+
+
+def assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes, num_kills, seed=0):
+    run(tmp_path, tmp_path / "whole", settings, num_processes)
+    rng, kills = np.random.default_rng(seed), 0
+    while not (tmp_path / "cut.pt").is_file():
+        kill_after = rng.uniform(0.02, 0.5) if kills < num_kills else 0.0
+        status = run(tmp_path, tmp_path / "cut", settings, num_processes, kill_after=kill_after, check=False)
+        assert (status == -signal.SIGKILL) or (tmp_path / "cut.pt").is_file()
+        kills += status == -signal.SIGKILL
+    assert kills >= num_kills
+    assert same(torch.load(tmp_path / "cut.pt"), torch.load(tmp_path / "whole.pt"))
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    load_pipeline(tmp_path / "cut")
+
+
+def test_a_run_killed_at_random_moments_ends_bitwise_as_the_whole_one(tmp_path):
+    settings = "{'max_train_steps': 60, 'checkpointing_steps': 1, 'dropout': 0.1}"
+    assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes=1, num_kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_run_killed_twenty_times_ends_bitwise_as_the_whole_one(tmp_path, num_processes):
+    settings = "{'max_train_steps': 400, 'checkpointing_steps': 1, 'gradient_accumulation_steps': 2}"
+    assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes, num_kills=20)
+
+
+@pytest.mark.parametrize(
+    "num_processes, double",
+    [(2, True), pytest.param(4, True, marks=pytest.mark.slow), pytest.param(4, False, marks=pytest.mark.slow)],
+)
+def test_any_number_of_processes_trains_as_one_does(tmp_path, num_processes, double):
+    settings, tolerance = f"{{'max_train_steps': 50, 'double': {double}}}", 1e-8 if double else 1e-4
+    for number in (1, num_processes):
+        run(tmp_path, tmp_path / str(number), settings, number)
+    alone, together = (metrics(tmp_path / str(number)) for number in (1, num_processes))
+    assert len(alone) == 50
+    for one, two in zip(alone, together, strict=True):
+        assert math.isclose(one["loss"], two["loss"], abs_tol=tolerance)
+        assert math.isclose(one["gradient_norm"], two["gradient_norm"], rel_tol=1e-7 if double else 1e-2)
         assert one["learning_rate"] == two["learning_rate"]
-    trained = load_pipeline(tmp_path / "two").unet.state_dict()
-    for name, weight in load_pipeline(tmp_path / "one").unet.state_dict().items():
-        torch.testing.assert_close(trained[name], weight, atol=1e-3, rtol=0)
+    if double:
+        for part in ("raw", "averaged"):
+            weights = [torch.load(tmp_path / f"{number}.pt")[part] for number in (1, num_processes)]
+            torch.testing.assert_close(*weights, atol=1e-8, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_state_of_two_processes_goes_on_with_one_and_with_four(tmp_path):
+    settings = "{'max_train_steps': 30, 'double': True, 'checkpointing_steps': 10}"
+    run(tmp_path, tmp_path / "whole", settings, 1)
+    run(tmp_path, tmp_path / "two", settings, 2)
+    for number in (1, 4):
+        resumed = tmp_path / f"resumed-{number}"
+        shutil.copytree(tmp_path / "two", resumed)
+        (resumed / "model_index.json").unlink()
+        run(tmp_path, resumed, settings, number)
+        weights = [torch.load(f"{name}.pt")["raw"] for name in (resumed, tmp_path / "whole")]
+        torch.testing.assert_close(*weights, atol=1e-8, rtol=0)
+
+
+def test_a_full_disk_leaves_the_states_before_as_they_are(dataset, tmp_path, capsys):
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=6, checkpointing_steps=2)
+    inner = trainer.objective
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def objective(model, batch, rng):
+        limit = 10_000 if trainer.progress.step == 3 else soft  # in bytes a file: at the save after this step
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        return inner(model, batch, rng)
+
+    trainer.objective = objective
+    try:
+        trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "saving the training state failed (OSError" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
+    assert trainer.folder.newest_state()["progress"]["step"] == 2
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_state_and_the_same_command_continues(dataset, tmp_path, number, status):
-    command = [sys.executable, script(tmp_path), str(tmp_path / "cut"), "100"]
+    arguments = command(tmp_path, tmp_path / "cut", "{'max_train_steps': 100}")
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which rounding depends on
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
     seen = ""
     while "step 3," not in seen:  # the progress bar
         character = process.stderr.read(1)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import fsspec
@@ -58,14 +59,19 @@ class PictureDataset(torch.utils.data.Dataset):
         captions (`list`, *optional*): a string per picture, or a list of strings where a picture has several captions.
         in_memory (`bool`, *optional*): whether to keep the decoded pixels. By default if they take less than a quarter
             of the available memory.
+        on_bad_image (`str`): "error" refuses the whole data set if any picture cannot be used, and names it; "skip"
+            leaves those out.
 
     Attributes:
         images (`torch.Tensor` or `None`): all pixels, `uint8` (n, C, H, W), if they are kept in memory.
         fingerprint (`str`): hash of the pixels, labels, their names and captions that this data set returns; the same
             in every process and run, wherever the pictures come from.
+        properties (`list[Properties]`): what each picture is before it is scaled and converted.
+        skipped (`list[str]`): which pictures were left out, and why.
 
     Raises:
-        `ValueError`: for pictures that cannot be read, and for pictures of several sizes without a `resolution`.
+        `ValueError`: for pictures that cannot be used, even with "skip" if none is left, and for pictures of several
+            sizes without a `resolution`.
     """
 
     def __init__(
@@ -78,14 +84,22 @@ class PictureDataset(torch.utils.data.Dataset):
         label_names: list[str] | None = None,
         captions: list | None = None,
         in_memory: bool | None = None,
+        on_bad_image: str = "error",
     ):
+        if on_bad_image not in ("error", "skip"):
+            raise ValueError(f"on_bad_image: {on_bad_image!r} is neither 'error' nor 'skip'")
         if channels not in (None, *_MODES):
             raise ValueError(f"channels: {channels} is none of 1 (grey), 2 (grey, alpha), 3 (RGB) and 4 (RGBA)")
         self.name, self.labels, self.label_names, self.captions = name, labels, label_names, captions
         self._source = source if isinstance(source, list) else source.select_columns("image").with_format("arrow")
 
-        found = self._for_all(_inspect, "Inspecting pictures")
-        heights, widths, colors, alphas = zip(*found, strict=True)
+        self._rows = range(len(source))  # those that are used
+        self._skip_bad, self.skipped = on_bad_image == "skip", []
+
+        found = list(self._for_all(_inspect, "Inspecting pictures"))
+        self.properties = found
+        self._keep([index for index, properties in enumerate(found) if properties is not None])
+        heights, widths, colors, alphas = zip(*self.properties, strict=True)
         low, high = (min(heights), min(widths)), (max(heights), max(widths))
         if resolution is None and low != high:
             raise ValueError(
@@ -96,21 +110,40 @@ class PictureDataset(torch.utils.data.Dataset):
         self.resolution = resolution or low
         self.channels = channels or (3 if any(colors) else 1) + any(alphas)
 
-        shape = (len(self), self.channels, *self.resolution)
+        shape = (self.channels, *self.resolution)
         if in_memory is None:
-            in_memory = math.prod(shape) < psutil.virtual_memory().available / 4
-        self.images = torch.empty(shape, dtype=torch.uint8) if in_memory else None
+            in_memory = len(self) * math.prod(shape) < psutil.virtual_memory().available / 4
+        images = torch.empty((len(self), *shape) if in_memory else 0, dtype=torch.uint8)
         digest = hashlib.blake2b(digest_size=8)
         # Pillow frees the interpreter while it decodes; over small pictures the threads would only get in one
         # another's way.
         threads = os.cpu_count() if np.dot(heights, widths) >= 64 * 64 * len(self) else 1
+        usable = []
         for index, pixels in enumerate(self._for_all(self._decode, "Decoding pictures", threads)):
-            digest.update(pixels)
-            if in_memory:
-                self.images.numpy()[index] = pixels
-        targets = (shape, label_names, captions, None if labels is None else labels.tolist())
+            if pixels is not None:
+                digest.update(pixels)
+                if in_memory:
+                    images.numpy()[len(usable)] = pixels
+                usable.append(index)
+        self._keep(usable)
+        self.images = images[: len(self)] if in_memory else None
+        captions = self.captions
+        targets = ((len(self), *shape), label_names, captions, None if self.labels is None else self.labels.tolist())
         digest.update(repr(targets).encode())
         self.fingerprint = digest.hexdigest()
+
+    def _keep(self, indices: list[int]) -> None:
+        """Leaves all others out."""
+        if not indices:
+            raise ValueError(f"none of the {len(self.skipped)} pictures of {self.name} can be used: {self.skipped[0]}")
+        if len(indices) == len(self):
+            return
+        self._rows = [self._rows[i] for i in indices]
+        self.properties = [self.properties[i] for i in indices]
+        is_list = isinstance(self._source, list)
+        self._source = [self._source[i] for i in indices] if is_list else self._source.select(indices)
+        self.labels = None if self.labels is None else self.labels[indices]
+        self.captions = None if self.captions is None else [self.captions[i] for i in indices]
 
     def __len__(self) -> int:
         return len(self._source)
@@ -122,7 +155,7 @@ class PictureDataset(torch.utils.data.Dataset):
             images = self.images[torch.as_tensor(indices)]
         else:
             decoded, unusable = self._apply(self._decode, indices)
-            self._refuse(unusable)
+            self._refuse(unusable)  # it was usable at the start
             images = torch.from_numpy(np.stack(decoded))
         batch = {"images": images}
         if self.labels is not None:
@@ -151,7 +184,7 @@ class PictureDataset(torch.utils.data.Dataset):
         return np.asarray(picture).reshape(height, width, -1).transpose(2, 0, 1).copy()
 
     def _apply(self, function: Callable, indices: Sequence[int]) -> tuple[list, list[str]]:
-        """function(entry) of each picture, and what is wrong with those that cannot be used."""
+        """function(entry) of each picture, None for those that cannot be used, and what is wrong with these."""
         if isinstance(self._source, list):
             entries = [self._source[i] for i in indices]
         else:
@@ -164,11 +197,12 @@ class PictureDataset(torch.utils.data.Dataset):
                 unknown = isinstance(error, UnidentifiedImageError)
                 reason = "no picture that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
                 is_file = isinstance(entry, dict) and entry["bytes"] is None and entry["path"]
-                unusable.append(f"{entry['path'] if is_file else f'row {index} of {self.name}'}: {reason}")
+                results.append(None)
+                unusable.append(f"{entry['path'] if is_file else f'row {self._rows[index]} of {self.name}'}: {reason}")
         return results, unusable
 
     def _for_all(self, function: Callable, description: str, num_threads: int = 1) -> Iterator:
-        """function(entry) of all pictures in order."""
+        """function(entry) of all pictures in order, None for those that are to be left out."""
         chunks = [range(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)]
         unusable = []
         with (
@@ -179,14 +213,17 @@ class PictureDataset(torch.utils.data.Dataset):
                 unusable += new
                 yield from results
                 progress.update(len(results))
-        self._refuse(unusable)
+        if not self._skip_bad:
+            self._refuse(unusable)
+        self.skipped += unusable
 
     def _refuse(self, unusable: list[str]) -> None:
         if unusable:
             more = f"; and {len(unusable) - 5} more" if len(unusable) > 5 else ""
             raise ValueError(
-                f"{len(unusable)} of the {len(self)} pictures of {self.name} cannot be used, repair or remove "
-                f"{'it' if len(unusable) == 1 else 'them'}: {'; '.join(unusable[:5])}{more}"
+                f"{len(unusable)} of the {len(self)} pictures of {self.name} cannot be used (--on_bad_image skip "
+                f"leaves such out), repair or remove {'it' if len(unusable) == 1 else 'them'}: "
+                f"{'; '.join(unusable[:5])}{more}"
             )
 
 
@@ -203,14 +240,25 @@ def _open(entry) -> Image.Image:
             image = Image.open(io.BytesIO(file.read()))
     else:
         image = Image.open(entry["path"])
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # which is a photo with others beside it
+        frames = image.n_frames
+        image.close()
+        raise ValueError(f"it has {frames} frames; save the one that you want as a picture of its own")
     if image.mode[0] in "IF":
         image.close()
         raise ValueError(f"16-bit pictures are not supported yet (mode {image.mode}); convert to 8 bits")
     return image
 
 
-def _inspect(entry) -> tuple[int, int, bool, bool]:
-    """Height, width, whether there is color and whether alpha; from the header alone, save for palettes."""
+class Properties(NamedTuple):
+    height: int
+    width: int
+    has_color: bool
+    has_alpha: bool
+
+
+def _inspect(entry) -> Properties:
+    """From the header alone, save for palettes."""
     with _open(entry) as image:
         # The method of PngImageFile would decode the picture to look for a tag behind the pixels.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
@@ -219,7 +267,7 @@ def _inspect(entry) -> tuple[int, int, bool, bool]:
         if image.mode in ("P", "PA"):
             red, green, blue = (image.getpalette("RGB")[i::3] for i in range(3))
             color = not red == green == blue
-        return height, width, color, image.has_transparency_data
+        return Properties(height, width, color, image.has_transparency_data)
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
@@ -245,6 +293,7 @@ def load_pictures(
     caption_column: str | None = None,
     config_name: str | None = None,
     in_memory: bool | None = None,
+    on_bad_image: str = "error",
     require_labels: bool = False,
     require_captions: bool = False,
 ) -> PictureDataset:
@@ -266,7 +315,7 @@ def load_pictures(
         caption_column (`str`, *optional*): a string or a list of strings for each picture. By default "text",
             "caption" or "captions".
         config_name (`str`, *optional*): which configuration of a data set on the Hub that has several.
-        in_memory (`bool`, *optional*): see [`PictureDataset`].
+        in_memory (`bool`, *optional*), on_bad_image (`str`): see [`PictureDataset`].
         require_labels (`bool`): whether a data set without labels is an error.
         require_captions (`bool`): whether a data set without captions is an error.
 
@@ -300,7 +349,7 @@ def load_pictures(
     pictures = _pictures(rows, name, image_column)
     labels, label_names = _labels(splits, rows, name, label_column, require_labels or label_column is not None)
     captions = _captions(rows, name, caption_column, require_captions or caption_column is not None)
-    return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory)
+    return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory, on_bad_image)
 
 
 def _height_width(resolution: int | str | tuple[int, int]) -> tuple[int, int]:

@@ -55,7 +55,7 @@ class DenoisingObjective:
         scheduler, x_0 = self.scheduler, batch["images"]
         T = scheduler.config.num_train_timesteps
         t = (T * rng.stratified()).long().clamp(max=T - 1)  # (n,)
-        epsilon = rng.normal(x_0.shape[1:])
+        epsilon = rng.normal(x_0.shape[1:], dtype=x_0.dtype)
         x_t = scheduler.add_noise(x_0, epsilon, t)
 
         condition = {}
@@ -63,7 +63,7 @@ class DenoisingObjective:
             dropped = rng.uniform() < self.condition_dropout
             condition["class_labels"] = batch["class_labels"].masked_fill(dropped, self.null_label)
 
-        model_output = model(x_t, t, **condition).sample.float()
+        model_output = model(x_t, t, **condition).sample.to(x_0.dtype)
         if self.weighting == "vlb":
             loss = T * variational_bound_term(scheduler, model_output, x_0, x_t, t).mean()
             return loss, {}

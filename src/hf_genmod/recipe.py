@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 import yaml
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.utils import make_image_grid
 from transformers import HfArgumentParser
@@ -34,6 +36,10 @@ class DataArguments:
     )
     image_column: str | None = dataclasses.field(default=None, metadata={"help": "Column of the pictures."})
     label_column: str | None = dataclasses.field(default=None, metadata={"help": "Column of the class labels."})
+    on_bad_image: str = dataclasses.field(
+        default="error",
+        metadata={"help": "A picture that cannot be used: 'error' names it and stops, 'skip' leaves it out."},
+    )
 
     def load(self, require_labels: bool = False) -> PictureDataset:
         return load_pictures(**dataclasses.asdict(self), require_labels=require_labels)
@@ -137,38 +143,72 @@ class ModelArguments:
         )
 
 
-def class_rows(pipeline, num_columns: int = 8, max_rows: int = 10, seed: int = 0, **kwargs):
+def draw_images(pipeline, class_labels: list | None = None, count: int = 64, seed: int = 0, **kwargs) -> list:
+    """
+    Pictures whose work all processes share; picture i has the seed `seed` + i, so they are the same on any number.
+
+    Args:
+        pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): What draws them.
+        class_labels (`list`, *optional*): The label of each picture.
+        count (`int`): How many, without labels.
+        kwargs: Further arguments of the pipeline.
+
+    Returns:
+        `list` of `PIL.Image.Image`: All of them, on each process.
+
+    Raises:
+        RuntimeError: On all processes, if one of them fails.
+    """
+    processes = PartialState()
+    count = count if class_labels is None else len(class_labels)
+    mine = range(processes.process_index, count, processes.num_processes)
+    images, error = {}, None
+    try:
+        for start in range(0, len(mine), 16):
+            part = mine[start : start + 16]
+            request = {"batch_size": len(part)} if class_labels is None else {}
+            if class_labels is not None:
+                request["class_labels"] = [class_labels[i] for i in part]
+            generators = [torch.Generator().manual_seed(seed + i) for i in part]
+            images |= zip(part, pipeline(**request, generator=generators, **kwargs).images, strict=True)
+    except Exception as caught:  # the others wait for this process, whatever happens to it
+        error = f"{type(caught).__name__}: {caught}"
+    together = {}
+    for others, others_error in gather_object([(images, error)]):
+        if others_error:
+            raise RuntimeError(others_error)
+        together |= others
+    return [together[i] for i in range(count)]
+
+
+def class_rows(pipeline, num_columns: int = 8, max_rows: int = 10, **kwargs):
     """
     A grid with one row for each class (of the first `max_rows`), as a `PIL.Image.Image`.
 
     Args:
         pipeline ([`ClassifierFreeGuidedPipeline`]): What draws them.
         num_columns, max_rows (`int`): Size of the grid.
-        seed (`int`): Seed of the pictures.
-        kwargs: Further arguments of the pipeline.
+        kwargs: Further arguments of `draw_images`.
     """
     num_rows = min(pipeline.unet.config.num_classes, max_rows)
-    generator = torch.Generator().manual_seed(seed)
-    images = []
-    for label in range(num_rows):
-        images += pipeline([label] * num_columns, generator=generator, **kwargs).images
-    return make_image_grid(images, num_rows, num_columns)
+    labels = [label for label in range(num_rows) for _ in range(num_columns)]
+    return make_image_grid(draw_images(pipeline, labels, **kwargs), num_rows, num_columns)
 
 
 @contextlib.contextmanager
-def one_line_errors():
+def one_line_errors(errors=(ValueError, OSError), status: int = 2):
     """
-    Around the set-up of a script: a mistake in its arguments or data ends it with one sentence and status 2, and a
-    Ctrl-C with one and status 130.
+    Around a part of a script: one of `errors` ends it with one sentence and this status, and a Ctrl-C with status 130.
+    By default they are those of mistaken arguments and data.
     """
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped before training began", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except errors as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status)
 
 
 def parse_arguments(*dataclass_types, argv: list[str] | None = None):

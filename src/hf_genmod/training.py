@@ -3,26 +3,25 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin, broadcast
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from hf_genmod.data import to_model_range
 from hf_genmod.optimizer import Muon
 from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip
+from hf_genmod.run_folder import RunFolder
 
 
 @dataclasses.dataclass
@@ -84,6 +83,12 @@ class TrainingConfig:
     checkpoints_total_limit: int = dataclasses.field(
         default=2, metadata={"help": "How many saved states are kept; the oldest are deleted."}
     )
+    max_bad_steps: int = dataclasses.field(
+        default=20,
+        metadata={
+            "help": "A step whose loss or gradient is not finite is skipped; after so many in a row, the run ends."
+        },
+    )
     report_to: str | None = dataclasses.field(
         default=None, metadata={"help": "Tracker: 'tensorboard', 'wandb', 'trackio', ... as Accelerate knows them."}
     )
@@ -97,7 +102,8 @@ class TrainingConfig:
                 "one budget, so give one of the two"
             )
         for name in ("max_train_steps", "max_train_minutes", "batch_size", "gradient_accumulation_steps",
-                     "learning_rate", "max_grad_norm", "logging_steps", "checkpoints_total_limit"):  # fmt: skip
+                     "learning_rate", "max_grad_norm", "logging_steps", "checkpoints_total_limit",
+                     "max_bad_steps"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}: {value} is not positive")
@@ -119,11 +125,8 @@ class TrainingConfig:
         return self.learning_rate * warmup * decay
 
 
-# What may change when a run is taken up again: nothing that the trained weights depend on.
-_MAY_CHANGE = {
-    "output_dir", "num_workers", "logging_steps", "sampling_steps", "checkpointing_steps", "checkpoints_total_limit",
-    "report_to",
-}  # fmt: skip
+class TrainingError(RuntimeError):
+    """A run that cannot go on, for a reason that its message gives in one sentence."""
 
 
 class Trainer:
@@ -132,8 +135,12 @@ class Trainer:
     a moving average of the weights, on any number of processes.
 
     A run is defined by its settings: the same command in the same `output_dir` continues an interrupted run from its
-    newest saved state. Each step's randomness derives from (seed, step, position in the batch), see
-    [`~hf_genmod.randomness.BatchRandom`], so nothing is replayed, and any number of processes sees the same batches.
+    newest saved state, bitwise as if it had not been interrupted. Each step's randomness derives from (seed, step,
+    position in the batch), see [`~hf_genmod.randomness.BatchRandom`], so nothing is replayed, and any number of
+    processes sees the same batches.
+
+    What the weights do not depend on, such as samples, a tracker or a saved state, may fail: the run says so and goes
+    on.
 
     Args:
         model (`nn.Module`): What is trained.
@@ -141,7 +148,8 @@ class Trainer:
         dataset ([`~hf_genmod.data.PictureDataset`]): The pictures.
         config ([`TrainingConfig`]): The settings.
         make_pipeline (`Callable`): `model -> DiffusionPipeline`, whose `save_pretrained` writes the checkpoint.
-        draw_samples (`Callable`, *optional*): `pipeline -> PIL.Image.Image`, drawn every `sampling_steps`.
+        draw_samples (`Callable`, *optional*): `pipeline -> PIL.Image.Image`, called every `sampling_steps`, by all
+            processes.
         description (`dict`, *optional*): Whatever else defines the run, written to `training_config.json`.
 
     Raises:
@@ -163,7 +171,7 @@ class Trainer:
         self.dataset = dataset
         self.make_pipeline = make_pipeline
         self.draw_samples = draw_samples
-        self.output_dir = Path(config.output_dir)
+        self.folder = RunFolder(config.output_dir)
 
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -190,7 +198,6 @@ class Trainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.progress = Progress()
-        self.accelerator.register_for_checkpointing(self.averaged_model, self.progress)
         self._open_run(description or {})
 
     def train(self):
@@ -202,15 +209,17 @@ class Trainer:
 
         Raises:
             SystemExit: After SIGINT (status 130) or SIGTERM (status 143), with the training state saved.
+            TrainingError: If memory does not suffice, or the loss does not come back from infinity.
         """
-        config, accelerator = self.config, self.accelerator
-        if (self.output_dir / "model_index.json").is_file():
+        config, accelerator, progress = self.config, self.accelerator, self.progress
+        if self.folder.is_complete:
             accelerator.print(f"{config.output_dir} is complete; there is nothing left to train")
-            return self._pipeline().from_pretrained(self.output_dir)
+            return self._pipeline().from_pretrained(config.output_dir)
         self._resume()
-        settings = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
-        accelerator.init_trackers("hf_genmod", config=settings)
-        self.clock = Clock(config, self.progress, accelerator)
+        with self._optional("the tracker"):
+            settings = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+            accelerator.init_trackers("hf_genmod", config=settings)
+        self.clock = Clock(config, progress, accelerator)
         accumulated = {}
         bar = tqdm(
             total=1.0,
@@ -219,57 +228,91 @@ class Trainer:
             disable=not accelerator.is_main_process,
         )
         with stop_signals() as stopped_by, bar:
-            loader = iter(self._loader())  # in here, so that its processes do not die of a Ctrl-C
+            self._open_loader()  # in here, so that its processes do not die of a Ctrl-C
             while self.clock.fraction < 1:
                 learning_rate = config.learning_rate_at(self.clock.fraction)
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate
-                metrics = self._step(loader)
-                self.progress.step += 1
-                if not self.optimizer.step_was_skipped:  # as fp16 does when its loss scale was too large
+                metrics = self._step()
+                progress.step += 1
+                if metrics is None:
+                    self._count_bad_step(learning_rate)
+                else:
+                    progress.bad_steps_in_a_row = 0
                     self.averaged_model.update_parameters(self.model)
+                    for name, value in metrics.items():
+                        accumulated.setdefault(name, []).append(value)
                 bar.update(min(self.clock.tick(), 1.0) - bar.n)
 
-                for name, value in metrics.items():
-                    accumulated.setdefault(name, []).append(value)
                 done = self.clock.fraction >= 1
-                if done or self.progress.step % config.logging_steps == 0:
+                if accumulated and (done or progress.step % config.logging_steps == 0):
                     self._log(accumulated, learning_rate, bar)
                     accumulated = {}
-                if config.sampling_steps and not done and self.progress.step % config.sampling_steps == 0:
+                if config.sampling_steps and not done and progress.step % config.sampling_steps == 0:
                     self._sample()
                 stopping = self._any_process(bool(stopped_by))
-                due = config.checkpointing_steps and self.progress.step % config.checkpointing_steps == 0
+                due = config.checkpointing_steps and progress.step % config.checkpointing_steps == 0
                 if not done and (stopping or due):
                     self._save_state()
                 if stopping and not done:
                     self._leave(stopped_by)
         return self._finish()
 
-    def _step(self, loader) -> dict[str, torch.Tensor]:
-        """One optimizer step on one global batch; returns the metrics of this process."""
+    def _step(self) -> dict[str, torch.Tensor] | None:
+        """One optimizer step on one global batch: the metrics of this process, or None if it had to be skipped."""
         config, accelerator = self.config, self.accelerator
         step = self.progress.step
         torch.manual_seed(_mix(config.seed, step, accelerator.process_index))  # for dropout layers
-        losses = []
-        for part in range(config.gradient_accumulation_steps):
+        parts = []
+        for part, batch in enumerate(self._next_batches()):
             positions = batch_positions(
                 config.batch_size, part, config.gradient_accumulation_steps,
                 accelerator.process_index, accelerator.num_processes,
             )  # fmt: skip
             rng = BatchRandom(config.seed, step, positions, config.batch_size, accelerator.device)
-            batch = self._prepare(next(loader), rng)
-            with accelerator.accumulate(self.model):
-                loss, metrics = self.objective(self.model, batch, rng)
+            with self._explained_memory(), accelerator.accumulate(self.model):
+                loss, metrics = self.objective(self.model, self._prepare(batch, rng), rng)
                 accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    gradient_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
-                with accelerator.autocast():  # its matrix products stand low precision as well
-                    self.optimizer.step()
-                self.optimizer.zero_grad()
-            losses.append({"loss": loss.detach(), **metrics})
-        means = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
-        return {**means, "gradient_norm": gradient_norm.detach()}
+            parts.append({"loss": loss.detach(), **metrics})
+        gradient_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        means = {name: torch.stack([metrics[name] for metrics in parts]).mean() for name in parts[0]}
+        finite = (means["loss"] + gradient_norm).isfinite().item()
+        bad = self._any_process(not finite)
+        if not bad or accelerator.scaler is not None:  # fp16 skips by itself, and looks for a better scale
+            with accelerator.autocast():  # its matrix products stand low precision as well
+                self.optimizer.step()
+        self.optimizer.zero_grad()
+        return None if bad or self.optimizer.step_was_skipped else {**means, "gradient_norm": gradient_norm.detach()}
+
+    def _count_bad_step(self, learning_rate):
+        """Ends the run where too many steps in a row were skipped."""
+        config, progress = self.config, self.progress
+        progress.bad_steps += 1
+        progress.bad_steps_in_a_row += 1
+        where = f"step {progress.step} (learning rate {learning_rate:.2g}, mixed precision {config.mixed_precision!r})"
+        if progress.bad_steps_in_a_row >= config.max_bad_steps:
+            states = self.folder.saved_states()
+            raise TrainingError(
+                f"the loss or its gradient was not finite in {progress.bad_steps_in_a_row} steps in a row, up to "
+                f"{where}; {states[-1] if states else 'no state'} is the last that was saved. Lower the learning "
+                "rate, or train with --mixed_precision no, in a new output_dir"
+            )
+        self._say(f"the loss or its gradient is not finite at {where}; the step is skipped")
+
+    @contextlib.contextmanager
+    def _explained_memory(self):
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+            config = self.config
+            height, width = self.dataset.resolution
+            raise TrainingError(
+                f"out of memory with a batch of {config.batch_size} pictures of {height}x{width}; what helps, in this "
+                f"order: --gradient_accumulation_steps {2 * config.gradient_accumulation_steps} (the same steps in "
+                "smaller parts), --gradient_checkpointing, --mixed_precision bf16"
+            ) from error
 
     def _prepare(self, batch, rng):
         device = self.accelerator.device
@@ -277,12 +320,12 @@ class Trainer:
             name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()
         }
-        images = to_model_range(batch["images"])
+        images = to_model_range(batch["images"]).to(self.averaged_model.module.dtype)
         if self.config.horizontal_flip:
             images = flip(images, rng)
         return {**batch, "images": images.contiguous(memory_format=torch.channels_last)}
 
-    def _loader(self):
+    def _open_loader(self):
         config, accelerator = self.config, self.accelerator
         sampler = GlobalBatchSampler(
             len(self.dataset),
@@ -293,13 +336,30 @@ class Trainer:
             num_processes=accelerator.num_processes,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
         )
-        return torch.utils.data.DataLoader(
-            self.dataset,
-            batch_sampler=sampler,
-            collate_fn=_identity,
-            num_workers=config.num_workers,
-            pin_memory=accelerator.device.type == "cuda",
+        on_death_of_a_child = signal.getsignal(signal.SIGCHLD)
+        self.batches = iter(
+            torch.utils.data.DataLoader(
+                self.dataset,
+                batch_sampler=sampler,
+                collate_fn=_identity,
+                num_workers=config.num_workers,
+                pin_memory=accelerator.device.type == "cuda",
+            )
         )
+        # The handler of torch would raise wherever we are, even between two weights; the next batch tells too.
+        signal.signal(signal.SIGCHLD, on_death_of_a_child or signal.SIG_DFL)
+
+    def _next_batches(self) -> list[dict]:
+        """The parts of this step's batch; by new workers if one of them has died."""
+        count = self.config.gradient_accumulation_steps
+        try:
+            return [next(self.batches) for _ in range(count)]
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            self._say(f"a process that loads pictures has died ({error}); starting others")
+            self._open_loader()
+            return [next(self.batches) for _ in range(count)]
 
     # ---- what a run leaves in its folder ----
 
@@ -311,67 +371,61 @@ class Trainer:
                 "name": self.dataset.name,
                 "num_pictures": len(self.dataset),
                 "fingerprint": self.dataset.fingerprint,
+                "skipped": self.dataset.skipped,
             },
             **description,
         }
-        this_run = json.loads(json.dumps(this_run, default=str))
-        file = self.output_dir / "training_config.json"
-        if file.is_file() and len(list(self.output_dir.iterdir())) > 1:  # else it never came to a step
-            differing = list(_differences(json.loads(file.read_text(encoding="utf-8")), this_run))
-            if differing:
-                raise ValueError(
-                    f"output_dir: {self.output_dir} holds a different run ({'; '.join(differing[:5])}); choose "
-                    "another folder, or repeat that run's arguments to continue it"
-                )
-        elif self.output_dir.is_file() or (self.output_dir.is_dir() and set(self.output_dir.iterdir()) - {file}):
-            raise ValueError(
-                f"output_dir: {self.output_dir} is not empty and holds no training run; choose another folder"
-            )
-        self.accelerator.wait_for_everyone()
+        self.folder.check(this_run)
+        self.accelerator.wait_for_everyone()  # for all to have checked
         if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            _write_atomically(file, json.dumps(this_run, indent=2) + "\n")
+            self.folder.claim(this_run)
         self.accelerator.wait_for_everyone()
 
     def _resume(self):
-        states = self._saved_states()
-        if states:
-            self.accelerator.load_state(str(states[-1]))
-            self.accelerator.print(f"continuing {self.output_dir} from step {self.progress.step}")
+        state = self.folder.newest_state()
+        if state is not None:
+            self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+            self.averaged_model.load_state_dict(state["averaged_model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            vars(self.progress).update(state["progress"])
+            self.accelerator.print(f"continuing {self.config.output_dir} from step {self.progress.step}")
         if self.accelerator.is_main_process:
-            self._forget_metrics_after(self.progress.step)
-
-    def _saved_states(self) -> list[Path]:
-        folder = self.output_dir / "checkpoints"
-        return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+            self.folder.forget_metrics_after(self.progress.step)
 
     def _save_state(self):
-        """Saves the whole training state under another name first, so that a folder `step-N` is complete or absent."""
-        accelerator, step = self.accelerator, self.progress.step
-        final = self.output_dir / "checkpoints" / f"step-{step}"
-        partial = final.with_name(f"partial-{step}")
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            os.replace(partial, final)
-            for state in self._saved_states()[: -self.config.checkpoints_total_limit]:
-                shutil.rmtree(state)
-        accelerator.wait_for_everyone()
+        """All that the rest of the run depends on. It is the same on each process, so any number of them can go on."""
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "model": self.accelerator.unwrap_model(self.model).state_dict(),
+                "averaged_model": self.averaged_model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "progress": vars(self.progress),
+            }
+            with self._optional("saving the training state"):
+                self.folder.save_state(self.progress.step, state, self.config.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _optional(self, what: str):
+        """Around what the run can do without."""
+        try:
+            yield
+        except Exception as error:
+            self._say(f"{what} failed ({type(error).__name__}: {error}); the run goes on")
+
+    def _say(self, message: str):
+        if self.accelerator.is_main_process:
+            tqdm.write(message, file=sys.stderr)
 
     def _log(self, accumulated, learning_rate, bar):
         accelerator = self.accelerator
         names = sorted(accumulated)
-        means = torch.stack([torch.stack(accumulated[name]).float().mean() for name in names])
+        means = torch.stack([torch.stack(accumulated[name]).mean() for name in names])
         values = dict(zip(names, accelerator.reduce(means, "mean").tolist(), strict=True))
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"the loss is {values['loss']} at step {self.progress.step} (learning rate {learning_rate:.2g}, "
-                f"mixed precision {self.config.mixed_precision!r}); lower the learning rate, and start again from "
-                f"a new output_dir"
-            )
         values = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no inf
         images_per_second = self.clock.steps_per_second() * self.config.batch_size
         line = {
@@ -379,30 +433,28 @@ class Trainer:
             "fraction": round(self.clock.fraction, 6),
             **values,
             "learning_rate": learning_rate,
+            "bad_steps": self.progress.bad_steps,
             "images_per_second": images_per_second,
             "elapsed_seconds": self.progress.elapsed,
         }
-        accelerator.log(line, step=self.progress.step)
+        with self._optional("the tracker"):
+            accelerator.log(line, step=self.progress.step)
         if accelerator.is_main_process:
-            with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        bar.set_postfix_str(f"step {line['step']}, loss {values['loss']:.4f}, {images_per_second:.0f} images/s")
-
-    def _forget_metrics_after(self, step):
-        """Drops the lines of steps that will be taken again."""
-        file = self.output_dir / "metrics.jsonl"
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-            complete = [line for line in lines if line.endswith("\n")]  # a kill may have cut the last one
-            _write_atomically(file, "".join(line for line in complete if json.loads(line)["step"] <= step))
+            with self._optional("writing metrics.jsonl"):
+                self.folder.append_metrics(line)
+        bar.set_postfix_str(
+            f"step {line['step']}, loss {values['loss']:.4f}, learning rate {learning_rate:.1e}, "
+            f"{images_per_second:.0f} images/s"
+        )
 
     def _sample(self):
-        if self.draw_samples is not None and self.accelerator.is_main_process:
-            pipeline = self._pipeline()
-            pipeline.set_progress_bar_config(disable=True)
-            folder = self.output_dir / "samples"
-            folder.mkdir(exist_ok=True)
-            self.draw_samples(pipeline).save(folder / f"step-{self.progress.step:06d}.png")
+        if self.draw_samples is not None:
+            with self._optional("drawing samples"):
+                pipeline = self._pipeline()
+                pipeline.set_progress_bar_config(disable=True)
+                picture = self.draw_samples(pipeline)
+                if self.accelerator.is_main_process:
+                    self.folder.save_sample(self.progress.step, picture)
         self.accelerator.wait_for_everyone()
 
     def _pipeline(self):
@@ -412,11 +464,12 @@ class Trainer:
         accelerator = self.accelerator
         pipeline = self._pipeline()
         if accelerator.is_main_process:
-            pipeline.save_pretrained(self.output_dir)
+            self.folder.save_pipeline(pipeline)
         accelerator.wait_for_everyone()
         if self.config.sampling_steps:
             self._sample()
-        accelerator.end_training()
+        with self._optional("the tracker"):
+            accelerator.end_training()
         return pipeline
 
     def _any_process(self, flag: bool) -> bool:
@@ -426,12 +479,14 @@ class Trainer:
         return self.accelerator.reduce(flags, "sum").item() > 0
 
     def _leave(self, stopped_by):
-        if self.accelerator.is_main_process:
-            print(
-                f"\nstopped at step {self.progress.step} with the state saved; the same command continues the run",
-                file=sys.stderr,
-            )
-        self.accelerator.end_training()
+        step = self.progress.step
+        saved = any(state.name == f"step-{step}" for state in self.folder.saved_states())
+        self._say(
+            f"\nstopped at step {step} with the state {'saved' if saved else 'NOT saved'}; "
+            "the same command continues the run"
+        )
+        with self._optional("the tracker"):
+            self.accelerator.end_training()
         sys.exit(128 + (stopped_by[0] if stopped_by else signal.SIGTERM))
 
 
@@ -467,18 +522,14 @@ def power_function_average(length: float) -> Callable:
     return update
 
 
+@dataclasses.dataclass
 class Progress:
     """How far a run has come; saved with its state."""
 
-    def __init__(self):
-        self.step = 0
-        self.elapsed = 0.0  # seconds
-
-    def state_dict(self):
-        return {"step": self.step, "elapsed": self.elapsed}
-
-    def load_state_dict(self, state):
-        self.step, self.elapsed = state["step"], state["elapsed"]
+    step: int = 0
+    elapsed: float = 0.0  # seconds
+    bad_steps: int = 0  # skipped, as their loss or gradient was not finite
+    bad_steps_in_a_row: int = 0
 
 
 class Clock:
@@ -553,23 +604,6 @@ def _check_launch(config, accelerator):
             f"WORLD_SIZE is {world_size} but Accelerate sees {accelerator.num_processes} process(es), so each would "
             "train alone; start the script with `torchrun --nproc_per_node N` or `accelerate launch --num_processes N`"
         )
-
-
-def _differences(old: dict, new: dict, prefix: str = ""):
-    """Sentences "name was a, is b" for what differs, except for what may."""
-    for name in sorted(set(old) | set(new)):
-        if name in _MAY_CHANGE or old.get(name) == new.get(name):
-            continue
-        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
-            yield from _differences(old[name], new[name], f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name} was {old.get(name)!r}, is {new.get(name)!r}"
-
-
-def _write_atomically(file: Path, text: str):
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 def _mix(*numbers: int) -> int:

@@ -1,0 +1,159 @@
+"""
+What the trainer costs beside the bare computation: its step against forward, backward and optimizer alone, a saved
+state, the loading of pictures against PIL and numpy on each access, and two processes against one.
+
+    python benchmarks/training.py --dataset ../shared/data/cats_dogs32
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, UnconditionalPipeline
+from hf_genmod.data import load_pictures, to_model_range
+from hf_genmod.optimizer import Muon
+from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, flip
+from hf_genmod.recipe import ModelArguments
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--dataset", required=True, help="Folder of parquet files with pictures of one size.")
+parser.add_argument("--rounds", type=int, default=9, help="Blocks of ten steps.")
+arguments = parser.parse_args()
+pictures = load_pictures(arguments.dataset, in_memory=True)
+model = ModelArguments()
+batch_size, block = 64, 10
+
+
+def step_against_bare_loop(folder):
+    """Blocks of ten steps of each, in turns; both train a U-Net of their own."""
+    scheduler = model.make_scheduler()
+    objective = DenoisingObjective(scheduler, None, model.weighting)
+    bare = model.make_unet(pictures).to(memory_format=torch.channels_last)
+    optimizer = Muon(bare, lr=1e-3)
+    images = to_model_range(pictures.images[:batch_size]).contiguous(memory_format=torch.channels_last)
+    noise = torch.randn_like(images)
+    t = torch.arange(batch_size) * 1000 // batch_size
+    x_t, target = scheduler.add_noise(images, noise, t), scheduler.get_velocity(images, noise, t)
+    seconds = {"bare loop": [], "trainer": []}
+
+    def bare_step():
+        with trainer.accelerator.autocast():
+            prediction = bare(x_t, t).sample
+        torch.nn.functional.mse_loss(prediction.float(), target).backward()
+        with trainer.accelerator.autocast():
+            optimizer.step()
+        optimizer.zero_grad()
+
+    started = None
+
+    def with_interludes(unet, batch, rng):
+        nonlocal started
+        if trainer.progress.step % block == 0:
+            now = time.perf_counter()
+            if started is not None:
+                seconds["trainer"].append(now - started)
+            for _ in range(block):
+                bare_step()
+            started = time.perf_counter()
+            seconds["bare loop"].append(started - now)
+        return objective(unet, batch, rng)
+
+    config = TrainingConfig(
+        output_dir=str(folder), max_train_steps=block * (arguments.rounds + 2), sampling_steps=0, checkpointing_steps=0
+    )
+    trainer = Trainer(
+        model.make_unet(pictures),
+        with_interludes,
+        pictures,
+        config,
+        lambda unet: UnconditionalPipeline(unet, scheduler),
+    )
+    trainer.train()
+    bare, ours = (values[1 : arguments.rounds + 1] for values in (seconds["bare loop"], seconds["trainer"]))
+    ratio = statistics.median(a / b for a, b in zip(ours, bare, strict=True))
+    print(f"| step of the trainer, of the bare loop | {statistics.median(ours) / block * 1e3:.0f} ms | "
+          f"{statistics.median(bare) / block * 1e3:.0f} ms | {ratio:.3f} |", flush=True)  # fmt: skip
+    times = []
+    for _ in range(arguments.rounds):
+        start = time.perf_counter()
+        trainer._save_state()
+        times.append(time.perf_counter() - start)
+        trainer.progress.step += 1
+    print(f"| saving the training state | {statistics.median(times) * 1e3:.0f} ms | | |", flush=True)
+
+
+def loading():
+    """Pictures per second as batches in [-1, 1], mirrored at random, after a first epoch, in one process."""
+    files = sorted(str(file) for file in Path(arguments.dataset).rglob("*train*.parquet"))
+    rows = datasets.load_dataset("parquet", data_files=files, split="train")
+    height, width = pictures.resolution
+    rng = np.random.default_rng(0)
+
+    def transform(examples):
+        """What diffusers' unconditional example does without torchvision."""
+        images = []
+        for image in examples["image"]:
+            image = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BILINEAR)
+            if rng.random() < 0.5:
+                image = ImageOps.mirror(image)
+            images.append(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1)
+        return {"input": images}
+
+    theirs = torch.utils.data.DataLoader(rows.with_transform(transform), batch_size=batch_size, shuffle=True)
+
+    def our_epoch():
+        steps = len(pictures) // batch_size
+        sampler = GlobalBatchSampler(len(pictures), batch_size, seed=0, num_steps=steps)
+        loader = torch.utils.data.DataLoader(pictures, batch_sampler=sampler, collate_fn=lambda batch: batch)
+        for step, batch in enumerate(loader):
+            flip(to_model_range(batch["images"]), BatchRandom(0, step, range(batch_size), batch_size))
+
+    def their_epoch():
+        for _ in theirs:
+            pass
+
+    rates = {our_epoch: [], their_epoch: []}
+    for _ in range(4):
+        for epoch, values in rates.items():
+            start = time.perf_counter()
+            epoch()
+            values.append(len(pictures) / (time.perf_counter() - start))
+    ours, theirs = (statistics.median(values[1:]) for values in rates.values())
+    ratio = ours / theirs
+    print(f"| pictures loaded a second, by PIL and numpy on each access | {ours:.0f} | {theirs:.0f} | {ratio:.1f} |",
+          flush=True)  # fmt: skip
+
+
+def processes(folder):
+    """Images per second of two processes of one thread, and of one."""
+    rates = []
+    for number in (2, 1):
+        output_dir = folder / f"processes-{number}"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number),
+                   "examples/train_unconditional.py", "--dataset", arguments.dataset, "--max_train_steps", "60",
+                   "--sampling_steps", "0", "--checkpointing_steps", "0", "--output_dir", str(output_dir)]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+        rates.append(statistics.median(line["images_per_second"] for line in lines[1:]))
+    two, one = rates
+    print(f"| images a second of two processes, of one | {two:.0f} | {one:.0f} | {two / one:.2f} |", flush=True)
+
+
+print(f"{batch_size} pictures of {pictures.resolution[0]}x{pictures.resolution[1]} a step, "
+      f"{torch.get_num_threads()} threads\n\n| | ours | | ratio |\n|---|---|---|---|")  # fmt: skip
+with tempfile.TemporaryDirectory() as folder:
+    loading()
+    step_against_bare_loop(Path(folder) / "run")
+    processes(Path(folder))

@@ -1,0 +1,213 @@
+"""What is wrong with a data set or a checkpoint, one line for each: what, why it matters, what to do about it."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from hf_genmod.data import PictureDataset, load_pictures
+from hf_genmod.hub import load_pipeline
+
+_THUMBNAIL = 32  # pixels; at this size pictures are compared
+
+# A machine without this package: its name leads nowhere, and only what the checkpoint carries can be loaded.
+_LOAD_WITHOUT_PACKAGE = """
+import sys
+sys.modules["hf_genmod"] = None
+from diffusers import DiffusionPipeline
+DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+"""
+
+
+def examine(path: str, split: str = "train") -> Iterator[str]:
+    """
+    Findings about a checkpoint, a run or a data set, each a line of text.
+
+    Args:
+        path (`str`): The `output_dir` of a run, finished or not, or whatever `load_pictures` takes.
+        split (`str`): Which split of a data set.
+
+    Raises:
+        ValueError, FileNotFoundError: If there is nothing at the path that could be examined.
+    """
+    folder = Path(path)
+    if (folder / "model_index.json").is_file():
+        yield from examine_checkpoint(folder)
+    elif (folder / "training_config.json").is_file():
+        yield (
+            "there is no model_index.json, so the run is not over and nothing can be loaded from it; repeat its "
+            "command, which continues it"
+        )
+    else:
+        yield from examine_pictures(path, split)
+
+
+# ---- checkpoints ----
+
+
+def examine_checkpoint(folder: Path) -> Iterator[str]:
+    try:
+        pipeline = load_pipeline(folder)
+    except Exception as error:  # whatever the loaders of three libraries raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        yield f"it does not load ({reason}); save it again, or download it again"
+        return
+    yield from _shipped_code(folder)
+    for name, model in pipeline.components.items():
+        if isinstance(model, torch.nn.Module):
+            bad = [key for key, weight in model.state_dict().items() if not weight.isfinite().all()]
+            if bad:
+                yield (
+                    f"{name}: {len(bad)} of its weights, {bad[0]} for one, are not finite, so that every picture is "
+                    "black or noise; train again with a lower learning rate or with --mixed_precision no"
+                )
+    yield from _process(pipeline)
+    yield from _run(folder)
+
+
+def _shipped_code(folder: Path) -> Iterator[str]:
+    """The code in a checkpoint is executed here only where it is that of the installed package."""
+    files = [file for file in folder.rglob("*.py") if "checkpoints" not in file.parts]
+    if not files:
+        yield "it carries no code, so it loads only where this package is installed; save it by `save_pretrained`"
+        return
+    for file in files:
+        for package in ("models", "pipelines", "schedulers"):
+            installed = Path(__file__).parent / package / file.name
+            if installed.is_file():
+                if installed.read_bytes() != file.read_bytes():
+                    yield (
+                        f"{file.relative_to(folder)} differs from the installed package, so the checkpoint may act "
+                        "differently without it; `load_pipeline(...).save_pretrained(...)` brings it up to date"
+                    )
+                    return
+                break
+        else:
+            yield f"{file.relative_to(folder)} is no file of this package; do not trust the code of this checkpoint"
+            return
+    command = [sys.executable, "-c", _LOAD_WITHOUT_PACKAGE, str(folder)]
+    loaded = subprocess.run(command, capture_output=True, text=True)
+    if loaded.returncode:
+        reason = loaded.stderr.strip().splitlines()[-1]
+        yield f"it does not load where this package is not installed ({reason}); save it again by `save_pretrained`"
+
+
+def _process(pipeline) -> Iterator[str]:
+    """Whether sampling runs the process backwards from where it ends."""
+    scheduler = getattr(pipeline, "scheduler", None)
+    if scheduler is None:
+        return
+    config, signal = scheduler.config, float(scheduler.alphas_cumprod[-1]) ** 0.5
+    if signal > 0.05:
+        yield (
+            f"scheduler: at the last timestep a share √ᾱ_T = {signal:.2f} of the picture is left, but sampling starts "
+            "at pure noise, so that brightness and contrast come out wrong; train with --beta_schedule "
+            "squaredcos_cap_v2"
+        )
+    scheduler.set_timesteps(50)
+    first, last = int(scheduler.timesteps[0]), config.num_train_timesteps - 1
+    if first < 0.99 * last:
+        yield (
+            f"scheduler: its timestep_spacing {config.timestep_spacing!r} starts 50 steps at t = {first} of {last}, "
+            "where the picture should still show through, but at pure noise; set timestep_spacing to 'trailing'"
+        )
+    clipping = [name for name in ("clip_sample", "thresholding") if config.get(name)]
+    if clipping and getattr(pipeline, "vae", None) is not None:
+        yield (
+            f"scheduler: {' and '.join(clipping)} cuts latents off at ±{config.get('clip_sample_range', 1.0)}, which "
+            "are not limited to that; turn it off for latent diffusion"
+        )
+
+
+def _run(folder: Path) -> Iterator[str]:
+    """Whether the run that made the checkpoint was long enough for it."""
+    metrics = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    if not lines:
+        return
+    steps = lines[-1]["step"]
+    if steps < 200:
+        yield (
+            f"it was trained for {steps} steps, too few for any model, and its moving average still holds the first "
+            "of them; train longer"
+        )
+    bad = lines[-1].get("bad_steps", 0)
+    if bad > 0.01 * steps:
+        yield (
+            f"{bad} of its {steps} steps were skipped, as their loss was not finite; train with a lower learning rate "
+            "or with --mixed_precision no"
+        )
+
+
+# ---- data sets ----
+
+
+def examine_pictures(dataset: str, split: str = "train") -> Iterator[str]:
+    pictures = load_pictures(dataset, split=split, resolution=_THUMBNAIL, on_bad_image="skip")
+    count = len(pictures)
+    if pictures.skipped:
+        more = ", ..." if len(pictures.skipped) > 5 else ""
+        yield (
+            f"{len(pictures.skipped)} of {count + len(pictures.skipped)} pictures cannot be used, which would stop a "
+            f"run ({'; '.join(pictures.skipped[:5])}{more}); repair or remove them, or train with --on_bad_image skip"
+        )
+    if count < 500:
+        yield (
+            f"there are {count} pictures, so few that a model learns them by heart rather than what they have in "
+            "common; collect more, and train with --horizontal_flip if a mirrored picture is as good"
+        )
+    sizes = Counter((properties.height, properties.width) for properties in pictures.properties)
+    if len(sizes) > 1:
+        (low, high), ((height, width), _) = (min(sizes), max(sizes)), sizes.most_common(1)[0]
+        yield (
+            f"they have {len(sizes)} sizes, from {low[0]}x{low[1]} to {high[0]}x{high[1]} (height x width, mostly "
+            f"{height}x{width}), and a model has one; choose it by --resolution, to which they are scaled and cropped"
+        )
+    in_color = sum(properties.has_color for properties in pictures.properties)
+    if 0 < in_color < count:
+        yield (
+            f"{in_color} of {count} pictures are in colour and the others grey, and a model draws both kinds; make "
+            "all grey by --channels 1, or leave one kind out"
+        )
+    transparent = sum(properties.has_alpha for properties in pictures.properties)
+    if transparent:
+        yield (
+            f"{transparent} of {count} pictures are transparent in places, for which a model gets one more channel; "
+            f"lay them on white by --channels {3 if in_color else 1}, unless that is what you want"
+        )
+    yield from _contents(pictures)
+    if pictures.labels is not None:
+        numbers = torch.bincount(pictures.labels, minlength=len(pictures.label_names))
+        least, most = int(numbers.argmin()), int(numbers.argmax())
+        if numbers[least] < max(20, numbers[most] / 10):
+            yield (
+                f"the class {pictures.label_names[least]!r} has {numbers[least]} pictures, "
+                f"{pictures.label_names[most]!r} has {numbers[most]}: the rare one is drawn badly; collect more of "
+                "it, or merge or remove the class"
+            )
+
+
+def _contents(pictures: PictureDataset) -> Iterator[str]:
+    """Copies, by the pixels that are left at a small size, and pictures of a single colour."""
+    first_of, copies, plain = {}, [], []
+    for start in range(0, len(pictures), 64):
+        batch = pictures.__getitems__(range(start, min(start + 64, len(pictures))))["images"]
+        for index, image in enumerate(batch, start):
+            digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+            first = first_of.setdefault(digest, index)
+            if first != index:
+                copies.append((first, index))
+            if (image.amax((1, 2)) - image.amin((1, 2))).max() <= 4:
+                plain.append(index)
+    if copies:
+        yield (
+            f"{len(copies)} pictures are copies of others ({copies[0][1]} of {copies[0][0]}, counted from 0, for "
+            "one), which a model draws more often and, in a test split, scores without skill; remove them"
+        )
+    if plain:
+        yield f"{len(plain)} pictures are of one colour only ({plain[0]}, for one), as a model then draws; remove them"

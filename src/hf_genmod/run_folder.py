@@ -1,0 +1,142 @@
+"""The folder of a training run: whose it is, its saved states, its metrics."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+# What may change when a run is taken up again: nothing that the trained weights depend on.
+MAY_CHANGE = (
+    "output_dir", "num_workers", "logging_steps", "sampling_steps", "checkpointing_steps", "checkpoints_total_limit",
+    "report_to", "max_bad_steps",
+)  # fmt: skip
+
+
+class RunFolder:
+    """
+    What a run keeps on disk. All of it is written by the main process, and complete or absent whatever happens.
+
+    Args:
+        path (`str`): The folder, with
+
+            training_config.json     the run's settings
+            metrics.jsonl            a line every few steps
+            checkpoints/step-N/      training states
+            samples/                 pictures drawn while it trains
+            model_index.json, ...    at the end: the checkpoint
+    """
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+        self._settings = self.path / "training_config.json"
+        self._metrics = self.path / "metrics.jsonl"
+        self._states = self.path / "checkpoints"
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.path / "model_index.json").is_file()
+
+    def check(self, settings: dict):
+        """
+        Raises:
+            ValueError: If the folder holds anything but a run of these settings.
+        """
+        if self._settings.is_file() and len(list(self.path.iterdir())) > 1:  # else it never came to a step
+            old = json.loads(self._settings.read_text(encoding="utf-8"))
+            differing = list(_differences(old, json.loads(json.dumps(settings, default=str))))
+            if differing:
+                raise ValueError(
+                    f"output_dir: {self.path} holds a different run ({'; '.join(differing[:5])}); choose another "
+                    f"folder, or repeat that run's arguments to continue it (only {', '.join(MAY_CHANGE)} may change)"
+                )
+        elif self.path.is_file() or (self.path.is_dir() and set(self.path.iterdir()) - {self._settings}):
+            raise ValueError(f"output_dir: {self.path} is not empty and holds no training run; choose another folder")
+
+    def claim(self, settings: dict):
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write_atomically(self._settings, json.dumps(settings, indent=2, default=str) + "\n")
+
+    # ---- training states ----
+
+    def saved_states(self) -> list[Path]:
+        """The folders of complete states, oldest first."""
+        return sorted(self._states.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+    def newest_state(self) -> dict | None:
+        states = self.saved_states()
+        return torch.load(states[-1] / "state.pt", map_location="cpu", weights_only=True) if states else None
+
+    def save_state(self, step: int, state: dict, limit: int):
+        """
+        Saves a state under another name first, so that a folder `step-N` is complete or absent, then deletes all but
+        the newest `limit` states.
+
+        Raises:
+            OSError: If it could not be written; those saved before are left as they are.
+        """
+        partial = self._states / f"partial-{step}"
+        try:
+            for left_by_a_kill in self._states.glob("partial-*"):
+                shutil.rmtree(left_by_a_kill)
+            partial.mkdir(parents=True)
+            with open(partial / "state.pt", "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # the latter by torch, of a full disk
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(f"{partial}: {error}") from error
+        os.replace(partial, self._states / f"step-{step}")
+        for old in self.saved_states()[:-limit]:
+            shutil.rmtree(old.rename(old.with_name(f"partial-{old.name}")))  # never half a folder `step-N`
+
+    def save_pipeline(self, pipeline: DiffusionPipeline):
+        """Writes the checkpoint, its index last: without one the run is not complete."""
+        partial = self.path / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        pipeline.save_pretrained(partial)
+        for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "model_index.json"):
+            target = self.path / entry.name
+            if target.is_dir():  # of a time when this was cut short
+                shutil.rmtree(target)
+            os.replace(entry, target)
+        partial.rmdir()
+
+    # ---- metrics and samples ----
+
+    def append_metrics(self, line: dict):
+        with open(self._metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save_sample(self, step: int, picture: Image.Image):
+        file = self.path / "samples" / f"step-{step:06d}.png"
+        file.parent.mkdir(exist_ok=True)
+        picture.save(file)
+
+    def forget_metrics_after(self, step: int):
+        """Drops the lines of steps that will be taken again."""
+        if self._metrics.is_file():
+            lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            complete = [line for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+            _write_atomically(self._metrics, "".join(line for line in complete if json.loads(line)["step"] <= step))
+
+
+def _differences(old: dict, new: dict, prefix: str = ""):
+    """Sentences "name was a, is b" for what differs, except for what may."""
+    for name in sorted(set(old) | set(new)):
+        if name in MAY_CHANGE or old.get(name) == new.get(name):
+            continue
+        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
+            yield from _differences(old[name], new[name], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name} was {old.get(name)!r}, is {new.get(name)!r}"
+
+
+def _write_atomically(file: Path, text: str):
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)

@@ -1,0 +1,183 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import tiny_unet, tiny_vae
+
+from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline
+from hf_genmod.doctor import examine
+
+COSINE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
+
+
+def save_checkpoint(folder, vae=None, **scheduler):
+    unet = tiny_unet(num_classes=3, **({"in_channels": 4, "out_channels": 4} if vae else {}))
+    process = AncestralDDPMScheduler(**{**COSINE, **scheduler})
+    ClassifierFreeGuidedPipeline(unet, process, vae=vae).save_pretrained(folder)
+
+
+def edit(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def only(findings):
+    (finding,) = findings
+    return finding
+
+
+def test_a_sound_checkpoint_has_no_findings_and_status_0(tmp_path):
+    save_checkpoint(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1000, "bad_steps": 3}\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_genmod", "doctor", str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}: no findings\n"), done.stderr
+
+
+def test_each_finding_is_a_line_and_the_status_is_1(tmp_path):
+    save_checkpoint(
+        tmp_path, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_genmod", "doctor", str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1 and len(lines) == 3
+    assert "√ᾱ_T" in lines[0] and "'leading' starts 50 steps at t = 980 of 999" in lines[1]
+    assert lines[2] == f"{tmp_path}: 2 findings"
+
+
+def test_nothing_there_is_an_error_of_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_genmod", "doctor", str(tmp_path / "no" / "where")],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [done.stderr.splitlines()[-1]]
+
+
+def test_the_signal_left_at_the_end_is_what_the_schedule_leaves(tmp_path):
+    save_checkpoint(tmp_path, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    left = (
+        AncestralDDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        .alphas_cumprod[-1]
+        .sqrt()
+    )
+    assert f"√ᾱ_T = {left:.2f} of the picture" in only(examine(str(tmp_path)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, value):
+    save_checkpoint(tmp_path)
+    (file,) = (tmp_path / "unet").glob("*.safetensors")
+    weights = load_file(file)
+    weights["conv_out.bias"][0] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    assert "unet: 1 of its weights, conv_out.bias for one, are not finite" in only(examine(str(tmp_path)))
+
+
+def test_clipped_latents_are_found(tmp_path):
+    save_checkpoint(tmp_path, vae=tiny_vae(), clip_sample=True)
+    assert "clip_sample cuts latents off at ±1.0" in only(examine(str(tmp_path)))
+    save_checkpoint(tmp_path, vae=tiny_vae(), clip_sample=False)
+    assert not list(examine(str(tmp_path)))
+
+
+def test_every_sampler_that_starts_at_the_end_is_sound(tmp_path):
+    save_checkpoint(tmp_path)
+    sampler = DPMSolverMultistepScheduler.from_config(AncestralDDPMScheduler(**COSINE).config, use_lu_lambdas=True)
+    sampler.save_pretrained(tmp_path / "scheduler")
+    edit(tmp_path / "model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"])
+    assert not list(examine(str(tmp_path)))
+
+
+def test_a_checkpoint_that_does_not_load_is_found(tmp_path):
+    save_checkpoint(tmp_path)
+    (file,) = (tmp_path / "unet").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "it does not load" in only(examine(str(tmp_path)))
+
+
+def test_code_that_is_not_ours_is_found_and_not_executed(tmp_path):
+    save_checkpoint(tmp_path)
+    code = tmp_path / "unet" / "denoising_unet.py"
+    code.write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n" + code.read_text())
+    assert "unet/denoising_unet.py differs from the installed package" in only(examine(str(tmp_path)))
+    (tmp_path / "unet" / "other.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    code.unlink()
+    assert "other.py is no file of this package" in only(examine(str(tmp_path)))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_without_its_code_loads_here_only(tmp_path):
+    save_checkpoint(tmp_path)
+    (tmp_path / "unet" / "denoising_unet.py").unlink()
+    assert "does not load where this package is not installed" in only(examine(str(tmp_path)))
+    for file in tmp_path.rglob("*.py"):
+        file.unlink()
+    assert "it carries no code" in only(examine(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "line, finding",
+    [
+        ('{"step": 150}', "trained for 150 steps"),
+        ('{"step": 900, "bad_steps": 10}', "10 of its 900 steps were skipped"),
+    ],
+)
+def test_short_and_unstable_runs_are_found(tmp_path, line, finding):
+    save_checkpoint(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    assert finding in only(examine(str(tmp_path)))
+
+
+def test_a_run_that_is_not_over_is_found(tmp_path):
+    (tmp_path / "training_config.json").write_text("{}")
+    assert "the run is not over" in only(examine(str(tmp_path)))
+
+
+def save_pictures(folder, count=600, classes=2, size=(8, 8), mode="RGB"):
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        file = folder / f"class{index % classes}" / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(256, size=(*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(file)
+
+
+def test_sound_pictures_have_no_findings(tmp_path):
+    save_pictures(tmp_path)
+    assert not list(examine(str(tmp_path)))
+
+
+def test_each_fault_of_a_data_set_is_found(tmp_path):
+    save_pictures(tmp_path, count=60)
+    picture = Image.open(tmp_path / "class0" / "0.png")
+    picture.save(tmp_path / "class0" / "copy.png")
+    picture.convert("L").save(tmp_path / "class0" / "grey.png")
+    picture.resize((8, 12)).save(tmp_path / "class0" / "long.png")
+    transparent = picture.convert("RGBA")
+    transparent.putalpha(100)
+    transparent.save(tmp_path / "class0" / "transparent.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "class0" / "red.png")
+    (tmp_path / "class1" / "broken.png").write_bytes(b"x")
+    (tmp_path / "rare").mkdir()
+    picture.rotate(90).save(tmp_path / "rare" / "1.png")
+    findings = list(examine(str(tmp_path)))
+    expected = [
+        "1 of 67 pictures cannot be used, which would stop a run (", "there are 66 pictures",
+        "they have 2 sizes, from 8x8 to 12x8 (height x width, mostly 8x8)", "65 of 66 pictures are in colour",
+        "1 of 66 pictures are transparent", "1 pictures are copies of others", "1 pictures are of one colour only",
+        "the class 'rare' has 1 pictures, 'class0' has 35",
+    ]  # fmt: skip
+    assert len(findings) == len(expected)
+    for finding, start in zip(findings, expected, strict=True):
+        assert finding.startswith(start)
+    assert "class1/broken.png: no picture that Pillow knows" in findings[0]
+    assert torch.tensor([len(finding.splitlines()) == 1 for finding in findings]).all()
