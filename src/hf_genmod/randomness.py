@@ -16,14 +16,24 @@ import numpy as np
 import torch
 
 
-def _philox(seed: int, stream: bytes, *counter: int) -> np.random.Generator:
-    """The generator of a stream and a counter, e.g. (step, position).
+class _Philox:
+    """Random numbers of a seed and a stream, as functions of a counter, e.g. (draw, step, position).
 
     Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a function of a key of 128 bits and a
-    counter of 256, of which the lower half counts the draws: no hashing of seeds, and no two streams ever overlap.
+    counter of 256, of which the lowest quarter counts the numbers: no hashing of seeds, and no overlap of streams.
     """
-    key = np.array([seed % 2**64, int.from_bytes(stream, "big")], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, *counter], dtype=np.uint64)))
+
+    def __init__(self, seed: int, stream: bytes):
+        key = np.array([seed % 2**64, int.from_bytes(stream, "big")], dtype=np.uint64)
+        self._bits = np.random.Philox(key=key)
+        self._generator = np.random.Generator(self._bits)
+        self._state = self._bits.state
+
+    def at(self, *counter: int) -> np.random.Generator:
+        """The generator, set to (0, *counter)."""
+        self._state["state"]["counter"][:] = (0, *counter)
+        self._bits.state = self._state
+        return self._generator
 
 
 def batch_positions(
@@ -93,15 +103,15 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
             step += 1
 
     def _order(self, epoch: int) -> np.ndarray:
-        return _philox(self.seed, b"order", 0, epoch).permutation(self.num_pictures)
+        return _Philox(self.seed, b"order").at(0, 0, epoch).permutation(self.num_pictures)
 
 
 class BatchRandom:
     """The random numbers of a training step for the pictures at `positions` of its global batch.
 
-    Each picture has a stream of its own, a function of (seed, step, position) alone: how a batch is shared among
-    processes and micro-batches changes nothing, nor does the dtype of the model. Successive calls move on along each
-    stream. Everything is drawn in fp32 on the CPU, so that all devices see the same numbers.
+    Each picture has numbers of its own, a function of (seed, step, position) and of how many calls came before: how a
+    batch is shared among processes and micro-batches changes nothing, nor does the dtype of the model. Everything is
+    drawn in fp32 on the CPU, so that all devices see the same numbers.
 
     Args:
         seed (`int`): seed of the run.
@@ -122,10 +132,10 @@ class BatchRandom:
         self.positions = torch.as_tensor(positions).cpu()
         self.batch_size = batch_size
         self.device = device
-        self._streams = [_philox(seed, b"step", step, position) for position in self.positions.tolist()]
+        self._philox, self._step, self._num_draws = _Philox(seed, b"step"), step, 0
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return len(self.positions)
 
     def normal(self, *shape: int | tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Standard normal numbers, (n, *shape); the shape as in `torch.randn`. Drawn in fp32 whatever the dtype."""
@@ -143,8 +153,10 @@ class BatchRandom:
     def _draw(self, distribution: str, shape: tuple) -> torch.Tensor:
         shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
         numbers = np.empty((len(self), math.prod(shape)), dtype=np.float32)
-        for stream, row in zip(self._streams, numbers, strict=True):
-            getattr(stream, distribution)(dtype=np.float32, out=row)
+        for position, row in zip(self.positions.tolist(), numbers, strict=True):
+            generator = self._philox.at(self._num_draws, self._step, position)
+            getattr(generator, distribution)(dtype=np.float32, out=row)
+        self._num_draws += 1
         return torch.from_numpy(numbers).reshape(len(self), *shape)
 
 
