@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -475,10 +476,25 @@ def test_rows_left_out_are_counted_as_the_data_set_counts_them(arrays):
     dataset = load_pictures(data, resolution=8, on_bad_image="skip")
     assert [reason.split(":")[0] for reason in dataset.skipped] == ["row 0 of the data set", "row 2 of the data set"]
     assert dataset.captions == ["b", "d"]
+    small = [coded(picture(array)) for array in arrays]
+    dataset = load_pictures(rows([half, *small]), on_bad_image="skip")  # without a word from the one left out
+    assert dataset.resolution == (8, 8) and dataset.where(0) == "row 1 of the data set"
     with pytest.raises(ValueError, match="none of the 2 pictures of the data set can be used: row 0 of"):
         load_pictures(rows([None, half]), resolution=8, on_bad_image="skip")
     with pytest.raises(ValueError, match="on_bad_image: 'ignore' is neither 'error' nor 'skip'"):
         load_pictures(data, on_bad_image="ignore")
+
+
+def test_a_failing_disk_is_not_taken_for_a_bad_picture(class_folders):
+    """Without handles for files, by which nothing is learned about the pictures."""
+    dataset = load_pictures(class_folders, in_memory=False, on_bad_image="skip")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            dataset[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_picture_with_others_beside_it_is_taken_and_a_bomb_is_not(tmp_path):

@@ -92,6 +92,15 @@ def test_steps_are_even_in_log_sigma_where_most_is_black_or_white(levels, in_log
     assert (t.diff().std() < 1e-3) == (not in_log_sigma)
 
 
+def test_alpha_and_pure_colors_are_neither_black_nor_white():
+    model = ModelArguments()
+    transparent = [Image.new("LA", (4, 4), (grey, 255)) for grey in (100, 150)]
+    colored = [Image.new("RGB", (4, 4), color) for color in ("red", "blue", "yellow")]
+    for images in (transparent, colored):
+        sampler = model.make_sampler(model.make_scheduler(), PictureDataset(images, "painted"))
+        assert not sampler.config.use_lu_lambdas
+
+
 def test_a_learned_variance_is_sampled_with_by_algorithm_2():
     model = ModelArguments(learn_variance=True)
     scheduler = model.make_scheduler()

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import os
@@ -131,7 +132,7 @@ def assert_same_state(trainer, other):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"dropout": 0.1},
+        {"dropout": 0.1, "logging_steps": 4},  # a window of the metrics is open when the state is saved
         {"gradient_accumulation_steps": 2, "horizontal_flip": True},
         {"weighting": "min_snr", "prediction_type": "epsilon"},
         {"weighting": "balanced", "prediction_type": "sample", "num_workers": 1},
@@ -162,7 +163,7 @@ def test_a_killed_run_continues_to_bitwise_the_same_end(dataset, tmp_path, setti
 
     assert_same_state(resumed, whole)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
-    assert sorted(p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()) == ["step-6", "step-8"]
+    assert sorted(p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()) == ["step-8", "step-9"]
 
 
 def test_a_run_that_is_over_is_not_trained_again(dataset, tmp_path):
@@ -328,23 +329,21 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(dataset, tmp_path, cap
     assert torch.equal(seen[3], seen[4]) and torch.equal(seen[4], seen[5])
     assert not torch.equal(seen[2], seen[3]) and not torch.equal(seen[5], seen[6])
     lines = metrics(tmp_path)
-    assert [line["step"] for line in lines] == [1, 2, 3, 6, 7, 8]
-    assert [line["bad_steps"] for line in lines] == [0, 0, 0, 2, 2, 2]
-    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert [line["bad_steps"] for line in lines] == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert [line["loss"] is None for line in lines] == [False, False, False, True, True, False, False, False]
     assert averaged_weights(trainer).isfinite().all()
     assert "step 4 (learning rate" in capsys.readouterr().err
 
 
 def test_a_run_that_stays_infinite_ends_with_its_last_state_named(dataset, tmp_path):
-    trainer = make_trainer(dataset, tmp_path, max_train_steps=20, checkpointing_steps=2, max_bad_steps=3)
-    inner, last = trainer.objective, {}
+    trainer = make_trainer(
+        dataset, tmp_path, max_train_steps=20, checkpointing_steps=2, max_bad_steps=3, logging_steps=10
+    )
+    inner = trainer.objective
 
     def objective(model, batch, rng):
         loss, metrics = inner(model, batch, rng)
-        if trainer.progress.step >= 5:
-            last["weights"] = raw_weights(trainer)
-            loss = loss * math.nan
-        return loss, metrics
+        return loss * (math.nan if trainer.progress.step >= 5 else 1.0), metrics
 
     trainer.objective = objective
     message = r"in 3 steps in a row, up to step 8 \(learning rate \S+, mixed precision 'no'\); \S+step-6 is the last"
@@ -354,6 +353,7 @@ def test_a_run_that_stays_infinite_ends_with_its_last_state_named(dataset, tmp_p
     weights = torch.cat([parameter.flatten() for parameter in state["model"].values()])
     assert weights.isfinite().all()
     assert not trainer.folder.is_complete
+    assert [(line["step"], line["bad_steps"]) for line in metrics(tmp_path)] == [(8, 3)]
 
 
 def test_memory_that_does_not_suffice_is_explained(dataset, tmp_path):
@@ -361,8 +361,14 @@ def test_memory_that_does_not_suffice_is_explained(dataset, tmp_path):
         return torch.empty(2**60), {}
 
     trainer = make_trainer(dataset, tmp_path, objective=objective, max_train_steps=2)
-    with pytest.raises(TrainingError, match="a batch of 8 pictures of 16x16; .* --gradient_accumulation_steps 2 "):
+    message = (
+        "a batch of 8 pictures of 16x16; .* --gradient_accumulation_steps 2 .*, --gradient_checkpointing, --mixed"
+    )
+    with pytest.raises(TrainingError, match=message):
         trainer.train()
+    advised = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    make_trainer(dataset, tmp_path, max_train_steps=2, **advised).train()
+    assert trainer.folder.is_complete
 
 
 def test_an_error_of_the_objective_is_not_taken_for_lack_of_memory(dataset, tmp_path):
@@ -404,7 +410,7 @@ def test_a_tracker_that_is_down_costs_nothing(dataset, tmp_path, capsys):
 
 
 def test_a_loading_process_that_dies_is_replaced(dataset, tmp_path, capsys):
-    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=6)
+    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=6, dropout=0.1)
     whole.train()
 
     def objective(model, batch, rng):
@@ -413,10 +419,66 @@ def test_a_loading_process_that_dies_is_replaced(dataset, tmp_path, capsys):
                 worker.kill()
         return whole.objective(model, batch, rng)
 
-    trainer = make_trainer(dataset, tmp_path / "cut", max_train_steps=6, num_workers=2, objective=objective)
+    trainer = make_trainer(
+        dataset, tmp_path / "cut", max_train_steps=6, num_workers=2, objective=objective, dropout=0.1
+    )
     trainer.train()
     assert "a process that loads pictures has died" in capsys.readouterr().err
     assert_same_state(trainer, whole)
+
+
+def test_a_torn_line_of_metrics_is_left_out(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=4, checkpointing_steps=2)
+    inner = trainer.objective
+
+    def killed_at_step_3(model, batch, rng):
+        if trainer.progress.step == 3:
+            raise Killed
+        return inner(model, batch, rng)
+
+    trainer.objective = killed_at_step_3
+    with pytest.raises(Killed):
+        trainer.train()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0][:20] + lines[0], *lines[1:], lines[2][:10]]))
+    make_trainer(dataset, tmp_path, max_train_steps=4, checkpointing_steps=2).train()
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 3, 4]
+
+
+def test_a_folder_is_trained_in_by_one_run_at_a_time(dataset, tmp_path):
+    settings = dict(max_train_steps=3, checkpointing_steps=1)
+    second = []
+
+    def objective(model, batch, rng):
+        if trainer.progress.step == 2:
+            second.append(make_trainer(dataset, tmp_path, **settings))
+            with pytest.raises(TrainingError, match="another process is training in"):
+                second[0].train()
+        return inner(model, batch, rng)
+
+    trainer = make_trainer(dataset, tmp_path, **settings)
+    inner, trainer.objective = trainer.objective, objective
+    trainer.train()
+    assert second and trainer.folder.is_complete
+    make_trainer(dataset, tmp_path, **settings).train()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_written_by_the_same_command_later(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=3, checkpointing_steps=5)
+    blocked = tmp_path / "unet"
+    blocked.write_text("a file where a folder should be")
+    with pytest.raises(TrainingError, match="the checkpoint could not be written .*; make room, and repeat"):
+        trainer.train()
+    blocked.unlink()
+
+    def must_not_be_called(model, batch, rng):
+        raise AssertionError("trained again")
+
+    again = make_trainer(dataset, tmp_path, max_train_steps=3, checkpointing_steps=5, objective=must_not_be_called)
+    again.train()
+    assert_same_state(again, trainer)
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
+    load_pipeline(tmp_path)
 
 
 # ---- real processes ----
@@ -430,12 +492,28 @@ run_script(*sys.argv[1:])
 """
 
 
-def run_script(output_dir, settings, kill_after="0"):
-    """A run in a process of its own, which kills itself and its siblings after some seconds of training."""
+def run_script(output_dir, settings, kill="None"):
+    """
+    A run in a process of its own. `kill` is None; or (n, seconds), to kill all its processes so long after its n-th
+    step; or n, to do so before the n-th time that a file or folder is renamed after the last step.
+    """
     trainer = make_trainer(load_pictures(ShapesDataset(40, resolution=16)), output_dir, **eval(settings))
+    kill, inner, counted = eval(kill), trainer.objective, itertools.count(1)
     over = trainer.folder.is_complete
-    if float(kill_after) and trainer.accelerator.is_main_process:
-        threading.Timer(float(kill_after), kill_all, [trainer.accelerator.num_processes]).start()
+
+    def objective(model, batch, rng):
+        if next(counted) == kill[0]:
+            threading.Timer(kill[1], kill_all, [trainer.accelerator.num_processes]).start()
+        return inner(model, batch, rng)
+
+    def before_renaming(event, arguments):
+        if event == "os.rename" and trainer.progress.step == trainer.config.max_train_steps and next(counted) == kill:
+            kill_all(1)
+
+    if isinstance(kill, tuple) and trainer.accelerator.is_main_process:
+        trainer.objective = objective
+    elif isinstance(kill, int):
+        sys.addaudithook(before_renaming)
     trainer.train()
     if trainer.accelerator.is_main_process and not over:
         torch.save(
@@ -458,12 +536,12 @@ def kill_all(num_processes):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def command(tmp_path, output_dir, settings, num_processes=1, kill_after=0.0):
+def command(tmp_path, output_dir, settings, num_processes=1, kill=None):
     file = tmp_path / "script.py"
     file.write_text(SCRIPT.format(tests=os.path.dirname(__file__)))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     launcher = launcher if num_processes > 1 else []
-    return [sys.executable, *launcher, str(file), str(output_dir), settings, str(kill_after)]
+    return [sys.executable, *launcher, str(file), str(output_dir), settings, str(kill)]
 
 
 def run(*arguments, check=True, **keywords):
@@ -480,13 +558,14 @@ def same(first, second):
 
 def assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes, num_kills, seed=0):
     run(tmp_path, tmp_path / "whole", settings, num_processes)
-    rng, kills = np.random.default_rng(seed), 0
-    while not (tmp_path / "cut.pt").is_file():
-        kill_after = rng.uniform(0.02, 0.5) if kills < num_kills else 0.0
-        status = run(tmp_path, tmp_path / "cut", settings, num_processes, kill_after=kill_after, check=False)
-        assert (status == -signal.SIGKILL) or (tmp_path / "cut.pt").is_file()
-        kills += status == -signal.SIGKILL
-    assert kills >= num_kills
+    rng, steps = np.random.default_rng(seed), []
+    for _ in range(num_kills):
+        kill = (int(rng.integers(1, 15)), round(rng.uniform(0, 0.05), 4))  # a step and its state take about so long
+        status = run(tmp_path, tmp_path / "cut", settings, num_processes, kill=kill, check=False)
+        assert status == -signal.SIGKILL
+        steps += [int(path.name.removeprefix("step-")) for path in (tmp_path / "cut" / "checkpoints").glob("step-*")]
+    assert len(set(steps)) > num_kills / 2  # it went on from states, most of the time
+    run(tmp_path, tmp_path / "cut", settings, num_processes)
     assert same(torch.load(tmp_path / "cut.pt"), torch.load(tmp_path / "whole.pt"))
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     load_pipeline(tmp_path / "cut")
@@ -502,6 +581,24 @@ def test_a_run_killed_at_random_moments_ends_bitwise_as_the_whole_one(tmp_path):
 def test_a_run_killed_twenty_times_ends_bitwise_as_the_whole_one(tmp_path, num_processes):
     settings = "{'max_train_steps': 400, 'checkpointing_steps': 1, 'gradient_accumulation_steps': 2}"
     assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes, num_kills=20)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_rename_of_its_end_is_completed_by_the_same_command(tmp_path):
+    settings = "{'max_train_steps': 3, 'checkpointing_steps': 2}"
+    run(tmp_path, tmp_path / "whole", settings)
+    kills = 0
+    for n in itertools.count(1):
+        cut = tmp_path / f"cut-{n}"
+        status = run(tmp_path, cut, settings, kill=n, check=False)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+        run(tmp_path, cut, settings)
+        whole, completed = (load_pipeline(folder).unet.state_dict() for folder in (tmp_path / "whole", cut))
+        assert same(whole, completed)
+    assert kills >= 5  # the state, the components, the index
 
 
 @pytest.mark.parametrize(
@@ -554,8 +651,8 @@ def test_a_full_disk_leaves_the_states_before_as_they_are(dataset, tmp_path, cap
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "saving the training state failed (OSError" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
-    assert trainer.folder.newest_state()["progress"]["step"] == 2
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-2", "step-6"]
+    assert torch.load(tmp_path / "checkpoints" / "step-2" / "state.pt")["progress"]["step"] == 2
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

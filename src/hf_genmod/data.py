@@ -4,6 +4,8 @@ dataset = load_pictures("path/to/folder", resolution=64)
 dataset[0]["images"]  # uint8, (C, 64, 64)
 """
 
+import errno
+import functools
 import hashlib
 import io
 import math
@@ -96,7 +98,9 @@ class PictureDataset(torch.utils.data.Dataset):
         self._rows = range(len(source))  # those that are used
         self._skip_bad, self.skipped = on_bad_image == "skip", []
 
-        found = list(self._for_all(_inspect, "Inspecting pictures"))
+        # A picture to be left out must not have a say in the others' size and channels, so that it is decoded at once.
+        inspect = functools.partial(_inspect, decode=self._skip_bad)
+        found = list(self._for_all(inspect, "Inspecting pictures"))
         self.properties = found
         self._keep([index for index, properties in enumerate(found) if properties is not None])
         heights, widths, colors, alphas = zip(*self.properties, strict=True)
@@ -194,12 +198,22 @@ class PictureDataset(torch.utils.data.Dataset):
             try:
                 results.append(function(entry))
             except Exception as error:  # the formats of Pillow raise nearly everything on broken files
+                if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.ENOENT):
+                    raise  # not the fault of the picture
                 unknown = isinstance(error, UnidentifiedImageError)
                 reason = "no picture that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
-                is_file = isinstance(entry, dict) and entry["bytes"] is None and entry["path"]
                 results.append(None)
-                unusable.append(f"{entry['path'] if is_file else f'row {self._rows[index]} of {self.name}'}: {reason}")
+                unusable.append(f"{self._where(index, entry)}: {reason}")
         return results, unusable
+
+    def where(self, index: int) -> str:
+        """Where a picture comes from: its file, or its row."""
+        entry = self._source[index]
+        return self._where(index, entry if isinstance(self._source, list) else entry["image"].to_pylist()[0])
+
+    def _where(self, index: int, entry) -> str:
+        is_file = isinstance(entry, dict) and entry["bytes"] is None and entry["path"]
+        return entry["path"] if is_file else f"row {self._rows[index]} of {self.name}"
 
     def _for_all(self, function: Callable, description: str, num_threads: int = 1) -> Iterator:
         """function(entry) of all pictures in order, None for those that are to be left out."""
@@ -257,11 +271,13 @@ class Properties(NamedTuple):
     has_alpha: bool
 
 
-def _inspect(entry) -> Properties:
-    """From the header alone, save for palettes."""
+def _inspect(entry, decode: bool = False) -> Properties:
+    """From the header alone, save for palettes, unless the whole picture is to be decoded."""
     with _open(entry) as image:
         # The method of PngImageFile would decode the picture to look for a tag behind the pixels.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        if decode:
+            image.load()
         width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
         color = image.mode not in ("1", "L", "LA", "La")
         if image.mode in ("P", "PA"):

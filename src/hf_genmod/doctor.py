@@ -1,7 +1,6 @@
 """What is wrong with a data set or a checkpoint, one line for each: what, why it matters, what to do about it."""
 
 import hashlib
-import json
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +11,7 @@ import torch
 
 from hf_genmod.data import PictureDataset, load_pictures
 from hf_genmod.hub import load_pipeline
+from hf_genmod.run_folder import RunFolder
 
 _THUMBNAIL = 32  # pixels; at this size pictures are compared
 
@@ -72,7 +72,7 @@ def examine_checkpoint(folder: Path) -> Iterator[str]:
 
 def _shipped_code(folder: Path) -> Iterator[str]:
     """The code in a checkpoint is executed here only where it is that of the installed package."""
-    files = [file for file in folder.rglob("*.py") if "checkpoints" not in file.parts]
+    files = list(folder.rglob("*.py"))
     if not files:
         yield "it carries no code, so it loads only where this package is installed; save it by `save_pretrained`"
         return
@@ -93,14 +93,14 @@ def _shipped_code(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-c", _LOAD_WITHOUT_PACKAGE, str(folder)]
     loaded = subprocess.run(command, capture_output=True, text=True)
     if loaded.returncode:
-        reason = loaded.stderr.strip().splitlines()[-1]
+        reason = (loaded.stderr.strip() or f"status {loaded.returncode}").splitlines()[-1]
         yield f"it does not load where this package is not installed ({reason}); save it again by `save_pretrained`"
 
 
 def _process(pipeline) -> Iterator[str]:
     """Whether sampling runs the process backwards from where it ends."""
     scheduler = getattr(pipeline, "scheduler", None)
-    if scheduler is None:
+    if not hasattr(scheduler, "alphas_cumprod"):
         return
     config, signal = scheduler.config, float(scheduler.alphas_cumprod[-1]) ** 0.5
     if signal > 0.05:
@@ -109,12 +109,14 @@ def _process(pipeline) -> Iterator[str]:
             "at pure noise, so that brightness and contrast come out wrong; train with --beta_schedule "
             "squaredcos_cap_v2"
         )
-    scheduler.set_timesteps(50)
+    steps = min(50, config.num_train_timesteps)
+    scheduler.set_timesteps(steps)
     first, last = int(scheduler.timesteps[0]), config.num_train_timesteps - 1
     if first < 0.99 * last:
         yield (
-            f"scheduler: its timestep_spacing {config.timestep_spacing!r} starts 50 steps at t = {first} of {last}, "
-            "where the picture should still show through, but at pure noise; set timestep_spacing to 'trailing'"
+            f"scheduler: its timestep_spacing {config.timestep_spacing!r} starts {steps} steps at t = {first} of "
+            f"{last}, where the picture should still show through, but at pure noise; set timestep_spacing to "
+            "'trailing'"
         )
     clipping = [name for name in ("clip_sample", "thresholding") if config.get(name)]
     if clipping and getattr(pipeline, "vae", None) is not None:
@@ -126,8 +128,7 @@ def _process(pipeline) -> Iterator[str]:
 
 def _run(folder: Path) -> Iterator[str]:
     """Whether the run that made the checkpoint was long enough for it."""
-    metrics = folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    lines = RunFolder(folder).metrics()
     if not lines:
         return
     steps = lines[-1]["step"]
@@ -186,9 +187,8 @@ def examine_pictures(dataset: str, split: str = "train") -> Iterator[str]:
         least, most = int(numbers.argmin()), int(numbers.argmax())
         if numbers[least] < max(20, numbers[most] / 10):
             yield (
-                f"the class {pictures.label_names[least]!r} has {numbers[least]} pictures, "
-                f"{pictures.label_names[most]!r} has {numbers[most]}: the rare one is drawn badly; collect more of "
-                "it, or merge or remove the class"
+                f"the class {pictures.label_names[least]!r} has {numbers[least]} pictures, and the largest "
+                f"{numbers[most]}: it is drawn badly, or from memory; collect more of it, or merge or remove it"
             )
 
 
@@ -205,9 +205,13 @@ def _contents(pictures: PictureDataset) -> Iterator[str]:
             if (image.amax((1, 2)) - image.amin((1, 2))).max() <= 4:
                 plain.append(index)
     if copies:
+        first, copy = copies[0]
         yield (
-            f"{len(copies)} pictures are copies of others ({copies[0][1]} of {copies[0][0]}, counted from 0, for "
+            f"{len(copies)} pictures are copies of others ({pictures.where(copy)} of {pictures.where(first)}, for "
             "one), which a model draws more often and, in a test split, scores without skill; remove them"
         )
     if plain:
-        yield f"{len(plain)} pictures are of one colour only ({plain[0]}, for one), as a model then draws; remove them"
+        yield (
+            f"{len(plain)} pictures are of one colour only ({pictures.where(plain[0])}, for one), as a model then "
+            "draws; remove them"
+        )

@@ -133,7 +133,8 @@ class ModelArguments:
         if self.learn_variance:
             return scheduler
         some = dataset.__getitems__(range(0, len(dataset), math.ceil(len(dataset) / 256)))["images"]
-        black_or_white = ((some == 0) | (some == 255)).float().mean().item()
+        colors = some[:, : 3 if dataset.channels > 2 else 1]  # without alpha
+        black_or_white = ((colors == 0).all(dim=1) | (colors == 255).all(dim=1)).float().mean().item()
         return DPMSolverMultistepScheduler.from_config(
             scheduler.config,
             algorithm_type="sde-dpmsolver++",

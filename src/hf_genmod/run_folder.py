@@ -1,5 +1,7 @@
 """The folder of a training run: whose it is, its saved states, its metrics."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -9,16 +11,21 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-# What may change when a run is taken up again: nothing that the trained weights depend on.
+# What may change when a run is taken up again: nothing that the trained weights depend on, but for rounding.
 MAY_CHANGE = (
     "output_dir", "num_workers", "logging_steps", "sampling_steps", "checkpointing_steps", "checkpoints_total_limit",
-    "report_to", "max_bad_steps",
+    "report_to", "max_bad_steps", "gradient_accumulation_steps", "gradient_checkpointing",
 )  # fmt: skip
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on, for a reason that its message gives in one sentence."""
 
 
 class RunFolder:
     """
-    What a run keeps on disk. All of it is written by the main process, and complete or absent whatever happens.
+    What a run keeps on disk, written by its main process. Settings, states and the checkpoint are complete or absent
+    whenever it is killed.
 
     Args:
         path (`str`): The folder, with
@@ -45,7 +52,8 @@ class RunFolder:
         Raises:
             ValueError: If the folder holds anything but a run of these settings.
         """
-        if self._settings.is_file() and len(list(self.path.iterdir())) > 1:  # else it never came to a step
+        unfinished = {self._settings, _partial(self._settings)}  # of a run that never came to a step
+        if self._settings.is_file() and set(self.path.iterdir()) - unfinished:
             old = json.loads(self._settings.read_text(encoding="utf-8"))
             differing = list(_differences(old, json.loads(json.dumps(settings, default=str))))
             if differing:
@@ -53,8 +61,27 @@ class RunFolder:
                     f"output_dir: {self.path} holds a different run ({'; '.join(differing[:5])}); choose another "
                     f"folder, or repeat that run's arguments to continue it (only {', '.join(MAY_CHANGE)} may change)"
                 )
-        elif self.path.is_file() or (self.path.is_dir() and set(self.path.iterdir()) - {self._settings}):
+        elif self.path.is_file() or (self.path.is_dir() and set(self.path.iterdir()) - unfinished):
             raise ValueError(f"output_dir: {self.path} is not empty and holds no training run; choose another folder")
+
+    @contextlib.contextmanager
+    def locked(self):
+        """
+        Keeps other runs out of the folder.
+
+        Raises:
+            TrainingError: If one is at work in it.
+        """
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                message = f"output_dir: another process is training in {self.path}; wait for it to end"
+                raise TrainingError(message) from error
+            yield
+        finally:
+            os.close(folder)
 
     def claim(self, settings: dict):
         self.path.mkdir(parents=True, exist_ok=True)
@@ -117,18 +144,26 @@ class RunFolder:
         file.parent.mkdir(exist_ok=True)
         picture.save(file)
 
+    def metrics(self) -> list[dict]:
+        """The lines that are whole: a kill or a full disk may have cut one."""
+        lines = []
+        if self._metrics.is_file():
+            for line in self._metrics.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    lines.append(json.loads(line))
+        return lines
+
     def forget_metrics_after(self, step: int):
         """Drops the lines of steps that will be taken again."""
         if self._metrics.is_file():
-            lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            complete = [line for line in lines if line.endswith("\n")]  # a kill may have cut the last one
-            _write_atomically(self._metrics, "".join(line for line in complete if json.loads(line)["step"] <= step))
+            lines = [line for line in self.metrics() if line["step"] <= step]
+            _write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _differences(old: dict, new: dict, prefix: str = ""):
     """Sentences "name was a, is b" for what differs, except for what may."""
     for name in sorted(set(old) | set(new)):
-        if name in MAY_CHANGE or old.get(name) == new.get(name):
+        if name in (*MAY_CHANGE, "skipped") or old.get(name) == new.get(name):  # the pictures that are left say it all
             continue
         if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
             yield from _differences(old[name], new[name], f"{prefix}{name}.")
@@ -137,6 +172,9 @@ def _differences(old: dict, new: dict, prefix: str = ""):
 
 
 def _write_atomically(file: Path, text: str):
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    _partial(file).write_text(text, encoding="utf-8")
+    os.replace(_partial(file), file)
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f"{file.name}.partial")

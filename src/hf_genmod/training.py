@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -13,15 +14,20 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin, broadcast
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    TorchDynamoPlugin,
+    broadcast,
+    gather_object,
+)
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from hf_genmod.data import to_model_range
 from hf_genmod.optimizer import Muon
 from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip
-from hf_genmod.run_folder import RunFolder
+from hf_genmod.run_folder import RunFolder, TrainingError
 
 
 @dataclasses.dataclass
@@ -125,18 +131,14 @@ class TrainingConfig:
         return self.learning_rate * warmup * decay
 
 
-class TrainingError(RuntimeError):
-    """A run that cannot go on, for a reason that its message gives in one sentence."""
-
-
 class Trainer:
     """
     Trains a model by an objective and leaves a checkpoint: Muon, gradient accumulation and clipping, mixed precision,
     a moving average of the weights, on any number of processes.
 
     A run is defined by its settings: the same command in the same `output_dir` continues an interrupted run from its
-    newest saved state, bitwise as if it had not been interrupted. Each step's randomness derives from (seed, step,
-    position in the batch), see [`~hf_genmod.randomness.BatchRandom`], so nothing is replayed, and any number of
+    newest saved state, on a CPU bitwise as if it had not been interrupted. Each step's randomness derives from (seed,
+    step, position in the batch), see [`~hf_genmod.randomness.BatchRandom`], so nothing is replayed, and any number of
     processes sees the same batches.
 
     What the weights do not depend on, such as samples, a tracker or a saved state, may fail: the run says so and goes
@@ -198,6 +200,7 @@ class Trainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.progress = Progress()
+        self.accumulated = {}  # name -> values of the steps since the last line of metrics
         self._open_run(description or {})
 
     def train(self):
@@ -209,8 +212,16 @@ class Trainer:
 
         Raises:
             SystemExit: After SIGINT (status 130) or SIGTERM (status 143), with the training state saved.
-            TrainingError: If memory does not suffice, or the loss does not come back from infinity.
+            TrainingError: If memory does not suffice, the loss does not come back from infinity, the checkpoint cannot
+                be written, or another process is at work in `output_dir`.
         """
+        with self.folder.locked() if self.accelerator.is_main_process else contextlib.nullcontext():
+            try:
+                return self._train()
+            finally:
+                self.batches = None  # ends the processes that load pictures
+
+    def _train(self):
         config, accelerator, progress = self.config, self.accelerator, self.progress
         if self.folder.is_complete:
             accelerator.print(f"{config.output_dir} is complete; there is nothing left to train")
@@ -220,7 +231,6 @@ class Trainer:
             settings = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
             accelerator.init_trackers("hf_genmod", config=settings)
         self.clock = Clock(config, progress, accelerator)
-        accumulated = {}
         bar = tqdm(
             total=1.0,
             initial=self.clock.fraction,
@@ -233,26 +243,31 @@ class Trainer:
                 learning_rate = config.learning_rate_at(self.clock.fraction)
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate
-                metrics = self._step()
+                with self._explained_memory():
+                    metrics = self._step()
                 progress.step += 1
                 if metrics is None:
-                    self._count_bad_step(learning_rate)
+                    progress.bad_steps += 1
+                    progress.bad_steps_in_a_row += 1
                 else:
                     progress.bad_steps_in_a_row = 0
                     self.averaged_model.update_parameters(self.model)
                     for name, value in metrics.items():
-                        accumulated.setdefault(name, []).append(value)
+                        self.accumulated.setdefault(name, []).append(value)
                 bar.update(min(self.clock.tick(), 1.0) - bar.n)
 
                 done = self.clock.fraction >= 1
-                if accumulated and (done or progress.step % config.logging_steps == 0):
-                    self._log(accumulated, learning_rate, bar)
-                    accumulated = {}
+                too_bad = progress.bad_steps_in_a_row >= config.max_bad_steps
+                if done or too_bad or progress.step % config.logging_steps == 0:
+                    self._log(learning_rate, bar)
+                if metrics is None:
+                    self._report_bad_step(learning_rate, too_bad)
                 if config.sampling_steps and not done and progress.step % config.sampling_steps == 0:
                     self._sample()
                 stopping = self._any_process(bool(stopped_by))
-                due = config.checkpointing_steps and progress.step % config.checkpointing_steps == 0
-                if not done and (stopping or due):
+                if stopping or (
+                    config.checkpointing_steps and (done or progress.step % config.checkpointing_steps == 0)
+                ):
                     self._save_state()
                 if stopping and not done:
                     self._leave(stopped_by)
@@ -262,15 +277,16 @@ class Trainer:
         """One optimizer step on one global batch: the metrics of this process, or None if it had to be skipped."""
         config, accelerator = self.config, self.accelerator
         step = self.progress.step
+        batches = self._next_batches()
         torch.manual_seed(_mix(config.seed, step, accelerator.process_index))  # for dropout layers
         parts = []
-        for part, batch in enumerate(self._next_batches()):
+        for part, batch in enumerate(batches):
             positions = batch_positions(
                 config.batch_size, part, config.gradient_accumulation_steps,
                 accelerator.process_index, accelerator.num_processes,
             )  # fmt: skip
             rng = BatchRandom(config.seed, step, positions, config.batch_size, accelerator.device)
-            with self._explained_memory(), accelerator.accumulate(self.model):
+            with accelerator.accumulate(self.model):
                 loss, metrics = self.objective(self.model, self._prepare(batch, rng), rng)
                 accelerator.backward(loss)
             parts.append({"loss": loss.detach(), **metrics})
@@ -278,24 +294,26 @@ class Trainer:
         means = {name: torch.stack([metrics[name] for metrics in parts]).mean() for name in parts[0]}
         finite = (means["loss"] + gradient_norm).isfinite().item()
         bad = self._any_process(not finite)
-        if not bad or accelerator.scaler is not None:  # fp16 skips by itself, and looks for a better scale
+        if not bad:
             with accelerator.autocast():  # its matrix products stand low precision as well
                 self.optimizer.step()
+        elif accelerator.scaler is not None:
+            accelerator.scaler.update()  # to a lower scale
         self.optimizer.zero_grad()
-        return None if bad or self.optimizer.step_was_skipped else {**means, "gradient_norm": gradient_norm.detach()}
+        return None if bad else {**means, "gradient_norm": gradient_norm.detach()}
 
-    def _count_bad_step(self, learning_rate):
-        """Ends the run where too many steps in a row were skipped."""
+    def _report_bad_step(self, learning_rate, too_bad: bool):
         config, progress = self.config, self.progress
-        progress.bad_steps += 1
-        progress.bad_steps_in_a_row += 1
         where = f"step {progress.step} (learning rate {learning_rate:.2g}, mixed precision {config.mixed_precision!r})"
-        if progress.bad_steps_in_a_row >= config.max_bad_steps:
+        if too_bad:
             states = self.folder.saved_states()
+            remedy = "lower the learning rate"
+            if config.mixed_precision != "no":
+                remedy += " or train with --mixed_precision no"
             raise TrainingError(
                 f"the loss or its gradient was not finite in {progress.bad_steps_in_a_row} steps in a row, up to "
-                f"{where}; {states[-1] if states else 'no state'} is the last that was saved. Lower the learning "
-                "rate, or train with --mixed_precision no, in a new output_dir"
+                f"{where}; {states[-1] if states else 'no state'} is the last that was saved; {remedy}, in a new "
+                "output_dir"
             )
         self._say(f"the loss or its gradient is not finite at {where}; the step is skipped")
 
@@ -304,14 +322,21 @@ class Trainer:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            known = (torch.OutOfMemoryError, MemoryError)
+            if not isinstance(error, known) and not re.search("out of memory|can't allocate memory", str(error)):
                 raise
             config = self.config
+            share, parts = config.batch_size // self.accelerator.num_processes, config.gradient_accumulation_steps
+            finer = [n for n in range(parts + 1, share + 1) if share % n == 0]
+            flags = [f"--gradient_accumulation_steps {n} (the same steps in smaller parts)" for n in finer[:1]]
+            if not config.gradient_checkpointing:
+                flags.append("--gradient_checkpointing")
+            if config.mixed_precision == "no":
+                flags.append("--mixed_precision bf16 (in a new output_dir)")
             height, width = self.dataset.resolution
             raise TrainingError(
                 f"out of memory with a batch of {config.batch_size} pictures of {height}x{width}; what helps, in this "
-                f"order: --gradient_accumulation_steps {2 * config.gradient_accumulation_steps} (the same steps in "
-                "smaller parts), --gradient_checkpointing, --mixed_precision bf16"
+                f"order: {', '.join([*flags, 'a smaller --resolution'])}"
             ) from error
 
     def _prepare(self, batch, rng):
@@ -320,7 +345,8 @@ class Trainer:
             name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()
         }
-        images = to_model_range(batch["images"]).to(self.averaged_model.module.dtype)
+        images = to_model_range(batch["images"])
+        images = images.to(torch.promote_types(images.dtype, next(self.model.parameters()).dtype))  # fp64 in, fp64 on
         if self.config.horizontal_flip:
             images = flip(images, rng)
         return {**batch, "images": images.contiguous(memory_format=torch.channels_last)}
@@ -357,7 +383,7 @@ class Trainer:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            self._say(f"a process that loads pictures has died ({error}); starting others")
+            print(f"a process that loads pictures has died ({error}); starting others", file=sys.stderr)
             self._open_loader()
             return [next(self.batches) for _ in range(count)]
 
@@ -375,6 +401,11 @@ class Trainer:
             },
             **description,
         }
+        if len(set(gather_object([self.dataset.fingerprint]))) > 1:
+            raise ValueError(
+                f"dataset: the processes have read different pictures from {self.dataset.name}; a disk may have "
+                "failed, so try again"
+            )
         self.folder.check(this_run)
         self.accelerator.wait_for_everyone()  # for all to have checked
         if self.accelerator.is_main_process:
@@ -390,12 +421,19 @@ class Trainer:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             vars(self.progress).update(state["progress"])
+            for name, values in state["accumulated"].items():  # (processes, steps)
+                same_processes = len(values) == self.accelerator.num_processes
+                mine = values[self.accelerator.process_index] if same_processes else values.mean(dim=0)
+                self.accumulated[name] = list(mine.to(self.accelerator.device))
             self.accelerator.print(f"continuing {self.config.output_dir} from step {self.progress.step}")
         if self.accelerator.is_main_process:
             self.folder.forget_metrics_after(self.progress.step)
 
     def _save_state(self):
-        """All that the rest of the run depends on. It is the same on each process, so any number of them can go on."""
+        """All that the rest of the run depends on, for any number of processes to go on from."""
+        accumulated = {
+            name: self.accelerator.gather(torch.stack(values)[None]) for name, values in self.accumulated.items()
+        }
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -404,6 +442,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "progress": vars(self.progress),
+                "accumulated": accumulated,
             }
             with self._optional("saving the training state"):
                 self.folder.save_state(self.progress.step, state, self.config.checkpoints_total_limit)
@@ -421,12 +460,15 @@ class Trainer:
         if self.accelerator.is_main_process:
             tqdm.write(message, file=sys.stderr)
 
-    def _log(self, accumulated, learning_rate, bar):
+    def _log(self, learning_rate, bar):
+        """A line of metrics: means over the steps since the last one, None where all of them were bad."""
         accelerator = self.accelerator
-        names = sorted(accumulated)
-        means = torch.stack([torch.stack(accumulated[name]).mean() for name in names])
-        values = dict(zip(names, accelerator.reduce(means, "mean").tolist(), strict=True))
-        values = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no inf
+        values = {"loss": None, "gradient_norm": None}
+        if self.accumulated:
+            means = torch.stack([torch.stack(steps).mean() for steps in self.accumulated.values()])
+            means = accelerator.reduce(means, "mean").tolist()
+            values = dict(sorted(zip(self.accumulated, means, strict=True)))
+        self.accumulated = {}
         images_per_second = self.clock.steps_per_second() * self.config.batch_size
         line = {
             "step": self.progress.step,
@@ -443,7 +485,7 @@ class Trainer:
             with self._optional("writing metrics.jsonl"):
                 self.folder.append_metrics(line)
         bar.set_postfix_str(
-            f"step {line['step']}, loss {values['loss']:.4f}, learning rate {learning_rate:.1e}, "
+            f"step {line['step']}, loss {values['loss'] or math.nan:.4f}, learning rate {learning_rate:.1e}, "
             f"{images_per_second:.0f} images/s"
         )
 
@@ -464,7 +506,12 @@ class Trainer:
         accelerator = self.accelerator
         pipeline = self._pipeline()
         if accelerator.is_main_process:
-            self.folder.save_pipeline(pipeline)
+            try:
+                self.folder.save_pipeline(pipeline)
+            except OSError as error:
+                raise TrainingError(
+                    f"the checkpoint could not be written ({error}); make room, and repeat the command"
+                ) from error
         accelerator.wait_for_everyone()
         if self.config.sampling_steps:
             self._sample()
