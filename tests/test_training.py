@@ -410,6 +410,7 @@ def test_a_tracker_that_is_down_costs_nothing(dataset, tmp_path, capsys):
 
 
 def test_a_loading_process_that_dies_is_replaced(dataset, tmp_path, capsys):
+    next(iter(torch.utils.data.DataLoader(range(2), num_workers=1)))  # which installs the signal handler of torch
     whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=6, dropout=0.1)
     whole.train()
 

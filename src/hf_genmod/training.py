@@ -362,7 +362,6 @@ class Trainer:
             num_processes=accelerator.num_processes,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
         )
-        on_death_of_a_child = signal.getsignal(signal.SIGCHLD)
         self.batches = iter(
             torch.utils.data.DataLoader(
                 self.dataset,
@@ -372,8 +371,9 @@ class Trainer:
                 pin_memory=accelerator.device.type == "cuda",
             )
         )
-        # The handler of torch would raise wherever we are, even between two weights; the next batch tells too.
-        signal.signal(signal.SIGCHLD, on_death_of_a_child or signal.SIG_DFL)
+        if config.num_workers:
+            # The handler that torch installs raises wherever we are, even between two weights; the next batch tells.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _next_batches(self) -> list[dict]:
         """The parts of this step's batch; by new workers if one of them has died."""
