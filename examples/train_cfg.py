@@ -21,7 +21,7 @@ class GuidanceArguments:
 
 with one_line_errors():
     data, model, guidance, config = parse_arguments(DataArguments, ModelArguments, GuidanceArguments, TrainingConfig)
-    dataset = data.load(require_labels=True)
+    dataset, held_out = data.load(require_labels=True)
     unet = model.make_unet(dataset, num_classes=len(dataset.label_names), seed=config.seed)
     scheduler = model.make_scheduler()
     sampler = model.make_sampler(scheduler, dataset)
@@ -32,11 +32,12 @@ with one_line_errors():
         dataset,
         config,
         make_pipeline=lambda unet: ClassifierFreeGuidedPipeline(
-            unet, sampler, id2label=dict(enumerate(dataset.label_names))
+            unet, sampler, id2label=dict(enumerate(dataset.label_names)), value_range=dataset.value_range
         ),
         draw_samples=lambda pipeline: class_rows(pipeline, guidance_scale=guidance.guidance_scale),
         description={part: dataclasses.asdict(arguments) for part, arguments in
                      (("data", data), ("model", model), ("guidance", guidance))},
+        validation_dataset=held_out,
     )  # fmt: skip
 
 with one_line_errors(TrainingError, status=1):

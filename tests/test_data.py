@@ -1,7 +1,9 @@
 import io
 import json
+import os
 import pickle
 import resource
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -115,7 +117,7 @@ def test_parquet_and_saved_data_equal_the_folder(class_folders, arrays, tmp_path
 
 def test_fingerprint_is_that_of_another_process_and_tells_data_apart(class_folders):
     dataset = load_pictures(class_folders)
-    assert dataset.fingerprint == "701fdaa6ab9b6989"  # as computed by another process
+    assert dataset.fingerprint == "42bc8f7838d593c0"  # as computed by another process
     assert load_pictures(class_folders, in_memory=False).fingerprint == dataset.fingerprint
     assert load_pictures(class_folders, channels=4).fingerprint != dataset.fingerprint
     assert load_pictures(class_folders, resolution=(4, 16)).fingerprint != dataset.fingerprint
@@ -428,12 +430,13 @@ def test_large_jpeg_is_decoded_in_reduced_size_without_harm():
 
 
 def test_unusable_pictures_are_named_before_training(class_folders, arrays):
-    (class_folders / "ant" / "empty.png").write_bytes(b"")
-    truncated = (class_folders / "bee" / "2.png").read_bytes()[:-60]
+    (class_folders / "ant" / "empty.png").write_bytes(b"")  # known by its header
+    truncated = (class_folders / "bee" / "2.png").read_bytes()[:-60]  # by its pixels
     (class_folders / "bee" / "truncated.png").write_bytes(truncated)
-    with pytest.raises(
-        ValueError, match=r"1 of the 8 pictures .* remove it: \S*ant/empty.png: no picture that Pillow"
-    ):
+    both = (
+        r"2 of the 8 pictures .* remove them: \S*ant/empty.png: no picture that Pillow knows; \S*bee/truncated.png: "
+    )
+    with pytest.raises(ValueError, match=both):
         load_pictures(class_folders)
     (class_folders / "ant" / "empty.png").unlink()
     for in_memory in (True, False):
@@ -511,13 +514,131 @@ def test_a_picture_with_others_beside_it_is_taken_and_a_bomb_is_not(tmp_path):
         load_pictures(rows([photo, bomb]), resolution=8)
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_16_bit_pictures_are_refused(tmp_path, mode):
-    deep = Image.fromarray(np.arange(64, dtype=np.float32).reshape(8, 8))
-    deep = deep if mode == "F" else deep.convert("I").convert(mode)
-    save(deep, tmp_path / "deep.tiff")
-    with pytest.raises(ValueError, match=rf"deep.tiff: 16-bit .* \(mode {mode}\); convert to 8 bits"):
+def values(n, channels=3, height=8, width=6):
+    """Measurements, `float32` (n, channels, height, width), each channel in units of its own."""
+    units = 10.0 ** np.arange(-2, channels - 2)[:, None, None]
+    return (np.random.RandomState(0).randn(n, channels, height, width) * units).astype(np.float32)
+
+
+def in_own_units(dataset, images):
+    low, high = (torch.tensor(dataset.value_range[end]).double()[:, None, None] for end in ("low", "high"))
+    return low + (high - low) * (images.double() + 1) / 2
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("source", ["npy", "column", "last"])
+def test_arrays_of_any_number_of_channels_are_mapped_to_the_range_of_the_models(tmp_path, source, in_memory):
+    arrays = values(5, channels=2 if source == "last" else 5)
+    if source == "npy":
+        for i, array in enumerate(arrays):
+            (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+            np.save(tmp_path / "ab"[i % 2] / f"{i}.npy", array.astype(np.float64))
+        dataset = load_pictures(tmp_path, in_memory=in_memory)
+        arrays = arrays[[0, 2, 4, 1, 3]]
+        assert dataset.label_names == ["a", "b"] and dataset.labels.tolist() == [0, 0, 0, 1, 1]
+    else:
+        shaped = arrays.transpose(0, 2, 3, 1) if source == "last" else arrays
+        feature = datasets.Array3D(shaped.shape[1:], "float32")
+        rows = datasets.Dataset.from_dict({"field": list(shaped)}, features=datasets.Features({"field": feature}))
+        dataset = load_pictures(rows, in_memory=in_memory)
+    images = dataset.__getitems__(range(5))["images"]
+    assert (dataset.channels, dataset.resolution, images.dtype) == (arrays.shape[1], (8, 6), torch.float32)
+    low, high = arrays.min((0, 2, 3)).tolist(), arrays.max((0, 2, 3)).tolist()
+    assert dataset.value_range == {"low": low, "high": high}
+    assert torch.equal(images.amin((0, 2, 3)), -torch.ones(dataset.channels))
+    assert torch.equal(images.amax((0, 2, 3)), torch.ones(dataset.channels))
+    for channel, unit in enumerate(np.abs(arrays).max((0, 2, 3))):
+        error = in_own_units(dataset, images)[:, channel] - torch.from_numpy(arrays[:, channel])
+        assert error.abs().max() < 1e-6 * unit
+    assert torch.equal(to_model_range(dataset[3]["images"]), images[3])
+
+
+@pytest.mark.parametrize("name, mode", [("deep.png", "I;16"), ("deep.tiff", "I;16"), ("deep.tiff", "F")])
+def test_grey_pictures_of_more_than_8_bits_keep_their_values(tmp_path, name, mode):
+    levels = np.arange(0, 64 * 1000, 1000).reshape(8, 8)
+    save(Image.fromarray(levels.astype(np.uint16 if mode == "I;16" else np.float32)), tmp_path / name)
+    dataset = load_pictures(tmp_path)
+    assert dataset.value_range == {"low": [0.0], "high": [63000.0]}
+    assert torch.equal(in_own_units(dataset, dataset[0]["images"]).round(), torch.from_numpy(levels)[None].double())
+
+
+def test_measured_values_are_scaled_in_size_without_rounding(tmp_path):
+    ramp = np.linspace(0, 1e-3, 64, dtype=np.float32)
+    np.save(tmp_path / "ramp.npy", np.tile(ramp, (64, 1)))
+    dataset = load_pictures(tmp_path, resolution=16)
+    image = in_own_units(dataset, dataset[0]["images"])[0]
+    middle = ramp.reshape(16, 4).mean(axis=1)
+    np.testing.assert_allclose(image[8, 3:-3], middle[3:-3], rtol=1e-3)  # the filter rings at the edges
+
+
+def test_measured_values_that_cannot_be_used(tmp_path):
+    for name, array in {
+        "good": np.zeros((4, 4)), "infinite": np.full((4, 4), np.inf), "deep": np.zeros((2, 2, 4, 4)),
+        "words": np.array([["a"]]), "objects": np.array([[None]]),
+    }.items():  # fmt: skip
+        np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
+    dataset = load_pictures(tmp_path, on_bad_image="skip")
+    reasons = {Path(line.split(": ")[0]).stem: line for line in dataset.skipped}
+    assert len(dataset) == 1 and sorted(reasons) == ["deep", "infinite", "objects", "words"]
+    assert "not finite" in reasons["infinite"] and "(2, 2, 4, 4)" in reasons["deep"] and "<U1" in reasons["words"]
+
+    np.save(tmp_path / "more.npy", np.zeros((3, 4, 4)))
+    with pytest.raises(
+        ValueError, match=r"several kinds: \S*good.npy of 1 channels, \S*more.npy of 3 channels of meas"
+    ):
+        load_pictures(tmp_path, on_bad_image="skip")
+    with pytest.raises(ValueError, match="channels: 3, but .* holds measured values of 1"):
+        load_pictures(rows([coded(Image.new("I;16", (4, 4)))]), channels=3)
+    with pytest.raises(ValueError, match="several kinds: row 1 .* of 8 bits, row 0 .* of 1 channels of measured"):
+        load_pictures(rows([coded(Image.new("I;16", (4, 4))), coded(Image.new("L", (4, 4)))]))
+    save(Image.new("L", (4, 4)), tmp_path / "picture.png")
+    with pytest.raises(ValueError, match="both arrays, .*.npy, and pictures"):
         load_pictures(tmp_path)
+
+
+def test_colours_of_16_bits_are_refused(arrays):
+    eight = coded(picture(arrays[0]))["bytes"]
+    header = eight[12:24] + b"\x10" + eight[25:29]  # 16 bits instead of 8
+    sixteen = eight[:12] + header + struct.pack(">I", zlib.crc32(header)) + eight[33:]
+    with pytest.raises(
+        ValueError, match="colours of 16 bits, of which Pillow reads 8; save it with 8, or as an array"
+    ):
+        load_pictures(rows([{"bytes": sixteen, "path": None}]))
+
+
+def test_a_picture_is_decoded_anew_when_its_file_has_changed(class_folders, arrays):
+    """In place, with the size and, at first, the time of before."""
+    file = class_folders / "ant" / "0.png"
+    stat, old = file.stat(), load_pictures(class_folders, in_memory=False)
+    content = file.read_bytes()
+    file.write_bytes(b"x" * len(content))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert load_pictures(class_folders, in_memory=False).fingerprint == old.fingerprint  # as nothing was decoded
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(ValueError, match="ant/0.png: no picture that Pillow knows"):
+        load_pictures(class_folders, in_memory=False)
+    file.write_bytes(content)
+    assert load_pictures(class_folders, in_memory=False).fingerprint == old.fingerprint
+    assert load_pictures(class_folders, resolution=4, in_memory=False).fingerprint != old.fingerprint
+
+
+def test_a_damaged_or_unwritable_cache_costs_nothing(class_folders):
+    fingerprint = load_pictures(class_folders).fingerprint
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod")
+    (file,) = cache.iterdir()
+    file.write_text("{")
+    assert load_pictures(class_folders, in_memory=False).fingerprint == fingerprint
+    shutil.rmtree(cache)
+    cache.write_text("a file where a folder should be")
+    assert load_pictures(class_folders, in_memory=False).fingerprint == fingerprint
+
+
+def test_a_limit_takes_pictures_at_even_distances(class_folders, arrays):
+    assert torch.equal(load_pictures(class_folders, limit=3).images, chw(arrays)[::2])
+    assert torch.equal(load_pictures(class_folders, limit=100).images, chw(arrays))
+    drawn = ShapesDataset(10, resolution=16)
+    some, whole = (load_pictures(drawn, limit=limit) for limit in (4, None))
+    assert torch.equal(some.images, whole.images[::3]) and torch.equal(some.labels, whole.labels[::3])
 
 
 def test_file_that_vanishes_is_named(class_folders):

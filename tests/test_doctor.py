@@ -166,6 +166,7 @@ def test_each_fault_of_a_data_set_is_found(tmp_path):
     save_pictures(tmp_path, count=60)
     picture = Image.open(tmp_path / "class0" / "0.png")
     picture.save(tmp_path / "class0" / "copy.png")
+    picture.save(tmp_path / "class1" / "also.png")
     picture.convert("L").save(tmp_path / "class0" / "grey.png")
     picture.resize((8, 12)).save(tmp_path / "class0" / "long.png")
     transparent = picture.convert("RGBA")
@@ -177,15 +178,44 @@ def test_each_fault_of_a_data_set_is_found(tmp_path):
     picture.rotate(90).save(tmp_path / "rare" / "1.png")
     findings = list(examine(str(tmp_path)))
     expected = [
-        "1 of 67 pictures cannot be used, which would stop a run (", "there are 66 pictures",
-        "they have 2 sizes, from 8x8 to 12x8 (height x width, mostly 8x8)", "65 of 66 pictures are in colour",
-        "1 of 66 pictures are transparent", "1 pictures are copies of others", "1 pictures are of one colour only",
-        "the class 'rare' has 1 pictures, and the largest 35",
+        "unusable: 1 of 68 pictures, which would stop a run (", "number of pictures: 67, so few that",
+        "they have 2 sizes, heights from 8 to 12 and widths from 8 to 8,", "both kinds: 66 of 67 pictures in colour",
+        "transparent in places: 1 of 67 pictures", "copies of other pictures: 2 (",
+        "the same picture in two classes: 1 (", "pictures of one colour only: 1 (",
+        "pictures in the class 'rare': 1, and in the largest 35",
     ]  # fmt: skip
     assert len(findings) == len(expected)
     for finding, start in zip(findings, expected, strict=True):
         assert finding.startswith(start)
     assert "class1/broken.png: no picture that Pillow knows" in findings[0]
     assert "class0/copy.png of " in findings[5] and "class0/0.png, for one" in findings[5]
-    assert "class0/red.png" in findings[6]
+    assert "class1/also.png and " in findings[6] and "class0/red.png" in findings[7]
     assert all(len(finding.splitlines()) == 1 for finding in findings)
+
+
+def test_classes_that_are_all_small_are_found(tmp_path):
+    save_pictures(tmp_path, count=10)
+    assert list(examine(str(tmp_path)))[-1].startswith("no class has more than 5 pictures")
+
+
+def test_outliers_that_set_the_range_of_a_channel_are_found(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(600):
+        even, skewed = rng.uniform(size=(8, 8)), rng.lognormal(0, 3, size=(8, 8))
+        np.save(tmp_path / f"{index}.npy", np.stack([even, skewed]))
+    assert only(examine(str(tmp_path))).startswith("channel 1: 99% of its values lie in a tenth of its range, ")
+
+
+def test_a_part_of_a_checkpoint_is_no_data_set(tmp_path):
+    save_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="unet: a part of .*; examine that"):
+        list(examine(str(tmp_path / "unet")))
+
+
+def test_a_damaged_checkpoint_of_a_run_is_written_again_by_its_command(tmp_path):
+    save_checkpoint(tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert only(examine(str(tmp_path))).endswith("download or train it again")
+    (tmp_path / "checkpoints" / "step-5").mkdir(parents=True)
+    assert only(examine(str(tmp_path))).endswith("repeat the command of the run, which writes it again")

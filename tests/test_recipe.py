@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -211,3 +212,41 @@ def test_an_interrupted_set_up_ends_with_one_sentence(capsys):
         raise KeyboardInterrupt
     assert ended.value.code == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+def save_class_folders(folder, **counts):
+    for split, count in counts.items():
+        for index in range(count):
+            file = folder / split / "ab"[index % 2] / f"{index:03}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (4, 4), index % 256).save(file)
+
+
+def test_held_out_pictures_are_those_of_the_test_split(tmp_path):
+    save_class_folders(tmp_path, train=6, test=300)
+    training, held_out = DataArguments(dataset=str(tmp_path)).load(require_labels=True)
+    assert len(training) == 6 and len(held_out) == 150  # every second, to be at most 256
+    assert torch.equal(held_out.images[:3, 0, 0, 0], torch.tensor([0, 4, 8]))  # of class a, which has the even ones
+    training, held_out = DataArguments(dataset=str(tmp_path), split="test", validation_split="train").load()
+    assert (len(training), len(held_out)) == (300, 6)
+    assert DataArguments(dataset=str(tmp_path / "train")).load()[1] is None
+
+
+def test_held_out_pictures_are_mapped_as_the_others_are(tmp_path):
+    for split, value in (("train", 1.0), ("test", 3.0)):
+        (tmp_path / split).mkdir()
+        np.save(tmp_path / split / "0.npy", np.array([[0.0, value]]))
+    training, held_out = DataArguments(dataset=str(tmp_path)).load()
+    assert training[0]["images"].tolist() == [[[-1.0, 1.0]]] and held_out[0]["images"].tolist() == [[[-1.0, 5.0]]]
+
+
+def test_held_out_pictures_of_other_classes_are_refused(tmp_path):
+    save_class_folders(tmp_path, train=4)
+    rows = [{"image": Image.new("L", (4, 4)), "label": 0}] * 2
+    for split, names in (("train", ["a", "b"]), ("test", ["a", "c"])):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        saved = datasets.Dataset.from_list(rows, features=features)
+        saved.save_to_disk(tmp_path / "saved" / split)
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(ValueError, match="the classes of 'test' are not those of 'train'"):
+        DataArguments(dataset=str(tmp_path / "saved")).load(require_labels=True)

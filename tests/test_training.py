@@ -14,6 +14,8 @@ import psutil
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from PIL import Image
+from tensorboard.backend.event_processing import event_accumulator
 
 from hf_genmod import (
     AncestralDDPMScheduler,
@@ -24,7 +26,8 @@ from hf_genmod import (
     TrainingConfig,
     load_pipeline,
 )
-from hf_genmod.data import load_pictures
+from hf_genmod.data import load_pictures, to_model_range
+from hf_genmod.randomness import BatchRandom
 from hf_genmod.recipe import class_rows
 from hf_genmod.shapes import ShapesDataset
 from hf_genmod.training import TrainingError, power_function_average
@@ -33,6 +36,11 @@ from hf_genmod.training import TrainingError, power_function_average
 @pytest.fixture(scope="module")
 def dataset():
     return load_pictures(ShapesDataset(40, resolution=16))
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return load_pictures(ShapesDataset(23, resolution=16, seed=1))
 
 
 def make_trainer(
@@ -46,6 +54,7 @@ def make_trainer(
     learn_variance=False,
     prediction_type="v_prediction",
     weighting="simple",
+    held_out=None,
     **config,
 ):
     torch.manual_seed(0)
@@ -77,6 +86,7 @@ def make_trainer(
         ),
         draw_samples=draw_samples,
         description=description,
+        validation_dataset=held_out,
     )
 
 
@@ -137,11 +147,11 @@ def assert_same_state(trainer, other):
         {"weighting": "min_snr", "prediction_type": "epsilon"},
         {"weighting": "balanced", "prediction_type": "sample", "num_workers": 1},
         {"learn_variance": True, "ema_length": 0.0},
-        {"weighting": "vlb"},
+        {"weighting": "vlb", "validation_steps": 4},
     ],
 )
-def test_a_killed_run_continues_to_bitwise_the_same_end(dataset, tmp_path, settings):
-    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=9, **settings)
+def test_a_killed_run_continues_to_bitwise_the_same_end(dataset, held_out, tmp_path, settings):
+    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=9, held_out=held_out, **settings)
     whole.train()
 
     def killed_at(step):
@@ -152,9 +162,10 @@ def test_a_killed_run_continues_to_bitwise_the_same_end(dataset, tmp_path, setti
                 raise Killed
             return inner(model, batch, rng)
 
+        objective.by_noise_level = inner.by_noise_level
         return objective
 
-    settings = dict(max_train_steps=9, checkpointing_steps=2, **settings)
+    settings = dict(max_train_steps=9, checkpointing_steps=2, held_out=held_out, **settings)
     trainer = make_trainer(dataset, tmp_path / "cut", objective=killed_at(5), **settings)
     with pytest.raises(Killed):
         trainer.train()
@@ -468,8 +479,10 @@ def test_a_checkpoint_that_cannot_be_written_is_written_by_the_same_command_late
     trainer = make_trainer(dataset, tmp_path, max_train_steps=3, checkpointing_steps=5)
     blocked = tmp_path / "unet"
     blocked.write_text("a file where a folder should be")
-    with pytest.raises(TrainingError, match="the checkpoint could not be written .*; make room, and repeat"):
+    message = "the checkpoint could not be written .*; make room, and repeat the command, .* from the state step-3"
+    with pytest.raises(TrainingError, match=message):
         trainer.train()
+    assert not (tmp_path / "partial").exists()
     blocked.unlink()
 
     def must_not_be_called(model, batch, rng):
@@ -498,7 +511,8 @@ def run_script(output_dir, settings, kill="None"):
     A run in a process of its own. `kill` is None; or (n, seconds), to kill all its processes so long after its n-th
     step; or n, to do so before the n-th time that a file or folder is renamed after the last step.
     """
-    trainer = make_trainer(load_pictures(ShapesDataset(40, resolution=16)), output_dir, **eval(settings))
+    pictures, held_out = (load_pictures(ShapesDataset(n, resolution=16, seed=seed)) for n, seed in ((40, 0), (23, 1)))
+    trainer = make_trainer(pictures, output_dir, held_out=held_out, **eval(settings))
     kill, inner, counted = eval(kill), trainer.objective, itertools.count(1)
     over = trainer.folder.is_complete
 
@@ -607,7 +621,8 @@ def test_a_run_killed_at_any_rename_of_its_end_is_completed_by_the_same_command(
     [(2, True), pytest.param(4, True, marks=pytest.mark.slow), pytest.param(4, False, marks=pytest.mark.slow)],
 )
 def test_any_number_of_processes_trains_as_one_does(tmp_path, num_processes, double):
-    settings, tolerance = f"{{'max_train_steps': 50, 'double': {double}}}", 1e-8 if double else 1e-4
+    settings = f"{{'max_train_steps': 50, 'validation_steps': 10, 'double': {double}}}"
+    tolerance = 1e-8 if double else 1e-4
     for number in (1, num_processes):
         run(tmp_path, tmp_path / str(number), settings, number)
     alone, together = (metrics(tmp_path / str(number)) for number in (1, num_processes))
@@ -616,6 +631,9 @@ def test_any_number_of_processes_trains_as_one_does(tmp_path, num_processes, dou
         assert math.isclose(one["loss"], two["loss"], abs_tol=tolerance)
         assert math.isclose(one["gradient_norm"], two["gradient_norm"], rel_tol=1e-7 if double else 1e-2)
         assert one["learning_rate"] == two["learning_rate"]
+        for name in one.keys() & {"validation_loss", "validation_loss_0.0_0.2", "validation_loss_0.8_1.0"}:
+            assert math.isclose(one[name], two[name], abs_tol=tolerance)
+    assert sum("validation_loss_0.8_1.0" in line for line in together) == 5
     if double:
         for part in ("raw", "averaged"):
             weights = [torch.load(tmp_path / f"{number}.pt")[part] for number in (1, num_processes)]
@@ -636,6 +654,84 @@ def test_a_state_of_two_processes_goes_on_with_one_and_with_four(tmp_path):
         torch.testing.assert_close(*weights, atol=1e-8, rtol=0)
 
 
+def test_validation_is_the_loss_of_the_averaged_weights_by_noise_level(dataset, held_out, tmp_path):
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=4, validation_steps=2, batch_size=4, held_out=held_out)
+    trainer.train()
+    lines = metrics(tmp_path)
+    assert ["validation_loss" in line for line in lines] == [False, True, False, True]
+    unet, losses = load_pipeline(tmp_path).unet.eval(), {}
+    scheduler = trainer.objective.scheduler
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(0))
+    for position, index in enumerate(order.tolist()):  # one at a time, in batches of one
+        rng = BatchRandom(0, 0, [position], 23)
+        t = int(rng.stratified() * 1000)
+        noise = rng.normal(3, 16, 16)
+        y = held_out.labels[index : index + 1].masked_fill(rng.uniform() < 0.1, unet.null_label)
+        x_0 = to_model_range(held_out.images[index : index + 1])
+        x_t, v = (f(x_0, noise, torch.tensor([t])) for f in (scheduler.add_noise, scheduler.get_velocity))
+        with torch.no_grad():
+            losses[t] = (unet(x_t, t, class_labels=y).sample - v).square().mean().item()
+    assert math.isclose(lines[-1]["validation_loss"], np.mean(list(losses.values())), rel_tol=1e-4)
+    bands = [[loss for t, loss in losses.items() if t // 200 == band] for band in range(5)]
+    for band, name in enumerate(["0.0_0.2", "0.2_0.4", "0.4_0.6", "0.6_0.8", "0.8_1.0"]):
+        # 23 do not divide by 5, so that a picture at the edge may be counted by its neighbour
+        measured, expected = lines[-1][f"validation_loss_{name}"], np.mean(bands[band])
+        assert math.isclose(measured, expected, rel_tol=0.5 if name != "0.8_1.0" else 1e-4), name
+
+
+def test_losses_and_samples_are_left_as_pictures_and_reach_the_tracker(dataset, held_out, tmp_path):
+    settings = dict(max_train_steps=4, validation_steps=2, sampling_steps=2, report_to="tensorboard")
+    samples = Image.new("L", (30, 20), 128)
+    make_trainer(dataset, tmp_path, held_out=held_out, draw_samples=lambda pipeline: samples, **settings).train()
+    curve = np.asarray(Image.open(tmp_path / "loss.png").convert("RGB"))
+    assert curve.shape[0] > 300 and len(np.unique(curve.reshape(-1, 3), axis=0)) > 100
+    events = event_accumulator.EventAccumulator(str(tmp_path / "logs" / "hf_genmod")).Reload()
+    assert [event.step for event in events.Images("samples")] == [2, 4]
+    assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == (30, 20)
+    logged = [event.value for event in events.Scalars("validation_loss_0.4_0.6")]
+    written = [line["validation_loss_0.4_0.6"] for line in metrics(tmp_path) if "validation_loss" in line]
+    np.testing.assert_allclose(logged, written, rtol=1e-6)
+
+
+def test_a_state_that_cannot_be_read_is_passed_over(dataset, tmp_path, capsys):
+    settings = dict(max_train_steps=8, checkpointing_steps=2, checkpoints_total_limit=3)
+    whole = make_trainer(dataset, tmp_path / "whole", **settings)
+    whole.train()
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", cut)
+    (cut / "model_index.json").unlink()
+    for step, damage in ((8, b""), (6, (cut / "checkpoints" / "step-6" / "state.pt").read_bytes()[:-5000])):
+        (cut / "checkpoints" / f"step-{step}" / "state.pt").write_bytes(damage)
+    again = make_trainer(dataset, cut, **settings)
+    again.train()
+    printed = capsys.readouterr()
+    assert "step-8 cannot be read" in printed.err and "step-6 cannot be read" in printed.err
+    assert "from step 4" in printed.out
+    assert_same_state(again, whole)
+    assert metrics(cut) == metrics(tmp_path / "whole")
+    for state in (cut / "checkpoints").iterdir():
+        torch.load(state / "state.pt")
+        (state / "state.pt").write_bytes(b"damaged")
+    (cut / "model_index.json").unlink()
+    with pytest.raises(TrainingError, match="none of the states in .*checkpoints can be read; delete that folder"):
+        make_trainer(dataset, cut, **settings).train()
+
+
+def test_a_damaged_checkpoint_is_written_again(dataset, tmp_path, capsys):
+    settings = dict(max_train_steps=3, checkpointing_steps=5)
+    make_trainer(dataset, tmp_path, **settings).train()
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    right = weights.read_bytes()
+    weights.write_bytes(right[:-100])
+    make_trainer(dataset, tmp_path, **settings).train()
+    assert "cannot be read" in capsys.readouterr().err
+    assert weights.read_bytes() == right
+    weights.write_bytes(right[:-100])
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(TrainingError, match="no saved state to write it from; delete its model_index.json"):
+        make_trainer(dataset, tmp_path, **settings).train()
+
+
 def test_a_full_disk_leaves_the_states_before_as_they_are(dataset, tmp_path, capsys):
     trainer = make_trainer(dataset, tmp_path, max_train_steps=6, checkpointing_steps=2)
     inner = trainer.objective
@@ -651,7 +747,9 @@ def test_a_full_disk_leaves_the_states_before_as_they_are(dataset, tmp_path, cap
         trainer.train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "saving the training state failed (OSError" in capsys.readouterr().err
+    assert "saving the training state failed (OSError: the disk is full or broken; step-2 stays the newest)" in (
+        capsys.readouterr().err
+    )
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-2", "step-6"]
     assert torch.load(tmp_path / "checkpoints" / "step-2" / "state.pt")["progress"]["step"] == 2
 

@@ -8,9 +8,11 @@ import errno
 import functools
 import hashlib
 import io
+import json
 import math
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,12 +32,14 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from .shapes import ShapesDataset
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels -> mode of Pillow
+_SHAPES = {"train": (8192, 0), "test": (2048, 1)}  # number of pictures, seed
+_ARRAYS = (datasets.Array2D, datasets.Array3D)
 _CHUNK = 64  # pictures that a thread holds at once
 
 
 def to_model_range(images: torch.Tensor) -> torch.Tensor:
-    """Maps `uint8` 0..255 to the float range [-1, 1] of the models."""
-    return images.float() / 127.5 - 1
+    """Maps `uint8` 0..255 to the float range [-1, 1] of the models; floats are in it already."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
 # ---------------------------------------------------------------------------------------------------- the pictures
@@ -45,17 +49,23 @@ class PictureDataset(torch.utils.data.Dataset):
     """Pictures of one size as `uint8` (n, C, H, W), with labels and captions where there are any.
 
     Every picture is decoded once at the start, so that an unreadable one is found before training and not hours into
-    it; the pixels are then kept if memory allows, else decoded again on access. Both give the same bits.
+    it; the pixels are then kept if memory allows, else decoded again on access. Both give the same bits. What was
+    found out about a file is remembered for the next time, until its time or size changes.
+
+    Measured values, of more than 8 bits or of other than the usual channels, are `float32`; what each channel ranges
+    over in the whole data set (`value_range`) is mapped to [-1, 1], the range of the models.
 
     Args:
         source (`datasets.Dataset` or `list` of `PIL.Image.Image`): the pictures; of a data set its column "image", of
-            type `datasets.Image(decode=False)`.
+            type `datasets.Image(decode=False)`, `datasets.Array2D`, (H, W), or `datasets.Array3D`, with the channels
+            first, or last if that axis is the shorter one. Paths of .npy files hold arrays of the same shapes.
         name (`str`): how errors call the source.
         resolution (`tuple[int, int]`, *optional*): (height, width). A picture of another size is scaled, antialiased
             and with its aspect ratio kept, until it covers that size, then cropped to its middle. By default the size
             that all pictures have.
         channels (`int`, *optional*): 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA. By default the fewest that represent
-            every picture faithfully. Where alpha is given up, the picture is laid on white.
+            every picture faithfully. Where alpha is given up, the picture is laid on white. Measured values keep
+            their channels, however many.
         labels (`torch.Tensor`, *optional*): `int64` (n,), indices into `label_names`.
         label_names (`list[str]`, *optional*): name of each class.
         captions (`list`, *optional*): a string per picture, or a list of strings where a picture has several captions.
@@ -65,7 +75,10 @@ class PictureDataset(torch.utils.data.Dataset):
             leaves those out.
 
     Attributes:
-        images (`torch.Tensor` or `None`): all pixels, `uint8` (n, C, H, W), if they are kept in memory.
+        images (`torch.Tensor` or `None`): all pixels, `uint8`, or measured values, `float32` in units of their own,
+            (n, C, H, W), if they are kept in memory.
+        value_range (`dict` or `None`): the lowest and the highest measured value of each channel, as `"low"` and
+            `"high"`; `None` for pictures of 8 bits.
         fingerprint (`str`): hash of the pixels, labels, their names and captions that this data set returns; the same
             in every process and run, wherever the pictures come from.
         properties (`list[Properties]`): what each picture is before it is scaled and converted.
@@ -90,20 +103,25 @@ class PictureDataset(torch.utils.data.Dataset):
     ):
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"on_bad_image: {on_bad_image!r} is neither 'error' nor 'skip'")
-        if channels not in (None, *_MODES):
-            raise ValueError(f"channels: {channels} is none of 1 (grey), 2 (grey, alpha), 3 (RGB) and 4 (RGBA)")
         self.name, self.labels, self.label_names, self.captions = name, labels, label_names, captions
-        self._source = source if isinstance(source, list) else source.select_columns("image").with_format("arrow")
+        if not isinstance(source, list):
+            is_array = isinstance(source.features["image"], _ARRAYS)
+            source = source.select_columns("image").with_format("numpy" if is_array else "arrow")
+        self._source = source
 
         self._rows = range(len(source))  # those that are used
         self._skip_bad, self.skipped = on_bad_image == "skip", []
 
+        remember = _Memory(name)
         # A picture to be left out must not have a say in the others' size and channels, so that it is decoded at once.
-        inspect = functools.partial(_inspect, decode=self._skip_bad)
-        found = list(self._for_all(inspect, "Inspecting pictures"))
+        found = self._inspect_all(remember, decode=self._skip_bad)
+        if None in found and not self._skip_bad:
+            self._inspect_all(remember, decode=True)  # for the error to name all of them
+        if not self._skip_bad:
+            self._refuse(self.skipped)
         self.properties = found
         self._keep([index for index, properties in enumerate(found) if properties is not None])
-        heights, widths, colors, alphas = zip(*self.properties, strict=True)
+        heights, widths, colors, alphas, measured = zip(*self.properties, strict=True)
         low, high = (min(heights), min(widths)), (max(heights), max(widths))
         if resolution is None and low != high:
             raise ValueError(
@@ -112,29 +130,73 @@ class PictureDataset(torch.utils.data.Dataset):
             )
         self._scale = resolution is not None
         self.resolution = resolution or low
-        self.channels = channels or (3 if any(colors) else 1) + any(alphas)
+        self.channels = self._number_of_channels(channels, any(colors), any(alphas), measured)
 
         shape = (self.channels, *self.resolution)
+        dtype = torch.float32 if any(measured) else torch.uint8
         if in_memory is None:
-            in_memory = len(self) * math.prod(shape) < psutil.virtual_memory().available / 4
-        images = torch.empty((len(self), *shape) if in_memory else 0, dtype=torch.uint8)
+            in_memory = len(self) * math.prod(shape) * dtype.itemsize < psutil.virtual_memory().available / 4
+        images = torch.empty((len(self), *shape) if in_memory else 0, dtype=dtype)
+
+        def decode(entry):
+            if in_memory:
+                pixels = self._decode(entry)
+                return pixels, _summary(pixels)
+            return None, remember(f"{shape} {self._scale}", lambda entry: _summary(self._decode(entry)), entry)
+
         digest = hashlib.blake2b(digest_size=8)
         # Pillow frees the interpreter while it decodes; over small pictures the threads would only get in one
         # another's way.
         threads = os.cpu_count() if np.dot(heights, widths) >= 64 * 64 * len(self) else 1
-        usable = []
-        for index, pixels in enumerate(self._for_all(self._decode, "Decoding pictures", threads)):
-            if pixels is not None:
-                digest.update(pixels)
+        usable, ranges = [], []
+        for index, result in enumerate(self._for_all(decode, "Decoding pictures", threads)):
+            if result is not None:
+                pixels, (own_digest, value_range) = result
+                digest.update(own_digest.encode())
+                ranges.append(value_range)
                 if in_memory:
                     images.numpy()[len(usable)] = pixels
                 usable.append(index)
+        if not self._skip_bad:
+            self._refuse(self.skipped)
         self._keep(usable)
+        remember.save()
         self.images = images[: len(self)] if in_memory else None
+        self.value_range = None
+        if any(measured):
+            ranges = np.array(ranges)  # (n, C, 2)
+            self.value_range = {
+                "low": ranges[..., 0].min(axis=0).tolist(),
+                "high": ranges[..., 1].max(axis=0).tolist(),
+            }
         captions = self.captions
         targets = ((len(self), *shape), label_names, captions, None if self.labels is None else self.labels.tolist())
         digest.update(repr(targets).encode())
         self.fingerprint = digest.hexdigest()
+
+    def _inspect_all(self, remember: "_Memory", decode: bool) -> list["Properties | None"]:
+        self.skipped = []
+        inspect = functools.partial(_inspect, decode=decode)
+        remembered = functools.partial(remember, f"decoded {decode}", inspect)
+        results = self._for_all(remembered, "Inspecting pictures", os.cpu_count() if decode else 1)
+        return [result and Properties(*result) for result in results]
+
+    def _number_of_channels(self, wanted: int | None, color: bool, alpha: bool, measured: tuple[int, ...]) -> int:
+        if any(measured):
+            kinds = {number: measured.index(number) for number in sorted(set(measured))}
+            if len(kinds) > 1:
+                (one, first), (other, second) = list(kinds.items())[:2]
+                kind = f"{one} channels" if one else "8 bits"
+                raise ValueError(
+                    f"the pictures of {self.name} are of several kinds: {self.where(first)} of {kind}, "
+                    f"{self.where(second)} of {other} channels of measured values; keep those of one kind"
+                )
+            if wanted not in (None, measured[0]):
+                raise ValueError(f"channels: {wanted}, but {self.name} holds measured values of {measured[0]}")
+            return measured[0]
+        if wanted not in (None, *_MODES):
+            raise ValueError(f"channels: {wanted} is none of 1 (grey), 2 (grey, alpha), 3 (RGB) and 4 (RGBA)")
+        return wanted or (3 if color else 1) + alpha
 
     def _keep(self, indices: list[int]) -> None:
         """Leaves all others out."""
@@ -153,14 +215,17 @@ class PictureDataset(torch.utils.data.Dataset):
         return len(self._source)
 
     def __getitems__(self, indices: Sequence[int]) -> dict:
-        """A whole batch: "images" `uint8` (n, C, H, W), and where there are any, "class_labels" `int64` (n,) and
-        "captions", a list."""
+        """A whole batch: "images", `uint8` or `float32` in [-1, 1], (n, C, H, W), and where there are any,
+        "class_labels", `int64` (n,), and "captions", a list."""
         if self.images is not None:
             images = self.images[torch.as_tensor(indices)]
         else:
             decoded, unusable = self._apply(self._decode, indices)
             self._refuse(unusable)  # it was usable at the start
             images = torch.from_numpy(np.stack(decoded))
+        if self.value_range is not None:
+            low, high = (torch.tensor(self.value_range[end])[:, None, None] for end in ("low", "high"))  # (C, 1, 1)
+            images = 2 * (images - low) / (high - low).clamp(min=1e-30) - 1
         batch = {"images": images}
         if self.labels is not None:
             batch["class_labels"] = self.labels[torch.as_tensor(indices)]
@@ -173,9 +238,15 @@ class PictureDataset(torch.utils.data.Dataset):
         return {key: value[0] for key, value in self.__getitems__([range(len(self))[index]]).items()}
 
     def _decode(self, entry) -> np.ndarray:
-        """Pixels of one picture, `uint8` (C, H, W)."""
+        """Pixels of one picture, `uint8` (C, H, W), or measured values, `float32`."""
         height, width = self.resolution
-        with _open(entry) as image:
+        picture = _open(entry)
+        if isinstance(picture, np.ndarray):
+            if self._scale and picture.shape[1:] != (height, width):
+                planes = [Image.fromarray(plane) for plane in picture]
+                return np.stack([ImageOps.fit(plane, (width, height), Image.Resampling.LANCZOS) for plane in planes])
+            return picture
+        with picture as image:
             if self._scale:
                 # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; twice our size leaves the filter its choice.
                 image.draft(None, (2 * max(height, width),) * 2)
@@ -192,7 +263,9 @@ class PictureDataset(torch.utils.data.Dataset):
         if isinstance(self._source, list):
             entries = [self._source[i] for i in indices]
         else:
-            entries = self._source[indices]["image"].to_pylist()  # {"bytes", "path"}; either may be None
+            entries = self._source[indices]["image"]
+            if not isinstance(self._source.features["image"], _ARRAYS):
+                entries = entries.to_pylist()  # {"bytes", "path"}; either may be None
         results, unusable = [], []
         for index, entry in zip(indices, entries, strict=True):
             try:
@@ -208,28 +281,24 @@ class PictureDataset(torch.utils.data.Dataset):
 
     def where(self, index: int) -> str:
         """Where a picture comes from: its file, or its row."""
-        entry = self._source[index]
-        return self._where(index, entry if isinstance(self._source, list) else entry["image"].to_pylist()[0])
+        is_file = not isinstance(self._source, list) and isinstance(self._source.features["image"], datasets.Image)
+        return self._where(index, self._source[index]["image"].to_pylist()[0] if is_file else None)
 
     def _where(self, index: int, entry) -> str:
         is_file = isinstance(entry, dict) and entry["bytes"] is None and entry["path"]
         return entry["path"] if is_file else f"row {self._rows[index]} of {self.name}"
 
     def _for_all(self, function: Callable, description: str, num_threads: int = 1) -> Iterator:
-        """function(entry) of all pictures in order, None for those that are to be left out."""
+        """function(entry) of all pictures in order, None for those that are not usable and added to `skipped`."""
         chunks = [range(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)]
-        unusable = []
         with (
             ThreadPoolExecutor(num_threads) as threads,
             tqdm(total=len(self), desc=description, unit=" pictures", disable=None) as progress,
         ):
             for results, new in threads.map(lambda chunk: self._apply(function, chunk), chunks):
-                unusable += new
+                self.skipped += new
                 yield from results
                 progress.update(len(results))
-        if not self._skip_bad:
-            self._refuse(unusable)
-        self.skipped += unusable
 
     def _refuse(self, unusable: list[str]) -> None:
         if unusable:
@@ -241,8 +310,14 @@ class PictureDataset(torch.utils.data.Dataset):
             )
 
 
-def _open(entry) -> Image.Image:
-    """The picture of an entry of an undecoded `datasets.Image` column, its pixels not decoded yet."""
+def _open(entry) -> Image.Image | np.ndarray:
+    """The picture of an entry, its pixels not decoded yet; of arrays and more than 8 bits, `float32` (C, H, W)."""
+    if isinstance(entry, np.ndarray):
+        return _values(entry)
+    if isinstance(entry, dict) and (entry["path"] or "").endswith(".npy"):
+        if entry["bytes"] is not None:
+            return _values(np.load(io.BytesIO(entry["bytes"]), allow_pickle=False))
+        return _values(np.load(entry["path"], mmap_mode="r", allow_pickle=False))
     if isinstance(entry, Image.Image):
         image = entry
     elif entry is None or entry["bytes"] is entry["path"] is None:
@@ -259,21 +334,42 @@ def _open(entry) -> Image.Image:
         image.close()
         raise ValueError(f"it has {frames} frames; save the one that you want as a picture of its own")
     if image.mode[0] in "IF":
+        with image:
+            return _values(np.asarray(ImageOps.exif_transpose(image)))
+    if image.format == "PNG" and image.tile and ";16" in str(image.tile[0].args):
         image.close()
-        raise ValueError(f"16-bit pictures are not supported yet (mode {image.mode}); convert to 8 bits")
+        raise ValueError("it has colours of 16 bits, of which Pillow reads 8; save it with 8, or as an array in .npy")
     return image
+
+
+def _values(array: np.ndarray) -> np.ndarray:
+    """Measured values as `float32` (C, H, W)."""
+    if array.ndim not in (2, 3) or not array.size or array.dtype.kind not in "fiub":
+        raise ValueError(f"an array of shape {array.shape} and type {array.dtype}, not (H, W), (C, H, W) or (H, W, C)")
+    if array.ndim == 2:
+        array = array[None]
+    elif array.shape[2] < array.shape[0]:
+        array = array.transpose(2, 0, 1)
+    values = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("some of its values are not finite; replace them")
+    return values
 
 
 class Properties(NamedTuple):
     height: int
     width: int
-    has_color: bool
-    has_alpha: bool
+    has_color: bool = False
+    has_alpha: bool = False
+    measured_channels: int = 0  # 0 for a picture of 8 bits
 
 
 def _inspect(entry, decode: bool = False) -> Properties:
-    """From the header alone, save for palettes, unless the whole picture is to be decoded."""
-    with _open(entry) as image:
+    """From the header alone, save for palettes and measured values, unless the whole picture is to be decoded."""
+    picture = _open(entry)
+    if isinstance(picture, np.ndarray):
+        return Properties(*picture.shape[1:], measured_channels=len(picture))
+    with picture as image:
         # The method of PngImageFile would decode the picture to look for a tag behind the pixels.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         if decode:
@@ -295,6 +391,52 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
+def _summary(pixels: np.ndarray) -> tuple[str, list | None]:
+    """Hash of the pixels, and lowest and highest measured value of each channel."""
+    ranges = None
+    if pixels.dtype != np.uint8:
+        ranges = np.stack([pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2))], axis=1).tolist()
+    return hashlib.blake2b(pixels, digest_size=16).hexdigest(), ranges
+
+
+class _Memory:
+    """What functions gave for pictures in earlier runs, by file, time and size, or by content; in the cache folder of
+    `datasets`."""
+
+    def __init__(self, name: str):
+        place = hashlib.blake2b(os.path.abspath(name).encode(), digest_size=8).hexdigest()
+        self._file = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", f"{place}.json")
+        self._now, self._known = {}, {}
+        try:
+            self._known = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none, or half a file
+            pass
+
+    def __call__(self, what: str, function: Callable, entry):
+        """function(entry), or what it gave for the same picture before."""
+        if not isinstance(entry, dict) or (entry["bytes"] is None and not os.path.isfile(entry["path"] or "")):
+            return function(entry)
+        if entry["bytes"] is not None:
+            picture = hashlib.blake2b(entry["bytes"], digest_size=16).hexdigest()
+        else:
+            stat = os.stat(entry["path"])
+            picture = f"{entry['path']} {stat.st_mtime_ns} {stat.st_size}"
+        key = f"{what} {picture}"
+        self._now[key] = self._known.get(key) or function(entry)
+        return self._now[key]
+
+    def save(self) -> None:
+        if self._now == self._known:
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False, encoding="utf-8") as file:
+                json.dump(self._now, file)
+            os.replace(file.name, self._file)
+        except OSError:  # a full disk costs time next time
+            pass
+
+
 # --------------------------------------------------------------------------------------------------- where they are
 
 
@@ -312,13 +454,14 @@ def load_pictures(
     on_bad_image: str = "error",
     require_labels: bool = False,
     require_captions: bool = False,
+    limit: int | None = None,
 ) -> PictureDataset:
     """Loads one split of a data set of pictures.
 
     Args:
         dataset: "shapes", the embedded data set; a folder of class folders, of pictures alone, of pictures with
-            captions in metadata.jsonl or metadata.csv, or of parquet files; a parquet file; a folder written by
-            `save_to_disk`; an id on the Hub; or a data set that is loaded already.
+            captions in metadata.jsonl or metadata.csv, of .npy files in class folders or alone, or of parquet files; a
+            parquet file; a folder written by `save_to_disk`; an id on the Hub; or a data set that is loaded already.
         split (`str`): "train" exists everywhere, others where the data set has them. For "shapes", "test" holds 2048
             other pictures.
         resolution (`int`, `str` or `tuple[int, int]`, *optional*): side, (height, width) or "HxW"; see
@@ -334,18 +477,20 @@ def load_pictures(
         in_memory (`bool`, *optional*), on_bad_image (`str`): see [`PictureDataset`].
         require_labels (`bool`): whether a data set without labels is an error.
         require_captions (`bool`): whether a data set without captions is an error.
+        limit (`int`, *optional*): how many pictures to take, at even distances.
 
     Raises:
         `ValueError`, `FileNotFoundError`: in one sentence that names the culprit and what to do.
     """
     size = None if resolution is None else _height_width(resolution)
     if isinstance(dataset, str) and dataset == "shapes":
-        num_images, seed = _split({"train": (8192, 0), "test": (2048, 1)}, split, dataset)
+        num_images, seed = _split(_SHAPES, split, dataset)
         dataset = ShapesDataset(num_images, size or 32, seed, label=label_column or "shape")
     if isinstance(dataset, ShapesDataset):
         if require_labels and not dataset.label_names:
             raise ValueError("shapes: these pictures have no labels; draw them with label='shape'")
-        rows = [dataset[i] for i in tqdm(range(len(dataset)), desc="Drawing pictures", disable=None)]
+        some = range(0, len(dataset), math.ceil(len(dataset) / (limit or len(dataset))))
+        rows = [dataset[i] for i in tqdm(some, desc="Drawing pictures", disable=None)]
         labels = torch.tensor([row["label"] for row in rows]) if dataset.label_names else None
         pictures, captions = [row["image"] for row in rows], [row["caption"] for row in rows]
         return PictureDataset(
@@ -362,10 +507,16 @@ def load_pictures(
     for argument, column in columns.items():
         if column not in (None, *rows.column_names):
             raise ValueError(f"{argument}: {column!r} is no column of {name}; it has {', '.join(rows.column_names)}")
+    rows = rows.select(range(0, len(rows), math.ceil(len(rows) / (limit or len(rows)))))
     pictures = _pictures(rows, name, image_column)
     labels, label_names = _labels(splits, rows, name, label_column, require_labels or label_column is not None)
     captions = _captions(rows, name, caption_column, require_captions or caption_column is not None)
     return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory, on_bad_image)
+
+
+def splits_of(dataset: str | Path) -> list[str]:
+    """The names of the splits of a data set that `load_pictures` takes."""
+    return list(_SHAPES if dataset == "shapes" else _find(dataset, None)[0])
 
 
 def _height_width(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
@@ -401,6 +552,13 @@ def _find(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_
     files = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
     pictures = {str(file) for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS}
     metadata = [file for file in files if file.name in ImageFolder.METADATA_FILENAMES]
+    arrays = [file for file in files if file.suffix == ".npy"]
+    if arrays and pictures:
+        raise ValueError(
+            f"{name}: it holds both arrays, {arrays[0].name}, and pictures, {min(pictures)}; keep one kind"
+        )
+    if arrays:
+        return _array_folder(path, arrays), name
     try:
         if path.is_file():
             return datasets.load_dataset("parquet", data_files={"train": str(path)}), name
@@ -417,8 +575,8 @@ def _find(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_
             message = f"{name}: there is no such folder here, and the Hub gave no data set of that name ({reason})"
             raise FileNotFoundError(f"{message}; check the spelling") from error
         raise ValueError(
-            f"{name}: no data set in there that could be read ({reason}); it should hold pictures in class folders, "
-            f"pictures alone or with a metadata.jsonl, or parquet files"
+            f"{name}: no data set in there that could be read ({reason}); it should hold pictures or .npy files in "
+            f"class folders or alone, pictures with a metadata.jsonl, or parquet files"
         ) from error
 
     # Folders and files that are called train, test, eval, ... are splits to datasets, and it ignores all others.
@@ -446,6 +604,26 @@ def _find(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_
     return splits, name
 
 
+def _array_folder(path: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
+    """Arrays in class folders or without classes, in folders "train", "validation" and "test" or without splits."""
+    tops = {file.relative_to(path).parts[0] for file in files}
+    roots = {split: path / split for split in tops} if tops <= {"train", "validation", "test"} else {"train": path}
+    of_split = {split: sorted(file for file in files if root in file.parents) for split, root in roots.items()}
+    classes = sorted({file.parent.name for file in files})
+    labelled = len(classes) > 1 and all(
+        file.parent.parent == roots[split] for split, files in of_split.items() for file in files
+    )
+    splits = {}
+    for split, files in of_split.items():
+        columns = {"image": [{"bytes": None, "path": str(file)} for file in files]}
+        features = {"image": datasets.Image(decode=False)}
+        if labelled:
+            columns["label"] = [file.parent.name for file in files]
+            features["label"] = datasets.ClassLabel(names=classes)
+        splits[split] = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    return splits
+
+
 def _is_hidden(path: Path) -> bool:
     """Whether datasets takes no notice of it."""
     return any(part.startswith((".", "__")) for part in path.parts)
@@ -458,15 +636,17 @@ def _column(rows: datasets.Dataset, column: str) -> pa.ChunkedArray:
 def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets.Dataset:
     """The pictures, not decoded, as the column "image"."""
     if column is None:
-        images = [key for key, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+        images = [key for key, feature in rows.features.items() if isinstance(feature, (datasets.Image, *_ARRAYS))]
         if len(images) != 1:
             raise ValueError(
                 f"{name}: {len(images)} of its columns ({', '.join(rows.column_names)}) are known to hold pictures; "
                 f"name the one to use with --image_column"
             )
         column = images[0]
+    pictures = rows.select_columns(column)
     try:
-        pictures = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        if not isinstance(rows.features[column], _ARRAYS):
+            pictures = pictures.cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"image_column: {column!r} of {name} holds no pictures; name another column") from error
     return pictures if column == "image" else pictures.rename_column(column, "image")

@@ -1,15 +1,16 @@
 """What is wrong with a data set or a checkpoint, one line for each: what, why it matters, what to do about it."""
 
 import hashlib
+import math
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from hf_genmod.data import PictureDataset, load_pictures
+from hf_genmod.data import PictureDataset, load_pictures, to_model_range
 from hf_genmod.hub import load_pipeline
 from hf_genmod.run_folder import RunFolder
 
@@ -43,6 +44,8 @@ def examine(path: str, split: str = "train") -> Iterator[str]:
             "there is no model_index.json, so the run is not over and nothing can be loaded from it; repeat its "
             "command, which continues it"
         )
+    elif any((folder.parent / name).is_file() for name in ("model_index.json", "training_config.json")):
+        raise ValueError(f"{path}: a part of {folder.parent}; examine that")
     else:
         yield from examine_pictures(path, split)
 
@@ -54,8 +57,11 @@ def examine_checkpoint(folder: Path) -> Iterator[str]:
     try:
         pipeline = load_pipeline(folder)
     except Exception as error:  # whatever the loaders of three libraries raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        yield f"it does not load ({reason}); save it again, or download it again"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(f"{folder}/", "")
+        remedy = "download or train it again"
+        if RunFolder(folder).saved_states():
+            remedy = "repeat the command of the run, which writes it again"
+        yield f"it does not load ({reason}); {remedy}"
         return
     yield from _shipped_code(folder)
     for name, model in pipeline.components.items():
@@ -154,47 +160,52 @@ def examine_pictures(dataset: str, split: str = "train") -> Iterator[str]:
     if pictures.skipped:
         more = ", ..." if len(pictures.skipped) > 5 else ""
         yield (
-            f"{len(pictures.skipped)} of {count + len(pictures.skipped)} pictures cannot be used, which would stop a "
-            f"run ({'; '.join(pictures.skipped[:5])}{more}); repair or remove them, or train with --on_bad_image skip"
+            f"unusable: {len(pictures.skipped)} of {count + len(pictures.skipped)} pictures, which would stop a run "
+            f"({'; '.join(pictures.skipped[:5])}{more}); repair or remove them, or train with --on_bad_image skip"
         )
     if count < 500:
         yield (
-            f"there are {count} pictures, so few that a model learns them by heart rather than what they have in "
+            f"number of pictures: {count}, so few that a model learns them by heart rather than what they have in "
             "common; collect more, and train with --horizontal_flip if a mirrored picture is as good"
         )
-    sizes = Counter((properties.height, properties.width) for properties in pictures.properties)
+    sizes = {(properties.height, properties.width) for properties in pictures.properties}
     if len(sizes) > 1:
-        (low, high), ((height, width), _) = (min(sizes), max(sizes)), sizes.most_common(1)[0]
+        heights, widths = zip(*sizes, strict=True)
         yield (
-            f"they have {len(sizes)} sizes, from {low[0]}x{low[1]} to {high[0]}x{high[1]} (height x width, mostly "
-            f"{height}x{width}), and a model has one; choose it by --resolution, to which they are scaled and cropped"
+            f"they have {len(sizes)} sizes, heights from {min(heights)} to {max(heights)} and widths from "
+            f"{min(widths)} to {max(widths)}, and a model has one; give --resolution, to which they are scaled and "
+            "cropped"
         )
     in_color = sum(properties.has_color for properties in pictures.properties)
     if 0 < in_color < count:
         yield (
-            f"{in_color} of {count} pictures are in colour and the others grey, and a model draws both kinds; make "
-            "all grey by --channels 1, or leave one kind out"
+            f"both kinds: {in_color} of {count} pictures in colour, the others grey, and a model draws both; make all "
+            "grey by --channels 1, or leave one kind out"
         )
     transparent = sum(properties.has_alpha for properties in pictures.properties)
     if transparent:
         yield (
-            f"{transparent} of {count} pictures are transparent in places, for which a model gets one more channel; "
+            f"transparent in places: {transparent} of {count} pictures, for which a model gets one more channel; "
             f"lay them on white by --channels {3 if in_color else 1}, unless that is what you want"
         )
     yield from _contents(pictures)
+    if pictures.value_range is not None:
+        yield from _values(pictures)
     if pictures.labels is not None:
         numbers = torch.bincount(pictures.labels, minlength=len(pictures.label_names))
         least, most = int(numbers.argmin()), int(numbers.argmax())
-        if numbers[least] < max(20, numbers[most] / 10):
+        if numbers[most] < 20:
+            yield f"no class has more than {numbers[most]} pictures: each is drawn from memory; collect more"
+        elif numbers[least] < max(20, numbers[most] / 10):
             yield (
-                f"the class {pictures.label_names[least]!r} has {numbers[least]} pictures, and the largest "
-                f"{numbers[most]}: it is drawn badly, or from memory; collect more of it, or merge or remove it"
+                f"pictures in the class {pictures.label_names[least]!r}: {numbers[least]}, and in the largest "
+                f"{numbers[most]}, so that it is drawn badly, or from memory; collect more, or merge or remove it"
             )
 
 
 def _contents(pictures: PictureDataset) -> Iterator[str]:
     """Copies, by the pixels that are left at a small size, and pictures of a single colour."""
-    first_of, copies, plain = {}, [], []
+    first_of, copies, contradictions, plain = {}, [], [], []
     for start in range(0, len(pictures), 64):
         batch = pictures.__getitems__(range(start, min(start + 64, len(pictures))))["images"]
         for index, image in enumerate(batch, start):
@@ -202,16 +213,38 @@ def _contents(pictures: PictureDataset) -> Iterator[str]:
             first = first_of.setdefault(digest, index)
             if first != index:
                 copies.append((first, index))
-            if (image.amax((1, 2)) - image.amin((1, 2))).max() <= 4:
+                if pictures.labels is not None and pictures.labels[first] != pictures.labels[index]:
+                    contradictions.append((first, index))
+            values = to_model_range(image)
+            if (values.amax((1, 2)) - values.amin((1, 2))).max() <= 4 / 127.5:
                 plain.append(index)
     if copies:
         first, copy = copies[0]
         yield (
-            f"{len(copies)} pictures are copies of others ({pictures.where(copy)} of {pictures.where(first)}, for "
-            "one), which a model draws more often and, in a test split, scores without skill; remove them"
+            f"copies of other pictures: {len(copies)} ({pictures.where(copy)} of {pictures.where(first)}, for one), "
+            "which a model draws more often and, in a test split, scores without skill; remove them"
+        )
+    if contradictions:
+        first, copy = contradictions[0]
+        yield (
+            f"the same picture in two classes: {len(contradictions)} ({pictures.where(copy)} and "
+            f"{pictures.where(first)}, for one), so that the labels contradict each other; keep the right one"
         )
     if plain:
         yield (
-            f"{len(plain)} pictures are of one colour only ({pictures.where(plain[0])}, for one), as a model then "
-            "draws; remove them"
+            f"pictures of one colour only: {len(plain)} ({pictures.where(plain[0])}, for one), as a model then draws; "
+            "remove them"
         )
+
+
+def _values(pictures: PictureDataset) -> Iterator[str]:
+    """Channels whose range a few outliers set."""
+    some = pictures.__getitems__(range(0, len(pictures), math.ceil(len(pictures) / 256)))["images"]
+    ranges = zip(pictures.value_range["low"], pictures.value_range["high"], strict=True)
+    for channel, (low, high) in enumerate(ranges):
+        inner = np.quantile(some[:, channel].numpy(), [0.005, 0.995])
+        if high > low and inner[1] - inner[0] < 0.2:
+            yield (
+                f"channel {channel}: 99% of its values lie in a tenth of its range, {low:.4g} to {high:.4g}, so that "
+                "a model sees flat pictures; take a logarithm or a root of them, or cut the outliers off"
+            )

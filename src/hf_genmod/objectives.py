@@ -1,7 +1,8 @@
 """Training objectives: callables `(model, batch, rng) -> loss, metrics`.
 
 `batch["images"]` is x_0, (n, channels, height, width) in [-1, 1] (or latents), `batch["class_labels"]` is y, (n,).
-Whatever is random is drawn from `rng` ([`~hf_genmod.randomness.BatchRandom`]), which is seeded for each picture.
+Whatever is random is drawn from `rng` ([`~hf_genmod.randomness.BatchRandom`]), which is seeded for each picture. Where
+`by_noise_level` is true, timesteps are `rng.stratified()`, in the order of the pictures' positions.
 """
 
 import math
@@ -38,6 +39,8 @@ class DenoisingObjective:
     Raises:
         ValueError: If the weighting is unknown or the dropout not a probability.
     """
+
+    by_noise_level = True
 
     def __init__(
         self, scheduler, null_label: int | None = None, weighting: str = "simple", condition_dropout: float = 0.1

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import math
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.utils import make_image_grid
 from transformers import HfArgumentParser
 
-from hf_genmod.data import PictureDataset, load_pictures
+from hf_genmod.data import PictureDataset, load_pictures, splits_of, to_model_range
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
@@ -28,6 +29,12 @@ class DataArguments:
         metadata={"help": "'shapes', a folder of pictures or class folders, a parquet data set, or an id on the Hub."},
     )
     split: str = dataclasses.field(default="train", metadata={"help": "Split of the data set."})
+    validation_split: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Split of held-out pictures; by default 'validation' or 'test', where the data set has one."
+        },
+    )
     resolution: str | None = dataclasses.field(
         default=None, metadata={"help": "Size, or HEIGHTxWIDTH, of the pictures; by default that of the data."}
     )
@@ -41,8 +48,24 @@ class DataArguments:
         metadata={"help": "A picture that cannot be used: 'error' names it and stops, 'skip' leaves it out."},
     )
 
-    def load(self, require_labels: bool = False) -> PictureDataset:
-        return load_pictures(**dataclasses.asdict(self), require_labels=require_labels)
+    def load(self, require_labels: bool = False) -> tuple[PictureDataset, PictureDataset | None]:
+        """The pictures to train on, and 256 of those held out, if the data set has any."""
+        arguments = dataclasses.asdict(self)
+        held_out = arguments.pop("validation_split")
+        training = load_pictures(**arguments, require_labels=require_labels)
+        if held_out is None:
+            known = set(splits_of(self.dataset)) - {self.split}
+            held_out = next((split for split in ("validation", "test") if split in known), None)
+        if held_out is None:
+            return training, None
+        arguments |= {"split": held_out, "resolution": training.resolution, "channels": training.channels}
+        validation = load_pictures(**arguments, require_labels=require_labels, limit=256)
+        if validation.label_names != training.label_names:
+            raise ValueError(
+                f"validation_split: the classes of {held_out!r} are not those of {self.split!r}; choose another"
+            )
+        validation.value_range = training.value_range
+        return training, validation
 
 
 @dataclasses.dataclass
@@ -132,9 +155,9 @@ class ModelArguments:
         """
         if self.learn_variance:
             return scheduler
-        some = dataset.__getitems__(range(0, len(dataset), math.ceil(len(dataset) / 256)))["images"]
-        colors = some[:, : 3 if dataset.channels > 2 else 1]  # without alpha
-        black_or_white = ((colors == 0).all(dim=1) | (colors == 255).all(dim=1)).float().mean().item()
+        some = to_model_range(dataset.__getitems__(range(0, len(dataset), math.ceil(len(dataset) / 256)))["images"])
+        colors = some[:, :-1] if dataset.value_range is None and dataset.channels in (2, 4) else some  # without alpha
+        black_or_white = ((colors == -1).all(dim=1) | (colors == 1).all(dim=1)).float().mean().item()
         return DPMSolverMultistepScheduler.from_config(
             scheduler.config,
             algorithm_type="sde-dpmsolver++",
@@ -221,14 +244,20 @@ def parse_arguments(*dataclass_types, argv: list[str] | None = None):
         argv (`list[str]`, *optional*): The arguments; those of the command line by default.
 
     Raises:
-        ValueError: If the file names an unknown setting, or a value is out of its range.
-        SystemExit: If a flag is unknown or not of its type (by argparse, status 2).
+        ValueError: If a flag or a setting of the file is unknown, or a value out of its range.
+        SystemExit: If a value is not of its type (by argparse, status 2).
     """
-    parser = HfArgumentParser(dataclass_types)
+    parser = HfArgumentParser(dataclass_types, usage="%(prog)s [--FLAG VALUE ...]", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of settings, by the names of the flags.")
     argv = sys.argv[1:] if argv is None else argv
     file = parser.parse_known_args(argv)[0].config
-    namespace = vars(parser.parse_args((_flags_of_file(file, parser) if file else []) + argv))
+    namespace, unknown = parser.parse_known_args((_flags_of_file(file, parser) if file else []) + argv)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
+        raise ValueError(
+            f"{unknown[0]}: no such flag; {f'did you mean {close[0]}?' if close else '--help lists them'}"
+        )
+    namespace = vars(namespace)
     return tuple(
         dataclass_type(**{field.name: namespace[field.name] for field in dataclasses.fields(dataclass_type)})
         for dataclass_type in dataclass_types

@@ -4,16 +4,20 @@ import contextlib
 import fcntl
 import json
 import os
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors import SafetensorError
 
 # What may change when a run is taken up again: nothing that the trained weights depend on, but for rounding.
 MAY_CHANGE = (
-    "output_dir", "num_workers", "logging_steps", "sampling_steps", "checkpointing_steps", "checkpoints_total_limit",
+    "output_dir", "num_workers", "logging_steps", "sampling_steps", "validation_steps", "validation_split",
+    "checkpointing_steps", "checkpoints_total_limit",
     "report_to", "max_bad_steps", "gradient_accumulation_steps", "gradient_checkpointing",
 )  # fmt: skip
 
@@ -34,6 +38,7 @@ class RunFolder:
             metrics.jsonl            a line every few steps
             checkpoints/step-N/      training states
             samples/                 pictures drawn while it trains
+            loss.png                 the losses in metrics.jsonl
             model_index.json, ...    at the end: the checkpoint
     """
 
@@ -77,7 +82,10 @@ class RunFolder:
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                message = f"output_dir: another process is training in {self.path}; wait for it to end"
+                message = (
+                    f"output_dir: another process is training in {self.path}; wait for it, or end it: "
+                    f"`pgrep -fa {self.path.name}` lists those whose command names the folder"
+                )
                 raise TrainingError(message) from error
             yield
         finally:
@@ -93,9 +101,24 @@ class RunFolder:
         """The folders of complete states, oldest first."""
         return sorted(self._states.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
-    def newest_state(self) -> dict | None:
+    def newest_state(self, say: Callable[[str], None]) -> dict | None:
+        """
+        The newest of the states that can be read; `say` is told of those that cannot.
+
+        Raises:
+            TrainingError: If there are states, but none can be read.
+        """
         states = self.saved_states()
-        return torch.load(states[-1] / "state.pt", map_location="cpu", weights_only=True) if states else None
+        for folder in reversed(states):
+            try:
+                return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                say(f"the state {folder} cannot be read ({_first_line(error)}); trying the one before")
+        if states:
+            raise TrainingError(
+                f"none of the states in {self._states} can be read; delete that folder to train from the start"
+            )
+        return None
 
     def save_state(self, step: int, state: dict, limit: int):
         """
@@ -114,24 +137,39 @@ class RunFolder:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # the latter by torch, of a full disk
+        except (OSError, RuntimeError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(f"{partial}: {error}") from error
-        os.replace(partial, self._states / f"step-{step}")
+            reason = error.strerror if isinstance(error, OSError) else "the disk is full or broken"  # says torch oddly
+            states = self.saved_states()
+            raise OSError(f"{reason}; {states[-1].name if states else 'none'} stays the newest") from error
+        target = self._states / f"step-{step}"
+        if target.exists():  # which could not be read
+            _remove_state(target)
+        os.replace(partial, target)
         for old in self.saved_states()[:-limit]:
-            shutil.rmtree(old.rename(old.with_name(f"partial-{old.name}")))  # never half a folder `step-N`
+            _remove_state(old)
 
     def save_pipeline(self, pipeline: DiffusionPipeline):
-        """Writes the checkpoint, its index last: without one the run is not complete."""
+        """
+        Writes the checkpoint, its index last: without one the run is not complete.
+
+        Raises:
+            OSError: If it could not be written.
+        """
         partial = self.path / "partial"
         shutil.rmtree(partial, ignore_errors=True)
-        pipeline.save_pretrained(partial)
-        for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "model_index.json"):
-            target = self.path / entry.name
-            if target.is_dir():  # of a time when this was cut short
-                shutil.rmtree(target)
-            os.replace(entry, target)
-        partial.rmdir()
+        try:
+            pipeline.save_pretrained(partial)
+            (self.path / "model_index.json").unlink(missing_ok=True)
+            for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "model_index.json"):
+                target = self.path / entry.name
+                if target.is_dir():  # of a time when this was cut short
+                    shutil.rmtree(target)
+                os.replace(entry, target)
+            partial.rmdir()
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(_first_line(error)) from error
 
     # ---- metrics and samples ----
 
@@ -169,6 +207,14 @@ def _differences(old: dict, new: dict, prefix: str = ""):
             yield from _differences(old[name], new[name], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name} was {old.get(name)!r}, is {new.get(name)!r}"
+
+
+def _remove_state(folder: Path):
+    shutil.rmtree(folder.rename(folder.with_name(f"partial-{folder.name}")))  # never half a folder `step-N`
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _write_atomically(file: Path, text: str):

@@ -26,8 +26,11 @@ from tqdm.auto import tqdm
 
 from hf_genmod.data import to_model_range
 from hf_genmod.optimizer import Muon
+from hf_genmod.plots import draw_losses
 from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip
 from hf_genmod.run_folder import RunFolder, TrainingError
+
+NUM_BANDS = 5  # of noise levels, in validation
 
 
 @dataclasses.dataclass
@@ -83,6 +86,9 @@ class TrainingConfig:
     sampling_steps: int = dataclasses.field(
         default=500, metadata={"help": "Steps between pictures in samples/; 0 draws none."}
     )
+    validation_steps: int = dataclasses.field(
+        default=200, metadata={"help": "Steps between losses of held-out pictures, where there are any; 0: none."}
+    )
     checkpointing_steps: int = dataclasses.field(
         default=500, metadata={"help": "Steps between saves of the training state in checkpoints/; 0 saves none."}
     )
@@ -113,7 +119,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}: {value} is not positive")
-        for name in ("num_workers", "sampling_steps", "checkpointing_steps", "weight_decay"):
+        for name in ("num_workers", "sampling_steps", "validation_steps", "checkpointing_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
         for name in ("lr_warmup_fraction", "ema_length", "adam_beta1", "adam_beta2"):
@@ -153,6 +159,9 @@ class Trainer:
         draw_samples (`Callable`, *optional*): `pipeline -> PIL.Image.Image`, called every `sampling_steps`, by all
             processes.
         description (`dict`, *optional*): Whatever else defines the run, written to `training_config.json`.
+        validation_dataset ([`~hf_genmod.data.PictureDataset`], *optional*): Held-out pictures, whose loss under the
+            averaged weights is measured every `validation_steps`, always with the same noise. Of a loss by noise
+            level, for each fifth of the timesteps too.
 
     Raises:
         ValueError: If `output_dir` holds something else, or processes run side by side without knowing each other.
@@ -167,10 +176,12 @@ class Trainer:
         make_pipeline: Callable,
         draw_samples: Callable | None = None,
         description: dict | None = None,
+        validation_dataset: torch.utils.data.Dataset | None = None,
     ):
         self.config = config
         self.objective = objective
         self.dataset = dataset
+        self.validation_dataset = validation_dataset
         self.make_pipeline = make_pipeline
         self.draw_samples = draw_samples
         self.folder = RunFolder(config.output_dir)
@@ -223,12 +234,15 @@ class Trainer:
 
     def _train(self):
         config, accelerator, progress = self.config, self.accelerator, self.progress
-        if self.folder.is_complete:
+        pipeline = self._finished_pipeline()
+        accelerator.wait_for_everyone()  # for all to have read it
+        if pipeline is not None:
             accelerator.print(f"{config.output_dir} is complete; there is nothing left to train")
-            return self._pipeline().from_pretrained(config.output_dir)
+            return pipeline
         self._resume()
         with self._optional("the tracker"):
             settings = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+            accelerator.trackers = []  # should they fail to start
             accelerator.init_trackers("hf_genmod", config=settings)
         self.clock = Clock(config, progress, accelerator)
         bar = tqdm(
@@ -258,8 +272,11 @@ class Trainer:
 
                 done = self.clock.fraction >= 1
                 too_bad = progress.bad_steps_in_a_row >= config.max_bad_steps
-                if done or too_bad or progress.step % config.logging_steps == 0:
-                    self._log(learning_rate, bar)
+                validation = {}
+                if config.validation_steps and (done or progress.step % config.validation_steps == 0):
+                    validation = self._validate()
+                if done or too_bad or validation or progress.step % config.logging_steps == 0:
+                    self._log(learning_rate, validation, bar)
                 if metrics is None:
                     self._report_bad_step(learning_rate, too_bad)
                 if config.sampling_steps and not done and progress.step % config.sampling_steps == 0:
@@ -301,6 +318,35 @@ class Trainer:
             accelerator.scaler.update()  # to a lower scale
         self.optimizer.zero_grad()
         return None if bad else {**means, "gradient_norm": gradient_norm.detach()}
+
+    def _validate(self) -> dict[str, float]:
+        """Mean loss of held-out pictures, each at one noise level: all in all, and for each fifth of the levels."""
+        if self.validation_dataset is None:
+            return {}
+        count, rank, processes = (
+            len(self.validation_dataset),
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # rows may be sorted by class
+        num_bands = NUM_BANDS if getattr(self.objective, "by_noise_level", False) else 1
+        sums, counts = torch.zeros(2, num_bands, dtype=torch.float64, device=self.accelerator.device)
+        model = self.averaged_model.module.eval()
+        # Stratified by position, so that neighbours have neighbouring noise levels.
+        for band, positions in enumerate(torch.arange(count).tensor_split(num_bands)):
+            for part in positions[rank::processes].split(self.config.batch_size):
+                rng = BatchRandom(self.config.seed, 0, part, count, self.accelerator.device)
+                batch = self.validation_dataset.__getitems__(order[part].tolist())
+                with torch.no_grad(), self.accelerator.autocast():
+                    loss, _ = self.objective(model, self._prepare(batch, rng), rng)
+                sums[band] += loss * len(part)
+                counts[band] += len(part)
+        sums, counts = self.accelerator.reduce(torch.stack([sums, counts]), "sum")
+        losses = {"validation_loss": (sums.sum() / counts.sum()).item()}
+        if num_bands > 1:
+            for band, loss in enumerate((sums / counts).tolist()):
+                losses[f"validation_loss_{band / num_bands:.1f}_{(band + 1) / num_bands:.1f}"] = loss
+        return losses
 
     def _report_bad_step(self, learning_rate, too_bad: bool):
         config, progress = self.config, self.progress
@@ -410,10 +456,32 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # for all to have checked
         if self.accelerator.is_main_process:
             self.folder.claim(this_run)
+        if self.dataset.skipped:
+            total = len(self.dataset) + len(self.dataset.skipped)
+            self._say(
+                f"{len(self.dataset.skipped)} of {total} pictures cannot be used and are left out; "
+                f"{self.config.output_dir}/training_config.json lists them"
+            )
         self.accelerator.wait_for_everyone()
 
+    def _finished_pipeline(self):
+        """The checkpoint, if the run is over and it can be read."""
+        if not self.folder.is_complete:
+            return None
+        try:
+            return self._pipeline().from_pretrained(self.config.output_dir)
+        except Exception as error:  # whatever the loaders of three libraries raise
+            damage = f"the checkpoint in {self.config.output_dir} cannot be read ({error})"
+            if not self.folder.saved_states():
+                raise TrainingError(
+                    f"{damage}, and there is no saved state to write it from; delete its model_index.json to train it "
+                    "again"
+                ) from error
+            self._say(f"{damage}; writing it again")
+            return None
+
     def _resume(self):
-        state = self.folder.newest_state()
+        state = self.folder.newest_state(self._say)
         if state is not None:
             self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
             self.averaged_model.load_state_dict(state["averaged_model"])
@@ -460,7 +528,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             tqdm.write(message, file=sys.stderr)
 
-    def _log(self, learning_rate, bar):
+    def _log(self, learning_rate, validation, bar):
         """A line of metrics: means over the steps since the last one, None where all of them were bad."""
         accelerator = self.accelerator
         values = {"loss": None, "gradient_norm": None}
@@ -474,6 +542,7 @@ class Trainer:
             "step": self.progress.step,
             "fraction": round(self.clock.fraction, 6),
             **values,
+            **validation,
             "learning_rate": learning_rate,
             "bad_steps": self.progress.bad_steps,
             "images_per_second": images_per_second,
@@ -490,14 +559,31 @@ class Trainer:
         )
 
     def _sample(self):
-        if self.draw_samples is not None:
+        if self.draw_samples is not None and self.config.sampling_steps:
             with self._optional("drawing samples"):
                 pipeline = self._pipeline()
                 pipeline.set_progress_bar_config(disable=True)
                 picture = self.draw_samples(pipeline)
                 if self.accelerator.is_main_process:
                     self.folder.save_sample(self.progress.step, picture)
+                    with self._optional("the tracker"):
+                        self._track_picture("samples", picture)
+        if self.accelerator.is_main_process:
+            with self._optional("drawing loss.png"):
+                draw_losses(self.folder.metrics(), self.folder.path / "loss.png")
         self.accelerator.wait_for_everyone()
+
+    def _track_picture(self, name: str, picture):
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "trackio":  # for which Accelerate has no `log_images`
+                import trackio
+
+                tracker.log({name: trackio.Image(picture)}, step=self.progress.step)
+            elif tracker.name == "tensorboard":
+                pixels = np.asarray(picture.convert("RGB"))[None]  # (1, H, W, 3)
+                tracker.log_images({name: pixels}, step=self.progress.step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({name: [picture]}, step=self.progress.step)
 
     def _pipeline(self):
         return self.make_pipeline(self.averaged_model.module.eval())
@@ -509,12 +595,13 @@ class Trainer:
             try:
                 self.folder.save_pipeline(pipeline)
             except OSError as error:
+                states = self.folder.saved_states()
                 raise TrainingError(
-                    f"the checkpoint could not be written ({error}); make room, and repeat the command"
+                    f"the checkpoint could not be written ({error}); make room, and repeat the command, which goes on "
+                    f"from {f'the state {states[-1].name}' if states else 'the start, as no state was saved'}"
                 ) from error
         accelerator.wait_for_everyone()
-        if self.config.sampling_steps:
-            self._sample()
+        self._sample()
         with self._optional("the tracker"):
             accelerator.end_training()
         return pipeline

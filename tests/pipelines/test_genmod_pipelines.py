@@ -26,6 +26,7 @@ from diffusers.configuration_utils import register_to_config
 from PIL import Image
 from tiny import TINY_UNET, tiny_unet, tiny_vae
 
+from hf_genmod.hub import load_pipeline
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, DenoisingUNet2DOutput
 from hf_genmod.pipelines.genmod_pipelines import ClassifierFreeGuidedPipeline, UnconditionalPipeline
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
@@ -69,13 +70,14 @@ def quiet(pipeline):
     return pipeline
 
 
-def unconditional(unet=None, scheduler=None, vae=None):
-    return quiet(UnconditionalPipeline(unet or tiny_unet(), scheduler or AncestralDDPMScheduler(), vae))
+def unconditional(unet=None, scheduler=None, vae=None, **kwargs):
+    return quiet(UnconditionalPipeline(unet or tiny_unet(), scheduler or AncestralDDPMScheduler(), vae, **kwargs))
 
 
-def guided(unet=None, scheduler=None, id2label=NAMES):
+def guided(unet=None, scheduler=None, id2label=NAMES, **kwargs):
     unet = unet or tiny_unet(num_classes=3)
-    return quiet(ClassifierFreeGuidedPipeline(unet, scheduler or AncestralDDPMScheduler(), id2label=id2label))
+    scheduler = scheduler or AncestralDDPMScheduler()
+    return quiet(ClassifierFreeGuidedPipeline(unet, scheduler, id2label=id2label, **kwargs))
 
 
 def draw(pipeline, *args, generator=None, num_inference_steps=4, output_type="latent", **kwargs):
@@ -417,6 +419,21 @@ class TestOutput:
         assert all(isinstance(image, Image.Image) and image.mode == mode and image.size == (16, 8) for image in pil)
         pixels = np.stack([np.asarray(image).reshape(8, 16, channels) for image in pil])
         assert np.array_equal(pixels, (array * 255).round())
+
+    @pytest.mark.parametrize("make", [unconditional, guided])
+    def test_measured_values_come_in_their_own_units_from_a_checkpoint_too(self, make, tmp_path):
+        unet = tiny_unet(in_channels=5, out_channels=5, num_classes=3 if make is guided else None)
+        ranges = {"low": [0.0, -1.0, 200.0, 5.0, -1e-3], "high": [1.0, 1.0, 300.0, 5.0, 1e-3]}
+        made = make(unet, value_range=ranges)
+        made.save_pretrained(tmp_path)
+        kinds = ("latent", "pt", "np", "pil")
+        for pipeline in (made, quiet(load_pipeline(tmp_path))):
+            latent, pt, array, pil = (draw(pipeline, 1, output_type=kind) for kind in kinds)
+            low, high = (torch.tensor(ranges[end])[:, None, None] for end in ("low", "high"))
+            torch.testing.assert_close(pt, low + (high - low) * (latent + 1) / 2)
+            assert np.array_equal(array, pt.permute(0, 2, 3, 1).numpy()) and (array[..., 3] == 5).all()
+            shown = (latent[0, :3] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()
+            assert np.array_equal(np.asarray(pil[0]), (shown * 255).round())  # the first three channels
 
     @pytest.mark.parametrize("kind", ["latent", "pt"])
     def test_a_tuple_holds_what_the_output_holds(self, kind):

@@ -33,7 +33,8 @@ _IS_INSTALLED = not __name__.startswith("diffusers_modules.")
 class GenerationPipeline(DiffusionPipeline):
     """What the pipelines share: the sampling loop, one seed per picture, and checkpoints that carry their code.
 
-    A pipeline with a `vae` samples in its latent space and decodes at the end.
+    A pipeline with a `vae` samples in its latent space and decodes at the end. One of measured values, with a
+    `value_range` in its config, gives "np" and "pt" in the units of the data.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -84,8 +85,7 @@ class GenerationPipeline(DiffusionPipeline):
                 if self._interrupt:
                     break
 
-        images = x_t if output_type == "latent" else self._decode(x_t)
-        images = VaeImageProcessor().postprocess(images, output_type=output_type)
+        images = x_t if output_type == "latent" else self._postprocess(self._decode(x_t), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -113,6 +113,19 @@ class GenerationPipeline(DiffusionPipeline):
         config = self.vae.config
         z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         return self.vae.decode(z.to(self.vae.dtype)).sample.float()
+
+    def _postprocess(self, images, output_type):
+        """From [-1, 1] to what was asked for."""
+        if self.config.get("value_range") is not None and output_type != "pil":
+            low, high = (
+                torch.tensor(self.config.value_range[end], device=images.device)[:, None, None]
+                for end in ("low", "high")
+            )  # (C, 1, 1)
+            values = low + (high - low) * (images + 1) / 2
+            return values.permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else values
+        if output_type == "pil" and images.shape[1] > 4:
+            images = images[:, :3]
+        return VaeImageProcessor().postprocess(images, output_type=output_type)
 
     def _sigma(self, t) -> float:
         """The noise level σ = √((1−ᾱ_t)/ᾱ_t); between two whole timesteps by interpolation."""
@@ -227,9 +240,17 @@ class UnconditionalPipeline(GenerationPipeline):
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t), without labels.
         scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
         vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
     """
 
-    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin, vae: ModelMixin | None = None):
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        vae: ModelMixin | None = None,
+        value_range: dict[str, list[float]] | None = None,
+    ):
         super().__init__()
         if unet.config.num_classes is not None:
             raise ValueError(
@@ -237,6 +258,7 @@ class UnconditionalPipeline(GenerationPipeline):
                 "guidance_scale=0 ignores them"
             )
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self.register_to_config(value_range=value_range)
 
     @torch.no_grad()
     def __call__(
@@ -257,8 +279,9 @@ class UnconditionalPipeline(GenerationPipeline):
             generator (`torch.Generator` or a list of n, *optional*): One for each picture; a single one first draws n
                 seeds from itself, so that a picture depends on its seed and not on how many are drawn together.
             latents (`torch.Tensor` of shape `(n, in_channels, height, width)`, *optional*): x_T, instead of noise.
-            output_type (`str`, defaults to `"pil"`): `"pil"`; `"np"`, (n, height, width, channels) in [0, 1]; `"pt"`,
-                (n, channels, height, width) in [0, 1]; or `"latent"`, x_0 as the loop leaves it.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, of which those with more than four channels show three;
+                `"np"`, (n, height, width, channels) in [0, 1] or, of measured values, in the units of the data;
+                `"pt"`, the same as (n, channels, height, width); or `"latent"`, x_0 as the loop leaves it.
             return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
             callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, tensors)` after
                 each step; returns a dict, whose `"latents"`, if any, replace x_t.
@@ -301,6 +324,8 @@ class ClassifierFreeGuidedPipeline(GenerationPipeline):
         scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
         vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
         id2label (`dict[int, str]`, *optional*): The name of each label.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
     """
 
     def __init__(
@@ -309,6 +334,7 @@ class ClassifierFreeGuidedPipeline(GenerationPipeline):
         scheduler: SchedulerMixin,
         vae: ModelMixin | None = None,
         id2label: dict | None = None,
+        value_range: dict[str, list[float]] | None = None,
     ):
         super().__init__()
         if unet.config.num_classes is None:
@@ -316,7 +342,7 @@ class ClassifierFreeGuidedPipeline(GenerationPipeline):
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         if id2label is not None:
             id2label = {int(index): name for index, name in id2label.items()}  # JSON has made the keys strings
-        self.register_to_config(id2label=id2label)
+        self.register_to_config(id2label=id2label, value_range=value_range)
 
     @property
     def labels(self) -> dict[str, int]:
