@@ -1,7 +1,7 @@
 """
 Trains a class-conditional diffusion model with classifier-free guidance on labelled pictures.
 
-    accelerate launch examples/train_cfg.py --dataset path/to/folder --max_train_minutes 30
+    python examples/train_cfg.py --dataset path/to/folder --max_train_minutes 30
 """
 
 import dataclasses
