@@ -3,7 +3,8 @@
 import torch
 from diffusers import AutoencoderKL
 
-from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
+from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClassifier
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
 TINY_UNET = {
     "sample_size": 8,
@@ -29,6 +30,15 @@ def tiny_unet(**config):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return randomized(DenoisingUNet2DModel(**(TINY_UNET | config))).eval()
+
+
+def tiny_classifier(**config):
+    """A random classifier of three classes under the default noise, the same at each call."""
+    schedule = {"noise_schedule": dict(AncestralDDPMScheduler().config)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classifier = NoisyImageClassifier(**(TINY_UNET | {"num_classes": 3} | schedule | config))
+        return randomized(classifier).eval()
 
 
 def tiny_vae(**config):

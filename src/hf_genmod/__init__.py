@@ -10,8 +10,11 @@ __version__ = "0.1.0.dev0"
 _MODULES = {
     "AncestralDDPMScheduler": "schedulers.ancestral_ddpm",
     "ClassifierFreeGuidedPipeline": "pipelines.genmod_pipelines",
+    "ClassifierGuidedPipeline": "pipelines.genmod_pipelines",
     "DenoisingObjective": "objectives",
     "DenoisingUNet2DModel": "models.denoising_unet",
+    "NoisyClassificationObjective": "objectives",
+    "NoisyImageClassifier": "models.denoising_unet",
     "Trainer": "training",
     "TrainingConfig": "training",
     "UnconditionalPipeline": "pipelines.genmod_pipelines",

@@ -12,6 +12,30 @@ import torch
 WEIGHTINGS = ("simple", "min_snr", "balanced", "vlb")
 
 
+class NoisyClassificationObjective:
+    r"""
+    The cross-entropy of a classifier that sees noise (Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233,
+    section 4):
+
+        t ~ Uniform{0, ..., T-1},  x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε,  L = −log f_φ(y | x_t)
+
+    Args:
+        scheduler ([`AncestralDDPMScheduler`]): The forward process of the model that it will guide.
+    """
+
+    by_noise_level = True
+
+    def __init__(self, scheduler):
+        self.scheduler = scheduler
+
+    def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        x_0, y = batch["images"], batch["class_labels"]
+        t, x_t, _ = noised(x_0, self.scheduler, rng)
+        logits = model(x_t, t).logits.to(x_0.dtype)
+        accuracy = (logits.argmax(dim=1) == y).to(x_0.dtype).mean()
+        return torch.nn.functional.cross_entropy(logits, y), {"accuracy": accuracy}
+
+
 class DenoisingObjective:
     r"""
     The loss of a denoising diffusion model, Algorithm 1 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239):
@@ -56,10 +80,7 @@ class DenoisingObjective:
 
     def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         scheduler, x_0 = self.scheduler, batch["images"]
-        T = scheduler.config.num_train_timesteps
-        t = (T * rng.stratified()).long().clamp(max=T - 1)  # (n,)
-        epsilon = rng.normal(x_0.shape[1:], dtype=x_0.dtype)
-        x_t = scheduler.add_noise(x_0, epsilon, t)
+        t, x_t, epsilon = noised(x_0, scheduler, rng)
 
         condition = {}
         if self.null_label is not None:
@@ -68,8 +89,7 @@ class DenoisingObjective:
 
         model_output = model(x_t, t, **condition).sample.to(x_0.dtype)
         if self.weighting == "vlb":
-            loss = T * variational_bound_term(scheduler, model_output, x_0, x_t, t).mean()
-            return loss, {}
+            return self._variational_bound(model_output, x_0, x_t, t), {}
 
         prediction, predicted_variance = scheduler.split_model_output(model_output, x_t)
         squared_error = (self._target(x_0, epsilon, t) - prediction).square().flatten(1).mean(dim=1)  # (n,)
@@ -78,8 +98,12 @@ class DenoisingObjective:
             return loss, {}
 
         frozen_mean = torch.cat([prediction.detach(), predicted_variance], dim=1)
-        vlb = T * variational_bound_term(scheduler, frozen_mean, x_0, x_t, t).mean()
+        vlb = self._variational_bound(frozen_mean, x_0, x_t, t)
         return loss + 0.001 * vlb, {"loss_simple": loss.detach(), "loss_vlb": vlb.detach()}
+
+    def _variational_bound(self, model_output, x_0, x_t, t):
+        T = self.scheduler.config.num_train_timesteps
+        return T * variational_bound_term(self.scheduler, model_output, x_0, x_t, t).mean()
 
     def _target(self, x_0, epsilon, t):
         prediction_type = self.scheduler.config.prediction_type
@@ -104,6 +128,14 @@ class DenoisingObjective:
         if self.scheduler.config.prediction_type == "sample":
             return weight
         return weight / (snr + 1)  # ‖v − v̂‖² = (SNR + 1) ‖x_0 − x̂_0‖²
+
+
+def noised(x_0, scheduler, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """t ~ Uniform{0, ..., T-1}, one for each picture (n,), stratified over the batch; x_t; and the ε in it."""
+    T = scheduler.config.num_train_timesteps
+    t = (T * rng.stratified()).long().clamp(max=T - 1)
+    epsilon = rng.normal(x_0.shape[1:], dtype=x_0.dtype)
+    return t, scheduler.add_noise(x_0, epsilon, t), epsilon
 
 
 def variational_bound_term(scheduler, model_output, x_0, x_t, t, clip: bool = False) -> torch.Tensor:

@@ -16,8 +16,13 @@ from diffusers.utils import make_image_grid
 from transformers import HfArgumentParser
 
 from hf_genmod.data import PictureDataset, load_pictures, splits_of, to_model_range
-from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
+from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClassifier
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+
+# What a classifier records of the process whose noise it has seen.
+NOISE_SCHEDULE = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+)  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -69,8 +74,8 @@ class DataArguments:
 
 
 @dataclasses.dataclass
-class ModelArguments:
-    """Which U-Net and which diffusion process. Each is a flag of the training examples."""
+class NetworkArguments:
+    """Which network. Each is a flag of the training examples."""
 
     patch_size: int | None = dataclasses.field(
         default=None, metadata={"help": "Squares of pixels folded into channels; by default 2 where the size is even."}
@@ -87,23 +92,11 @@ class ModelArguments:
         metadata={"help": "Frequencies of the sines and cosines of the pixels that the U-Net sees beside them."},
     )
     dropout: float = dataclasses.field(default=0.0, metadata={"help": "Dropout in the residual blocks."})
-    beta_schedule: str = dataclasses.field(default="squaredcos_cap_v2", metadata={"help": "Noise schedule."})
-    prediction_type: str = dataclasses.field(
-        default="v_prediction", metadata={"help": "What the U-Net predicts: 'v_prediction', 'epsilon' or 'sample'."}
-    )
-    weighting: str = dataclasses.field(
-        default="balanced", metadata={"help": "Weighting of the timesteps: 'simple', 'min_snr', 'balanced' or 'vlb'."}
-    )
-    learn_variance: bool = dataclasses.field(
-        default=False, metadata={"help": "Learn the variance of the reverse process, by the hybrid loss."}
-    )
 
-    def make_unet(
-        self, dataset: PictureDataset, num_classes: int | None = None, seed: int = 0
-    ) -> DenoisingUNet2DModel:
+    def architecture(self, dataset: PictureDataset) -> dict:
         """
-        The U-Net for pictures of the data set's size: pixels are folded 2x2 into channels where the size is even, and
-        it has as many levels, up to three, as the size can be halved.
+        The config of a network for pictures of the data set's size: pixels are folded 2x2 into channels where the size
+        is even, and it has as many levels, up to three, as the size can be halved.
 
         It normalises groups of 16 channels, or a multiple of that, where the widths allow it: smaller ones take a CPU
         up to ten times as long.
@@ -119,20 +112,53 @@ class ModelArguments:
         if unknown:
             raise ValueError(f"attention_levels: {unknown[0]} is not one of the levels 0 to {len(widths) - 1}")
         base = math.gcd(*widths)
+        return {
+            "sample_size": tuple(dataset.resolution),
+            "in_channels": dataset.channels,
+            "block_out_channels": tuple(widths),
+            "layers_per_block": self.layers_per_block,
+            "attention_levels": tuple(level in attention_levels for level in range(len(widths))),
+            "attention_head_dim": base if base <= 64 else math.gcd(base, 64),
+            "norm_num_groups": 1 if base % 16 else base // 16,
+            "dropout": self.dropout,
+            "patch_size": patch_size,
+            "fourier_frequencies": tuple(self.fourier_frequencies),
+        }
+
+    def make_classifier(
+        self, dataset: PictureDataset, scheduler: AncestralDDPMScheduler, seed: int = 0
+    ) -> NoisyImageClassifier:
+        """A classifier of the data set's pictures under the scheduler's noise."""
+        torch.manual_seed(seed)
+        schedule = {key: value for key, value in scheduler.config.items() if key in NOISE_SCHEDULE}
+        return NoisyImageClassifier(
+            **self.architecture(dataset), num_classes=len(dataset.label_names), noise_schedule=schedule
+        )
+
+
+@dataclasses.dataclass
+class ModelArguments(NetworkArguments):
+    """Which U-Net and which diffusion process. Each is a flag of the training examples."""
+
+    beta_schedule: str = dataclasses.field(default="squaredcos_cap_v2", metadata={"help": "Noise schedule."})
+    prediction_type: str = dataclasses.field(
+        default="v_prediction", metadata={"help": "What the U-Net predicts: 'v_prediction', 'epsilon' or 'sample'."}
+    )
+    weighting: str = dataclasses.field(
+        default="balanced", metadata={"help": "Weighting of the timesteps: 'simple', 'min_snr', 'balanced' or 'vlb'."}
+    )
+    learn_variance: bool = dataclasses.field(
+        default=False, metadata={"help": "Learn the variance of the reverse process, by the hybrid loss."}
+    )
+
+    def make_unet(
+        self, dataset: PictureDataset, num_classes: int | None = None, seed: int = 0
+    ) -> DenoisingUNet2DModel:
         torch.manual_seed(seed)
         return DenoisingUNet2DModel(
-            sample_size=tuple(dataset.resolution),
-            in_channels=dataset.channels,
+            **self.architecture(dataset),
             out_channels=dataset.channels * (2 if self.learn_variance else 1),
-            block_out_channels=tuple(widths),
-            layers_per_block=self.layers_per_block,
-            attention_levels=tuple(level in attention_levels for level in range(len(widths))),
-            attention_head_dim=base if base <= 64 else math.gcd(base, 64),
-            norm_num_groups=1 if base % 16 else base // 16,
-            dropout=self.dropout,
             num_classes=num_classes,
-            patch_size=patch_size,
-            fourier_frequencies=tuple(self.fourier_frequencies),
         )
 
     def make_scheduler(self) -> AncestralDDPMScheduler:

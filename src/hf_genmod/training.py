@@ -1,5 +1,6 @@
 """One training loop, on Accelerate, for every objective."""
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -320,33 +321,37 @@ class Trainer:
         return None if bad else {**means, "gradient_norm": gradient_norm.detach()}
 
     def _validate(self) -> dict[str, float]:
-        """Mean loss of held-out pictures, each at one noise level: all in all, and for each fifth of the levels."""
+        """Mean loss of held-out pictures, each at one noise level, and its metrics: all in all, and by fifths of T."""
         if self.validation_dataset is None:
             return {}
-        count, rank, processes = (
-            len(self.validation_dataset),
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        accelerator, count = self.accelerator, len(self.validation_dataset)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # rows may be sorted by class
         num_bands = NUM_BANDS if getattr(self.objective, "by_noise_level", False) else 1
-        sums, counts = torch.zeros(2, num_bands, dtype=torch.float64, device=self.accelerator.device)
-        model = self.averaged_model.module.eval()
         # Stratified by position, so that neighbours have neighbouring noise levels.
-        for band, positions in enumerate(torch.arange(count).tensor_split(num_bands)):
-            for part in positions[rank::processes].split(self.config.batch_size):
-                rng = BatchRandom(self.config.seed, 0, part, count, self.accelerator.device)
+        bands = torch.arange(count).tensor_split(num_bands)
+        sums = collections.defaultdict(lambda: [0.0] * num_bands)
+        model = self.averaged_model.module.eval()
+        for band, positions in enumerate(bands):
+            for part in positions[accelerator.process_index :: accelerator.num_processes].split(
+                self.config.batch_size
+            ):
+                rng = BatchRandom(self.config.seed, 0, part, count, accelerator.device)
                 batch = self.validation_dataset.__getitems__(order[part].tolist())
-                with torch.no_grad(), self.accelerator.autocast():
-                    loss, _ = self.objective(model, self._prepare(batch, rng), rng)
-                sums[band] += loss * len(part)
-                counts[band] += len(part)
-        sums, counts = self.accelerator.reduce(torch.stack([sums, counts]), "sum")
-        losses = {"validation_loss": (sums.sum() / counts.sum()).item()}
-        if num_bands > 1:
-            for band, loss in enumerate((sums / counts).tolist()):
-                losses[f"validation_loss_{band / num_bands:.1f}_{(band + 1) / num_bands:.1f}"] = loss
-        return losses
+                with torch.no_grad(), accelerator.autocast():
+                    loss, metrics = self.objective(model, self._prepare(batch, rng), rng)
+                for name, value in {"loss": loss, **metrics}.items():
+                    sums[name][band] += value.item() * len(part)
+        total = collections.defaultdict(lambda: [0.0] * num_bands)
+        for of_process in gather_object([dict(sums)]):
+            for name, values in of_process.items():
+                total[name] = [a + b for a, b in zip(total[name], values, strict=True)]
+        means = {}
+        for name, values in sorted(total.items()):
+            means[f"validation_{name}"] = sum(values) / count
+            for band, positions in enumerate(bands if num_bands > 1 else []):
+                low, high = band / num_bands, (band + 1) / num_bands
+                means[f"validation_{name}_{low:.1f}_{high:.1f}"] = values[band] / max(len(positions), 1)
+        return means
 
     def _report_bad_step(self, learning_rate, too_bad: bool):
         config, progress = self.config, self.progress

@@ -13,11 +13,15 @@ import torch
 from bare_machine import BareMachine, fingerprint
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from huggingface_hub import HfApi
-from tiny import tiny_unet, tiny_vae
+from tiny import tiny_classifier, tiny_unet, tiny_vae
 
 import hf_genmod
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
-from hf_genmod.pipelines.genmod_pipelines import ClassifierFreeGuidedPipeline, UnconditionalPipeline
+from hf_genmod.pipelines.genmod_pipelines import (
+    ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
+    UnconditionalPipeline,
+)
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
 PACKAGE = Path(hf_genmod.__file__).parent
@@ -38,6 +42,9 @@ def guided(scheduler=None):
 PIPELINES = {
     "guided": guided,
     "unconditional": lambda: UnconditionalPipeline(tiny_unet(out_channels=6), AncestralDDPMScheduler(**LEARNED)),
+    "guided by a classifier": lambda: ClassifierGuidedPipeline(
+        tiny_unet(), tiny_classifier(), AncestralDDPMScheduler(), id2label=NAMES
+    ),
     "in latent space": lambda: UnconditionalPipeline(
         tiny_unet(in_channels=4, out_channels=4),
         AncestralDDPMScheduler(clip_sample=False),
@@ -252,6 +259,7 @@ class TestWhatIsSaved:
             "unet": ["denoising_unet", "DenoisingUNet2DModel"],
             "scheduler": ["ancestral_ddpm", "AncestralDDPMScheduler"],
             "vae": [None, None],
+            "value_range": None,
             "id2label": {"0": "cat", "1": "dog", "2": "lizard"},
         }
 
@@ -412,7 +420,8 @@ class TestWhatIsMissing:
     @pytest.mark.parametrize(
         "path", ["./runs", "/no/such/folder", "~/runs", "runs/cats/final", "user/mistyped", "a b"]
     )
-    def test_a_mistyped_path_is_no_checkpoint(self, path):
+    def test_a_mistyped_path_is_no_checkpoint(self, path, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
         with pytest.raises(FileNotFoundError) as error:
             ClassifierFreeGuidedPipeline.from_pretrained(path)
         assert str(error.value).startswith(f"{path!r} is not a folder")

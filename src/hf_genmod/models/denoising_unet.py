@@ -1,4 +1,4 @@
-"""The U-Net of a denoising diffusion model, ε_θ(x_t, t, y).
+"""The networks that see noisy pictures: the U-Net ε_θ(x_t, t, y) and, of its downward half, a classifier f_φ(y | x_t).
 
 Pictures and feature maps are (n, channels, height, width), called (n, c, h, w) in the comments; an embedding of
 time and condition is (n, d). The file is complete in itself: it travels inside every checkpoint.
@@ -34,6 +34,16 @@ class DenoisingUNet2DOutput(BaseOutput):
     """
 
     sample: torch.Tensor
+
+
+@dataclass
+class NoisyImageClassifierOutput(BaseOutput):
+    """
+    Args:
+        logits (`torch.Tensor` of shape `(n, num_classes)`): log f_φ(y | x_t) but for a constant of each picture.
+    """
+
+    logits: torch.Tensor
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
@@ -140,7 +150,7 @@ class UNetBlock(nn.Module):
         self.attention = None
         if has_attention:
             self.attention = AttentionBlock(
-                out_channels, config.cross_attention_dim, config.attention_head_dim, groups
+                out_channels, config.get("cross_attention_dim"), config.attention_head_dim, groups
             )
 
     def forward(self, x, embedding, encoder_hidden_states=None, encoder_attention_mask=None):
@@ -177,7 +187,95 @@ class Upsample(nn.Conv2d):
         return F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), self.bias, stride=2, padding=1)
 
 
-class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class NoisyImageModel(ModelMixin, ConfigMixin):
+    """What the networks share: the way down, from x_t and t to the feature maps of every level."""
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["UNetBlock"]
+    _skip_layerwise_casting_patterns = ["norm"]
+    _shipped_file = _SHIPPED_FILE
+
+    def _make_way_down(self, conditioning_channels: int = 0) -> list[int]:
+        """Creates the layers; returns the widths of the outputs of `conv_in` and of `down_layers`."""
+        config = self.config
+        size = config.sample_size
+        self.gradient_checkpointing = False
+        _check_widths(config)
+        self.check_size((size, size) if isinstance(size, int) else size)
+        widths = config.block_out_channels
+        self.time_frequencies = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(widths[0], self._embedding_dim)
+        input_channels = config.in_channels * (1 + 2 * len(config.fourier_frequencies)) + conditioning_channels
+        self.conv_in = nn.Conv2d(input_channels * config.patch_size**2, widths[0], 3, padding=1)
+
+        # Lists of layers, not of levels: diffusers offloads a model by the members of its lists.
+        self.down_layers = nn.ModuleList()
+        outputs = [widths[0]]
+        for level, width in enumerate(widths):
+            for _ in range(config.layers_per_block):
+                self.down_layers.append(self._make_block(outputs[-1], level))
+                outputs.append(width)
+            if level < len(widths) - 1:
+                self.down_layers.append(Downsample(width))
+                outputs.append(width)
+        return outputs
+
+    @property
+    def _embedding_dim(self) -> int:
+        return 4 * self.config.block_out_channels[0]
+
+    def _make_block(self, in_channels: int, level: int) -> "UNetBlock":
+        width, has_attention = self.config.block_out_channels[level], self.config.attention_levels[level]
+        return UNetBlock(in_channels, width, self._embedding_dim, self.config, has_attention)
+
+    def _fold(self, sample, conditioning_image=None):
+        """x_t with its sines and cosines and the conditioning image, squares of pixels folded into channels."""
+        x = [sample]
+        for frequency in self.config.fourier_frequencies:
+            x += [torch.sin(math.pi * frequency * sample), torch.cos(math.pi * frequency * sample)]
+        if conditioning_image is not None:
+            x.append(conditioning_image)
+        return F.pixel_unshuffle(torch.cat(x, dim=1), self.config.patch_size)
+
+    def _frequencies(self, sample, t):
+        t = torch.as_tensor(t, device=sample.device).expand(len(sample))
+        return self.time_frequencies(t).to(sample.dtype)
+
+    def _apply_block(self, block, *inputs):
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """
+        Raises:
+            ValueError: If a picture of `size` = (height, width) cannot be folded and halved as this network needs.
+        """
+        factor = self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
+        if any(length % factor for length in size):
+            below = tuple(max(length // factor, 1) * factor for length in size)
+            above = tuple(-(-length // factor) * factor for length in size)
+            raise ValueError(
+                f"resolution {size[0]}x{size[1]}: this network (patch_size {self.config.patch_size}, "
+                f"{len(self.config.block_out_channels)} levels) needs a height and width that {factor} divides, such "
+                f"as {below[0]}x{below[1]} or {above[0]}x{above[1]}"
+            )
+
+    def _check_sample(self, sample, **timesteps) -> None:
+        if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"sample: shape {tuple(sample.shape)} is not (n, {self.config.in_channels}, height, width), "
+                "the shape this network takes"
+            )
+        self.check_size(tuple(sample.shape[2:]))
+        for name, t in timesteps.items():
+            if isinstance(t, torch.Tensor) and t.shape not in ((), (1,), (len(sample),)):
+                raise ValueError(
+                    f"{name}: shape {tuple(t.shape)} is neither () nor ({len(sample)},), one for each picture"
+                )
+
+
+class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
     r"""
     The denoiser ε_θ(x_t, t, y) of Ho et al. 2020 (https://arxiv.org/abs/2006.11239): a U-Net of residual blocks whose
     normalisations are scaled and shifted by an embedding of time and condition (Dhariwal & Nichol 2021,
@@ -209,11 +307,6 @@ class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         ValueError: If the widths, the levels and the picture's size do not fit together.
     """
 
-    _supports_gradient_checkpointing = True
-    _no_split_modules = ["UNetBlock"]
-    _skip_layerwise_casting_patterns = ["norm"]
-    _shipped_file = _SHIPPED_FILE
-
     @register_to_config
     def __init__(
         self,
@@ -233,50 +326,25 @@ class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         fourier_frequencies: tuple[float, ...] = (),
     ):
         super().__init__()
-        self.gradient_checkpointing = False
-        _check_widths(self.config)
-        self.check_size((sample_size, sample_size) if isinstance(sample_size, int) else sample_size)
-
-        widths = list(block_out_channels)
-        embedding_dim = 4 * widths[0]
-        self.time_frequencies = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(widths[0], embedding_dim)
+        skips = self._make_way_down(conditioning_channels)
         if num_classes is not None:
-            self.class_embedding = nn.Embedding(num_classes + 1, embedding_dim)
+            self.class_embedding = nn.Embedding(num_classes + 1, self._embedding_dim)
         if conditioning_channels:
-            self.conditioning_time_embedding = TimestepEmbedding(widths[0], embedding_dim)
+            self.conditioning_time_embedding = TimestepEmbedding(block_out_channels[0], self._embedding_dim)
 
-        def block(in_channels, level):
-            return UNetBlock(in_channels, widths[level], embedding_dim, self.config, attention_levels[level])
-
-        input_channels = in_channels * (1 + 2 * len(fourier_frequencies)) + conditioning_channels
-        self.conv_in = nn.Conv2d(input_channels * patch_size**2, widths[0], 3, padding=1)
-
-        # Lists of layers, not of levels: diffusers offloads a model by the members of its lists. On the way down every
-        # output is kept, to be concatenated at the same size on the way up.
-        self.down_layers = nn.ModuleList()
-        bottom = len(widths) - 1
-        channels, skips = widths[0], [widths[0]]
-        for level, width in enumerate(widths):
-            for _ in range(layers_per_block):
-                self.down_layers.append(block(channels, level))
-                channels = width
-                skips.append(channels)
-            if level < bottom:
-                self.down_layers.append(Downsample(channels))
-                skips.append(channels)
-
+        channels = block_out_channels[-1]
         self.mid_blocks = nn.ModuleList(
             [
-                UNetBlock(channels, channels, embedding_dim, self.config, has_attention=attention_levels[bottom]),
-                UNetBlock(channels, channels, embedding_dim, self.config, has_attention=False),
+                UNetBlock(channels, channels, self._embedding_dim, self.config, has_attention=attention_levels[-1]),
+                UNetBlock(channels, channels, self._embedding_dim, self.config, has_attention=False),
             ]
         )
 
+        # Every output of the way down is concatenated at the same size on the way up.
         self.up_layers = nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
+        for level, width in reversed(list(enumerate(block_out_channels))):
             for _ in range(layers_per_block + 1):
-                self.up_layers.append(block(channels + skips.pop(), level))
+                self.up_layers.append(self._make_block(channels + skips.pop(), level))
                 channels = width
             if level > 0:
                 self.up_layers.append(Upsample(channels))
@@ -288,21 +356,6 @@ class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def null_label(self) -> int | None:
         """The label of "no label", `num_classes`; `None` for a model without labels."""
         return self.config.num_classes
-
-    def check_size(self, size: tuple[int, int]) -> None:
-        """
-        Raises:
-            ValueError: If a picture of `size` = (height, width) cannot be folded and halved as this U-Net needs.
-        """
-        factor = self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
-        if any(length % factor for length in size):
-            below = tuple(max(length // factor, 1) * factor for length in size)
-            above = tuple(-(-length // factor) * factor for length in size)
-            raise ValueError(
-                f"resolution {size[0]}x{size[1]}: this U-Net (patch_size {self.config.patch_size}, "
-                f"{len(self.config.block_out_channels)} levels) needs a height and width that {factor} divides, such "
-                f"as {below[0]}x{below[1]} or {above[0]}x{above[1]}"
-            )
 
     @functools.wraps(ModelMixin.save_pretrained)  # with its signature, which pipelines ask for
     def save_pretrained(self, *args, **kwargs):
@@ -360,17 +413,9 @@ class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             encoder_attention_mask = encoder_attention_mask.bool()[:, None, None, :]  # (n, heads, queries, tokens)
 
         def apply(block, x):
-            inputs = (x, embedding, encoder_hidden_states, encoder_attention_mask)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                return self._gradient_checkpointing_func(block, *inputs)
-            return block(*inputs)
+            return self._apply_block(block, x, embedding, encoder_hidden_states, encoder_attention_mask)
 
-        x = [sample]
-        for frequency in self.config.fourier_frequencies:
-            x += [torch.sin(math.pi * frequency * sample), torch.cos(math.pi * frequency * sample)]
-        if conditioning_image is not None:
-            x.append(conditioning_image)
-        x = self.conv_in(F.pixel_unshuffle(torch.cat(x, dim=1), self.config.patch_size))
+        x = self.conv_in(self._fold(sample, conditioning_image))
         skips = [x]
         for layer in self.down_layers:
             x = layer(x) if isinstance(layer, Downsample) else apply(layer, x)
@@ -385,16 +430,12 @@ class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return DenoisingUNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
     def _embed(self, sample, timestep, class_labels, conditioning_timestep):
-        def frequencies(t):
-            t = torch.as_tensor(t, device=sample.device).expand(len(sample))
-            return self.time_frequencies(t).to(sample.dtype)
-
-        embedding = self.time_embedding(frequencies(timestep))
+        embedding = self.time_embedding(self._frequencies(sample, timestep))
         if class_labels is not None:
             embedding = embedding + self.class_embedding(class_labels)
         if self.config.conditioning_channels:
             level = 0 if conditioning_timestep is None else conditioning_timestep
-            embedding = embedding + self.conditioning_time_embedding(frequencies(level))
+            embedding = embedding + self.conditioning_time_embedding(self._frequencies(sample, level))
         return F.silu(embedding)
 
     def _check_inputs(
@@ -407,15 +448,8 @@ class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         conditioning_image,
         conditioning_timestep,
     ):
-        config = self.config
-        if sample.ndim != 4 or sample.shape[1] != config.in_channels:
-            raise ValueError(
-                f"sample: shape {tuple(sample.shape)} is not (n, {config.in_channels}, height, width), "
-                "the shape this U-Net takes"
-            )
-        n = len(sample)
-        self.check_size(tuple(sample.shape[2:]))
-
+        self._check_sample(sample, timestep=timestep, conditioning_timestep=conditioning_timestep)
+        config, n = self.config, len(sample)
         has_text, has_image = config.cross_attention_dim is not None, config.conditioning_channels > 0
         for name, value, wanted, required in (
             ("class_labels", class_labels, config.num_classes is not None, True),
@@ -430,9 +464,6 @@ class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if value is not None and not wanted:
                 raise ValueError(f"{name}: given, but this U-Net was made without it; leave it out")
 
-        for name, t in (("timestep", timestep), ("conditioning_timestep", conditioning_timestep)):
-            if isinstance(t, torch.Tensor) and t.shape not in ((), (1,), (n,)):
-                raise ValueError(f"{name}: shape {tuple(t.shape)} is neither () nor ({n},), one for each picture")
         if class_labels is not None and class_labels.shape != (n,):
             raise ValueError(
                 f"class_labels: shape {tuple(class_labels.shape)} is not ({n},), one label for each picture"
@@ -454,6 +485,78 @@ class DenoisingUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 raise ValueError(f"conditioning_image: shape {tuple(conditioning_image.shape)} is not {expected}")
 
 
+class NoisyImageClassifier(NoisyImageModel):
+    r"""
+    A classifier of noisy pictures, log f_φ(y | x_t), whose gradient in x_t guides a diffusion model towards y
+    (Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233, section 4): the downward half of the U-Net, whose last
+    feature map is pooled by attention, with the mean of its positions as the query. Its normalisations see one picture
+    at a time, so that the gradient of a sum over pictures is that of each.
+
+    Args:
+        sample_size, in_channels, block_out_channels, layers_per_block, attention_levels, attention_head_dim,
+            norm_num_groups, dropout, patch_size, fourier_frequencies: As [`DenoisingUNet2DModel`] takes them.
+        num_classes (`int`, defaults to 2): Number of labels y ∈ {0, ..., num_classes - 1}.
+        noise_schedule (`dict`, *optional*): The config of the scheduler whose x_t it is trained on; a pipeline refuses
+            a classifier that has seen other noise than its U-Net.
+
+    Raises:
+        ValueError: If the widths, the levels and the picture's size do not fit together.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 32,
+        in_channels: int = 3,
+        num_classes: int = 2,
+        block_out_channels: tuple[int, ...] = (64, 128, 256),
+        layers_per_block: int = 2,
+        attention_levels: tuple[bool, ...] = (False, True, True),
+        attention_head_dim: int = 32,
+        norm_num_groups: int = 32,
+        dropout: float = 0.0,
+        patch_size: int = 1,
+        fourier_frequencies: tuple[float, ...] = (),
+        noise_schedule: dict | None = None,
+    ):
+        super().__init__()
+        channels = self._make_way_down()[-1]
+        if channels % attention_head_dim:
+            raise ValueError(
+                f"block_out_channels: {channels} is not a multiple of attention_head_dim ({attention_head_dim}), as "
+                "the pooling needs; change one of them"
+            )
+        self.norm_out = nn.GroupNorm(norm_num_groups, channels)
+        self.pooling = Attention(channels, channels, attention_head_dim)
+        self.logits = zero_init(nn.Linear(channels, num_classes))
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor | float | int, return_dict: bool = True
+    ) -> NoisyImageClassifierOutput | tuple[torch.Tensor]:
+        """
+        Args:
+            sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): x_t.
+            timestep (`torch.Tensor` of shape `()` or `(n,)`, or a number): t, one for all pictures or one each.
+            return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
+
+        Returns:
+            [`NoisyImageClassifierOutput`], or a tuple of its logits.
+
+        Raises:
+            ValueError: If a shape is wrong.
+        """
+        self._check_sample(sample, timestep=timestep)
+        embedding = F.silu(self.time_embedding(self._frequencies(sample, timestep)))  # (n, d)
+        x = self.conv_in(self._fold(sample))
+        for layer in self.down_layers:
+            x = layer(x) if isinstance(layer, Downsample) else self._apply_block(layer, x, embedding)
+        tokens = F.silu(self.norm_out(x)).flatten(2).transpose(1, 2)  # (n, h·w, c)
+        mean = tokens.mean(dim=1, keepdim=True)
+        pooled = (mean + self.pooling(mean, tokens)).squeeze(1)  # (n, c)
+        logits = self.logits(pooled)
+        return NoisyImageClassifierOutput(logits=logits) if return_dict else (logits,)
+
+
 def _check_widths(config) -> None:
     widths = config.block_out_channels
     if len(config.attention_levels) != len(widths):
@@ -472,13 +575,14 @@ def _check_widths(config) -> None:
                 f"block_out_channels: {width} is not a multiple of attention_head_dim ({config.attention_head_dim}); "
                 "change one of them, or turn attention off at this level"
             )
-    if config.cross_attention_dim is not None and not any(config.attention_levels):
+    if config.get("cross_attention_dim") is not None and not any(config.attention_levels):
         raise ValueError(
             f"attention_levels: {tuple(config.attention_levels)} leaves no level to look at the text of width "
             f"{config.cross_attention_dim}; set one to True"
         )
-    if config.out_channels not in (config.in_channels, 2 * config.in_channels):
+    out_channels = config.get("out_channels", config.in_channels)
+    if out_channels not in (config.in_channels, 2 * config.in_channels):
         raise ValueError(
-            f"out_channels: {config.out_channels} is neither in_channels ({config.in_channels}) nor twice that, "
+            f"out_channels: {out_channels} is neither in_channels ({config.in_channels}) nor twice that, "
             "for a learned variance"
         )

@@ -9,13 +9,14 @@ import difflib
 import importlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -40,13 +41,14 @@ class GenerationPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
+    _scales = ()  # the arguments that may be too large
     _shipped_file = _SHIPPED_FILE
 
     # ---- sampling ----
 
     def _generate(
         self,
-        predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        predict: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor],
         batch_size: int,
         num_inference_steps: int,
         generator: torch.Generator | list[torch.Generator] | None,
@@ -55,10 +57,13 @@ class GenerationPipeline(DiffusionPipeline):
         return_dict: bool,
         callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: list[str],
+        shift: Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor], torch.Tensor] | None = None,
     ):
         """
         Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239) with any scheduler: x_T ~ N(0, I), then
-        x_{t-1} from x_t and the model's prediction until x_0. `predict(x_t, t)` is all in which pipelines differ.
+        x_{t-1} from x_t and the model's prediction until x_0. Pipelines differ in `predict(x_t, t, σ)`, where x_t is
+        as the network sees it, √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(x_t, t, σ, prediction)`,
+        which is added to x_{t-1}.
         """
         self._check_request(batch_size, num_inference_steps, output_type, callback_on_step_end_tensor_inputs, latents)
         device = self._execution_device
@@ -72,11 +77,14 @@ class GenerationPipeline(DiffusionPipeline):
         self._interrupt = False
 
         for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
-            model_input = scheduler.scale_model_input(x_t, t)
-            prediction = predict(model_input.to(self.unet.dtype), t).float()
+            model_input, sigma = scheduler.scale_model_input(x_t, t), self._sigma(scheduler, i, t)
+            prediction = self._finite(predict(model_input, t, sigma), t)
             if not takes_variance:
                 prediction = prediction[:, : x_t.shape[1]]
-            x_t = scheduler.step(prediction, t, x_t, **step_kwargs).prev_sample
+            x_prev = scheduler.step(prediction, t, x_t, **step_kwargs).prev_sample
+            if shift is not None:
+                x_prev = x_prev + self._finite(shift(model_input, t, sigma, prediction), t)
+            x_t = x_prev
 
             if callback_on_step_end is not None:
                 tensors = {"latents": x_t}
@@ -89,13 +97,25 @@ class GenerationPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    def _denoise(self, x_t, t, **condition):
+        """The network's prediction, in fp32."""
+        return self.unet(x_t.to(self.unet.dtype), t, **condition).sample.float()
+
+    def _finite(self, tensor, t):
+        if not tensor.isfinite().all():
+            too_large = f"; lower {' or '.join(self._scales)}" if self._scales else ""
+            raise ValueError(
+                f"the prediction at timestep {t:.6g} is not finite{too_large}, or sample in float32, or look for "
+                "weights that are not finite by `python -m hf_genmod doctor`"
+            )
+        return tensor
+
     def _initial_noise(self, batch_size, generators, latents):
         """x_T ~ N(0, I), each picture from its own generator, in fp32 whatever the model's dtype."""
         if latents is not None:
             return latents.float()
         config = self.unet.config
-        size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
-        shape = (config.in_channels, *size)
+        shape = (config.in_channels, *_pair(config.sample_size))
         return torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])
 
     def _sampler(self) -> tuple[SchedulerMixin, bool]:
@@ -127,14 +147,15 @@ class GenerationPipeline(DiffusionPipeline):
             images = images[:, :3]
         return VaeImageProcessor().postprocess(images, output_type=output_type)
 
-    def _sigma(self, t) -> float:
-        """The noise level σ = √((1−ᾱ_t)/ᾱ_t); between two whole timesteps by interpolation."""
-        alpha_bar = self.scheduler.alphas_cumprod.cpu().double()
-        t = float(t)
-        below = min(int(t), len(alpha_bar) - 1)
-        above = min(below + 1, len(alpha_bar) - 1)
-        alpha_bar_t = torch.lerp(alpha_bar[below], alpha_bar[above], t - below).item()
-        return float("inf") if alpha_bar_t == 0 else ((1 - alpha_bar_t) / alpha_bar_t) ** 0.5
+    def _sigma(self, scheduler, i, t) -> float:
+        """σ = √((1−ᾱ_t)/ᾱ_t) of what the network sees in step i."""
+        scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), t))
+        if scale != 1:  # x_0 + σ ε, divided by √(1+σ²)
+            return (scale**-2 - 1) ** 0.5
+        if hasattr(scheduler, "sigmas"):
+            return float(scheduler.sigmas[i])
+        alpha_bar_t = float(scheduler.alphas_cumprod[int(t)])
+        return math.inf if alpha_bar_t == 0 else ((1 - alpha_bar_t) / alpha_bar_t) ** 0.5
 
     def _check_request(self, batch_size, num_inference_steps, output_type, tensor_inputs, latents):
         for name, value in (("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
@@ -294,8 +315,8 @@ class UnconditionalPipeline(GenerationPipeline):
             ValueError: If an argument is out of its range or a shape does not fit the U-Net.
         """
 
-        def predict(x_t, t):
-            return self.unet(x_t, t).sample
+        def predict(x_t, t, sigma):
+            return self._denoise(x_t, t)
 
         return self._generate(
             predict,
@@ -310,120 +331,62 @@ class UnconditionalPipeline(GenerationPipeline):
         )
 
 
-class ClassifierFreeGuidedPipeline(GenerationPipeline):
-    """
-    Pictures of a chosen class by classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598):
+class ClassGuidedPipeline(GenerationPipeline):
+    """What the pipelines that are asked for classes share: the names of the labels, and classifier-free guidance."""
 
-        ε̃ = ε_∅ + γ (ε_y − ε_∅),    ε_y = ε_θ(x_t, t, y),  ε_∅ = ε_θ(x_t, t, null label)
-
-    with γ the `guidance_scale`: 1 is the conditional model, 0 the unconditional one, and the paper's w is γ − 1. The
-    combination is the same for predictions of x_0 and v, which are affine in ε at fixed x_t.
-
-    Args:
-        unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t, y), with `num_classes`.
-        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
-        vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
-        id2label (`dict[int, str]`, *optional*): The name of each label.
-        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
-            `{"low": [...], "high": [...]}`.
-    """
-
-    def __init__(
-        self,
-        unet: ModelMixin,
-        scheduler: SchedulerMixin,
-        vae: ModelMixin | None = None,
-        id2label: dict | None = None,
-        value_range: dict[str, list[float]] | None = None,
-    ):
-        super().__init__()
-        if unet.config.num_classes is None:
-            raise ValueError("unet: it was made without num_classes; use UnconditionalPipeline")
-        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        if id2label is not None:
-            id2label = {int(index): name for index, name in id2label.items()}  # JSON has made the keys strings
-        self.register_to_config(id2label=id2label, value_range=value_range)
+    @property
+    def num_classes(self) -> int:
+        """The number of labels that can be asked for."""
+        return self.unet.config.num_classes
 
     @property
     def labels(self) -> dict[str, int]:
         """The label of each name, such as `{"airplane": 0, ...}`; empty where the checkpoint has no names."""
         return {name: index for index, name in (self.config.id2label or {}).items()}
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        class_labels: str | int | list[str | int] | torch.Tensor,
-        guidance_scale: float = 2.0,
-        guidance_interval: tuple[float, float] | None = None,
-        num_inference_steps: int = 50,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
-    ) -> ImagePipelineOutput | tuple:
-        """
-        Args:
-            class_labels (`str`, `int`, a list of them, or a `torch.Tensor` of shape `(n,)`): The class of each of the
-                n pictures, by name or number.
-            guidance_scale (`float`, defaults to 2.0): γ. 1 and 0 cost one forward pass a step, any other value one
-                pass of twice the batch.
-            guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
-                σ = √((1−ᾱ_t)/ᾱ_t) in which γ applies; outside, γ is 1 (Kynkäänniemi et al. 2024,
-                https://arxiv.org/abs/2404.07724).
-            num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
-                callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them.
+    def _register_names(self, id2label, value_range):
+        if id2label is not None:
+            id2label = {int(index): name for index, name in id2label.items()}  # JSON has made the keys strings
+        self.register_to_config(id2label=id2label, value_range=value_range)
 
-        Returns:
-            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
+    def _denoise_toward(self, x_t, t, weights, gamma):
+        """ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅) with the weights (n, num_classes), in as few passes as there can be."""
+        n, channels = x_t.shape[:2]
+        picture, label = weights.nonzero(as_tuple=True)
+        null = torch.full((n,), self.unet.config.num_classes, device=x_t.device)
+        if gamma == 0:
+            return self._denoise(x_t, t, class_labels=null)
+        w = weights[picture, label, None, None, None]
+        if gamma == 1 and len(picture) == n and (w == 1).all():
+            return self._denoise(x_t, t, class_labels=label)
+        together = self._denoise(torch.cat([x_t, x_t[picture]]), t, class_labels=torch.cat([null, label]))
+        eps_null, eps_k = together[:n, :channels], together[n:, :channels]
+        direction = torch.zeros_like(eps_null).index_add(0, picture, w * (eps_k - eps_null[picture]))
+        # A learned variance is not guided: it is the mean of those of the labels.
+        share = w.abs() / weights.abs().sum(dim=1)[picture, None, None, None]
+        variance = torch.zeros_like(together[:n, channels:]).index_add(0, picture, share * together[n:, channels:])
+        return torch.cat([eps_null + gamma * direction, variance], dim=1)
 
-        Raises:
-            ValueError: If a label is unknown, an argument out of its range, or a shape does not fit the U-Net.
-        """
-        y = self._label_indices(class_labels).to(self._execution_device)  # (n,)
-        null = torch.full_like(y, self.unet.config.num_classes)
-        channels = self.unet.config.in_channels
-        if guidance_interval is not None and not (
-            isinstance(guidance_interval, (list, tuple))
-            and len(guidance_interval) == 2
-            and 0 <= guidance_interval[0] <= guidance_interval[1]
-        ):
-            raise ValueError(f"guidance_interval: {guidance_interval} is not (low, high) with 0 <= low <= high")
-
-        def predict(x_t, t):
-            guided = guidance_interval is None or guidance_interval[0] <= self._sigma(t) <= guidance_interval[1]
-            gamma = guidance_scale if guided else 1.0
-            if gamma in (0.0, 1.0):
-                return self.unet(x_t, t, class_labels=y if gamma == 1.0 else null).sample
-            both = self.unet(torch.cat([x_t, x_t]), t, class_labels=torch.cat([null, y])).sample.float()
-            eps_null, eps_y = both.chunk(2)
-            eps_tilde = eps_null + gamma * (eps_y - eps_null)
-            return torch.cat([eps_tilde[:, :channels], eps_y[:, channels:]], dim=1)  # a learned variance is not guided
-
-        return self._generate(
-            predict,
-            len(y),
-            num_inference_steps,
-            generator,
-            latents,
-            output_type,
-            return_dict,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
-
-    def _label_indices(self, class_labels) -> torch.Tensor:
+    def _label_weights(self, class_labels) -> torch.Tensor:
+        """The weight of each label for each picture, (n, num_classes): a one where a single label is asked for."""
         if hasattr(class_labels, "tolist"):  # of torch or numpy
             class_labels = class_labels.reshape(-1).tolist()
         if not isinstance(class_labels, (list, tuple)):
             class_labels = [class_labels]
         if not class_labels:
             raise ValueError("class_labels: there are none; give one for each picture")
-        return torch.tensor([self._label_index(label) for label in class_labels], dtype=torch.long)
+        weights = torch.zeros(len(class_labels), self.num_classes)
+        for row, request in zip(weights, class_labels, strict=True):
+            for label, weight in request.items() if isinstance(request, dict) else [(request, 1.0)]:
+                if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
+                    raise ValueError(f"class_labels: the weight {weight!r} of {label!r} is not a finite number")
+                row[self._label_index(label)] += weight
+            if not row.any():
+                raise ValueError(f"class_labels: {request!r} gives no label a weight")
+        return weights.to(self._execution_device)
 
     def _label_index(self, label) -> int:
-        num_classes = self.unet.config.num_classes
+        num_classes = self.num_classes
         if isinstance(label, str) and label in self.labels:
             return self.labels[label]
         if isinstance(label, str):
@@ -440,6 +403,297 @@ class ClassifierFreeGuidedPipeline(GenerationPipeline):
                 f"{num_classes - 1}{' or a name from `pipe.labels`' if self.labels else ''}"
             )
         return label
+
+
+class ClassifierGuidedPipeline(ClassGuidedPipeline):
+    r"""
+    Pictures of a chosen class by classifier guidance (Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233): a
+    model that knows no labels is steered by the gradient g = ∇_{x_t} log f_φ(y | x_t) of a classifier of noisy
+    pictures. With s the `classifier_scale`,
+
+        ε̂ = ε_θ(x_t, t) − s √(1−ᾱ_t) g           "noise": Algorithm 2 there, for any sampler
+        x_{t-1} ~ N(μ + s Σ g, Σ)                "mean": Algorithm 1 there, for ancestral sampling
+
+    A U-Net with labels is told y as well (ADM-G), by classifier-free guidance.
+
+    Args:
+        unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t), or ε_θ(x_t, t, y) with the classes of the classifier.
+        classifier ([`NoisyImageClassifier`]): log f_φ(y | x_t), trained on x_t of the same process.
+        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        vae (*optional*): An autoencoder with `decode(z).sample`; then U-Net and classifier work on its latents.
+        id2label (`dict[int, str]`, *optional*): The name of each label.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
+
+    Raises:
+        ValueError: If the classifier was not made for pictures, noise and labels of this model.
+    """
+
+    _scales = ("classifier_scale", "guidance_scale")
+    _exclude_from_cpu_offload = ["classifier"]  # its weights are needed until its backward pass is over
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        classifier: ModelMixin,
+        scheduler: SchedulerMixin,
+        vae: ModelMixin | None = None,
+        id2label: dict | None = None,
+        value_range: dict[str, list[float]] | None = None,
+    ):
+        super().__init__()
+        self.register_modules(unet=unet, classifier=classifier, scheduler=scheduler, vae=vae)
+        self._register_names(id2label, value_range)
+        self._check_classifier()
+
+    @property
+    def num_classes(self) -> int:
+        """The number of labels that can be asked for."""
+        return self.classifier.config.num_classes
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: str | int | dict | list[str | int | dict] | torch.Tensor,
+        classifier_scale: float = 1.0,
+        guidance_form: str = "noise",
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Args:
+            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)`): The class of each
+                of the n pictures, by name or number; or weights of several, `{"cat": 1.0, "dog": -0.5}` for a picture
+                toward one and away from another: then log f_φ(y | x_t) is the weighted sum over them.
+            classifier_scale (`float`, defaults to 1.0): s. At 0 the classifier is not run.
+            guidance_form (`str`, defaults to `"noise"`): `"noise"` or `"mean"`.
+            guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
+                σ = √((1−ᾱ_t)/ᾱ_t) in which s and γ apply; outside, s is 0 and γ is 1.
+            guidance_scale (`float`, defaults to 1.0): γ of [`ClassifierFreeGuidedPipeline`], for a U-Net with labels.
+            num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
+                callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
+
+        Raises:
+            ValueError: If a label is unknown, an argument out of its range or too large for finite pictures, or the
+                sampler is not that of the classifier's process, or not ancestral with `guidance_form="mean"`.
+        """
+        weights = self._label_weights(class_labels)  # (n, num_classes)
+        _check_interval(guidance_interval)
+        self._check_classifier()
+        has_labels = self.unet.config.num_classes is not None
+        if guidance_form not in ("noise", "mean"):
+            raise ValueError(f"guidance_form: {guidance_form!r} is not one of 'noise', 'mean'")
+        if guidance_form == "mean" and not hasattr(self.scheduler, "reverse_log_variance"):
+            raise ValueError(
+                f"guidance_form: 'mean' is for ancestral sampling, not for {type(self.scheduler).__name__}; use "
+                "'noise', or set pipe.scheduler = AncestralDDPMScheduler.from_config(pipe.scheduler.config)"
+            )
+        if guidance_scale != 1 and not has_labels:
+            raise ValueError(
+                f"guidance_scale: {guidance_scale} is for a U-Net with labels, and this one has none; the strength of "
+                "the classifier is classifier_scale"
+            )
+
+        def guides(sigma):
+            # Pure noise says nothing of y.
+            return classifier_scale != 0 and sigma < math.inf and _is_within(sigma, guidance_interval)
+
+        def predict(x_t, t, sigma):
+            if has_labels:
+                gamma = guidance_scale if _is_within(sigma, guidance_interval) else 1.0
+                prediction = self._denoise_toward(x_t, t, weights, gamma)
+            else:
+                prediction = self._denoise(x_t, t)
+            if guidance_form == "noise" and guides(sigma):
+                eps, variance = prediction.tensor_split([x_t.shape[1]], dim=1)
+                g = self._classifier_gradient(x_t, t, weights)
+                eps = eps - classifier_scale * self._prediction_per_gradient(sigma) * g
+                prediction = torch.cat([eps, variance], dim=1)
+            return prediction
+
+        def shift(x_t, t, sigma, prediction):
+            if not guides(sigma):
+                return torch.zeros_like(x_t)
+            scheduler = self.scheduler
+            _, predicted_variance = scheduler.split_model_output(prediction, x_t)
+            log_variance = scheduler.reverse_log_variance(
+                int(t), x_t, int(scheduler.previous_timestep(t)), predicted_variance
+            )
+            return classifier_scale * log_variance.exp() * self._classifier_gradient(x_t, t, weights)
+
+        return self._generate(
+            predict,
+            len(weights),
+            num_inference_steps,
+            generator,
+            latents,
+            output_type,
+            return_dict,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            shift if guidance_form == "mean" else None,
+        )
+
+    def _classifier_gradient(self, x_t, t, weights):
+        """∇_{x_t} Σ_k w_k log f_φ(k | x_t) for each picture, of the shape and dtype of x_t."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # Clones, as tensors made in an inference mode have no gradient.
+            x_t, t, weights = x_t.clone().requires_grad_(), t.clone(), weights.clone()
+            logits = self.classifier(x_t.to(self.classifier.dtype), t).logits.to(x_t.dtype)
+            return torch.autograd.grad((weights * logits.log_softmax(dim=1)).sum(), x_t)[0]
+
+    def _prediction_per_gradient(self, sigma: float) -> float:
+        """c in "prediction − s c g" that comes to ε̂ = ε − s √(1−ᾱ) g, for what the U-Net predicts."""
+        root = math.hypot(1, sigma)  # 1/√ᾱ
+        prediction_type = self.scheduler.config.prediction_type
+        if prediction_type == "epsilon":
+            return sigma / root  # √(1−ᾱ)
+        if prediction_type == "v_prediction":
+            return sigma  # v = (ε − √(1−ᾱ) x_t) / √ᾱ
+        return -sigma * sigma / root  # x̂_0 = (x_t − √(1−ᾱ) ε̂) / √ᾱ
+
+    def _check_classifier(self):
+        unet, classifier, schedule = self.unet.config, self.classifier.config, self.classifier.config.noise_schedule
+        for name in ("sample_size", "in_channels"):
+            of_unet, of_classifier = (_pair(config[name]) for config in (unet, classifier))
+            if of_unet != of_classifier:
+                raise ValueError(
+                    f"classifier: its {name} is {classifier[name]} and that of the U-Net {unet[name]}; train one for "
+                    "this model"
+                )
+        if unet.num_classes not in (None, classifier.num_classes):
+            raise ValueError(
+                f"classifier: it has {classifier.num_classes} classes and the U-Net {unet.num_classes}; train one for "
+                "this model"
+            )
+        if schedule is None:
+            raise ValueError(
+                "classifier: its config has no noise_schedule, so nobody knows which noise it was trained on; train "
+                "one for this model"
+            )
+        seen, process = DDPMScheduler.from_config(schedule).alphas_cumprod.sqrt(), self.scheduler.alphas_cumprod.sqrt()
+        # Samplers that know no rescale_betas_zero_snr differ by the last few hundredths of a model that was rescaled.
+        if len(seen) != len(process) or (seen - process.cpu()).abs().max() > 0.01:
+            raise ValueError(
+                "classifier: it was trained on the noise of another schedule than that of the scheduler; train one "
+                "for this model"
+            )
+
+
+class ClassifierFreeGuidedPipeline(ClassGuidedPipeline):
+    """
+    Pictures of a chosen class by classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598):
+
+        ε̃ = ε_∅ + γ (ε_y − ε_∅),    ε_y = ε_θ(x_t, t, y),  ε_∅ = ε_θ(x_t, t, null label)
+
+    with γ the `guidance_scale`: 1 is the conditional model, 0 the unconditional one, and the paper's w is γ − 1. The
+    combination is the same for predictions of x_0 and v, which are affine in ε at fixed x_t. Of several labels with
+    weights, the differences are summed (Liu et al. 2022, https://arxiv.org/abs/2206.01714):
+
+        ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅)
+
+    Args:
+        unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t, y), with `num_classes`.
+        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
+        id2label (`dict[int, str]`, *optional*): The name of each label.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
+    """
+
+    _scales = ("guidance_scale",)
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        vae: ModelMixin | None = None,
+        id2label: dict | None = None,
+        value_range: dict[str, list[float]] | None = None,
+    ):
+        super().__init__()
+        if unet.config.num_classes is None:
+            raise ValueError("unet: it was made without num_classes; use UnconditionalPipeline")
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self._register_names(id2label, value_range)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: str | int | dict | list[str | int | dict] | torch.Tensor,
+        guidance_scale: float = 2.0,
+        guidance_interval: tuple[float, float] | None = None,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Args:
+            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)`): The class of each
+                of the n pictures, by name or number; or weights of several, `{"cat": 1.0, "dog": -0.5}` for a picture
+                toward one and away from another.
+            guidance_scale (`float`, defaults to 2.0): γ. 1 and 0 cost one forward pass a step, any other value one
+                pass of twice the batch, and more of it where several labels have weights.
+            guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
+                σ = √((1−ᾱ_t)/ᾱ_t) in which γ applies; outside, γ is 1 (Kynkäänniemi et al. 2024,
+                https://arxiv.org/abs/2404.07724).
+            num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
+                callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
+
+        Raises:
+            ValueError: If a label is unknown, an argument out of its range or too large for finite pictures, or a
+                shape does not fit the U-Net.
+        """
+        weights = self._label_weights(class_labels)  # (n, num_classes)
+        _check_interval(guidance_interval)
+
+        def predict(x_t, t, sigma):
+            gamma = guidance_scale if _is_within(sigma, guidance_interval) else 1.0
+            return self._denoise_toward(x_t, t, weights, gamma)
+
+        return self._generate(
+            predict,
+            len(weights),
+            num_inference_steps,
+            generator,
+            latents,
+            output_type,
+            return_dict,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+
+
+def _check_interval(interval) -> None:
+    if interval is not None and not (
+        isinstance(interval, (list, tuple)) and len(interval) == 2 and 0 <= interval[0] <= interval[1]
+    ):
+        raise ValueError(f"guidance_interval: {interval} is not (low, high) with 0 <= low <= high")
+
+
+def _is_within(sigma: float, interval: tuple[float, float] | None) -> bool:
+    return interval is None or interval[0] <= sigma <= interval[1]
+
+
+def _pair(size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _one_generator_each(generator, n: int) -> list[torch.Generator]:
