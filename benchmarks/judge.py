@@ -1,9 +1,14 @@
 """What the benchmarks measure pictures with: one classifier per data set, trained once and kept beside the results."""
 
 import argparse
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
+from diffusers.utils import make_image_grid
+from PIL import Image
 
 from hf_genmod.data import load_pictures
 from hf_genmod.evaluation import (
@@ -60,6 +65,36 @@ class Judge:
     def __call__(self, pictures: torch.Tensor) -> dict:
         """`frechet_distance` and `recognised_share` of pictures, (count, C, H, W) uint8, of the classes `labels`."""
         return evaluate_pictures(pictures, self.classifier, self.real, self.labels)
+
+    def grid(self, pictures: torch.Tensor, num_columns: int = 10) -> Image.Image:
+        """Ten rows of them, shared evenly among the first ten classes."""
+        num_classes = len(self.train.label_names)
+        rows_per_class = max(1, 10 // num_classes)
+        images = []
+        for label in range(min(num_classes, 10)):
+            of_class = [i for i, other in enumerate(self.labels) if other == label][: rows_per_class * num_columns]
+            images += [Image.fromarray(pictures[i].permute(1, 2, 0).squeeze(-1).numpy()) for i in of_class]
+        num_rows = len(images) // num_columns  # all of one class each, but where samples are very few
+        return make_image_grid(images[: num_rows * num_columns], num_rows, num_columns)
+
+
+def train(example: str, folder: Path, arguments: argparse.Namespace, minutes: float, *flags) -> float:
+    """Trains by an example and its defaults; returns the pictures seen per second."""
+    command = [sys.executable, f"examples/{example}", "--dataset", arguments.dataset, "--max_train_minutes",
+               str(minutes), "--sampling_steps", "0", "--output_dir", str(folder), *flags]  # fmt: skip
+    if arguments.resolution:
+        command += ["--resolution", arguments.resolution]
+    subprocess.run(command, check=True)
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    batch_size = json.loads((folder / "training_config.json").read_text())["training"]["batch_size"]
+    return last["step"] * batch_size / last["elapsed_seconds"]
+
+
+def once(file: Path, compute, *arguments):
+    """What `compute(*arguments)` gives, kept in `file`."""
+    if not file.is_file():
+        torch.save(compute(*arguments), file)
+    return torch.load(file)
 
 
 def draw(pipeline, labels, batch_size: int = 100, **kwargs) -> torch.Tensor:

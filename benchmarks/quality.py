@@ -5,19 +5,14 @@ parameters (class embedding with a null row) trained by the recipe of diffusers'
     python benchmarks/quality.py --dataset ../shared/data/mnist --resolution 32 --minutes 8 --output_dir runs/mnist
 """
 
-import json
 import math
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
-from diffusers.utils import make_image_grid
-from judge import Judge, draw, parser, to_uint8
-from PIL import Image
+from judge import Judge, draw, once, parser, to_uint8, train
 
 from hf_genmod import load_pipeline
 from hf_genmod.data import to_model_range
@@ -36,14 +31,7 @@ label_names = judge.train.label_names
 
 def train_ours() -> float:
     """Trains to `out`/hf_genmod; returns the pictures seen per second."""
-    command = [sys.executable, "examples/train_cfg.py", "--dataset", arguments.dataset, "--max_train_minutes",
-               str(arguments.minutes), "--sampling_steps", "0", "--output_dir", str(out / "hf_genmod")]  # fmt: skip
-    if arguments.resolution:
-        command += ["--resolution", arguments.resolution]
-    subprocess.run(command, check=True)
-    last = json.loads((out / "hf_genmod" / "metrics.jsonl").read_text().splitlines()[-1])
-    batch_size = json.loads((out / "hf_genmod" / "training_config.json").read_text())["training"]["batch_size"]
-    return last["step"] * batch_size / last["elapsed_seconds"]
+    return train("train_cfg.py", out / "hf_genmod", arguments, arguments.minutes)
 
 
 def train_theirs(folder: Path, learning_rate: float, batch_size: int = 64) -> float:
@@ -101,27 +89,9 @@ def draw_theirs(folder: Path, scheduler, batch_size: int = 100) -> torch.Tensor:
     return to_uint8(torch.cat(pictures) / 2 + 0.5)
 
 
-def once(file: Path, compute, *arguments):
-    """What `compute(*arguments)` gives, kept in `file`."""
-    if not file.is_file():
-        torch.save(compute(*arguments), file)
-    return torch.load(file)
-
-
 def draw_ours(folder: Path, guidance_scale: float) -> torch.Tensor:
     pipeline = load_pipeline(folder)
     return draw(pipeline, judge.labels, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps)
-
-
-def grid(pictures: torch.Tensor, num_columns: int = 10) -> Image.Image:
-    """Ten rows, shared evenly among the first ten classes."""
-    rows_per_class = max(1, 10 // len(label_names))
-    images = []
-    for label in range(min(len(label_names), 10)):
-        of_class = [i for i, other in enumerate(judge.labels) if other == label][: rows_per_class * num_columns]
-        images += [Image.fromarray(pictures[i].permute(1, 2, 0).squeeze(-1).numpy()) for i in of_class]
-    num_rows = len(images) // num_columns  # all of one class each, but where samples are very few
-    return make_image_grid(images[: num_rows * num_columns], num_rows, num_columns)
 
 
 num_inference_steps = arguments.num_inference_steps
@@ -161,7 +131,7 @@ for name, rate, pictures in rows:
         f"| {name} | {rate:.0f} | {distances[name]:.3f} | {distances[name] / floor:.1f} | "
         f"{metrics['recognised_share']} |"
     )
-    grid(pictures).save(out / f"{name.replace(', ', '-').replace(' ', '-')}.png")
+    judge.grid(pictures).save(out / f"{name.replace(', ', '-').replace(' ', '-')}.png")
 ours = distances["hf_genmod, γ = 1"]
 theirs = min(distance for name, distance in distances.items() if name.startswith("diffusers"))
 lines += ["", f"At γ = 1, {ours / theirs:.3f} of the least distance of diffusers."]

@@ -115,6 +115,28 @@ def test_parquet_and_saved_data_equal_the_folder(class_folders, arrays, tmp_path
         assert dataset.fingerprint == folder.fingerprint
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_held_out_pictures_are_a_random_part_and_no_longer_of_the_rest(class_folders, in_memory):
+    whole, training = (load_pictures(class_folders, in_memory=in_memory) for _ in range(2))
+    held_out = training.hold_out(2)
+    assert (len(training), len(held_out)) == (len(whole) - 2, 2)
+
+    def contents(dataset):
+        batch = dataset.__getitems__(range(len(dataset)))
+        images, labels = batch["images"], batch["class_labels"].tolist()
+        assert [dataset.where(i) for i in range(len(dataset))] and len(dataset.properties) == len(dataset)
+        return sorted((image.numpy().tobytes(), label) for image, label in zip(images, labels, strict=True))
+
+    assert sorted(contents(training) + contents(held_out)) == contents(whole)
+    again, other = (load_pictures(class_folders, in_memory=in_memory) for _ in range(2))
+    assert contents(again.hold_out(2)) == contents(held_out)
+    assert contents(other.hold_out(2, seed=2)) != contents(held_out)
+    assert len({dataset.fingerprint for dataset in (whole, training, held_out, other)}) == 4
+    assert again.fingerprint == training.fingerprint
+    with pytest.raises(ValueError, match=f"{len(training)} of its {len(training)} pictures cannot be held out"):
+        training.hold_out(len(training))
+
+
 def test_fingerprint_is_that_of_another_process_and_tells_data_apart(class_folders):
     dataset = load_pictures(class_folders)
     assert dataset.fingerprint == "42bc8f7838d593c0"  # as computed by another process

@@ -7,9 +7,9 @@ import pytest
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import tiny_unet, tiny_vae
+from tiny import tiny_classifier, tiny_unet, tiny_vae
 
-from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline
+from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline, ClassifierGuidedPipeline
 from hf_genmod.doctor import examine
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
@@ -43,6 +43,15 @@ def test_a_sound_checkpoint_has_no_findings_and_status_0(tmp_path):
         [sys.executable, "-m", "hf_genmod", "doctor", str(tmp_path)], capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}: no findings\n"), done.stderr
+
+
+def test_a_classifier_of_other_noise_is_found(tmp_path):
+    process = AncestralDDPMScheduler(**COSINE)
+    classifier = tiny_classifier(noise_schedule=dict(process.config))
+    ClassifierGuidedPipeline(tiny_unet(), classifier, process).save_pretrained(tmp_path)
+    assert not list(examine(tmp_path))
+    edit(tmp_path / "classifier/config.json", noise_schedule={"beta_schedule": "linear"})
+    assert "classifier: it was trained on the noise of another schedule" in only(examine(tmp_path))
 
 
 def test_each_finding_is_a_line_and_the_status_is_1(tmp_path):

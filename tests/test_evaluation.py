@@ -1,17 +1,21 @@
 import math
 from functools import reduce
 from pathlib import Path
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from hf_genmod import AncestralDDPMScheduler
+from hf_genmod.data import PictureDataset
 from hf_genmod.evaluation import (
     FeatureClassifier,
     FeatureStatistics,
     Share,
+    accuracy_by_noise_level,
     evaluate_pictures,
     extract_features,
     frechet_distance,
@@ -420,3 +424,50 @@ def test_bound_does_not_depend_on_the_batch_size():
         for size in (7, 50)
     ]
     assert math.isclose(*bounds, rel_tol=1e-6)
+
+
+class TestAccuracyByNoiseLevel:
+    """Pictures of two grey levels ±a of N pixels: a threshold at zero is the best classifier of them."""
+
+    A, N = 0.1, 16
+
+    @pytest.fixture
+    def dataset(self):
+        level = round(127.5 * self.A)
+        images = [Image.new("L", (4, 4), 127 - level if i % 2 else 128 + level) for i in range(1000)]
+        return PictureDataset(images, "levels", labels=torch.arange(1000) % 2, label_names=["bright", "dark"])
+
+    def classifier(self, seen):
+        class Threshold(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.zero = torch.nn.Parameter(torch.zeros(()))
+
+            def forward(self, x_t, t):
+                seen.append((int(t), len(x_t)))
+                mean = x_t.mean(dim=(1, 2, 3)) + self.zero
+                return SimpleNamespace(logits=torch.stack([mean, -mean], dim=1))
+
+        return Threshold()
+
+    def test_is_that_of_the_closed_form(self, dataset):
+        scheduler, seen = AncestralDDPMScheduler(), []
+        levels = accuracy_by_noise_level(self.classifier(seen), scheduler, dataset, num_levels=5, batch_size=300)
+        assert [level["t"] for level in levels] == [0, 250, 500, 749, 999]
+        assert seen == [(level["t"], size) for level in levels for size in (300, 300, 300, 100)]
+        a = (2 * (128 + round(127.5 * self.A)) / 255) - 1
+        for level in levels:
+            alpha_bar = scheduler.alphas_cumprod[level["t"]].item()
+            assert level["sigma"] == pytest.approx(math.sqrt((1 - alpha_bar) / alpha_bar))
+            expected = NormalDist().cdf(a * math.sqrt(self.N) / level["sigma"])
+            share = level["accuracy"]
+            assert share.count == 1000
+            assert abs(share.value - expected) < 4 * math.sqrt(expected * (1 - expected) / 1000) + 1e-9
+        assert levels[0]["accuracy"].value == 1 and levels[-1]["accuracy"].value < 0.6
+
+    def test_does_not_depend_on_the_batch_size(self, dataset):
+        by_batch_size = [
+            accuracy_by_noise_level(self.classifier([]), AncestralDDPMScheduler(), dataset, 4, batch_size)
+            for batch_size in (1000, 7)
+        ]
+        assert by_batch_size[0] == by_batch_size[1]

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from hf_genmod import load_pipeline, shapes
+from hf_genmod import NoisyImageClassifier, load_pipeline, shapes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ["--resolution", "16", "--block_out_channels", "16", "32", "--layers_per_block", "1",
@@ -51,6 +52,33 @@ def test_training_without_labels_and_with_a_learned_variance_in_bf16(tmp_path):
     (image,) = load_pipeline(tmp_path / "run")(num_inference_steps=2).images
     assert (image.mode, image.size) == ("RGB", (16, 16))
     assert list((tmp_path / "run" / "logs").rglob("events*"))
+
+
+def test_a_classifier_trained_for_a_model_guides_it(class_folders, tmp_path):
+    model, both = tmp_path / "model", tmp_path / "both"
+    pictures = ["--dataset", class_folders]
+    done = run("train_unconditional.py", *pictures, "--output_dir", model, "--max_train_steps", 2, *SMALL)
+    assert done.returncode == 0, done.stderr
+    flags = ["--block_out_channels", "16", "32", "--batch_size", "8", "--sampling_steps", "0"]
+    command = ["train_classifier.py", *pictures, "--for_model", model, "--output_dir", both, "--max_train_steps", 3]
+    done = run(*command, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "noise level σ   accuracy" in done.stdout and "n = 3)" in done.stdout
+    assert (both / "accuracy.png").is_file()
+
+    pipe, plain = load_pipeline(both), load_pipeline(model)
+    assert sorted(pipe.labels) == sorted(folder.name for folder in class_folders.iterdir())
+    (image,) = pipe("circle", num_inference_steps=2).images
+    assert (image.mode, image.size) == ("L", (16, 16))
+    component = NoisyImageClassifier.from_pretrained(both, subfolder="classifier")
+    assert component.config.noise_schedule["beta_schedule"] == plain.scheduler.config.beta_schedule
+    for name, weight in plain.unet.state_dict().items():
+        assert torch.equal(pipe.unet.state_dict()[name], weight)
+
+    done = run("train_classifier.py", "--for_model", tmp_path / "no", "--max_train_steps", 1, cwd=tmp_path)
+    assert done.returncode == 2 and "no' is not a folder" in done.stderr and "Traceback" not in done.stderr
+    done = run("train_classifier.py", "--max_train_steps", 1, cwd=tmp_path)
+    assert done.returncode == 2 and "the following arguments are required: --for_model" in done.stderr
 
 
 def test_the_demo_checks_the_model_it_samples(tmp_path):

@@ -10,11 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_unet
+from tiny import tiny_classifier, tiny_unet, tiny_vae
 
-from hf_genmod import ClassifierFreeGuidedPipeline
+from hf_genmod import ClassifierFreeGuidedPipeline, ClassifierGuidedPipeline, UnconditionalPipeline
 from hf_genmod.data import PictureDataset
-from hf_genmod.recipe import DataArguments, ModelArguments, draw_images, one_line_errors, parse_arguments
+from hf_genmod.recipe import (
+    DataArguments,
+    ModelArguments,
+    NetworkArguments,
+    draw_images,
+    one_line_errors,
+    parse_arguments,
+    report_accuracy,
+)
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.training import TrainingConfig
 
@@ -250,3 +258,102 @@ def test_held_out_pictures_of_other_classes_are_refused(tmp_path):
     (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     with pytest.raises(ValueError, match="the classes of 'test' are not those of 'train'"):
         DataArguments(dataset=str(tmp_path / "saved")).load(require_labels=True)
+
+
+def test_where_there_is_no_held_out_split_a_tenth_is_held_out_on_demand(tmp_path):
+    save_class_folders(tmp_path / "few", train=45)
+    training, held_out = DataArguments(dataset=str(tmp_path / "few")).load(hold_out=True)
+    assert (len(training), len(held_out)) == (40, 5)
+    training, held_out = DataArguments(dataset=str(tmp_path / "few")).load(hold_out=True, num_held_out=3)
+    assert (len(training), len(held_out)) == (42, 3)
+    save_class_folders(tmp_path / "both", train=45, test=10)
+    training, held_out = DataArguments(dataset=str(tmp_path / "both")).load(hold_out=True)
+    assert (len(training), len(held_out)) == (45, 10)
+
+
+class TestPicturesForAModel:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        save_class_folders(tmp_path / "pictures", train=20)
+        return str(tmp_path / "pictures")
+
+    def test_come_as_its_network_sees_them(self, folder):
+        model = UnconditionalPipeline(tiny_unet(sample_size=(16, 8)), AncestralDDPMScheduler())
+        training, held_out = DataArguments(dataset=folder).load_for(model)
+        for pictures, count in ((training, 18), (held_out, 2)):
+            assert (len(pictures), pictures.resolution, pictures.channels) == (count, (16, 8), 3)
+            assert pictures.label_names == ["a", "b"]
+
+    def test_of_measured_values_are_mapped_as_its_own_were(self, tmp_path):
+        for i in range(20):
+            (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+            np.save(tmp_path / "ab"[i % 2] / f"{i}.npy", np.full((5, 8, 8), float(i)))
+        ranges = {"low": [0.0] * 5, "high": [100.0] * 5}
+        model = UnconditionalPipeline(
+            tiny_unet(in_channels=5, out_channels=5), AncestralDDPMScheduler(), value_range=ranges
+        )
+        training, held_out = DataArguments(dataset=str(tmp_path)).load_for(model)
+        values = {round(row, 4) for pictures in (training, held_out) for row in
+                  pictures.__getitems__(range(len(pictures)))["images"][:, 0, 0, 0].tolist()}  # fmt: skip
+        assert values == {round(2 * i / 100 - 1, 4) for i in range(20)}
+        plain = UnconditionalPipeline(tiny_unet(in_channels=5, out_channels=5), AncestralDDPMScheduler())
+        with pytest.raises(ValueError, match="for_model: it was trained on pictures of 8 bits, and these are not"):
+            DataArguments(dataset=str(tmp_path)).load_for(plain)
+
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            ({"resolution": "16"}, "for_model: it was trained on 8x8 pictures of 3 channels; leave out --resolution"),
+            ({"channels": 1}, "for_model: it was trained on 8x8 pictures of 3 channels; leave out --resolution"),
+        ],
+    )
+    def test_of_another_size_are_refused(self, folder, arguments, message):
+        model = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+        with pytest.raises(ValueError, match=message):
+            DataArguments(dataset=folder, **arguments).load_for(model)
+
+    def test_of_other_labels_are_refused(self, folder):
+        model = ClassifierFreeGuidedPipeline(
+            tiny_unet(num_classes=2), AncestralDDPMScheduler(), id2label={0: "a", 1: "c"}
+        )
+        with pytest.raises(ValueError, match="for_model: its labels are a, c, and those of the pictures are not"):
+            DataArguments(dataset=folder).load_for(model)
+
+    def test_of_a_latent_space_there_are_none(self, folder):
+        model = UnconditionalPipeline(
+            tiny_unet(in_channels=4, out_channels=4), AncestralDDPMScheduler(), tiny_vae(latent_channels=4)
+        )
+        with pytest.raises(ValueError, match="for_model: it works in a latent space"):
+            DataArguments(dataset=folder).load_for(model)
+
+
+@pytest.mark.parametrize(
+    "process", [{}, {"beta_schedule": "sigmoid"}, {"beta_schedule": "laplace", "num_train_timesteps": 100},
+                {"beta_end": 0.03, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}],
+)  # fmt: skip
+def test_a_classifier_guides_the_model_of_its_noise_after_a_journey_over_disk(process, tmp_path):
+    scheduler = AncestralDDPMScheduler(**process)
+    dataset = SimpleNamespace(resolution=(8, 8), channels=3, label_names=["a", "b"])
+    network = NetworkArguments(block_out_channels=[16, 32])
+    first, again, other = (network.make_classifier(dataset, scheduler, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.conv_in.weight, again.conv_in.weight)
+    assert not torch.equal(first.conv_in.weight, other.conv_in.weight)
+    ClassifierGuidedPipeline(tiny_unet(), first, scheduler).save_pretrained(tmp_path)
+    assert ClassifierGuidedPipeline.from_pretrained(tmp_path).num_classes == 2
+    with pytest.raises(ValueError, match="classifier: it was trained on the noise of another schedule"):
+        ClassifierGuidedPipeline(tiny_unet(), first, AncestralDDPMScheduler(beta_schedule="squaredcos_cap_v2"))
+
+
+def test_the_report_of_a_classifier_is_a_table_and_a_picture_of_the_curve(tmp_path, capsys):
+    held_out = PictureDataset(
+        [Image.new("RGB", (8, 8), (i, i, i)) for i in range(30)], "greys", labels=torch.arange(30) % 3,
+        label_names=["a", "b", "c"],
+    )  # fmt: skip
+    report_accuracy(tiny_classifier(), AncestralDDPMScheduler(), held_out, tmp_path / "new" / "accuracy.png")
+    header, *rows, last = capsys.readouterr().out.splitlines()
+    assert header.split() == ["t", "noise", "level", "σ", "accuracy"]
+    assert len(rows) == 11 and all("n = 30)" in row for row in rows)
+    assert [int(row.split()[0]) for row in rows] == torch.linspace(0, 999, 11).round().int().tolist()
+    assert last == f"{tmp_path / 'new' / 'accuracy.png'} shows the curve"
+    with Image.open(tmp_path / "new" / "accuracy.png") as picture:
+        assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 10  # not blank

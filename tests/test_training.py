@@ -16,19 +16,22 @@ import torch
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
+from tiny import tiny_unet
 
 from hf_genmod import (
     AncestralDDPMScheduler,
     ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
     DenoisingObjective,
     DenoisingUNet2DModel,
+    NoisyClassificationObjective,
     Trainer,
     TrainingConfig,
     load_pipeline,
 )
-from hf_genmod.data import load_pictures, to_model_range
+from hf_genmod.data import PictureDataset, load_pictures, to_model_range
 from hf_genmod.randomness import BatchRandom
-from hf_genmod.recipe import class_rows
+from hf_genmod.recipe import NetworkArguments, class_rows
 from hf_genmod.shapes import ShapesDataset
 from hf_genmod.training import TrainingError, power_function_average
 
@@ -175,6 +178,47 @@ def test_a_killed_run_continues_to_bitwise_the_same_end(dataset, held_out, tmp_p
     assert_same_state(resumed, whole)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     assert sorted(p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()) == ["step-8", "step-9"]
+
+
+def test_a_classifier_learns_what_it_can_at_each_noise_level_and_takes_up_its_run_bitwise(tmp_path):
+    levels = torch.arange(64) % 2 * 200
+    images = [Image.new("RGB", (8, 8), (int(level), 0, 0)) for level in levels]
+    pictures = PictureDataset(images, "levels", labels=(levels > 0).long(), label_names=["dark", "bright"])
+    held_out = pictures.hold_out(20)
+    process = AncestralDDPMScheduler(beta_schedule="squaredcos_cap_v2")
+
+    def trainer(folder, objective, **settings):
+        config = TrainingConfig(str(tmp_path / folder), max_train_steps=30, batch_size=16, mixed_precision="no",
+                                validation_steps=15, checkpointing_steps=10, **settings)  # fmt: skip
+        classifier = NetworkArguments(block_out_channels=[16, 32]).make_classifier(pictures, process)
+        return Trainer(
+            classifier,
+            objective,
+            pictures,
+            config,
+            make_pipeline=lambda classifier: ClassifierGuidedPipeline(tiny_unet(), classifier, process),
+            validation_dataset=held_out,
+        )
+
+    class KilledAt20(NoisyClassificationObjective):
+        def __call__(self, model, batch, rng):
+            if cut.progress.step == 20 and model.training:
+                raise Killed
+            return super().__call__(model, batch, rng)
+
+    whole = trainer("whole", NoisyClassificationObjective(process))
+    whole.train()
+    last = metrics(tmp_path / "whole")[-1]
+    assert last["validation_accuracy_0.0_0.2"] == 1
+    assert last["validation_loss_0.0_0.2"] < 0.9 * last["validation_loss_0.8_1.0"]  # of nearly pure noise
+
+    cut = trainer("cut", KilledAt20(process))
+    with pytest.raises(Killed):
+        cut.train()
+    resumed = trainer("cut", NoisyClassificationObjective(process))
+    resumed.train()
+    assert_same_state(resumed, whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
 def test_a_run_that_is_over_is_not_trained_again(dataset, tmp_path):

@@ -4,6 +4,7 @@ dataset = load_pictures("path/to/folder", resolution=64)
 dataset[0]["images"]  # uint8, (C, 64, 64)
 """
 
+import copy
 import errno
 import functools
 import hashlib
@@ -211,6 +212,18 @@ class PictureDataset(torch.utils.data.Dataset):
         self.labels = None if self.labels is None else self.labels[indices]
         self.captions = None if self.captions is None else [self.captions[i] for i in indices]
 
+    def hold_out(self, count: int, seed: int = 0) -> "PictureDataset":
+        """Takes `count` pictures, drawn at random, out of this data set; returns them as one of their own."""
+        if not 0 < count < len(self):
+            raise ValueError(f"{self.name}: {count} of its {len(self)} pictures cannot be held out; collect more")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        held_out = copy.copy(self)
+        for part, indices in ((held_out, order[:count].sort().values), (self, order[count:].sort().values)):
+            part._keep(indices.tolist())
+            part.images = None if part.images is None else part.images[indices]
+            part.fingerprint = f"{part.fingerprint}-{len(indices)}-{seed}"
+        return held_out
+
     def __len__(self) -> int:
         return len(self._source)
 
@@ -350,9 +363,10 @@ def _values(array: np.ndarray) -> np.ndarray:
         array = array[None]
     elif array.shape[2] < array.shape[0]:
         array = array.transpose(2, 0, 1)
-    values = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("some of its values are not finite; replace them")
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.ascontiguousarray(array, dtype=np.float32)
+    if not (np.abs(values) < 1e37).all():  # whose range has to be finite as well
+        raise ValueError("some of its values are not finite, or beyond ±1e37; replace them")
     return values
 
 

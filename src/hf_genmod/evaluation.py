@@ -325,6 +325,40 @@ def evaluate_pictures(
     return metrics
 
 
+def accuracy_by_noise_level(classifier, scheduler, dataset, num_levels: int = 11, batch_size: int = 256) -> list[dict]:
+    """How often a classifier of noisy pictures is right, at timesteps at even distances from the first to the last.
+
+    Args:
+        classifier ([`NoisyImageClassifier`]): f_φ(y | x_t).
+        scheduler ([`AncestralDDPMScheduler`]): the process whose x_t it sees.
+        dataset ([`~hf_genmod.data.PictureDataset`]): labelled pictures that it has not been trained on. Each gets the
+            same noise at every timestep.
+        num_levels (`int`): number of timesteps.
+        batch_size (`int`): pictures per forward pass.
+
+    Returns:
+        `list[dict]`: `"t"`, the noise level `"sigma"` = √((1−ᾱ_t)/ᾱ_t), and `"accuracy"`, a [`Share`], of each.
+    """
+    device, T = next(classifier.parameters()).device, len(scheduler)
+    positions = torch.arange(len(dataset))
+    levels = []
+    for t in torch.linspace(0, T - 1, num_levels).round().long():
+        logits, labels = [], []
+        for part in positions.split(batch_size):
+            batch = dataset.__getitems__(part.tolist())
+            x_0 = to_model_range(batch["images"]).to(device)
+            epsilon = BatchRandom(0, 0, part, len(positions), device).normal(x_0.shape[1:], dtype=x_0.dtype)
+            with torch.no_grad():
+                logits.append(classifier(scheduler.add_noise(x_0, epsilon, t), t).logits.cpu())
+            labels.append(batch["class_labels"])
+        alpha_bar = scheduler.alphas_cumprod[t].item()
+        sigma = math.inf if alpha_bar == 0 else math.sqrt((1 - alpha_bar) / alpha_bar)
+        levels.append(
+            {"t": t.item(), "sigma": sigma, "accuracy": recognised_share(torch.cat(logits), torch.cat(labels))}
+        )
+    return levels
+
+
 @torch.no_grad()
 def variational_bound(
     unet: nn.Module,

@@ -1,6 +1,9 @@
 """Pictures of numbers."""
 
+import re
 from pathlib import Path
+
+VALIDATION = r"validation_loss(_\d\.\d_\d\.\d)?"  # all in all, and by noise level
 
 
 def draw_losses(lines: list[dict], file: Path):
@@ -15,11 +18,9 @@ def draw_losses(lines: list[dict], file: Path):
         ImportError: If matplotlib is not installed.
     """
     from matplotlib import colormaps  # optional, and slow to import
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    names = {name for line in lines for name in line if name == "loss" or name.startswith("validation_loss")}
+    figure, axes = _figure()
+    names = {name for line in lines for name in line if name == "loss" or re.fullmatch(VALIDATION, name)}
     for name in sorted(names):
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
@@ -35,6 +36,43 @@ def draw_losses(lines: list[dict], file: Path):
     axes.set(xlabel="step", ylabel="loss", xscale="log", yscale="log")
     axes.grid(which="both", alpha=0.2)
     figure.legend(loc="outside right upper")
+    _save(figure, file)
+
+
+def draw_accuracy(levels: list[dict], chance: float, file: Path):
+    """
+    Draws the accuracy of a classifier of noisy pictures over the timesteps, with its 95% intervals.
+
+    Args:
+        levels (`list[dict]`): From [`~hf_genmod.evaluation.accuracy_by_noise_level`].
+        chance (`float`): What guessing gives.
+        file (`Path`): PNG to write.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    figure, axes = _figure()
+    t, shares = [level["t"] for level in levels], [level["accuracy"] for level in levels]
+    axes.fill_between(t, [share.low for share in shares], [share.high for share in shares], alpha=0.2, linewidth=0)
+    axes.plot(t, [share.value for share in shares], marker=".", label=f"{shares[0].count} held-out pictures")
+    axes.axhline(chance, color="black", linewidth=1, linestyle="--", label="chance")
+    axes.set(xlabel="timestep t", ylabel="share recognised", ylim=(0, 1.02))
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(t, [f"{level['sigma']:.2g}" for level in levels])
+    above.set_xlabel("noise level σ")
+    axes.grid(alpha=0.2)
+    axes.legend(loc="lower left")
+    _save(figure, file)
+
+
+def _figure():
+    from matplotlib.figure import Figure  # optional, and slow to import
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _save(figure, file: Path):
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.partial")
     figure.savefig(partial, dpi=120, format="png")

@@ -16,7 +16,10 @@ from diffusers.utils import make_image_grid
 from transformers import HfArgumentParser
 
 from hf_genmod.data import PictureDataset, load_pictures, splits_of, to_model_range
+from hf_genmod.evaluation import accuracy_by_noise_level
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClassifier
+from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
+from hf_genmod.plots import draw_accuracy
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
 # What a classifier records of the process whose noise it has seen.
@@ -53,8 +56,13 @@ class DataArguments:
         metadata={"help": "A picture that cannot be used: 'error' names it and stops, 'skip' leaves it out."},
     )
 
-    def load(self, require_labels: bool = False) -> tuple[PictureDataset, PictureDataset | None]:
-        """The pictures to train on, and 256 of those held out, if the data set has any."""
+    def load(
+        self, require_labels: bool = False, num_held_out: int = 256, hold_out: bool = False
+    ) -> tuple[PictureDataset, PictureDataset | None]:
+        """
+        The pictures to train on, and up to `num_held_out` of those held out; where the data set has none, a tenth of
+        its pictures if `hold_out`, else `None`.
+        """
         arguments = dataclasses.asdict(self)
         held_out = arguments.pop("validation_split")
         training = load_pictures(**arguments, require_labels=require_labels)
@@ -62,15 +70,39 @@ class DataArguments:
             known = set(splits_of(self.dataset)) - {self.split}
             held_out = next((split for split in ("validation", "test") if split in known), None)
         if held_out is None:
-            return training, None
+            return training, training.hold_out(min(-(-len(training) // 10), num_held_out)) if hold_out else None
         arguments |= {"split": held_out, "resolution": training.resolution, "channels": training.channels}
-        validation = load_pictures(**arguments, require_labels=require_labels, limit=256)
+        validation = load_pictures(**arguments, require_labels=require_labels, limit=num_held_out)
         if validation.label_names != training.label_names:
             raise ValueError(
                 f"validation_split: the classes of {held_out!r} are not those of {self.split!r}; choose another"
             )
         validation.value_range = training.value_range
         return training, validation
+
+    def load_for(self, pipeline: GenerationPipeline) -> tuple[PictureDataset, PictureDataset]:
+        """Labelled pictures as the network of a pipeline sees them, and up to 1,000 others of the kind."""
+        config, names = pipeline.unet.config, list(getattr(pipeline, "labels", {}))
+        if pipeline.vae is not None:
+            raise ValueError("for_model: it works in a latent space, whose noise a classifier of pictures cannot see")
+        height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+        size = {"resolution": self.resolution or f"{height}x{width}", "channels": self.channels or config.in_channels}
+        training, held_out = dataclasses.replace(self, **size).load(
+            require_labels=True, num_held_out=1000, hold_out=True
+        )
+        if (*training.resolution, training.channels) != (height, width, config.in_channels):
+            raise ValueError(
+                f"for_model: it was trained on {height}x{width} pictures of {config.in_channels} channels; leave out "
+                "--resolution and --channels"
+            )
+        value_range = pipeline.config.value_range
+        if (value_range is None) != (training.value_range is None):
+            kinds = ["measured values", "pictures of 8 bits"]
+            raise ValueError(f"for_model: it was trained on {kinds[value_range is None]}, and these are not")
+        if names and names != training.label_names:
+            raise ValueError(f"for_model: its labels are {', '.join(names)}, and those of the pictures are not")
+        training.value_range = held_out.value_range = value_range
+        return training, held_out
 
 
 @dataclasses.dataclass
@@ -89,7 +121,7 @@ class NetworkArguments:
     )
     fourier_frequencies: list[float] = dataclasses.field(
         default_factory=lambda: [2.0, 8.0],
-        metadata={"help": "Frequencies of the sines and cosines of the pixels that the U-Net sees beside them."},
+        metadata={"help": "Frequencies of the sines and cosines of the pixels that the network sees beside them."},
     )
     dropout: float = dataclasses.field(default=0.0, metadata={"help": "Dropout in the residual blocks."})
 
@@ -236,13 +268,26 @@ def class_rows(pipeline, num_columns: int = 8, max_rows: int = 10, **kwargs):
     A grid with one row for each class (of the first `max_rows`), as a `PIL.Image.Image`.
 
     Args:
-        pipeline ([`ClassifierFreeGuidedPipeline`]): What draws them.
+        pipeline ([`ClassifierFreeGuidedPipeline`] or [`ClassifierGuidedPipeline`]): What draws them.
         num_columns, max_rows (`int`): Size of the grid.
         kwargs: Further arguments of `draw_images`.
     """
-    num_rows = min(pipeline.unet.config.num_classes, max_rows)
+    num_rows = min(pipeline.num_classes, max_rows)
     labels = [label for label in range(num_rows) for _ in range(num_columns)]
     return make_image_grid(draw_images(pipeline, labels, **kwargs), num_rows, num_columns)
+
+
+def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: PictureDataset, file: Path):
+    """Prints how often a classifier is right about held-out pictures at each noise level, and draws the curve."""
+    levels = accuracy_by_noise_level(classifier, scheduler, held_out)
+    print("   t   noise level σ   accuracy")
+    for level in levels:
+        print(f"{level['t']:4}{level['sigma']:16.3g}   {level['accuracy']}")
+    try:
+        draw_accuracy(levels, chance=1 / classifier.config.num_classes, file=file)
+        print(f"{file} shows the curve")
+    except (ImportError, OSError) as error:
+        print(f"the curve could not be drawn: {error}")
 
 
 @contextlib.contextmanager
@@ -297,7 +342,7 @@ def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
     """
     try:
         settings = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not a YAML file ({str(error).splitlines()[0]})") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: holds no settings, which would be lines such as 'batch_size: 32'")
@@ -310,6 +355,9 @@ def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
         raise ValueError(f"{file}: {unknown[0]!r} is not a setting; `--help` lists them")
     flags = []
     for name, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{file}: {name!r} is neither a value nor a list of values")
         if value not in ("", "null", "~"):
-            flags += [f"--{name}", *(value if isinstance(value, list) else [value])]
+            flags += [f"--{name}", *values]
     return flags

@@ -211,6 +211,7 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self._pipeline()  # raises if its parts do not fit
         self.progress = Progress()
         self.accumulated = {}  # name -> values of the steps since the last line of metrics
         self._open_run(description or {})
@@ -332,9 +333,8 @@ class Trainer:
         sums = collections.defaultdict(lambda: [0.0] * num_bands)
         model = self.averaged_model.module.eval()
         for band, positions in enumerate(bands):
-            for part in positions[accelerator.process_index :: accelerator.num_processes].split(
-                self.config.batch_size
-            ):
+            mine = positions[accelerator.process_index :: accelerator.num_processes]
+            for part in mine.split(self.config.batch_size) if len(mine) else ():
                 rng = BatchRandom(self.config.seed, 0, part, count, accelerator.device)
                 batch = self.validation_dataset.__getitems__(order[part].tolist())
                 with torch.no_grad(), accelerator.autocast():
@@ -350,7 +350,8 @@ class Trainer:
             means[f"validation_{name}"] = sum(values) / count
             for band, positions in enumerate(bands if num_bands > 1 else []):
                 low, high = band / num_bands, (band + 1) / num_bands
-                means[f"validation_{name}_{low:.1f}_{high:.1f}"] = values[band] / max(len(positions), 1)
+                if len(positions):
+                    means[f"validation_{name}_{low:.1f}_{high:.1f}"] = values[band] / len(positions)
         return means
 
     def _report_bad_step(self, learning_rate, too_bad: bool):

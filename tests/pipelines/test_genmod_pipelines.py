@@ -15,6 +15,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    IPNDMScheduler,
     KDPM2AncestralDiscreteScheduler,
     KDPM2DiscreteScheduler,
     LMSDiscreteScheduler,
@@ -364,6 +365,17 @@ class TestGuidance:
         expected = null + gamma * (weights @ (points - null).flatten(1))[:, :, None, None]
         torch.testing.assert_close(pictures, expected.detach().expand_as(pictures), rtol=0, atol=1e-5)
 
+    def test_learned_variance_of_several_labels_is_the_mean_of_theirs_by_weight(self):
+        process = AncestralDDPMScheduler(variance_type="learned_range")
+        pipeline = guided(tiny_unet(num_classes=3, out_channels=6), process)
+        x_t, t = torch.randn(2, 3, 8, 8, generator=seeded()), torch.tensor(500)
+        weights = torch.tensor([[1.0, -0.5, 0.0], [0.0, 0.0, 2.0]])
+        with torch.no_grad():
+            both = pipeline._classifier_free_guidance(x_t, t, weights, 3.0)
+            cat, dog, lizard = (pipeline.unet(x_t, t, torch.full((2,), label)).sample[:, 3:] for label in range(3))
+        expected = torch.stack([(2 * cat[0] + dog[0]) / 3, lizard[1]])
+        torch.testing.assert_close(both[:, 3:], expected, rtol=1e-4, atol=1e-5)
+
     def test_learned_variance_stays_that_of_the_class(self):
         unet = tiny_unet(num_classes=3, out_channels=6)
         pipeline = guided(unet, AncestralDDPMScheduler(variance_type="learned_range", clip_sample=False))
@@ -433,7 +445,8 @@ class TestClassifierGuidance:
         pictures = draw(pipeline, [0, 2], classifier_scale=0, guidance_form=form)
         assert runs == []
         assert torch.equal(pictures, draw(unconditional(scheduler=scheduler), 2))
-        assert (draw(pipeline, [0, 2], classifier_scale=20.0, guidance_form=form) - pictures).abs().max() > 0.01
+        arguments = {"guidance_form": form, "guidance_interval": (0, float("inf"))}
+        assert (draw(pipeline, [0, 2], classifier_scale=20.0, **arguments) - pictures).abs().max() > 0.01
         assert runs == [2] * self.STEPS
 
     @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -448,9 +461,13 @@ class TestClassifierGuidance:
         pipeline = classifier_guided(unet, from_config(training.config), ExactClassifier(unet))
         single = unconditional(ExactDenoiser([points[2]], prediction_type), from_config(training.config))
         guided_states, states = [], []
-        for pipe, request, seen in ((pipeline, ["lizard"], guided_states), (single, [1], states)):
+        everywhere = {"guidance_interval": (0, float("inf"))}
+        for pipe, request, seen in (
+            (pipeline, {"class_labels": "lizard", **everywhere}, guided_states),
+            (single, {}, states),
+        ):
             callback = lambda pipe, i, t, tensors, seen=seen: seen.append(tensors["latents"])  # noqa: E731
-            draw(pipe, *request, num_inference_steps=10, callback_on_step_end=callback)
+            draw(pipe, num_inference_steps=10, callback_on_step_end=callback, **request)
         assert len(states) >= 10
         for guided_state, state in zip(guided_states, states, strict=True):
             torch.testing.assert_close(guided_state, state, rtol=1e-3, atol=1e-3)
@@ -478,6 +495,7 @@ class TestClassifierGuidance:
                 [0, 2],
                 classifier_scale=scale,
                 guidance_form=form,
+                guidance_interval=(0, float("inf")),
                 latents=x_t,
                 num_inference_steps=num_inference_steps,
                 callback_on_step_end=callback,
@@ -560,9 +578,61 @@ class TestClassifierGuidance:
         assert scheduler.alphas_cumprod[-1] == 0
         runs = passes(pipeline.classifier)
         for form in ("noise", "mean"):
-            assert draw(pipeline, [0, 2], guidance_form=form).isfinite().all()
+            arguments = {"guidance_form": form, "guidance_interval": (0, float("inf"))}
+            assert draw(pipeline, [0, 2], **arguments).isfinite().all()
             assert runs == [2] * (self.STEPS - 1)
             runs.clear()
+
+    def test_by_default_hopeless_noise_is_not_guided(self, passes):
+        # The process and sampler of the training examples, whose first steps have a σ of thousands.
+        process = AncestralDDPMScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
+        sampler = DPMSolverMultistepScheduler.from_config(
+            process.config, algorithm_type="sde-dpmsolver++", use_lu_lambdas=True, thresholding=True
+        )
+        pipeline = classifier_guided(
+            scheduler=sampler, classifier=tiny_classifier(noise_schedule=dict(process.config))
+        )
+        runs = passes(pipeline.classifier)
+        pictures = draw(pipeline, [0, 2], num_inference_steps=10, classifier_scale=20.0)
+        sampler.set_timesteps(10)
+        assert len(runs) == (sampler.sigmas[:10] <= 20).sum() > 0
+        assert sampler.sigmas[0] > 1000
+        unguided = draw(pipeline, [0, 2], num_inference_steps=10, classifier_scale=0)
+        assert 0.01 < (pictures - unguided).abs().max() < 2
+
+    @pytest.mark.parametrize("clipping", [{"clip_sample": True}, {"clip_sample": False, "thresholding": True}])
+    @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+    def test_clipping_comes_before_guidance(self, prediction_type, clipping):
+        process = AncestralDDPMScheduler(prediction_type=prediction_type, **clipping)
+        pipeline, states, s = classifier_guided(scheduler=process), [], 300.0
+        x_T = torch.randn(1, 3, 8, 8, generator=seeded())
+        process.set_timesteps(4)
+        t, prev_t = process.timesteps.tolist()[:2]
+        g = pipeline._classifier_gradient(x_T, torch.tensor(t), torch.tensor([[0.0, 1.0, 0.0]]))
+        with torch.no_grad():
+            unguided = process.predict_original_sample(pipeline.unet(x_T, t).sample, t, x_T, clip=True)
+        assert unguided.abs().max() == 1  # it was clipped
+        alpha_bar = process.alphas_cumprod[t]
+        x_0 = unguided + s * (1 - alpha_bar) / alpha_bar.sqrt() * g
+        assert x_0.abs().max() > 1.1  # and is not clipped again
+        noise = process.step(torch.zeros_like(x_T), t, x_T, generator=seeded(5)).prev_sample
+        noise = noise - process.posterior_mean(
+            process.predict_original_sample(torch.zeros_like(x_T), t, x_T, clip=True), t, x_T, prev_t
+        )
+        expected = process.posterior_mean(x_0, t, x_T, prev_t) + noise
+        callback = lambda pipe, step, t, tensors: states.append(tensors["latents"])  # noqa: E731
+        arguments = {"latents": x_T, "generator": [seeded(5)], "callback_on_step_end": callback}
+        draw(pipeline, 1, classifier_scale=s, **arguments)
+        torch.testing.assert_close(states[0], expected, rtol=1e-4, atol=1e-4)
+        assert process.config.clip_sample == clipping["clip_sample"]
+
+    def test_a_little_guidance_changes_a_picture_a_little(self, sampler):
+        name, from_config = sampler
+        # Where it clips, DDIM of diffusers goes on from the noise that belongs to x̂_0 before it was clipped.
+        config = AncestralDDPMScheduler(clip_sample=name != "DDIM").config
+        pipeline = classifier_guided(scheduler=from_config(config))
+        unguided, guided = (draw(pipeline, [0, 2], classifier_scale=s) for s in (0, 1e-6))
+        torch.testing.assert_close(guided, unguided, rtol=1e-3, atol=1e-3)
 
     def test_interval_limits_guidance_to_its_noise_levels(self, passes):
         pipeline = classifier_guided()
@@ -590,11 +660,21 @@ class TestClassifierGuidance:
         with torch.inference_mode():
             assert torch.equal(draw(pipeline, [0, 2], classifier_scale=5.0), expected)
 
+    def test_keeps_no_graph_of_the_unet(self):
+        pipeline, kept = classifier_guided(), []
+        pipeline.unet.register_forward_hook(lambda unet, args, output: kept.append(output.sample.requires_grad))
+        draw(pipeline, [0, 2], classifier_scale=5.0)
+        assert kept == [False] * self.STEPS
+
     def test_in_latent_space_the_classifier_sees_latents(self):
         unet, classifier = tiny_unet(in_channels=4, out_channels=4), tiny_classifier(in_channels=4)
         vae = tiny_vae(latent_channels=4)
         pipeline = classifier_guided(unet, AncestralDDPMScheduler(clip_sample=False), classifier, vae=vae)
-        assert draw(pipeline, [0, 2], output_type="pt").shape == (2, 3, 16, 16)
+        seen = []
+        pipeline.classifier.register_forward_pre_hook(lambda classifier, args: seen.append(args[0].shape))
+        guided = draw(pipeline, [0, 2], output_type="pt", classifier_scale=20.0)
+        assert guided.shape == (2, 3, 16, 16) and set(seen) == {(2, 4, 8, 8)}
+        assert not torch.equal(guided, draw(pipeline, [0, 2], output_type="pt", classifier_scale=0))
 
     def test_in_half_precision_the_picture_is_nearly_the_same(self):
         pipeline = classifier_guided()
@@ -627,6 +707,12 @@ class TestClassifierGuidance:
     def test_a_classifier_of_other_labels_is_refused(self):
         with pytest.raises(ValueError, match="classifier: it has 3 classes and the U-Net 5; train one for this model"):
             classifier_guided(tiny_unet(num_classes=5))
+
+    def test_a_sampler_that_does_not_tell_its_noise_is_for_unguided_pictures_only(self):
+        sampler = IPNDMScheduler.from_config(AncestralDDPMScheduler().config)
+        assert draw(unconditional(scheduler=sampler), 1).isfinite().all()
+        with pytest.raises(ValueError, match="scheduler: IPNDMScheduler does not tell its noise levels; use another"):
+            classifier_guided(scheduler=sampler)
 
     def test_a_sampler_of_another_process_is_refused_later_too(self):
         pipeline = classifier_guided()
@@ -719,6 +805,7 @@ class TestLabels:
             ({"catt": 1.0}, "class_labels: 'catt' is not one of the 3 labels of this model; did you mean 'cat'?"),
             ({"cat": "1"}, "class_labels: the weight '1' of 'cat' is not a finite number"),
             ({"cat": float("nan")}, "class_labels: the weight nan of 'cat' is not a finite number"),
+            ({"cat": 1e300}, "class_labels: the weights {'cat': 1e+300} are too large"),
             ({"cat": 0.0}, "class_labels: {'cat': 0.0} gives no label a weight"),
             ({}, "class_labels: {} gives no label a weight"),
         ],
@@ -866,12 +953,15 @@ class TestOffloading:
 
     @needs_accelerator
     @pytest.mark.parametrize("how", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
-    def test_models_come_back_to_the_cpu(self, how):
+    @pytest.mark.parametrize("request_", [2, [0, 2]])
+    def test_models_come_back_to_the_cpu(self, how, request_):
         pipeline = unconditional(tiny_unet(in_channels=4, out_channels=4), vae=tiny_vae(latent_channels=4))
-        expected = draw(pipeline, 2, output_type="pt")
+        if request_ != 2:
+            pipeline = classifier_guided()
+        expected = draw(pipeline, request_, output_type="pt")
         getattr(pipeline, how)()
         for _ in range(2):
-            torch.testing.assert_close(draw(pipeline, 2, output_type="pt").cpu(), expected, rtol=0, atol=1e-2)
+            torch.testing.assert_close(draw(pipeline, request_, output_type="pt").cpu(), expected, rtol=0, atol=1e-2)
             assert pipeline.unet.device.type in ("cpu", "meta")
 
     @needs_accelerator

@@ -195,7 +195,7 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
     _skip_layerwise_casting_patterns = ["norm"]
     _shipped_file = _SHIPPED_FILE
 
-    def _make_way_down(self, conditioning_channels: int = 0) -> list[int]:
+    def _build_encoder(self, conditioning_channels: int = 0) -> list[int]:
         """Creates the layers; returns the widths of the outputs of `conv_in` and of `down_layers`."""
         config = self.config
         size = config.sample_size
@@ -228,7 +228,7 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
         width, has_attention = self.config.block_out_channels[level], self.config.attention_levels[level]
         return UNetBlock(in_channels, width, self._embedding_dim, self.config, has_attention)
 
-    def _fold(self, sample, conditioning_image=None):
+    def _patchify(self, sample, conditioning_image=None):
         """x_t with its sines and cosines and the conditioning image, squares of pixels folded into channels."""
         x = [sample]
         for frequency in self.config.fourier_frequencies:
@@ -326,7 +326,7 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
         fourier_frequencies: tuple[float, ...] = (),
     ):
         super().__init__()
-        skips = self._make_way_down(conditioning_channels)
+        skips = self._build_encoder(conditioning_channels)
         if num_classes is not None:
             self.class_embedding = nn.Embedding(num_classes + 1, self._embedding_dim)
         if conditioning_channels:
@@ -415,7 +415,7 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
         def apply(block, x):
             return self._apply_block(block, x, embedding, encoder_hidden_states, encoder_attention_mask)
 
-        x = self.conv_in(self._fold(sample, conditioning_image))
+        x = self.conv_in(self._patchify(sample, conditioning_image))
         skips = [x]
         for layer in self.down_layers:
             x = layer(x) if isinstance(layer, Downsample) else apply(layer, x)
@@ -503,6 +503,8 @@ class NoisyImageClassifier(NoisyImageModel):
         ValueError: If the widths, the levels and the picture's size do not fit together.
     """
 
+    _supports_group_offloading = False  # the weights are needed after the forward pass, for the gradient in x_t
+
     @register_to_config
     def __init__(
         self,
@@ -520,7 +522,7 @@ class NoisyImageClassifier(NoisyImageModel):
         noise_schedule: dict | None = None,
     ):
         super().__init__()
-        channels = self._make_way_down()[-1]
+        channels = self._build_encoder()[-1]
         if channels % attention_head_dim:
             raise ValueError(
                 f"block_out_channels: {channels} is not a multiple of attention_head_dim ({attention_head_dim}), as "
@@ -547,7 +549,7 @@ class NoisyImageClassifier(NoisyImageModel):
         """
         self._check_sample(sample, timestep=timestep)
         embedding = F.silu(self.time_embedding(self._frequencies(sample, timestep)))  # (n, d)
-        x = self.conv_in(self._fold(sample))
+        x = self.conv_in(self._patchify(sample))
         for layer in self.down_layers:
             x = layer(x) if isinstance(layer, Downsample) else self._apply_block(layer, x, embedding)
         tokens = F.silu(self.norm_out(x)).flatten(2).transpose(1, 2)  # (n, h·w, c)

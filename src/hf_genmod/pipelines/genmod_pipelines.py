@@ -23,6 +23,8 @@ from huggingface_hub import hf_hub_download, snapshot_download
 # Captured at import: a later load may overwrite the file that this module was read from.
 _SHIPPED_FILE = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))
 
+MOST_NOISE = 20.0  # the σ up to which a classifier guides unless told otherwise
+
 # Where the classes of a checkpoint are found when this file is part of the installed package.
 _INSTALLED = {
     "ancestral_ddpm": "hf_genmod.schedulers.ancestral_ddpm",
@@ -58,18 +60,19 @@ class GenerationPipeline(DiffusionPipeline):
         callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: list[str],
         shift: Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor], torch.Tensor] | None = None,
+        clip: bool = True,
     ):
         """
         Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239) with any scheduler: x_T ~ N(0, I), then
         x_{t-1} from x_t and the model's prediction until x_0. Pipelines differ in `predict(x_t, t, σ)`, where x_t is
         as the network sees it, √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(x_t, t, σ, prediction)`,
-        which is added to x_{t-1}.
+        which is added to x_{t-1}. Without `clip` the scheduler is kept from clipping x̂_0.
         """
         self._check_request(batch_size, num_inference_steps, output_type, callback_on_step_end_tensor_inputs, latents)
         device = self._execution_device
         generators = _one_generator_each(generator, batch_size)
         x_t = self._initial_noise(batch_size, generators, latents).to(device)
-        scheduler, takes_variance = self._sampler()
+        scheduler, takes_variance = self._sampler(clip)
         scheduler.set_timesteps(num_inference_steps, device=device)
         x_t = x_t * scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
@@ -118,14 +121,24 @@ class GenerationPipeline(DiffusionPipeline):
         shape = (config.in_channels, *_pair(config.sample_size))
         return torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])
 
-    def _sampler(self) -> tuple[SchedulerMixin, bool]:
-        """The scheduler, and whether it takes a learned variance along with the prediction."""
-        learned = str(getattr(self.scheduler.config, "variance_type", None)).startswith("learned")
-        if learned and "DDPM" not in type(self.scheduler).__name__:
-            scheduler = copy.deepcopy(self.scheduler)  # the config in the checkpoint stays what it is
-            scheduler.register_to_config(variance_type=None)  # DPM-Solver would cut once more, at three channels
-            return scheduler, False
-        return self.scheduler, learned
+    def _sampler(self, clip: bool) -> tuple[SchedulerMixin, bool]:
+        """The scheduler, clipping x̂_0 or not, and whether it takes a learned variance along with the prediction."""
+        config = self.scheduler.config
+        learned = str(getattr(config, "variance_type", None)).startswith("learned")
+        takes_variance = learned and "DDPM" in type(self.scheduler).__name__
+        changes = {} if clip else {name: False for name in self._clips()}
+        if learned and not takes_variance:
+            changes["variance_type"] = None  # DPM-Solver would cut once more, at three channels
+        if not changes:
+            return self.scheduler, takes_variance
+        scheduler = copy.deepcopy(self.scheduler)  # the config in the checkpoint stays what it is
+        scheduler.register_to_config(**changes)
+        return scheduler, takes_variance
+
+    def _clips(self) -> list[str]:
+        """By which of its ways the scheduler clips x̂_0; a config may have keys of others that it does not act on."""
+        known = inspect.signature(type(self.scheduler).__init__).parameters
+        return [name for name in ("thresholding", "clip_sample") if name in known and self.scheduler.config[name]]
 
     def _decode(self, latents):
         if self.vae is None:
@@ -154,6 +167,8 @@ class GenerationPipeline(DiffusionPipeline):
             return (scale**-2 - 1) ** 0.5
         if hasattr(scheduler, "sigmas"):
             return float(scheduler.sigmas[i])
+        if not hasattr(scheduler, "alphas_cumprod"):
+            return math.nan  # IPNDM does not say
         alpha_bar_t = float(scheduler.alphas_cumprod[int(t)])
         return math.inf if alpha_bar_t == 0 else ((1 - alpha_bar_t) / alpha_bar_t) ** 0.5
 
@@ -331,7 +346,7 @@ class UnconditionalPipeline(GenerationPipeline):
         )
 
 
-class ClassGuidedPipeline(GenerationPipeline):
+class ClassConditionalPipeline(GenerationPipeline):
     """What the pipelines that are asked for classes share: the names of the labels, and classifier-free guidance."""
 
     @property
@@ -349,7 +364,7 @@ class ClassGuidedPipeline(GenerationPipeline):
             id2label = {int(index): name for index, name in id2label.items()}  # JSON has made the keys strings
         self.register_to_config(id2label=id2label, value_range=value_range)
 
-    def _denoise_toward(self, x_t, t, weights, gamma):
+    def _classifier_free_guidance(self, x_t, t, weights, gamma):
         """ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅) with the weights (n, num_classes), in as few passes as there can be."""
         n, channels = x_t.shape[:2]
         picture, label = weights.nonzero(as_tuple=True)
@@ -381,6 +396,8 @@ class ClassGuidedPipeline(GenerationPipeline):
                 if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
                     raise ValueError(f"class_labels: the weight {weight!r} of {label!r} is not a finite number")
                 row[self._label_index(label)] += weight
+            if not row.isfinite().all():
+                raise ValueError(f"class_labels: the weights {request!r} are too large")
             if not row.any():
                 raise ValueError(f"class_labels: {request!r} gives no label a weight")
         return weights.to(self._execution_device)
@@ -405,7 +422,7 @@ class ClassGuidedPipeline(GenerationPipeline):
         return label
 
 
-class ClassifierGuidedPipeline(ClassGuidedPipeline):
+class ClassifierGuidedPipeline(ClassConditionalPipeline):
     r"""
     Pictures of a chosen class by classifier guidance (Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233): a
     model that knows no labels is steered by the gradient g = ∇_{x_t} log f_φ(y | x_t) of a classifier of noisy
@@ -414,11 +431,13 @@ class ClassifierGuidedPipeline(ClassGuidedPipeline):
         ε̂ = ε_θ(x_t, t) − s √(1−ᾱ_t) g           "noise": Algorithm 2 there, for any sampler
         x_{t-1} ~ N(μ + s Σ g, Σ)                "mean": Algorithm 1 there, for ancestral sampling
 
-    A U-Net with labels is told y as well (ADM-G), by classifier-free guidance.
+    In the noise form x̂_0 is clipped, where the sampler clips, before it is guided. A U-Net with labels is told y as
+    well (ADM-G), by classifier-free guidance.
 
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t), or ε_θ(x_t, t, y) with the classes of the classifier.
-        classifier ([`NoisyImageClassifier`]): log f_φ(y | x_t), trained on x_t of the same process.
+        classifier ([`NoisyImageClassifier`]): log f_φ(y | x_t), trained on x_t of the same process. Its parameters
+            are frozen.
         scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
         vae (*optional*): An autoencoder with `decode(z).sample`; then U-Net and classifier work on its latents.
         id2label (`dict[int, str]`, *optional*): The name of each label.
@@ -442,6 +461,7 @@ class ClassifierGuidedPipeline(ClassGuidedPipeline):
         value_range: dict[str, list[float]] | None = None,
     ):
         super().__init__()
+        classifier.requires_grad_(False)  # only the gradient in x_t is of use
         self.register_modules(unet=unet, classifier=classifier, scheduler=scheduler, vae=vae)
         self._register_names(id2label, value_range)
         self._check_classifier()
@@ -475,7 +495,9 @@ class ClassifierGuidedPipeline(ClassGuidedPipeline):
             classifier_scale (`float`, defaults to 1.0): s. At 0 the classifier is not run.
             guidance_form (`str`, defaults to `"noise"`): `"noise"` or `"mean"`.
             guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
-                σ = √((1−ᾱ_t)/ᾱ_t) in which s and γ apply; outside, s is 0 and γ is 1.
+                σ = √((1−ᾱ_t)/ᾱ_t) in which s and γ apply; outside, s is 0 and γ is 1. By default γ applies everywhere
+                and s where σ is at most 20: in more noise a classifier knows nothing, but by its mistakes, which the
+                noise form multiplies by σ, it would ruin the picture.
             guidance_scale (`float`, defaults to 1.0): γ of [`ClassifierFreeGuidedPipeline`], for a U-Net with labels.
             num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
                 callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them.
@@ -504,32 +526,35 @@ class ClassifierGuidedPipeline(ClassGuidedPipeline):
                 "the classifier is classifier_scale"
             )
 
-        def guides(sigma):
-            # Pure noise says nothing of y.
-            return classifier_scale != 0 and sigma < math.inf and _is_within(sigma, guidance_interval)
+        interval = (0.0, MOST_NOISE) if guidance_interval is None else guidance_interval
+
+        def guidance(x_t, t, sigma):
+            """s g, which is 0 where there is no guidance."""
+            if classifier_scale == 0 or sigma == math.inf or not _is_within(sigma, interval):
+                return torch.zeros_like(x_t)
+            return classifier_scale * self._classifier_gradient(x_t, t, weights)
 
         def predict(x_t, t, sigma):
             if has_labels:
                 gamma = guidance_scale if _is_within(sigma, guidance_interval) else 1.0
-                prediction = self._denoise_toward(x_t, t, weights, gamma)
+                prediction = self._classifier_free_guidance(x_t, t, weights, gamma)
             else:
                 prediction = self._denoise(x_t, t)
-            if guidance_form == "noise" and guides(sigma):
-                eps, variance = prediction.tensor_split([x_t.shape[1]], dim=1)
-                g = self._classifier_gradient(x_t, t, weights)
-                eps = eps - classifier_scale * self._prediction_per_gradient(sigma) * g
-                prediction = torch.cat([eps, variance], dim=1)
-            return prediction
+            if guidance_form == "mean" or classifier_scale == 0 or sigma == math.inf:
+                return prediction
+            # x̂_0 is clipped as the sampler would do it, and guided after that.
+            prediction, variance = prediction.tensor_split([x_t.shape[1]], dim=1)
+            x_0 = self._clip(self._x_0_of(prediction, x_t, sigma))
+            x_0 = x_0 + sigma**2 / math.hypot(1, sigma) * guidance(x_t, t, sigma)  # (1−ᾱ)/√ᾱ = σ²/√(1+σ²)
+            return torch.cat([self._prediction_of(x_0, x_t, sigma), variance], dim=1)
 
         def shift(x_t, t, sigma, prediction):
-            if not guides(sigma):
-                return torch.zeros_like(x_t)
             scheduler = self.scheduler
             _, predicted_variance = scheduler.split_model_output(prediction, x_t)
             log_variance = scheduler.reverse_log_variance(
                 int(t), x_t, int(scheduler.previous_timestep(t)), predicted_variance
             )
-            return classifier_scale * log_variance.exp() * self._classifier_gradient(x_t, t, weights)
+            return log_variance.exp() * guidance(x_t, t, sigma)
 
         return self._generate(
             predict,
@@ -542,6 +567,7 @@ class ClassifierGuidedPipeline(ClassGuidedPipeline):
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
             shift if guidance_form == "mean" else None,
+            clip=guidance_form == "mean" or classifier_scale == 0,
         )
 
     def _classifier_gradient(self, x_t, t, weights):
@@ -552,15 +578,25 @@ class ClassifierGuidedPipeline(ClassGuidedPipeline):
             logits = self.classifier(x_t.to(self.classifier.dtype), t).logits.to(x_t.dtype)
             return torch.autograd.grad((weights * logits.log_softmax(dim=1)).sum(), x_t)[0]
 
-    def _prediction_per_gradient(self, sigma: float) -> float:
-        """c in "prediction − s c g" that comes to ε̂ = ε − s √(1−ᾱ) g, for what the U-Net predicts."""
-        root = math.hypot(1, sigma)  # 1/√ᾱ
-        prediction_type = self.scheduler.config.prediction_type
+    def _x_0_of(self, prediction, x_t, sigma):
+        """x̂_0 of what the U-Net predicts, with √ᾱ = 1/√(1+σ²) and √(1−ᾱ) = σ/√(1+σ²)."""
+        prediction_type, root = self.scheduler.config.prediction_type, math.hypot(1, sigma)
         if prediction_type == "epsilon":
-            return sigma / root  # √(1−ᾱ)
-        if prediction_type == "v_prediction":
-            return sigma  # v = (ε − √(1−ᾱ) x_t) / √ᾱ
-        return -sigma * sigma / root  # x̂_0 = (x_t − √(1−ᾱ) ε̂) / √ᾱ
+            return root * x_t - sigma * prediction
+        return (x_t - sigma * prediction) / root if prediction_type == "v_prediction" else prediction
+
+    def _prediction_of(self, x_0, x_t, sigma):
+        """The other way round."""
+        prediction_type, root = self.scheduler.config.prediction_type, math.hypot(1, sigma)
+        if prediction_type == "epsilon":
+            return (root * x_t - x_0) / sigma
+        return (x_t - root * x_0) / sigma if prediction_type == "v_prediction" else x_0
+
+    def _clip(self, x_0):
+        clips, config = self._clips(), self.scheduler.config
+        if "thresholding" in clips:
+            return self.scheduler._threshold_sample(x_0)
+        return x_0.clamp(-config.clip_sample_range, config.clip_sample_range) if clips else x_0
 
     def _check_classifier(self):
         unet, classifier, schedule = self.unet.config, self.classifier.config, self.classifier.config.noise_schedule
@@ -581,8 +617,10 @@ class ClassifierGuidedPipeline(ClassGuidedPipeline):
                 "classifier: its config has no noise_schedule, so nobody knows which noise it was trained on; train "
                 "one for this model"
             )
+        if not hasattr(self.scheduler, "alphas_cumprod"):
+            raise ValueError(f"scheduler: {type(self.scheduler).__name__} does not tell its noise levels; use another")
         seen, process = DDPMScheduler.from_config(schedule).alphas_cumprod.sqrt(), self.scheduler.alphas_cumprod.sqrt()
-        # Samplers that know no rescale_betas_zero_snr differ by the last few hundredths of a model that was rescaled.
+        # Some samplers know no rescale_betas_zero_snr, so that at the end √ᾱ is not 0 there.
         if len(seen) != len(process) or (seen - process.cpu()).abs().max() > 0.01:
             raise ValueError(
                 "classifier: it was trained on the noise of another schedule than that of the scheduler; train one "
@@ -590,7 +628,7 @@ class ClassifierGuidedPipeline(ClassGuidedPipeline):
             )
 
 
-class ClassifierFreeGuidedPipeline(ClassGuidedPipeline):
+class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
     """
     Pictures of a chosen class by classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598):
 
@@ -666,7 +704,7 @@ class ClassifierFreeGuidedPipeline(ClassGuidedPipeline):
 
         def predict(x_t, t, sigma):
             gamma = guidance_scale if _is_within(sigma, guidance_interval) else 1.0
-            return self._denoise_toward(x_t, t, weights, gamma)
+            return self._classifier_free_guidance(x_t, t, weights, gamma)
 
         return self._generate(
             predict,

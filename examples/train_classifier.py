@@ -1,0 +1,61 @@
+"""
+Trains a classifier of noisy pictures for a diffusion model, which it then guides; the result is a checkpoint of both.
+
+    python examples/train_classifier.py --for_model runs/model --dataset path/to/folder --max_train_minutes 4
+"""
+
+import dataclasses
+from pathlib import Path
+
+from hf_genmod import ClassifierGuidedPipeline, NoisyClassificationObjective, Trainer, TrainingConfig, load_pipeline
+from hf_genmod.recipe import (
+    DataArguments,
+    NetworkArguments,
+    class_rows,
+    one_line_errors,
+    parse_arguments,
+    report_accuracy,
+)
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.training import TrainingError
+
+
+@dataclasses.dataclass
+class GuidanceArguments:
+    for_model: str = dataclasses.field(metadata={"help": "The diffusion model: the folder of its run, or its id."})
+    classifier_scale: float = dataclasses.field(
+        default=2.0, metadata={"help": "s of the samples drawn while training."}
+    )
+
+
+with one_line_errors():
+    data, guidance, network, config = parse_arguments(
+        DataArguments, GuidanceArguments, NetworkArguments, TrainingConfig
+    )
+    model = load_pipeline(guidance.for_model)
+    dataset, held_out = data.load_for(model)
+    scheduler = AncestralDDPMScheduler.from_config(model.scheduler.config)
+    sampler = type(model.scheduler).from_config(model.scheduler.config, solver_order=1)  # a second order overshoots
+    classifier = network.make_classifier(dataset, scheduler, seed=config.seed)
+    trainer = Trainer(
+        classifier,
+        NoisyClassificationObjective(scheduler),
+        dataset,
+        config,
+        make_pipeline=lambda classifier: ClassifierGuidedPipeline(
+            model.unet,
+            classifier,
+            sampler,
+            id2label=dict(enumerate(dataset.label_names)),
+            value_range=dataset.value_range,
+        ).to(classifier.device),
+        draw_samples=lambda pipeline: class_rows(pipeline, classifier_scale=guidance.classifier_scale),
+        description={part: dataclasses.asdict(arguments) for part, arguments in
+                     (("data", data), ("guidance", guidance), ("network", network))},
+        validation_dataset=held_out,
+    )  # fmt: skip
+
+with one_line_errors(TrainingError, status=1):
+    classifier = trainer.train().classifier
+    if trainer.accelerator.is_main_process:
+        report_accuracy(classifier, scheduler, held_out, Path(config.output_dir) / "accuracy.png")
