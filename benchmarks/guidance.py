@@ -87,12 +87,20 @@ curves = {
 
 figure = Figure(figsize=(11, 5), layout="constrained")
 left, right = figure.subplots(1, 2)
-for label, rows in curves.items():
+for (label, rows), side in zip(curves.items(), (-1, 1), strict=True):
     scales, shares, distances, diversities = zip(*rows, strict=True)
     for axes, values in ((left, distances), (right, diversities)):
         axes.plot(shares, values, marker="o", markersize=4, label=label)
         for scale, share, value in zip(scales, shares, values, strict=True):
-            axes.annotate(f"{scale:g}", (share, value), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                f"{scale:g}",
+                (share, value),
+                xytext=(5 * side, 0),
+                textcoords="offset points",
+                fontsize=8,
+                ha="right" if side < 0 else "left",
+                va="center",
+            )
 left.axhline(floor, color="black", linewidth=1, linestyle="--", label="real pictures")
 left.set(xlabel="share recognised as the class asked for", ylabel="Fréchet distance", yscale="log")
 right.axhline(1, color="black", linewidth=1, linestyle="--")
