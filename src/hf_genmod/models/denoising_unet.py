@@ -143,6 +143,10 @@ class AttentionBlock(nn.Module):
 class UNetBlock(nn.Module):
     """A residual block, with attention after it on the levels that have it."""
 
+    # Asked instead of `isinstance`: a loader that executes this file again, for another component of the same
+    # checkpoint, makes other classes of the same names.
+    is_block = True
+
     def __init__(self, in_channels, out_channels, embedding_dim, config, has_attention: bool):
         super().__init__()
         groups = config.norm_num_groups
@@ -163,6 +167,8 @@ class UNetBlock(nn.Module):
 class Downsample(nn.Module):
     """A convolution to half the height and width."""
 
+    is_block = False
+
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
@@ -176,6 +182,8 @@ class Upsample(nn.Conv2d):
     Nearest neighbour to twice the height and width, then a convolution; computed as one transposed convolution, where
     each pixel meets at once the sum of the weights that its copies would have met: 4/9 of the products.
     """
+
+    is_block = False
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, padding=1)
@@ -418,12 +426,12 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
         x = self.conv_in(self._patchify(sample, conditioning_image))
         skips = [x]
         for layer in self.down_layers:
-            x = layer(x) if isinstance(layer, Downsample) else apply(layer, x)
+            x = apply(layer, x) if layer.is_block else layer(x)
             skips.append(x)
         for block in self.mid_blocks:
             x = apply(block, x)
         for layer in self.up_layers:
-            x = layer(x) if isinstance(layer, Upsample) else apply(layer, torch.cat([x, skips.pop()], dim=1))
+            x = apply(layer, torch.cat([x, skips.pop()], dim=1)) if layer.is_block else layer(x)
         x = self.conv_out(F.silu(self.norm_out(x)))
         prediction = F.pixel_shuffle(x, self.config.patch_size)
 
@@ -551,7 +559,7 @@ class NoisyImageClassifier(NoisyImageModel):
         embedding = F.silu(self.time_embedding(self._frequencies(sample, timestep)))  # (n, d)
         x = self.conv_in(self._patchify(sample))
         for layer in self.down_layers:
-            x = layer(x) if isinstance(layer, Downsample) else self._apply_block(layer, x, embedding)
+            x = self._apply_block(layer, x, embedding) if layer.is_block else layer(x)
         tokens = F.silu(self.norm_out(x)).flatten(2).transpose(1, 2)  # (n, h·w, c)
         mean = tokens.mean(dim=1, keepdim=True)
         pooled = (mean + self.pooling(mean, tokens)).squeeze(1)  # (n, c)
