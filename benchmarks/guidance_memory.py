@@ -7,10 +7,9 @@ backward pass, each in a process of its own (Linux; CPU or one GPU).
 
 import argparse
 import multiprocessing
-from pathlib import Path
 
 import torch
-from speed import device, resident_peak
+from speed import device, peak_of
 
 from hf_genmod import AncestralDDPMScheduler, ClassifierGuidedPipeline
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClassifier
@@ -39,16 +38,7 @@ def measure(queue, kind: str, n: int, num_threads: int):
     torch.set_num_threads(num_threads)
     run = work(kind, n)
     work(kind, 2)()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        queue.put((torch.cuda.max_memory_allocated() - before) / 2**20)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far (Linux)
-        before = resident_peak()
-        run()
-        queue.put(resident_peak() - before)
+    queue.put(peak_of(run))
 
 
 if __name__ == "__main__":

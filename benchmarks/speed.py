@@ -111,16 +111,20 @@ def peak_memory(queue, library, size, dtype, num_threads):
     torch.set_num_threads(num_threads)
     model, inputs = make(library, *SIZES[size])
     step = training_step(model, inputs, dtype)
+    queue.put(peak_of(step))
+
+
+def peak_of(function) -> float:
+    """MiB that a call takes at its peak, beside what is there already."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step()
-        queue.put((torch.cuda.max_memory_allocated() - before) / 2**20)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far (Linux)
-        before = resident_peak()
-        step()
-        queue.put(resident_peak() - before)
+        function()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far (Linux)
+    before = resident_peak()
+    function()
+    return resident_peak() - before
 
 
 def resident_peak() -> float:
