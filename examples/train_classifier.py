@@ -15,6 +15,7 @@ from hf_genmod.recipe import (
     one_line_errors,
     parse_arguments,
     report_accuracy,
+    weights_fingerprint,
 )
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.training import TrainingError
@@ -24,7 +25,7 @@ from hf_genmod.training import TrainingError
 class GuidanceArguments:
     for_model: str = dataclasses.field(metadata={"help": "The diffusion model: the folder of its run, or its id."})
     classifier_scale: float = dataclasses.field(
-        default=2.0, metadata={"help": "s of the samples drawn while training."}
+        default=2.0, metadata={"help": "Strength s of the guidance of the samples drawn while training."}
     )
 
 
@@ -50,10 +51,14 @@ with one_line_errors():
             value_range=dataset.value_range,
         ).to(classifier.device),
         draw_samples=lambda pipeline: class_rows(pipeline, classifier_scale=guidance.classifier_scale),
-        description={part: dataclasses.asdict(arguments) for part, arguments in
-                     (("data", data), ("guidance", guidance), ("network", network))},
+        description={
+            "data": dataclasses.asdict(data),
+            "guidance": dataclasses.asdict(guidance),
+            "network": dataclasses.asdict(network),
+            "weights": {"for_model": weights_fingerprint(model.unet)},
+        },
         validation_dataset=held_out,
-    )  # fmt: skip
+    )
 
 with one_line_errors(TrainingError, status=1):
     classifier = trainer.train().classifier

@@ -137,6 +137,23 @@ def test_held_out_pictures_are_a_random_part_and_no_longer_of_the_rest(class_fol
         training.hold_out(len(training))
 
 
+def test_held_out_pictures_are_shared_out_among_the_classes(tmp_path):
+    for name, count in (("rare", 1), ("few", 3), ("some", 30), ("many", 300)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("L", (2, 2)).save(tmp_path / name / f"{i}.png")
+    for seed in range(5):
+        training = load_pictures(tmp_path)
+        held_out = training.hold_out(33, seed)
+        counts = dict(zip(training.label_names, torch.bincount(held_out.labels, minlength=4).tolist(), strict=True))
+        assert counts == {"rare": 0, "few": 0, "some": 3, "many": 30}
+    training = load_pictures(tmp_path)
+    training.hold_out(330)
+    assert sorted(training.labels.tolist()) == [0, 1, 2, 3]  # the last one of each
+    with pytest.raises(ValueError, match="331 of its 334 pictures cannot be held out without emptying a class"):
+        load_pictures(tmp_path).hold_out(331)
+
+
 def test_fingerprint_is_that_of_another_process_and_tells_data_apart(class_folders):
     dataset = load_pictures(class_folders)
     assert dataset.fingerprint == "42bc8f7838d593c0"  # as computed by another process
@@ -609,7 +626,7 @@ def test_measured_values_that_cannot_be_used(tmp_path):
         ValueError, match=r"several kinds: \S*good.npy of 1 channels, \S*more.npy of 3 channels of meas"
     ):
         load_pictures(tmp_path, on_bad_image="skip")
-    with pytest.raises(ValueError, match="channels: 3, but .* holds measured values of 1"):
+    with pytest.raises(ValueError, match="it holds measured values of 1 channels, which stay as they are; .* made 3"):
         load_pictures(rows([coded(Image.new("I;16", (4, 4)))]), channels=3)
     with pytest.raises(ValueError, match="several kinds: row 1 .* of 8 bits, row 0 .* of 1 channels of measured"):
         load_pictures(rows([coded(Image.new("I;16", (4, 4))), coded(Image.new("L", (4, 4)))]))
@@ -660,7 +677,8 @@ def test_a_limit_takes_pictures_at_even_distances(class_folders, arrays):
     assert torch.equal(load_pictures(class_folders, limit=100).images, chw(arrays))
     drawn = ShapesDataset(10, resolution=16)
     some, whole = (load_pictures(drawn, limit=limit) for limit in (4, None))
-    assert torch.equal(some.images, whole.images[::3]) and torch.equal(some.labels, whole.labels[::3])
+    assert torch.equal(some.images, whole.images[[0, 2, 5, 7]])
+    assert torch.equal(some.labels, whole.labels[[0, 2, 5, 7]])
 
 
 def test_file_that_vanishes_is_named(class_folders):

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import tiny_classifier, tiny_unet, tiny_vae
@@ -52,6 +52,13 @@ def test_a_classifier_of_other_noise_is_found(tmp_path):
     assert not list(examine(tmp_path))
     edit(tmp_path / "classifier/config.json", noise_schedule={"beta_schedule": "linear"})
     assert "classifier: it was trained on the noise of another schedule" in only(examine(tmp_path))
+
+
+def test_a_checkpoint_that_loads_but_does_not_sample_is_found(tmp_path):
+    ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), DDIMScheduler(**COSINE)).save_pretrained(tmp_path)
+    assert not list(examine(tmp_path))
+    edit(tmp_path / "scheduler/scheduler_config.json", prediction_type="none")
+    assert "it does not sample where this package is not installed" in only(examine(tmp_path))
 
 
 def test_each_finding_is_a_line_and_the_status_is_1(tmp_path):
@@ -133,7 +140,7 @@ def test_code_that_is_not_ours_is_found_and_not_executed(folder, tmp_path):
 def test_a_checkpoint_without_its_code_loads_here_only(tmp_path):
     save_checkpoint(tmp_path)
     (tmp_path / "unet" / "denoising_unet.py").unlink()
-    assert "does not load where this package is not installed" in only(examine(str(tmp_path)))
+    assert "does not sample where this package is not installed" in only(examine(str(tmp_path)))
     for file in tmp_path.rglob("*.py"):
         file.unlink()
     assert "it carries no code" in only(examine(str(tmp_path)))

@@ -1,6 +1,7 @@
 """The examples, run as a person runs them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,10 +76,19 @@ def test_a_classifier_trained_for_a_model_guides_it(class_folders, tmp_path):
     for name, weight in plain.unet.state_dict().items():
         assert torch.equal(pipe.unet.state_dict()[name], weight)
 
+    plain.unet.conv_in.bias.data += 1
+    plain.unet.save_pretrained(model / "unet")
+    done = run(*command, *flags)
+    assert done.returncode == 2 and "holds a different run (weights.for_model was" in done.stderr
+
     done = run("train_classifier.py", "--for_model", tmp_path / "no", "--max_train_steps", 1, cwd=tmp_path)
     assert done.returncode == 2 and "no' is not a folder" in done.stderr and "Traceback" not in done.stderr
     done = run("train_classifier.py", "--max_train_steps", 1, cwd=tmp_path)
     assert done.returncode == 2 and "the following arguments are required: --for_model" in done.stderr
+    done = run("train_classifier.py", "--help")
+    assert "Trains a classifier of noisy pictures" in done.stdout and "default: None" in done.stdout
+    (of_for_model,) = re.findall(r"\n  --for_model .*?\n  --", done.stdout, re.DOTALL)
+    assert "default" not in of_for_model
 
 
 def test_the_demo_checks_the_model_it_samples(tmp_path):

@@ -58,3 +58,17 @@ def test_what_is_no_checkpoint_of_ours_is_named(tmp_path, hub):
         load_pipeline("user/nothing-here")
     with pytest.raises(FileNotFoundError, match="is not a folder, nor can it be the id"):
         load_pipeline(tmp_path / "mistyped")
+    (tmp_path / "empty" / "training_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="no model_index.json in it, so it is a run that is not over; repeat"):
+        load_pipeline(tmp_path / "empty")
+
+
+def test_a_mistyped_folder_beside_checkpoints_is_not_looked_for_on_the_hub(tmp_path, hub, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/plain", "runs/guided"):
+        pipeline().save_pretrained(name)
+    with pytest.raises(
+        FileNotFoundError, match="'runs/plane' is not a folder; runs holds the checkpoints guided, plain:"
+    ):
+        load_pipeline("runs/plane")
+    assert not hub.requests

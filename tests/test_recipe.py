@@ -233,8 +233,8 @@ def save_class_folders(folder, **counts):
 def test_held_out_pictures_are_those_of_the_test_split(tmp_path):
     save_class_folders(tmp_path, train=6, test=300)
     training, held_out = DataArguments(dataset=str(tmp_path)).load(require_labels=True)
-    assert len(training) == 6 and len(held_out) == 150  # every second, to be at most 256
-    assert torch.equal(held_out.images[:3, 0, 0, 0], torch.tensor([0, 4, 8]))  # of class a, which has the even ones
+    assert len(training) == 6 and len(held_out) == 256  # at even distances
+    assert held_out.images[:8, 0, 0, 0].tolist() == [0, 2, 4, 6, 8, 10, 14, 16]  # of class a, which has the even ones
     training, held_out = DataArguments(dataset=str(tmp_path), split="test", validation_split="train").load()
     assert (len(training), len(held_out)) == (300, 6)
     assert DataArguments(dataset=str(tmp_path / "train")).load()[1] is None
@@ -271,6 +271,15 @@ def test_where_there_is_no_held_out_split_a_tenth_is_held_out_on_demand(tmp_path
     assert (len(training), len(held_out)) == (45, 10)
 
 
+def test_a_class_without_pictures_to_train_on_is_named(tmp_path):
+    save_class_folders(tmp_path, train=4, test=6)
+    (tmp_path / "test" / "c").mkdir()
+    (tmp_path / "test" / "b" / "001.png").rename(tmp_path / "test" / "c" / "001.png")
+    with pytest.warns(UserWarning, match="no picture is of c, which a model thus cannot learn"):
+        training, _ = DataArguments(dataset=str(tmp_path)).load(require_labels=True)
+    assert training.label_names == ["a", "b", "c"]
+
+
 class TestPicturesForAModel:
     @pytest.fixture
     def folder(self, tmp_path):
@@ -296,15 +305,28 @@ class TestPicturesForAModel:
         values = {round(row, 4) for pictures in (training, held_out) for row in
                   pictures.__getitems__(range(len(pictures)))["images"][:, 0, 0, 0].tolist()}  # fmt: skip
         assert values == {round(2 * i / 100 - 1, 4) for i in range(20)}
-        plain = UnconditionalPipeline(tiny_unet(in_channels=5, out_channels=5), AncestralDDPMScheduler())
-        with pytest.raises(ValueError, match="for_model: it was trained on pictures of 8 bits, and these are not"):
+        plain = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+        with pytest.raises(ValueError, match="it holds measured values of 5 channels, which stay as they are"):
             DataArguments(dataset=str(tmp_path)).load_for(plain)
+        other = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler(), value_range=ranges)
+        with pytest.raises(ValueError, match="for_model: it was trained on 3 channels, and these are 5"):
+            DataArguments(dataset=str(tmp_path)).load_for(other)
+
+    def test_of_8_bits_do_not_do_for_measured_values(self, folder):
+        ranges = {"low": [0.0] * 5, "high": [1.0] * 5}
+        unet = tiny_unet(in_channels=5, out_channels=5)
+        model = UnconditionalPipeline(unet, AncestralDDPMScheduler(), value_range=ranges)
+        with pytest.raises(ValueError, match="for_model: it was trained on measured values, and these are not"):
+            DataArguments(dataset=folder).load_for(model)
 
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            ({"resolution": "16"}, "for_model: it was trained on 8x8 pictures of 3 channels; leave out --resolution"),
-            ({"channels": 1}, "for_model: it was trained on 8x8 pictures of 3 channels; leave out --resolution"),
+            (
+                {"resolution": "16"},
+                "for_model: it was trained on 8x8 pictures of 3 channels, and so is its classifier",
+            ),
+            ({"channels": 1}, "for_model: it was trained on 8x8 pictures of 3 channels, and so is its classifier"),
         ],
     )
     def test_of_another_size_are_refused(self, folder, arguments, message):
@@ -316,7 +338,7 @@ class TestPicturesForAModel:
         model = ClassifierFreeGuidedPipeline(
             tiny_unet(num_classes=2), AncestralDDPMScheduler(), id2label={0: "a", 1: "c"}
         )
-        with pytest.raises(ValueError, match="for_model: its labels are a, c, and those of the pictures are not"):
+        with pytest.raises(ValueError, match="for_model: its labels are a, c, and those of the pictures a, b; choose"):
             DataArguments(dataset=folder).load_for(model)
 
     def test_of_a_latent_space_there_are_none(self, folder):

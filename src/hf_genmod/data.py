@@ -193,7 +193,10 @@ class PictureDataset(torch.utils.data.Dataset):
                     f"{self.where(second)} of {other} channels of measured values; keep those of one kind"
                 )
             if wanted not in (None, measured[0]):
-                raise ValueError(f"channels: {wanted}, but {self.name} holds measured values of {measured[0]}")
+                raise ValueError(
+                    f"{self.name}: it holds measured values of {measured[0]} channels, which stay as they are; they "
+                    f"cannot be made {wanted}"
+                )
             return measured[0]
         if wanted not in (None, *_MODES):
             raise ValueError(f"channels: {wanted} is none of 1 (grey), 2 (grey, alpha), 3 (RGB) and 4 (RGBA)")
@@ -213,10 +216,22 @@ class PictureDataset(torch.utils.data.Dataset):
         self.captions = None if self.captions is None else [self.captions[i] for i in indices]
 
     def hold_out(self, count: int, seed: int = 0) -> "PictureDataset":
-        """Takes `count` pictures, drawn at random, out of this data set; returns them as one of their own."""
-        if not 0 < count < len(self):
-            raise ValueError(f"{self.name}: {count} of its {len(self)} pictures cannot be held out; collect more")
+        """Takes `count` pictures out of this data set and returns them as one of their own: drawn at random, from each
+        class its share, but never its last one."""
+        num_kept = 1 if self.labels is None else len(self.labels.unique())
+        if not 0 < count <= len(self) - num_kept:
+            raise ValueError(
+                f"{self.name}: {count} of its {len(self)} pictures cannot be held out without emptying a class; "
+                "collect more"
+            )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        if self.labels is not None:
+            labels, by_class = self.labels[order], self.labels[order].argsort(stable=True)
+            sizes = torch.bincount(labels)
+            first = (sizes.cumsum(0) - sizes)[labels[by_class]]
+            rank = torch.empty_like(labels).scatter(0, by_class, torch.arange(len(labels)) - first)  # in its class
+            share = ((rank + 0.5) / sizes[labels]).masked_fill(rank == sizes[labels] - 1, math.inf)
+            order = order[share.argsort(stable=True)]
         held_out = copy.copy(self)
         for part, indices in ((held_out, order[:count].sort().values), (self, order[count:].sort().values)):
             part._keep(indices.tolist())
@@ -503,8 +518,7 @@ def load_pictures(
     if isinstance(dataset, ShapesDataset):
         if require_labels and not dataset.label_names:
             raise ValueError("shapes: these pictures have no labels; draw them with label='shape'")
-        some = range(0, len(dataset), math.ceil(len(dataset) / (limit or len(dataset))))
-        rows = [dataset[i] for i in tqdm(some, desc="Drawing pictures", disable=None)]
+        rows = [dataset[i] for i in tqdm(_at_even_distances(len(dataset), limit), "Drawing pictures", disable=None)]
         labels = torch.tensor([row["label"] for row in rows]) if dataset.label_names else None
         pictures, captions = [row["image"] for row in rows], [row["caption"] for row in rows]
         return PictureDataset(
@@ -521,11 +535,15 @@ def load_pictures(
     for argument, column in columns.items():
         if column not in (None, *rows.column_names):
             raise ValueError(f"{argument}: {column!r} is no column of {name}; it has {', '.join(rows.column_names)}")
-    rows = rows.select(range(0, len(rows), math.ceil(len(rows) / (limit or len(rows)))))
+    rows = rows.select(_at_even_distances(len(rows), limit))
     pictures = _pictures(rows, name, image_column)
     labels, label_names = _labels(splits, rows, name, label_column, require_labels or label_column is not None)
     captions = _captions(rows, name, caption_column, require_captions or caption_column is not None)
     return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory, on_bad_image)
+
+
+def _at_even_distances(count: int, limit: int | None) -> Sequence[int]:
+    return range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
 
 
 def splits_of(dataset: str | Path) -> list[str]:

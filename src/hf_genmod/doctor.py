@@ -17,11 +17,12 @@ from hf_genmod.run_folder import RunFolder
 _THUMBNAIL = 32  # pixels; at this size pictures are compared
 
 # A machine without this package: its name leads nowhere, and only what the checkpoint carries can be loaded.
-_LOAD_WITHOUT_PACKAGE = """
+_SAMPLE_WITHOUT_PACKAGE = """
 import sys
 sys.modules["hf_genmod"] = None
 from diffusers import DiffusionPipeline
-DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+pipe(**({"class_labels": 0} if hasattr(pipe, "labels") else {}), num_inference_steps=1)
 """
 
 
@@ -63,7 +64,14 @@ def examine_checkpoint(folder: Path) -> Iterator[str]:
             remedy = "repeat the command of the run, which writes it again"
         yield f"it does not load ({reason}); {remedy}"
         return
-    yield from _shipped_code(folder)
+    infinite = list(_infinite_weights(pipeline))
+    yield from infinite
+    yield from _shipped_code(folder, sample=not infinite)
+    yield from _process(pipeline)
+    yield from _run(folder)
+
+
+def _infinite_weights(pipeline) -> Iterator[str]:
     for name, model in pipeline.components.items():
         if isinstance(model, torch.nn.Module):
             bad = [key for key, weight in model.state_dict().items() if not weight.isfinite().all()]
@@ -72,11 +80,9 @@ def examine_checkpoint(folder: Path) -> Iterator[str]:
                     f"{name}: {len(bad)} of its weights, {bad[0]} for one, are not finite, so that every picture is "
                     "black or noise; train again with a lower learning rate or with --mixed_precision no"
                 )
-    yield from _process(pipeline)
-    yield from _run(folder)
 
 
-def _shipped_code(folder: Path) -> Iterator[str]:
+def _shipped_code(folder: Path, sample: bool) -> Iterator[str]:
     """The code in a checkpoint is executed here only where it is that of the installed package."""
     files = list(folder.rglob("*.py"))
     if not files:
@@ -96,11 +102,11 @@ def _shipped_code(folder: Path) -> Iterator[str]:
         else:
             yield f"{file.relative_to(folder)} is no file of this package; do not trust the code of this checkpoint"
             return
-    command = [sys.executable, "-c", _LOAD_WITHOUT_PACKAGE, str(folder)]
-    loaded = subprocess.run(command, capture_output=True, text=True)
-    if loaded.returncode:
-        reason = (loaded.stderr.strip() or f"status {loaded.returncode}").splitlines()[-1]
-        yield f"it does not load where this package is not installed ({reason}); save it again by `save_pretrained`"
+    command = [sys.executable, "-c", _SAMPLE_WITHOUT_PACKAGE, str(folder)]
+    sampled = subprocess.run(command, capture_output=True, text=True) if sample else None
+    if sampled and sampled.returncode:
+        reason = (sampled.stderr.strip() or f"status {sampled.returncode}").splitlines()[-1]
+        yield f"it does not sample where this package is not installed ({reason}); save it again by `save_pretrained`"
 
 
 def _process(pipeline) -> Iterator[str]:

@@ -8,7 +8,8 @@ VALIDATION = r"validation_loss(_\d\.\d_\d\.\d)?"  # all in all, and by noise lev
 
 def draw_losses(lines: list[dict], file: Path):
     """
-    Draws the losses of training and, if there are any, of held-out pictures over the steps, on logarithmic scales.
+    Draws the losses of training and, if there are any, of held-out pictures over the steps, on logarithmic scales (but
+    a linear one for losses that fall below zero).
 
     Args:
         lines (`list[dict]`): Lines of metrics.jsonl.
@@ -17,7 +18,7 @@ def draw_losses(lines: list[dict], file: Path):
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    from matplotlib import colormaps  # optional, and slow to import
+    from matplotlib import colormaps, ticker  # optional, and slow to import
 
     figure, axes = _figure()
     names = {name for line in lines for name in line if name == "loss" or re.fullmatch(VALIDATION, name)}
@@ -33,7 +34,13 @@ def draw_losses(lines: list[dict], file: Path):
                 label = f"held out, t/T from {low} to {high}"
                 style = {"color": colormaps["plasma"](float(low)), "linewidth": 1, "marker": "."}
             axes.plot(*zip(*points, strict=True), label=label, **style)
-    axes.set(xlabel="step", ylabel="loss", xscale="log", yscale="log")
+    axes.set(xlabel="step", ylabel="loss", xscale="log")
+    if all(y > 0 for line in axes.lines for y in line.get_ydata()):  # a likelihood of real values may not be
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 3, 5)))
+        axes.yaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(which="both", alpha=0.2)
     figure.legend(loc="outside right upper")
     _save(figure, file)

@@ -1,10 +1,13 @@
 """What the training examples share: their arguments, and the recipe by which they build a model by default."""
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -40,7 +43,8 @@ class DataArguments:
     validation_split: str | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "Split of held-out pictures; by default 'validation' or 'test', where the data set has one."
+            "help": "Split of held-out pictures; by default 'validation' or 'test', where the data set has one (else "
+            "a classifier holds out a tenth of the pictures)."
         },
     )
     resolution: str | None = dataclasses.field(
@@ -66,6 +70,13 @@ class DataArguments:
         arguments = dataclasses.asdict(self)
         held_out = arguments.pop("validation_split")
         training = load_pictures(**arguments, require_labels=require_labels)
+        if require_labels:
+            untrained = _unseen(training)
+            if untrained:
+                warnings.warn(
+                    f"{training.name}: no picture is of {_shortened(untrained)}, which a model thus cannot learn",
+                    stacklevel=2,
+                )
         if held_out is None:
             known = set(splits_of(self.dataset)) - {self.split}
             held_out = next((split for split in ("validation", "test") if split in known), None)
@@ -82,25 +93,32 @@ class DataArguments:
 
     def load_for(self, pipeline: GenerationPipeline) -> tuple[PictureDataset, PictureDataset]:
         """Labelled pictures as the network of a pipeline sees them, and up to 1,000 others of the kind."""
-        config, names = pipeline.unet.config, list(getattr(pipeline, "labels", {}))
+        config, value_range = pipeline.unet.config, pipeline.config.value_range
+        names = list(getattr(pipeline, "labels", {}))
         if pipeline.vae is not None:
             raise ValueError("for_model: it works in a latent space, whose noise a classifier of pictures cannot see")
         height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
-        size = {"resolution": self.resolution or f"{height}x{width}", "channels": self.channels or config.in_channels}
+        if self.resolution is not None or self.channels is not None:
+            raise ValueError(
+                f"for_model: it was trained on {height}x{width} pictures of {config.in_channels} channels, and so is "
+                "its classifier; leave out --resolution and --channels"
+            )
+        size = {"resolution": f"{height}x{width}", "channels": config.in_channels if value_range is None else None}
         training, held_out = dataclasses.replace(self, **size).load(
             require_labels=True, num_held_out=1000, hold_out=True
         )
-        if (*training.resolution, training.channels) != (height, width, config.in_channels):
-            raise ValueError(
-                f"for_model: it was trained on {height}x{width} pictures of {config.in_channels} channels; leave out "
-                "--resolution and --channels"
-            )
-        value_range = pipeline.config.value_range
         if (value_range is None) != (training.value_range is None):
             kinds = ["measured values", "pictures of 8 bits"]
             raise ValueError(f"for_model: it was trained on {kinds[value_range is None]}, and these are not")
+        if training.channels != config.in_channels:
+            raise ValueError(
+                f"for_model: it was trained on {config.in_channels} channels, and these are {training.channels}"
+            )
         if names and names != training.label_names:
-            raise ValueError(f"for_model: its labels are {', '.join(names)}, and those of the pictures are not")
+            raise ValueError(
+                f"for_model: its labels are {_shortened(names)}, and those of the pictures "
+                f"{_shortened(training.label_names)}; choose the labels of the model, or a model without labels"
+            )
         training.value_range = held_out.value_range = value_range
         return training, held_out
 
@@ -277,9 +295,21 @@ def class_rows(pipeline, num_columns: int = 8, max_rows: int = 10, **kwargs):
     return make_image_grid(draw_images(pipeline, labels, **kwargs), num_rows, num_columns)
 
 
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """A hash of a model's weights, by which a run knows it again."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: PictureDataset, file: Path):
     """Prints how often a classifier is right about held-out pictures at each noise level, and draws the curve."""
     levels = accuracy_by_noise_level(classifier, scheduler, held_out)
+    absent = _unseen(held_out)
+    if absent:
+        print(f"no picture of {_shortened(absent)} is held out: how well it is recognised is not known")
     print("   t   noise level σ   accuracy")
     for level in levels:
         print(f"{level['t']:4}{level['sigma']:16.3g}   {level['accuracy']}")
@@ -288,6 +318,16 @@ def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: Pictu
         print(f"{file} shows the curve")
     except (ImportError, OSError) as error:
         print(f"the curve could not be drawn: {error}")
+
+
+def _unseen(dataset: PictureDataset) -> list[str]:
+    """The classes of which there is no picture."""
+    seen = set(dataset.labels.tolist())
+    return [name for label, name in enumerate(dataset.label_names) if label not in seen]
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @contextlib.contextmanager
@@ -318,8 +358,14 @@ def parse_arguments(*dataclass_types, argv: list[str] | None = None):
         ValueError: If a flag or a setting of the file is unknown, or a value out of its range.
         SystemExit: If a value is not of its type (by argparse, status 2).
     """
-    parser = HfArgumentParser(dataclass_types, usage="%(prog)s [--FLAG VALUE ...]", allow_abbrev=False)
+    purpose = (sys.modules["__main__"].__doc__ or "").strip().split("\n\n")[0]
+    parser = HfArgumentParser(
+        dataclass_types, usage="%(prog)s [--FLAG VALUE ...]", description=purpose, allow_abbrev=False
+    )
     parser.add_argument("--config", help="YAML file of settings, by the names of the flags.")
+    for action in parser._actions:
+        if action.required:
+            action.default = argparse.SUPPRESS  # which --help would show as None
     argv = sys.argv[1:] if argv is None else argv
     file = parser.parse_known_args(argv)[0].config
     namespace, unknown = parser.parse_known_args((_flags_of_file(file, parser) if file else []) + argv)
@@ -346,7 +392,8 @@ def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
         raise ValueError(f"{file}: not a YAML file ({str(error).splitlines()[0]})") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: holds no settings, which would be lines such as 'batch_size: 32'")
-    settings.pop("pictures", None)  # which a run writes down too, to know its data again
+    for written_down in ("pictures", "weights"):  # for a run to know its data and its models again
+        settings.pop(written_down, None)
     for name in [name for name, value in settings.items() if isinstance(value, dict)]:
         settings |= settings.pop(name)
     known = {action.dest for action in parser._actions}

@@ -201,7 +201,8 @@ class RunFolder:
 def _differences(old: dict, new: dict, prefix: str = ""):
     """Sentences "name was a, is b" for what differs, except for what may."""
     for name in sorted(set(old) | set(new)):
-        if name in (*MAY_CHANGE, "skipped") or old.get(name) == new.get(name):  # the pictures that are left say it all
+        known_otherwise = ("skipped", "num_held_out")  # by the fingerprint of the pictures that are left
+        if name in (*MAY_CHANGE, *known_otherwise) or old.get(name) == new.get(name):
             continue
         if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
             yield from _differences(old[name], new[name], f"{prefix}{name}.")

@@ -448,6 +448,7 @@ class Trainer:
             "pictures": {
                 "name": self.dataset.name,
                 "num_pictures": len(self.dataset),
+                "num_held_out": 0 if self.validation_dataset is None else len(self.validation_dataset),
                 "fingerprint": self.dataset.fingerprint,
                 "skipped": self.dataset.skipped,
             },

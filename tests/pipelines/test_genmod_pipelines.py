@@ -461,9 +461,9 @@ class TestClassifierGuidance:
         pipeline = classifier_guided(unet, from_config(training.config), ExactClassifier(unet))
         single = unconditional(ExactDenoiser([points[2]], prediction_type), from_config(training.config))
         guided_states, states = [], []
-        everywhere = {"guidance_interval": (0, float("inf"))}
+        exact = {"classifier_scale": 1.0, "guidance_interval": (0, float("inf"))}
         for pipe, request, seen in (
-            (pipeline, {"class_labels": "lizard", **everywhere}, guided_states),
+            (pipeline, {"class_labels": "lizard", **exact}, guided_states),
             (single, {}, states),
         ):
             callback = lambda pipe, i, t, tensors, seen=seen: seen.append(tensors["latents"])  # noqa: E731
@@ -733,7 +733,12 @@ class TestClassifierGuidance:
                 {"classifier_scale": 1e39, "guidance_form": "mean"},
                 "is not finite; lower classifier_scale or guidance_scale",
             ),
-            ({"classifier_scale": float("nan")}, "is not finite; lower classifier_scale or guidance_scale"),
+            ({"classifier_scale": float("nan")}, "classifier_scale: nan is not a finite number"),
+            ({"classifier_scale": "2"}, "classifier_scale: '2' is not a finite number"),
+            ({"classifier_scale": None}, "classifier_scale: None is not a finite number"),
+            ({"guidance_scale": float("inf")}, "guidance_scale: inf is not a finite number"),
+            ({"guidance_interval": ("a", "b")}, "guidance_interval: ('a', 'b') is not (low, high)"),
+            ({"guidance_interval": (float("nan"), 1.0)}, "guidance_interval: (nan, 1.0) is not (low, high)"),
         ],
     )
     def test_errors_of_a_request(self, arguments, message):

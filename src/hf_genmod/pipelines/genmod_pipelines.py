@@ -475,7 +475,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
     def __call__(
         self,
         class_labels: str | int | dict | list[str | int | dict] | torch.Tensor,
-        classifier_scale: float = 1.0,
+        classifier_scale: float = 2.0,
         guidance_form: str = "noise",
         guidance_interval: tuple[float, float] | None = None,
         guidance_scale: float = 1.0,
@@ -492,7 +492,8 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)`): The class of each
                 of the n pictures, by name or number; or weights of several, `{"cat": 1.0, "dog": -0.5}` for a picture
                 toward one and away from another: then log f_φ(y | x_t) is the weighted sum over them.
-            classifier_scale (`float`, defaults to 1.0): s. At 0 the classifier is not run.
+            classifier_scale (`float`, defaults to 2.0): s. At 0 the classifier is not run; below, it is guided away
+                from the label.
             guidance_form (`str`, defaults to `"noise"`): `"noise"` or `"mean"`.
             guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
                 σ = √((1−ᾱ_t)/ᾱ_t) in which s and γ apply; outside, s is 0 and γ is 1. By default γ applies everywhere
@@ -510,6 +511,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
                 sampler is not that of the classifier's process, or not ancestral with `guidance_form="mean"`.
         """
         weights = self._label_weights(class_labels)  # (n, num_classes)
+        _check_finite(classifier_scale=classifier_scale, guidance_scale=guidance_scale)
         _check_interval(guidance_interval)
         self._check_classifier()
         has_labels = self.unet.config.num_classes is not None
@@ -700,6 +702,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
                 shape does not fit the U-Net.
         """
         weights = self._label_weights(class_labels)  # (n, num_classes)
+        _check_finite(guidance_scale=guidance_scale)
         _check_interval(guidance_interval)
 
         def predict(x_t, t, sigma):
@@ -719,9 +722,18 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         )
 
 
+def _check_finite(**numbers) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+            raise ValueError(f"{name}: {number!r} is not a finite number")
+
+
 def _check_interval(interval) -> None:
     if interval is not None and not (
-        isinstance(interval, (list, tuple)) and len(interval) == 2 and 0 <= interval[0] <= interval[1]
+        isinstance(interval, (list, tuple))
+        and len(interval) == 2
+        and all(isinstance(sigma, Real) for sigma in interval)
+        and 0 <= interval[0] <= interval[1]
     ):
         raise ValueError(f"guidance_interval: {interval} is not (low, high) with 0 <= low <= high")
 
@@ -758,6 +770,13 @@ def _download(repo_id: str, kwargs: dict) -> str:
     options = {name: kwargs.pop(name) for name in names if name in kwargs}
     if repo_id.count("/") > 1 or repo_id.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{repo_id!r} is not a folder, nor can it be the id of a repository on the Hub")
+    parent = Path(repo_id).parent
+    siblings = sorted(index.parent.name for index in parent.glob("*/model_index.json")) if parent.name else []
+    if siblings:
+        raise FileNotFoundError(
+            f"{repo_id!r} is not a folder; {parent} holds the checkpoints {', '.join(siblings[:10])}: check the "
+            "spelling"
+        )
     try:
         index_file = hf_hub_download(repo_id, DiffusionPipeline.config_name, **options)
     except (OSError, ValueError) as error:
@@ -774,7 +793,10 @@ def _check_complete(folder: str | os.PathLike, replaced: dict) -> None:
     """Says what is missing before a loader three libraries down does."""
     index_file = Path(folder, DiffusionPipeline.config_name)
     if not index_file.is_file():
-        raise FileNotFoundError(f"{folder}: no {index_file.name} in it, so it is not the folder of a pipeline")
+        kind = "not the folder of a pipeline"
+        if Path(folder, "training_config.json").is_file():
+            kind = "a run that is not over; repeat its command, which continues it"
+        raise FileNotFoundError(f"{folder}: no {index_file.name} in it, so it is {kind}")
     for name, entry in json.loads(index_file.read_text(encoding="utf-8")).items():
         if not isinstance(entry, list) or name == "_class_name" or entry[0] is None or name in replaced:
             continue
