@@ -9,6 +9,7 @@ __version__ = "0.1.0.dev0"
 
 _MODULES = {
     "AncestralDDPMScheduler": "schedulers.ancestral_ddpm",
+    "Autoencoder": "models.image_autoencoder",
     "ClassifierFreeGuidedPipeline": "pipelines.genmod_pipelines",
     "ClassifierGuidedPipeline": "pipelines.genmod_pipelines",
     "DenoisingObjective": "objectives",
@@ -18,6 +19,7 @@ _MODULES = {
     "Trainer": "training",
     "TrainingConfig": "training",
     "UnconditionalPipeline": "pipelines.genmod_pipelines",
+    "VariationalAutoencoder": "models.image_autoencoder",
     "load_pipeline": "hub",
 }
 
