@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tiny import LinearVAE, tiny_autoencoder
 
-from hf_genmod import AncestralDDPMScheduler
+from hf_genmod import AncestralDDPMScheduler, ElboObjective
 from hf_genmod.data import PictureDataset
 from hf_genmod.evaluation import (
     FeatureClassifier,
@@ -19,10 +20,12 @@ from hf_genmod.evaluation import (
     evaluate_pictures,
     extract_features,
     frechet_distance,
+    importance_log_likelihood,
     recognised_share,
     train_feature_classifier,
     variational_bound,
 )
+from hf_genmod.randomness import BatchRandom
 
 DATA = Path(__file__).parents[2] / "shared/data"
 
@@ -424,6 +427,68 @@ def test_bound_does_not_depend_on_the_batch_size():
         for size in (7, 50)
     ]
     assert math.isclose(*bounds, rel_tol=1e-6)
+
+
+class TestImportanceLogLikelihood:
+    @staticmethod
+    def estimate(vae, x, k, seed=0, **more):
+        return importance_log_likelihood(vae, x, k, torch.Generator().manual_seed(seed), **more)
+
+    def test_of_the_exact_posterior_is_exact_with_any_sample(self):
+        vae, x = LinearVAE(), randn(5, 4, 1, 1)
+        for k in (1, 3):
+            torch.testing.assert_close(self.estimate(vae, x, k), vae.log_p(x))
+
+    def test_rises_from_the_bound_to_the_truth(self):
+        vae, n = LinearVAE(offset=0.3, widening=1.4), 4000
+        x = randn(1, 4, 1, 1)
+        truth, gap = vae.log_p(x), vae.gap(x)
+        copies = x.expand(n, -1, -1, -1)
+        estimates = {k: self.estimate(vae, copies, k) for k in (1, 4, 16)}
+        means = {k: estimate.mean() for k, estimate in estimates.items()}
+        errors = {k: estimate.std() / n**0.5 for k, estimate in estimates.items()}
+        assert gap > 20 * errors[1]
+        assert (means[1] - (truth - gap)).abs() < 4 * errors[1]
+        assert means[1] + 4 * errors[1] < means[4] < means[16] - 4 * errors[16]
+        assert means[16] < truth + 4 * errors[16]
+        (closest,) = self.estimate(vae, x, 20_000, batch_size=4096)
+        assert (closest - truth).abs() < 0.02
+
+    @pytest.mark.parametrize("likelihood", ["gaussian", "discretised_gaussian", "bernoulli"])
+    def test_of_one_sample_is_the_evidence_lower_bound_on_average(self, likelihood):
+        vae, n = tiny_autoencoder(likelihood=likelihood, in_channels=1), 4000
+        x = (
+            randn(1, 1, 8, 8).sign() if likelihood == "bernoulli" else (20 * randn(1, 1, 8, 8)).round() / 127.5
+        ).float()
+        copies = x.expand(n, -1, -1, -1)
+        with torch.no_grad():
+            _, metrics = ElboObjective(likelihood)(vae, {"images": copies}, BatchRandom(1, 0, range(n), n))
+        estimates = self.estimate(vae, copies, 1)
+        error = (estimates.std() / n**0.5).item()
+        assert estimates.mean().item() == pytest.approx(metrics["elbo"].item(), abs=6 * error)
+        better = self.estimate(vae, copies[:500], 8)
+        assert better.mean() > metrics["elbo"] + 3 * better.std() / 500**0.5
+
+    def test_belongs_to_picture_and_seed_and_not_to_the_batches(self):
+        vae, x = tiny_autoencoder(), randn(5, 3, 8, 8).float()
+        expected = self.estimate(vae, x, 7)
+        assert expected.shape == (5,)
+        for batch_size in (1, 3, 12):
+            torch.testing.assert_close(self.estimate(vae, x, 7, batch_size=batch_size), expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(self.estimate(vae, x[:2], 7), expected[:2], rtol=1e-5, atol=0)
+        assert (self.estimate(vae, x, 7, seed=1) - expected).abs().min() > 0
+
+    def test_without_a_generator_uses_the_global_one(self):
+        vae, x = tiny_autoencoder(), randn(2, 3, 8, 8).float()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            assert torch.equal(importance_log_likelihood(vae, x, 2), self.estimate(vae, x, 2))
+
+    def test_refuses_what_has_no_answer(self):
+        with pytest.raises(ValueError, match="k: 0 is not positive"):
+            self.estimate(LinearVAE(), randn(1, 4, 1, 1), 0)
+        with pytest.raises(ValueError, match="x: a bernoulli likelihood is of values -1 and 1"):
+            self.estimate(tiny_autoencoder(likelihood="bernoulli"), torch.zeros(1, 3, 8, 8), 1)
 
 
 class TestAccuracyByNoiseLevel:

@@ -3,9 +3,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import LinearVAE, tiny_autoencoder
 
-from hf_genmod import AncestralDDPMScheduler, DenoisingObjective, NoisyClassificationObjective
-from hf_genmod.objectives import discretised_gaussian_log_likelihood, gaussian_kl, variational_bound_term
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    Autoencoder,
+    DenoisingObjective,
+    ElboObjective,
+    NoisyClassificationObjective,
+    ReconstructionObjective,
+)
+from hf_genmod.objectives import (
+    LIKELIHOODS,
+    discretised_gaussian_log_likelihood,
+    gaussian_kl,
+    log_likelihood,
+    variational_bound_term,
+)
 from hf_genmod.randomness import BatchRandom, batch_positions
 
 SHAPE = (8, 3, 4, 4)
@@ -231,3 +245,236 @@ def test_classification_loss_is_the_cross_entropy_at_x_t_and_goes_with_the_accur
     probabilities = x_t.mean(dim=(2, 3)).softmax(dim=1)
     torch.testing.assert_close(loss, -probabilities[range(8), y].log().mean())
     assert metrics["accuracy"] == sum(int(p.argmax()) == label for p, label in zip(probabilities, y, strict=True)) / 8
+
+
+class TestReconstruction:
+    @pytest.mark.parametrize("loss, distance", [("mse", torch.square), ("l1", torch.abs)])
+    def test_loss_is_the_mean_distance_of_the_pixels(self, loss, distance):
+        x, autoencoder = pictures((4, 3, 8, 8)), tiny_autoencoder(Autoencoder)
+        measured, metrics = ReconstructionObjective(loss)(autoencoder, {"images": x}, batch_random(4))
+        torch.testing.assert_close(measured, distance(x - autoencoder(x).sample).mean())
+        assert metrics == {}
+
+    @staticmethod
+    def network():
+        layers = torch.nn.Conv2d(3, 5, 3), torch.nn.Dropout(0.5), torch.nn.Conv2d(5, 2, 3)
+        return torch.nn.Sequential(*layers).train()
+
+    @pytest.mark.parametrize("as_list", [False, True])
+    def test_perceptual_loss_is_the_mean_squared_difference_of_features(self, as_list):
+        x, autoencoder, network = pictures((4, 3, 8, 8)), tiny_autoencoder(Autoencoder), self.network().eval()
+        features = (lambda x: [x.mean(dim=1), network(x)]) if as_list else network
+        objective = ReconstructionObjective("l1", perceptual=features, perceptual_weight=0.3)
+        loss, metrics = objective(autoencoder, {"images": x}, batch_random(4))
+
+        x_hat = autoencoder(x).sample
+        errors = [(network(x) - network(x_hat)).square().mean()]
+        if as_list:
+            errors.append((x - x_hat).mean(dim=1).square().mean())
+        torch.testing.assert_close(metrics["loss_pixels"], (x - x_hat).abs().mean().detach())
+        torch.testing.assert_close(metrics["loss_perceptual"], (sum(errors) / len(errors)).detach())
+        torch.testing.assert_close(loss.detach(), metrics["loss_pixels"] + 0.3 * metrics["loss_perceptual"])
+
+    def test_perceptual_gradient_reaches_the_autoencoder_and_not_the_network(self):
+        x, autoencoder, network = pictures((4, 3, 8, 8)), tiny_autoencoder(Autoencoder), self.network()
+        weights = [parameter.clone() for parameter in network.parameters()]
+        objective = ReconstructionObjective(perceptual=network)
+        assert not any(module.training for module in network.modules())
+        gradients = []
+        for weight in (0.0, 1.0):
+            objective.perceptual_weight = weight
+            autoencoder.zero_grad()
+            objective(autoencoder, {"images": x}, batch_random(4))[0].backward()
+            gradients.append([parameter.grad.clone() for parameter in autoencoder.parameters()])
+        assert all((a - b).abs().max() > 0 for a, b in zip(*gradients, strict=True))
+        assert all(parameter.grad is None for parameter in network.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))
+
+    def test_unknown_loss_is_refused(self):
+        with pytest.raises(ValueError, match="loss: 'l2' is not one of mse, l1"):
+            ReconstructionObjective("l2")
+
+
+class TestLikelihood:
+    def test_of_a_gaussian_is_that_of_torch(self):
+        x, mean, log_variance = pictures(), 0.5 * pictures().flip(0), torch.tensor(-1.3)
+        output = SimpleNamespace(sample=mean, log_variance=log_variance, logits=None)
+        expected = torch.distributions.Normal(mean, (0.5 * log_variance).exp()).log_prob(x).sum(dim=(1, 2, 3))
+        torch.testing.assert_close(log_likelihood("gaussian", x, output), expected)
+
+    def test_of_a_bernoulli_is_that_of_torch_far_out_too(self):
+        x = torch.where(pictures() > 0, 1.0, -1.0)
+        logits = 100 * pictures().flip(0)
+        output = SimpleNamespace(sample=torch.tanh(logits / 2), log_variance=None, logits=logits)
+        expected = torch.distributions.Bernoulli(logits=logits).log_prob((x + 1) / 2).sum(dim=(1, 2, 3))
+        torch.testing.assert_close(log_likelihood("bernoulli", x, output), expected)
+
+    def test_of_all_binary_pictures_of_four_pixels_sum_to_one(self):
+        vae = tiny_autoencoder(likelihood="bernoulli", in_channels=1, sample_size=2).double()
+        binary = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4).reshape(16, 1, 2, 2).double()
+        z = torch.full((1, 2, 1, 1), 0.7).double().expand(16, -1, -1, -1)
+        likelihoods = log_likelihood("bernoulli", binary, vae.decode(z)).exp()
+        assert likelihoods.max() < 0.9
+        torch.testing.assert_close(likelihoods.sum(), torch.ones((), dtype=torch.float64))
+
+    def test_of_all_values_of_two_8_bit_pixels_sum_to_one(self):
+        grid = torch.arange(256).double() / 127.5 - 1
+        x = torch.cartesian_prod(grid, grid).reshape(-1, 1, 1, 2)
+        mean = torch.tensor([0.1, -0.8]).double().expand_as(x)
+        output = SimpleNamespace(sample=mean, log_variance=torch.tensor(-3.0).double(), logits=None)
+        likelihoods = log_likelihood("discretised_gaussian", x, output).exp()
+        torch.testing.assert_close(likelihoods.sum(), torch.ones((), dtype=torch.float64))
+
+
+class TestElbo:
+    @staticmethod
+    def batch(n=8, **more):
+        return {"images": pictures((n, 3, 8, 8)), **more}
+
+    def test_is_log_p_less_the_divergence_of_the_posteriors(self):
+        """log p(x) = ELBO + KL(q(z | x) ‖ p(z | x)), in a linear model where all of them are known."""
+        vae, n = LinearVAE(offset=0.3, widening=1.4), 20_000
+        x = pictures((1, 4, 1, 1)).double()
+        loss, metrics = ElboObjective()(vae, {"images": x.expand(n, -1, -1, -1)}, batch_random(n))
+        assert vae.gap(x) > 0.2
+        assert metrics["elbo"].item() == pytest.approx((vae.log_p(x) - vae.gap(x)).item(), abs=0.05)
+        torch.testing.assert_close(loss, -metrics["elbo"] / 4)
+
+    @pytest.mark.parametrize("likelihood", LIKELIHOODS)
+    def test_loss_is_made_of_likelihood_and_divergence_of_one_sample(self, likelihood):
+        vae, batch = tiny_autoencoder(likelihood=likelihood), self.batch()
+        loss, metrics = ElboObjective(likelihood, beta=0.5)(vae, batch, batch_random())
+
+        rng, x = batch_random(), batch["images"]
+        if likelihood == "bernoulli":
+            x = 2 * (rng.uniform(3, 8, 8) < (x + 1) / 2).float() - 1
+        output = vae(x, rng.normal(2, 4, 4))
+        reconstruction = -log_likelihood(likelihood, x, output).mean()
+        kl = output.latent_dist.kl().mean()
+        torch.testing.assert_close(loss, (reconstruction + 0.5 * kl) / 192)
+        torch.testing.assert_close(metrics["reconstruction"], reconstruction.detach())
+        torch.testing.assert_close(metrics["elbo"], -(reconstruction + kl).detach())
+        torch.testing.assert_close(metrics["kl_per_dimension"], kl.detach() / 32)
+        assert ("bits_per_dimension" in metrics) == (likelihood == "discretised_gaussian")
+        if "bits_per_dimension" in metrics:
+            torch.testing.assert_close(metrics["bits_per_dimension"], -metrics["elbo"] / 192 / math.log(2))
+        assert not any(value.requires_grad for value in metrics.values())
+
+    def test_gradient_is_the_difference_quotient(self):
+        vae, objective = tiny_autoencoder().double(), ElboObjective(free_bits=0.01)
+        batch, parameters = {"images": self.batch()["images"].double()}, list(vae.parameters())
+        rng = torch.Generator().manual_seed(0)
+        direction = [torch.randn(p.shape, generator=rng, dtype=p.dtype) for p in parameters]
+
+        def loss():
+            return objective(vae, batch, batch_random())[0]
+
+        slope = sum((g * d).sum() for g, d in zip(torch.autograd.grad(loss(), parameters), direction, strict=True))
+        losses, h = [], 1e-5
+        with torch.no_grad():
+            for step in (h, -2 * h):
+                for p, d in zip(parameters, direction, strict=True):
+                    p.add_(step * d)
+                losses.append(loss())
+        assert abs(slope) > 0.1
+        torch.testing.assert_close((losses[0] - losses[1]) / (2 * h), slope.detach(), rtol=1e-6, atol=0)
+
+    def test_beta_rises_to_its_value_during_the_warmup_and_is_full_without_a_fraction(self):
+        vae, objective = tiny_autoencoder(), ElboObjective(beta=3.0, beta_warmup=0.4)
+        for fraction, beta in ((0.0, 0.0), (0.1, 0.75), (0.4, 3.0), (0.9, 3.0), (None, 3.0)):
+            batch = self.batch() if fraction is None else self.batch(fraction=fraction)
+            loss, metrics = objective(vae, batch, batch_random())
+            kl = -metrics["elbo"] - metrics["reconstruction"]
+            torch.testing.assert_close(loss.detach() * 192, metrics["reconstruction"] + beta * kl)
+        full, _ = ElboObjective(beta=3.0)(vae, self.batch(fraction=0.1), batch_random())
+        assert torch.equal(full, loss)
+
+    def test_free_bits_bound_the_divergence_of_each_dimension_from_below(self):
+        vae, batch = tiny_autoencoder(), self.batch()
+        q = vae.encode(batch["images"]).latent_dist
+        normals = torch.distributions.Normal(q.mean, q.std), torch.distributions.Normal(0.0, 1.0)
+        kl = torch.distributions.kl_divergence(*normals).flatten(1).mean(dim=0)
+        free = kl.median().item()  # some have less, some more
+        plain, expected = ElboObjective()(vae, batch, batch_random())
+        loss, metrics = ElboObjective(free_bits=free)(vae, batch, batch_random())
+        bounded = torch.where(kl > free, kl, free).sum()
+        torch.testing.assert_close(loss, (metrics["reconstruction"] + bounded) / 192)
+        assert loss > plain and metrics == expected
+
+    def test_active_units_are_dimensions_whose_mean_varies(self):
+        class Encoder(LinearVAE):
+            def encode(self, x):
+                posterior = super().encode(x).latent_dist
+                posterior.mean = (
+                    torch.tensor([0.11, 0.09])[:, None, None] * torch.tensor([-1.0, 1.0] * 4)[:, None, None, None]
+                )  # variances 0.0121 and 0.0081
+                return SimpleNamespace(latent_dist=posterior)
+
+        _, metrics = ElboObjective()(Encoder(), {"images": pictures((8, 4, 1, 1)).double()}, batch_random())
+        assert metrics["active_units"] == 1
+
+    def test_a_bernoulli_model_sees_binary_pictures_drawn_by_their_brightness(self):
+        seen = []
+        vae = tiny_autoencoder(likelihood="bernoulli", in_channels=1, sample_size=2)
+        vae.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        brightness = torch.tensor([0.0, 0.2, 0.7, 1.0]).reshape(1, 1, 2, 2)
+        n = 4096
+        for step in (0, 0, 1):
+            images = (2 * brightness - 1).expand(n, -1, -1, -1)
+            ElboObjective("bernoulli")(vae, {"images": images}, batch_random(n, step))
+        assert set(seen[0].unique().tolist()) == {-1.0, 1.0}
+        rate = (seen[0] == 1).float().mean(dim=0, keepdim=True)
+        assert ((rate - brightness).abs() <= 4 * (brightness * (1 - brightness) / n).sqrt()).all()
+        assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+
+    @pytest.mark.parametrize("likelihood", LIKELIHOODS)
+    def test_the_loss_of_a_picture_depends_on_neither_its_neighbours_nor_the_processes(self, likelihood):
+        vae, x = tiny_autoencoder(likelihood=likelihood).double(), self.batch()["images"].double()
+        objective = ElboObjective(likelihood, beta=0.5)
+
+        def loss(images, positions):
+            return objective(vae, {"images": images}, BatchRandom(0, 0, positions, 8))[0].detach()
+
+        alone = torch.stack([loss(x[i : i + 1], [i]) for i in range(8)])
+        torch.testing.assert_close(loss(x, range(8)), alone.mean())
+        for process in range(2):
+            positions = batch_positions(8, process_index=process, num_processes=2)
+            torch.testing.assert_close(loss(x[positions], positions), alone[positions].mean())
+        others = torch.cat([x[:1], x[1:].flip(0)])
+        torch.testing.assert_close(
+            8 * loss(others, range(8)) - 7 * loss(others[1:], range(1, 8)), alone[0], rtol=1e-9, atol=1e-9
+        )
+        assert alone.std() > 0
+
+    def test_finds_the_shape_of_the_latents_through_a_wrapper(self):
+        vae = tiny_autoencoder()
+
+        class Wrapper(torch.nn.Module):  # as DistributedDataParallel is
+            def __init__(self):
+                super().__init__()
+                self.module = vae
+
+            def forward(self, *args, **kwargs):
+                return self.module(*args, **kwargs)
+
+        wrapped, _ = ElboObjective()(Wrapper(), self.batch(), batch_random())
+        assert torch.equal(wrapped, ElboObjective()(vae, self.batch(), batch_random())[0])
+
+    def test_another_likelihood_than_that_of_the_model_is_refused(self):
+        with pytest.raises(ValueError, match="likelihood: 'bernoulli', but the model gives a variance and no logits"):
+            ElboObjective("bernoulli")(tiny_autoencoder(), self.batch(), batch_random())
+        with pytest.raises(ValueError, match="likelihood: 'gaussian', but the model gives logits and no variance"):
+            ElboObjective()(tiny_autoencoder(likelihood="bernoulli"), self.batch(), batch_random())
+
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            ({"likelihood": "normal"}, "likelihood: 'normal' is not one of gaussian, discretised_gaussian, bernoulli"),
+            ({"beta_warmup": 1.5}, "beta_warmup: 1.5 is not a fraction of the run between 0 and 1"),
+            ({"beta": -1.0}, "beta: -1.0 is negative"),
+            ({"free_bits": -0.1}, "free_bits: -0.1 is negative"),
+        ],
+    )
+    def test_impossible_arguments_are_refused(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            ElboObjective(**arguments)

@@ -1,9 +1,13 @@
 """Models small enough for tests, in which no layer is left at zero."""
 
+from types import SimpleNamespace
+
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClassifier
+from hf_genmod.models.image_autoencoder import VariationalAutoencoder
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
 TINY_UNET = {
@@ -13,6 +17,13 @@ TINY_UNET = {
     "attention_levels": (False, True),
     "attention_head_dim": 8,
     "norm_num_groups": 8,
+}
+
+TINY_AUTOENCODER = {
+    "sample_size": 8,
+    "latent_channels": 2,
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 4,
 }
 
 
@@ -53,3 +64,55 @@ def tiny_vae(**config):
             **config,
         )
         return randomized(vae).eval()
+
+
+def tiny_autoencoder(kind=VariationalAutoencoder, **config):
+    """A random autoencoder of ours, the same at each call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return randomized(kind(**(TINY_AUTOENCODER | config))).eval()
+
+
+class LinearVAE:
+    """
+    z ~ N(0, I) and x | z ~ N(W z + b, s²), for which log p(x) and p(z | x) are known: W has orthogonal columns, so
+    that p(z | x) has independent dimensions. q(z | x) is p(z | x), moved by `offset` and `widening` times as wide.
+    """
+
+    def __init__(self, channels=4, latent_channels=2, s=0.5, offset=0.0, widening=1.0):
+        rng = torch.Generator().manual_seed(0)
+        columns = torch.randn(channels, latent_channels, generator=rng, dtype=torch.float64)
+        self.W = torch.linalg.qr(columns).Q * torch.tensor([1.5, 0.7])
+        self.b = torch.randn(channels, generator=rng, dtype=torch.float64)
+        self.s, self.offset, self.widening = s, offset, widening
+        self.config = SimpleNamespace(likelihood="gaussian")
+
+    def latent_shape(self, height, width):
+        return (self.W.shape[1], height, width)
+
+    def encode(self, x):
+        precision = 1 + (self.W**2).sum(dim=0) / self.s**2  # of p(z | x)
+        mean = (x.flatten(1) - self.b) @ self.W / self.s**2 / precision + self.offset
+        log_variance = torch.log(self.widening**2 / precision).expand_as(mean)
+        parameters = torch.cat([mean, log_variance], dim=1)[:, :, None, None]
+        return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(parameters))
+
+    def decode(self, z):
+        mean = (z.flatten(1) @ self.W.T + self.b)[:, :, None, None]
+        return SimpleNamespace(sample=mean, log_variance=torch.tensor(self.s).double().log() * 2, logits=None)
+
+    def __call__(self, x, epsilon):
+        posterior = self.encode(x).latent_dist
+        output = self.decode(posterior.mean + posterior.std * epsilon)
+        return SimpleNamespace(**vars(output), latent_dist=posterior)
+
+    def log_p(self, x):
+        """log N(x; b, W Wᵀ + s² I), (n,)."""
+        covariance = self.W @ self.W.T + self.s**2 * torch.eye(len(self.b))
+        return torch.distributions.MultivariateNormal(self.b, covariance).log_prob(x.flatten(1))
+
+    def gap(self, x):
+        """KL(q(z | x) ‖ p(z | x)), by which the bound misses log p(x), (n,)."""
+        q, p = self.encode(x).latent_dist, LinearVAE(s=self.s).encode(x).latent_dist
+        normals = (torch.distributions.Normal(d.mean, d.std) for d in (q, p))
+        return torch.distributions.kl_divergence(*normals).flatten(1).sum(dim=1)

@@ -9,15 +9,19 @@ __version__ = "0.1.0.dev0"
 
 _MODULES = {
     "AncestralDDPMScheduler": "schedulers.ancestral_ddpm",
+    "Autoencoder": "models.image_autoencoder",
     "ClassifierFreeGuidedPipeline": "pipelines.genmod_pipelines",
     "ClassifierGuidedPipeline": "pipelines.genmod_pipelines",
     "DenoisingObjective": "objectives",
     "DenoisingUNet2DModel": "models.denoising_unet",
+    "ElboObjective": "objectives",
     "NoisyClassificationObjective": "objectives",
     "NoisyImageClassifier": "models.denoising_unet",
+    "ReconstructionObjective": "objectives",
     "Trainer": "training",
     "TrainingConfig": "training",
     "UnconditionalPipeline": "pipelines.genmod_pipelines",
+    "VariationalAutoencoder": "models.image_autoencoder",
     "load_pipeline": "hub",
 }
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hf_genmod.data import to_model_range
-from hf_genmod.objectives import variational_bound_term
+from hf_genmod.objectives import log_likelihood, variational_bound_term
 from hf_genmod.randomness import BatchRandom
 
 
@@ -413,6 +413,51 @@ def variational_bound(
     prior = 0.5 * (alpha_bar_T * mean_square - alpha_bar_T - torch.log1p(-alpha_bar_T)) / math.log(2)  # L_T
     bounds = torch.tensor(bounds, dtype=torch.float64) + prior
     return bounds.mean().item(), (bounds.std() / draws**0.5).item()
+
+
+@torch.no_grad()
+def importance_log_likelihood(
+    vae: nn.Module, x: Tensor, k: int, generator: torch.Generator | None = None, batch_size: int = 256
+) -> Tensor:
+    """log p(x) under a variational autoencoder, estimated from below (Burda et al. 2016, Eq. 8):
+
+        log (1/k) Σ_i p(x | z_i) p(z_i) / q(z_i | x),   z_i ~ q(z | x)
+
+    whose expectation is the evidence lower bound at k = 1 and rises with k to log p(x).
+
+    Args:
+        vae ([`VariationalAutoencoder`]): p and q.
+        x (`torch.Tensor`): (n, C, H, W), float in [-1, 1]; each value -1 or 1 for a Bernoulli likelihood.
+        k (`int`): samples for each picture.
+        generator (`torch.Generator`, *optional*): decides the z_i, which belong to the pictures, whatever the batches.
+        batch_size (`int`, defaults to 256): z decoded at once.
+
+    Returns:
+        `torch.Tensor`: (n,), in nats, fp64 on the CPU.
+
+    Raises:
+        `ValueError`: no samples; values other than -1 and 1 for a Bernoulli likelihood.
+    """
+    likelihood, n = vae.config.likelihood, len(x)
+    if k < 1:
+        raise ValueError(f"k: {k} is not positive; give the number of samples for each picture.")
+    if likelihood == "bernoulli" and not (x.abs() == 1).all():
+        raise ValueError("x: a bernoulli likelihood is of values -1 and 1; draw or threshold the pictures first.")
+    seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device if generator else "cpu").item()
+    estimates = []
+    for part in torch.arange(n).split(batch_size):
+        pictures = x[part]
+        q = vae.encode(pictures).latent_dist
+        log_weights = []
+        for draws in torch.arange(k).split(max(batch_size // len(part), 1)):
+            rngs = (BatchRandom(seed, draw, part, n, x.device) for draw in draws.tolist())
+            epsilon = torch.stack([rng.normal(q.mean.shape[1:], dtype=x.dtype) for rng in rngs])  # (draws, part, ...)
+            z = q.mean + q.std * epsilon
+            log_p_x = log_likelihood(likelihood, pictures.repeat(len(draws), 1, 1, 1), vae.decode(z.flatten(0, 1)))
+            log_ratio = 0.5 * (epsilon**2 + q.logvar - z**2).flatten(2).sum(dim=2)  # log p(z) − log q(z | x)
+            log_weights.append((log_p_x.unflatten(0, log_ratio.shape) + log_ratio).cpu().double())
+        estimates.append(torch.cat(log_weights).logsumexp(dim=0) - math.log(k))
+    return torch.cat(estimates)
 
 
 def _block(c_in: int, c_out: int, kernel_size: int, stride: int) -> tuple[nn.Module, ...]:

@@ -3,13 +3,135 @@
 `batch["images"]` is x_0, (n, channels, height, width) in [-1, 1] (or latents), `batch["class_labels"]` is y, (n,).
 Whatever is random is drawn from `rng` ([`~hf_genmod.randomness.BatchRandom`]), which is seeded for each picture. Where
 `by_noise_level` is true, timesteps are `rng.stratified()`, in the order of the pictures' positions.
+A training batch may tell in `batch["fraction"]` how much of the run is over, from 0 to 1.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 
 WEIGHTINGS = ("simple", "min_snr", "balanced", "vlb")
+LIKELIHOODS = ("gaussian", "discretised_gaussian", "bernoulli")
+PIXEL_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
+
+
+class ReconstructionObjective:
+    r"""
+    The loss of an autoencoder x̂ = g(f(x)):
+
+        L = ‖x − x̂‖² or |x − x̂|, + w ‖φ(x) − φ(x̂)‖²
+
+    each a mean over values, where φ are the features of a network that is not trained (Johnson et al. 2016,
+    https://arxiv.org/abs/1603.08155, Eq. 2).
+
+    Args:
+        loss (`str`, defaults to `"mse"`): `"mse"` or `"l1"`, of the pixels.
+        perceptual (`Callable`, *optional*): φ, from pictures in [-1, 1] to features, a tensor or a list of them, whose
+            losses are averaged. A module is frozen and put into evaluation mode.
+        perceptual_weight (`float`, defaults to 1.0): w.
+
+    Raises:
+        ValueError: If the loss is unknown.
+    """
+
+    def __init__(self, loss: str = "mse", perceptual=None, perceptual_weight: float = 1.0):
+        if loss not in PIXEL_LOSSES:
+            raise ValueError(f"loss: {loss!r} is not one of {', '.join(PIXEL_LOSSES)}")
+        if isinstance(perceptual, torch.nn.Module):
+            perceptual.eval().requires_grad_(False)
+        self.loss = loss
+        self.perceptual = perceptual
+        self.perceptual_weight = perceptual_weight
+
+    def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        x = batch["images"]
+        x_hat = model(x).sample.to(x.dtype)
+        loss_pixels = PIXEL_LOSSES[self.loss](x_hat, x)
+        if self.perceptual is None:
+            return loss_pixels, {}
+
+        if isinstance(self.perceptual, torch.nn.Module):
+            self.perceptual.to(x.device)
+        with torch.no_grad():
+            features = self._features(x)
+        pairs = zip(self._features(x_hat), features, strict=True)
+        loss_perceptual = torch.stack([F.mse_loss(ours, theirs) for ours, theirs in pairs]).mean()
+        metrics = {"loss_pixels": loss_pixels.detach(), "loss_perceptual": loss_perceptual.detach()}
+        return loss_pixels + self.perceptual_weight * loss_perceptual, metrics
+
+    def _features(self, x):
+        features = self.perceptual(x)
+        return [features] if isinstance(features, torch.Tensor) else features
+
+
+class ElboObjective:
+    r"""
+    The evidence lower bound of a variational autoencoder (Kingma & Welling 2014, https://arxiv.org/abs/1312.6114,
+    Eq. 3), which is maximised:
+
+        E_q[log p(x | z)] − β KL(q(z | x) ‖ N(0, I)),   z = μ(x) + σ(x) ε,   ε ~ N(0, I)
+
+    with β = 1, or another (Higgins et al. 2017, https://openreview.net/forum?id=Sy2fzU9gl). With `free_bits` λ the KL
+    is Σ_j max(λ, E_x[KL_j]) over the dimensions of z, E_x a mean over the pictures of a call: less than λ in a
+    dimension is not rewarded (Kingma et al. 2016, https://arxiv.org/abs/1606.04934, appendix C.8).
+
+    The loss is in nats per value of a picture. The metrics know neither β nor free bits: `elbo` and `reconstruction`,
+    −E_q[log p(x | z)], in nats per picture; `kl_per_dimension` in nats; `active_units`, the number of dimensions whose
+    μ has a variance of more than 0.01 over the pictures (Burda et al. 2016, https://arxiv.org/abs/1509.00519,
+    section 5.2); for the discretised Gaussian `bits_per_dimension`, of the ELBO.
+
+    Args:
+        likelihood (`str`, defaults to `"gaussian"`): That of the model, see [`VariationalAutoencoder`]. For
+            `"bernoulli"` each picture is drawn anew from Bernoulli((x + 1) / 2), as values in {−1, 1}.
+        beta (`float`, defaults to 1.0): β.
+        beta_warmup (`float`, defaults to 0.0): Fraction of the run over which β rises from 0, linearly in
+            `batch["fraction"]`; a batch without it sees the full β.
+        free_bits (`float`, defaults to 0.0): λ in nats.
+
+    Raises:
+        ValueError: If the likelihood is unknown, or a number is out of its range.
+    """
+
+    def __init__(
+        self, likelihood: str = "gaussian", beta: float = 1.0, beta_warmup: float = 0.0, free_bits: float = 0.0
+    ):
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood: {likelihood!r} is not one of {', '.join(LIKELIHOODS)}")
+        if not 0 <= beta_warmup <= 1:
+            raise ValueError(f"beta_warmup: {beta_warmup} is not a fraction of the run between 0 and 1")
+        for name, value in (("beta", beta), ("free_bits", free_bits)):
+            if value < 0:
+                raise ValueError(f"{name}: {value} is negative")
+        self.likelihood = likelihood
+        self.beta = beta
+        self.beta_warmup = beta_warmup
+        self.free_bits = free_bits
+
+    def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        x = batch["images"]
+        if self.likelihood == "bernoulli":
+            x = torch.where(rng.uniform(x.shape[1:]) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
+        latent_shape = getattr(model, "module", model).latent_shape(*x.shape[2:])  # DistributedDataParallel hides it
+        output = model(x, epsilon=rng.normal(latent_shape, dtype=x.dtype))
+
+        posterior, zero = output.latent_dist, x.new_zeros(())
+        reconstruction = -log_likelihood(self.likelihood, x, output).mean()
+        kl = gaussian_kl(posterior.mean, posterior.logvar, zero, zero).flatten(1).mean(dim=0)  # (d,)
+        beta = self.beta * min(1.0, batch.get("fraction", 1.0) / self.beta_warmup) if self.beta_warmup else self.beta
+        loss = (reconstruction + beta * kl.clamp(min=self.free_bits).sum()) / x[0].numel()
+
+        elbo = -(reconstruction + kl.sum()).detach()
+        variance_of_mean = posterior.mean.detach().flatten(1).var(dim=0, correction=0)  # (d,)
+        metrics = {
+            "elbo": elbo,
+            "reconstruction": reconstruction.detach(),
+            "kl_per_dimension": kl.detach().mean(),
+            "active_units": (variance_of_mean > 0.01).sum().to(x.dtype),
+        }
+        if self.likelihood == "discretised_gaussian":
+            metrics["bits_per_dimension"] = -elbo / (x[0].numel() * math.log(2))
+        return loss, metrics
 
 
 class NoisyClassificationObjective:
@@ -33,7 +155,7 @@ class NoisyClassificationObjective:
         t, x_t, _ = noised(x_0, self.scheduler, rng)
         logits = model(x_t, t).logits.to(x_0.dtype)
         accuracy = (logits.argmax(dim=1) == y).to(x_0.dtype).mean()
-        return torch.nn.functional.cross_entropy(logits, y), {"accuracy": accuracy}
+        return F.cross_entropy(logits, y), {"accuracy": accuracy}
 
 
 class DenoisingObjective:
@@ -169,6 +291,36 @@ def variational_bound_term(scheduler, model_output, x_0, x_t, t, clip: bool = Fa
     nll = -discretised_gaussian_log_likelihood(x_0, p_mean, p_log_variance)
     first = (t == 0).reshape(-1, *[1] * (x_0.ndim - 1))
     return torch.where(first, nll, kl).flatten(1).mean(dim=1) / math.log(2)
+
+
+def log_likelihood(likelihood: str, x, output) -> torch.Tensor:
+    """
+    log p(x | z) in nats, summed over the values of each picture.
+
+    Args:
+        likelihood (`str`): `"gaussian"`, `"discretised_gaussian"` or `"bernoulli"`, see [`VariationalAutoencoder`].
+        x (`torch.Tensor` of shape `(n, c, h, w)`): In [-1, 1]; on the grid of 8-bit values for the discretised
+            Gaussian, -1 or 1 for the Bernoulli.
+        output: p(x | z), with `sample` and `log_variance` of a Gaussian or `logits` of a Bernoulli.
+
+    Returns:
+        `torch.Tensor` of shape `(n,)`.
+
+    Raises:
+        ValueError: If the output is that of another likelihood.
+    """
+    if (likelihood == "bernoulli") != (output.logits is not None):
+        given = "a variance and no logits" if output.logits is None else "logits and no variance"
+        raise ValueError(f"likelihood: {likelihood!r}, but the model gives {given}; use the likelihood of its config")
+    if likelihood == "bernoulli":
+        values = F.logsigmoid(x * output.logits.to(x.dtype))  # p(x = −1) = 1 − sigmoid(l) = sigmoid(−l)
+    else:
+        mean, log_variance = output.sample.to(x.dtype), output.log_variance.to(x.dtype)
+        if likelihood == "discretised_gaussian":
+            values = discretised_gaussian_log_likelihood(x, mean, log_variance)
+        else:
+            values = -0.5 * ((x - mean) ** 2 * torch.exp(-log_variance) + log_variance + math.log(2 * math.pi))
+    return values.flatten(1).sum(dim=1)
 
 
 def gaussian_kl(mean_1, log_variance_1, mean_2, log_variance_2) -> torch.Tensor:

@@ -29,6 +29,7 @@ MOST_NOISE = 20.0  # the σ up to which a classifier guides unless told otherwis
 _INSTALLED = {
     "ancestral_ddpm": "hf_genmod.schedulers.ancestral_ddpm",
     "denoising_unet": "hf_genmod.models.denoising_unet",
+    "image_autoencoder": "hf_genmod.models.image_autoencoder",
 }
 _IS_INSTALLED = not __name__.startswith("diffusers_modules.")
 

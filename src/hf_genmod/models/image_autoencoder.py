@@ -1,0 +1,490 @@
+"""Networks that bring pictures x into a smaller space and back: an autoencoder and a variational autoencoder.
+
+Pictures and feature maps are (n, channels, height, width), called (n, c, h, w) in the comments; z is a small feature
+map or, as (n, c, 1, 1), a vector. The file is complete in itself: it travels inside every checkpoint.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+# Captured at import: a later load may overwrite the file that this module was read from.
+_SHIPPED_FILE = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))
+
+LIKELIHOODS = ("gaussian", "discretised_gaussian", "bernoulli")
+MAX_PRIOR_RANK = 256
+
+# Of an output, all fields but the first have defaults: Accelerate makes a copy of it in fp32 from a dictionary alone.
+
+
+@dataclass
+class ImageLatentsOutput(BaseOutput):
+    """
+    Args:
+        latents (`torch.Tensor` of shape `(n, latent_channels, h, w)`): z.
+    """
+
+    latents: torch.Tensor
+
+
+@dataclass
+class AutoencoderOutput(BaseOutput):
+    """
+    Args:
+        sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): The reconstruction, or the decoded latents.
+        latents (`torch.Tensor` of shape `(n, latent_channels, h, w)`, *optional*): z, where pictures were given.
+    """
+
+    sample: torch.Tensor
+    latents: torch.Tensor | None = None
+
+
+@dataclass
+class VariationalAutoencoderOutput(BaseOutput):
+    """
+    p(x | z), and q(z | x) where pictures were given.
+
+    Args:
+        sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): The mean of p(x | z).
+        latent_dist (`DiagonalGaussianDistribution`, *optional*): q(z | x), where pictures were given.
+        log_variance (`torch.Tensor` of shape `()`, *optional*): log σ² of a Gaussian p(x | z).
+        logits (`torch.Tensor` of the shape of `sample`, *optional*): log p(x = 1 | z) / p(x = −1 | z) of a Bernoulli.
+    """
+
+    sample: torch.Tensor
+    latent_dist: DiagonalGaussianDistribution | None = None
+    log_variance: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), which starts as the identity."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x):
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+
+
+class Upsample(nn.Conv2d):
+    """
+    Nearest neighbour to twice the height and width, then a convolution; computed as one transposed convolution, where
+    each pixel meets at once the sum of the weights that its copies would have met: 4/9 of the products.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        kernel = F.pad(self.weight, (1, 1, 1, 1))
+        kernel = kernel[:, :, 1:] + kernel[:, :, :-1]
+        kernel = kernel[:, :, :, 1:] + kernel[:, :, :, :-1]  # (c, c, 4, 4)
+        return F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), self.bias, stride=2, padding=1)
+
+
+class ConvolutionalNetwork(nn.Module):
+    """conv_out(silu(norm(layers(conv_in(x))))), where each layer is a residual block or a change of size."""
+
+    def __init__(self, conv_in: nn.Module, layers: list[nn.Module], groups: int, conv_out: nn.Conv2d):
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.conv_in = conv_in
+        self.layers = nn.ModuleList(layers)
+        self.norm_out = nn.GroupNorm(groups, conv_out.in_channels)
+        self.conv_out = conv_out
+
+    def forward(self, x):
+        x = self.conv_in(x)
+        for layer in self.layers:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(layer, x)
+            else:
+                x = layer(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Encoder(ConvolutionalNetwork):
+    """From pictures, squares of pixels folded into channels, to `out_channels` of numbers about z."""
+
+    def __init__(self, config, out_channels: int):
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        layers, channels = [], widths[0]
+        for level, width in enumerate(widths):
+            if level > 0:
+                layers.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
+            for _ in range(config.layers_per_block):
+                layers.append(ResidualBlock(channels, width, groups, config.dropout))
+                channels = width
+        conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, widths[0], 3, padding=1)
+        if config.vector_latents:
+            conv_out = nn.Conv2d(widths[-1], out_channels, _smallest_size(config))
+        else:
+            conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+        super().__init__(conv_in, layers, groups, conv_out)
+
+
+class Decoder(ConvolutionalNetwork):
+    """From z to pictures, squares of pixels still folded into channels."""
+
+    def __init__(self, config):
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        layers, channels = [], widths[-1]
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(config.layers_per_block):
+                layers.append(ResidualBlock(channels, width, groups, config.dropout))
+                channels = width
+            if level > 0:
+                layers.append(Upsample(channels))
+        if config.vector_latents:
+            conv_in = nn.ConvTranspose2d(config.latent_channels, widths[-1], _smallest_size(config))
+        else:
+            conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        conv_out = nn.Conv2d(channels, config.in_channels * config.patch_size**2, 3, padding=1)
+        super().__init__(conv_in, layers, groups, conv_out)
+
+
+class ImageAutoencoder(ModelMixin, ConfigMixin):
+    """What both share: an encoder, a decoder, and a Gaussian that can be fitted to the latents of a data set."""
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ResidualBlock"]
+    _skip_layerwise_casting_patterns = ["norm"]
+    _group_offload_block_modules = ["encoder", "decoder"]
+    _shipped_file = _SHIPPED_FILE
+
+    def _build(self, encoder_channels: int) -> None:
+        config = self.config
+        for width in config.block_out_channels:
+            if width % config.norm_num_groups:
+                raise ValueError(
+                    f"block_out_channels: {width} is not a multiple of norm_num_groups ({config.norm_num_groups}); "
+                    "change one of them"
+                )
+        self.check_size(_sample_size(config))
+        self.encoder = Encoder(config, encoder_channels)
+        self.decoder = Decoder(config)
+        if config.prior_rank is not None:
+            d = math.prod(self.latent_shape(*_sample_size(config)))
+            self.register_buffer("prior_mean", torch.zeros(d))
+            self.register_buffer("prior_directions", torch.zeros(config.prior_rank, d))
+
+    @property
+    def downsampling_factor(self) -> int:
+        """How many times higher and wider a picture is than its smallest feature map, and than z if no vector."""
+        return _factor(self.config)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """
+        (c, h, w) of z for pictures of `height` and `width`.
+
+        Raises:
+            ValueError: If such pictures do not fit this network.
+        """
+        self.check_size((height, width))
+        factor = self.downsampling_factor
+        size = (1, 1) if self.config.vector_latents else (height // factor, width // factor)
+        return (self.config.latent_channels, *size)
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """
+        Raises:
+            ValueError: If a picture of `size` = (height, width) cannot be folded and halved as this network needs, or
+                is of another size than the only one that gives vectors.
+        """
+        config, factor = self.config, self.downsampling_factor
+        height, width = _sample_size(config)
+        if any(length % factor for length in size):
+            below = tuple(max(length // factor, 1) * factor for length in size)
+            above = tuple(-(-length // factor) * factor for length in size)
+            raise ValueError(
+                f"resolution {size[0]}x{size[1]}: this network (patch_size {config.patch_size}, "
+                f"{len(config.block_out_channels)} levels) needs a height and width that {factor} divides, such "
+                f"as {below[0]}x{below[1]} or {above[0]}x{above[1]}"
+            )
+        if config.vector_latents and tuple(size) != (height, width):
+            raise ValueError(
+                f"resolution {size[0]}x{size[1]}: this network makes vectors (vector_latents) of pictures of "
+                f"{height}x{width} alone; resize them to that"
+            )
+
+    def fit_prior(self, latents: torch.Tensor) -> None:
+        r"""
+        Fits N(μ, Σ) to latents, so that an autoencoder can be sampled from; it is saved with the weights. Of Σ the
+        k = min(d, n − 1, 256) directions of largest variance are kept, each times its standard deviation, as
+        `prior_directions` (k, d), and of μ all as `prior_mean` (d,), where d = c · h · w.
+
+        Args:
+            latents (`torch.Tensor` of shape `(n, c, h, w)`): Of pictures of the config's `sample_size`, n ≥ 2.
+
+        Raises:
+            ValueError: If there are fewer than two, or they are of another shape.
+        """
+        shape = self.latent_shape(*_sample_size(self.config))
+        if latents.shape[1:] != shape or len(latents) < 2:
+            raise ValueError(
+                f"latents: shape {tuple(latents.shape)} is not (n, {', '.join(map(str, shape))}) with n of two or more"
+            )
+        z = latents.detach().cpu().double().flatten(1)  # (n, d)
+        mean = z.mean(dim=0)
+        # z - μ = U S V, so Σ = Vᵀ S² V / (n - 1)
+        _, S, V = torch.linalg.svd(z - mean, full_matrices=False)
+        k = min(z.shape[1], len(z) - 1, MAX_PRIOR_RANK)
+        directions = S[:k, None] * V[:k] / math.sqrt(len(z) - 1)
+        self.register_buffer("prior_mean", mean.to(self.device, self.dtype))
+        self.register_buffer("prior_directions", directions.to(self.device, self.dtype).contiguous())
+        self.register_to_config(prior_rank=k)
+
+    def sample_prior(self, epsilon: torch.Tensor) -> torch.Tensor:
+        """
+        z = μ + ε · directions, which is distributed as the fitted prior.
+
+        Args:
+            epsilon (`torch.Tensor` of shape `(n, prior_rank)`): ε ~ N(0, I).
+
+        Returns:
+            `torch.Tensor` of shape `(n, c, h, w)`.
+
+        Raises:
+            ValueError: If no prior has been fitted, or ε is of another shape.
+        """
+        rank = self.config.prior_rank
+        if rank is None:
+            raise ValueError("prior_rank: None, no prior has been fitted to this autoencoder; call fit_prior first")
+        if epsilon.ndim != 2 or epsilon.shape[1] != rank:
+            raise ValueError(f"epsilon: shape {tuple(epsilon.shape)} is not (n, {rank}), n times prior_rank")
+        z = self.prior_mean + epsilon @ self.prior_directions  # (n, d)
+        return z.unflatten(1, self.latent_shape(*_sample_size(self.config)))
+
+    def _encode(self, x):
+        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"sample: shape {tuple(x.shape)} is not (n, {self.config.in_channels}, height, width), "
+                "the shape this network takes"
+            )
+        self.check_size(tuple(x.shape[2:]))
+        # Under autocast the network answers in half precision, of which a reparameterised sample would suffer.
+        return self.encoder(F.pixel_unshuffle(x, self.config.patch_size)).to(x.dtype)
+
+    def _decode(self, z):
+        config = self.config
+        if z.ndim != 4 or z.shape[1] != config.latent_channels or (config.vector_latents and z.shape[2:] != (1, 1)):
+            size = "1, 1" if config.vector_latents else "h, w"
+            raise ValueError(
+                f"z: shape {tuple(z.shape)} is not (n, {config.latent_channels}, {size}), the latents of this network"
+            )
+        return F.pixel_shuffle(self.decoder(z), config.patch_size)
+
+
+class Autoencoder(ImageAutoencoder):
+    r"""
+    An autoencoder: z = f(x), x̂ = g(z) (Hinton & Salakhutdinov 2006, https://doi.org/10.1126/science.1127647), of
+    residual blocks.
+
+    Args:
+        sample_size (`int` or `(int, int)`, defaults to 32): Size or (height, width) of the pictures it is made for.
+        in_channels (`int`, defaults to 3): Channels of x.
+        latent_channels (`int`, defaults to 4): Channels of z, or with `vector_latents` its length.
+        block_out_channels (`tuple[int]`, defaults to `(64, 128, 128)`): Width of each level; each level below the
+            first has half the height and width of the one above.
+        layers_per_block (`int`, defaults to 1): Residual blocks per level, in the encoder as in the decoder.
+        norm_num_groups (`int`, defaults to 32): Groups of the normalisations; divides every width.
+        patch_size (`int`, defaults to 1): Squares of `patch_size` pixels are folded into channels before the first
+            convolution and unfolded after the last.
+        vector_latents (`bool`, defaults to `False`): The encoder ends in a convolution over the whole of its smallest
+            feature map, and the decoder begins with its transpose, so that z is a vector, (n, latent_channels, 1, 1);
+            pictures are then of `sample_size` alone.
+        dropout (`float`, defaults to 0.0): Dropout probability in the residual blocks.
+        scaling_factor, shift_factor (`float`, defaults to 1.0 and 0.0): A diffusion model in the latent space sees
+            (z − shift_factor) · scaling_factor; encoder and decoder do not apply them.
+        prior_rank (`int`, *optional*): Rank of the Gaussian fitted to the latents; set by `fit_prior`.
+
+    Raises:
+        ValueError: If the widths, the levels and the picture's size do not fit together.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 32,
+        in_channels: int = 3,
+        latent_channels: int = 4,
+        block_out_channels: tuple[int, ...] = (64, 128, 128),
+        layers_per_block: int = 1,
+        norm_num_groups: int = 32,
+        patch_size: int = 1,
+        vector_latents: bool = False,
+        dropout: float = 0.0,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+        prior_rank: int | None = None,
+    ):
+        super().__init__()
+        self._build(encoder_channels=latent_channels)
+
+    @apply_forward_hook
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> ImageLatentsOutput | tuple[torch.Tensor]:
+        """z = f(x), (n, latent_channels, h, w), of pictures x, (n, in_channels, height, width), as `.latents`."""
+        z = self._encode(x)
+        return ImageLatentsOutput(latents=z) if return_dict else (z,)
+
+    @apply_forward_hook
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> AutoencoderOutput | tuple[torch.Tensor]:
+        """x̂ = g(z), (n, in_channels, height, width), of latents z, (n, latent_channels, h, w), as `.sample`."""
+        sample = self._decode(z)
+        return AutoencoderOutput(sample=sample) if return_dict else (sample,)
+
+    def forward(
+        self, sample: torch.Tensor, return_dict: bool = True
+    ) -> AutoencoderOutput | tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): x in [-1, 1].
+            return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
+
+        Returns:
+            [`AutoencoderOutput`], or a tuple of the reconstruction g(f(x)) and the latents f(x).
+
+        Raises:
+            ValueError: If the shape is wrong.
+        """
+        z = self._encode(sample)
+        output = AutoencoderOutput(sample=self._decode(z), latents=z)
+        return output if return_dict else output.to_tuple()
+
+
+class VariationalAutoencoder(ImageAutoencoder):
+    r"""
+    The variational autoencoder of Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114):
+
+        q(z | x) = N(μ(x), diag σ²(x)),   z = μ + σ ε,   p(z) = N(0, I),   p(x | z) by the decoder
+
+    Args:
+        sample_size, in_channels, latent_channels, block_out_channels, layers_per_block, norm_num_groups, patch_size,
+            vector_latents, dropout, scaling_factor, shift_factor, prior_rank: As [`Autoencoder`] takes them.
+        likelihood (`str`, defaults to `"gaussian"`): p(x | z) of each value: `"gaussian"`, N(x̂, σ²);
+            `"discretised_gaussian"`, its integral over the bin of an 8-bit value; `"bernoulli"`, for x ∈ {−1, 1},
+            with p(x = 1 | z) = (x̂ + 1) / 2.
+        variance (`float`, *optional*): σ² of a Gaussian, in units of pictures in [-1, 1]. `None` learns one for all
+            values as the parameter `log_variance` (Rybkin et al. 2021, https://arxiv.org/abs/2006.13202).
+
+    Raises:
+        ValueError: If the widths, the levels and the picture's size do not fit together, the likelihood is unknown, or
+            it has no such variance.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 32,
+        in_channels: int = 3,
+        latent_channels: int = 4,
+        block_out_channels: tuple[int, ...] = (64, 128, 128),
+        layers_per_block: int = 1,
+        norm_num_groups: int = 32,
+        patch_size: int = 1,
+        vector_latents: bool = False,
+        dropout: float = 0.0,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+        prior_rank: int | None = None,
+        likelihood: str = "gaussian",
+        variance: float | None = None,
+    ):
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood: {likelihood!r} is not one of {', '.join(LIKELIHOODS)}")
+        if variance is not None and likelihood == "bernoulli":
+            raise ValueError(f"variance: {variance}, but a bernoulli likelihood has none to choose; leave it out")
+        if variance is not None and variance <= 0:
+            raise ValueError(f"variance: {variance} is not positive")
+        self._build(encoder_channels=2 * latent_channels)
+        if variance is None and likelihood != "bernoulli":
+            # About what a poor reconstruction has; the parameter moves by no more than the learning rate in a step.
+            self.log_variance = nn.Parameter(torch.tensor(math.log(0.1)))
+
+    @apply_forward_hook
+    def encode(
+        self, x: torch.Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """q(z | x) of pictures x, (n, in_channels, height, width), as `.latent_dist`."""
+        posterior = DiagonalGaussianDistribution(self._encode(x))
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    @apply_forward_hook
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> VariationalAutoencoderOutput | tuple[torch.Tensor]:
+        """p(x | z) of latents z, (n, latent_channels, h, w): its mean, (n, in_channels, height, width), as `.sample`,
+        and `.log_variance` or `.logits`."""
+        output = self._likelihood(z)
+        return output if return_dict else (output.sample,)
+
+    def forward(
+        self, sample: torch.Tensor, epsilon: torch.Tensor | None = None, return_dict: bool = True
+    ) -> VariationalAutoencoderOutput | tuple[torch.Tensor]:
+        """
+        Args:
+            sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): x in [-1, 1].
+            epsilon (`torch.Tensor` of shape `(n, *latent_shape(height, width))`, *optional*): ε ~ N(0, I) of
+                z = μ + σ ε; without it z = μ.
+            return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
+
+        Returns:
+            [`VariationalAutoencoderOutput`], or a tuple of its sample.
+
+        Raises:
+            ValueError: If a shape is wrong.
+        """
+        posterior = DiagonalGaussianDistribution(self._encode(sample))
+        z = posterior.mean
+        if epsilon is not None:
+            if epsilon.shape != z.shape:
+                raise ValueError(f"epsilon: shape {tuple(epsilon.shape)} is not {tuple(z.shape)}, that of z")
+            z = z + posterior.std * epsilon
+        output = self._likelihood(z, posterior)
+        return output if return_dict else (output.sample,)
+
+    def _likelihood(self, z, posterior=None):
+        """p(x | z), with q(z | x) beside it."""
+        config, prediction = self.config, self._decode(z)
+        if config.likelihood == "bernoulli":
+            mean = torch.tanh(0.5 * prediction)  # 2 p − 1, as p = 1 / (1 + exp(−logits))
+            return VariationalAutoencoderOutput(sample=mean, latent_dist=posterior, logits=prediction)
+        if config.variance is None:
+            log_variance = self.log_variance
+        else:
+            log_variance = torch.full((), math.log(config.variance), dtype=z.dtype, device=z.device)
+        return VariationalAutoencoderOutput(sample=prediction, latent_dist=posterior, log_variance=log_variance)
+
+
+def _sample_size(config) -> tuple[int, int]:
+    size = config.sample_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _factor(config) -> int:
+    return config.patch_size * 2 ** (len(config.block_out_channels) - 1)
+
+
+def _smallest_size(config) -> tuple[int, int]:
+    """Height and width of the smallest feature map of a picture of `sample_size`."""
+    height, width = _sample_size(config)
+    return height // _factor(config), width // _factor(config)

@@ -1,0 +1,486 @@
+"""Autoencoder and VariationalAutoencoder do what their equations say, and whatever diffusers' own models do."""
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.utils import convert_outputs_to_fp32
+from diffusers import DiffusionPipeline
+from tiny import TINY_AUTOENCODER, tiny_autoencoder, tiny_unet
+
+from hf_genmod import AncestralDDPMScheduler, Autoencoder, UnconditionalPipeline, VariationalAutoencoder, load_pipeline
+from hf_genmod.models.image_autoencoder import ResidualBlock, Upsample
+
+CLASSES = (Autoencoder, VariationalAutoencoder)
+KINDS = {
+    "small": (Autoencoder, {}),
+    "vector": (Autoencoder, {"vector_latents": True, "patch_size": 2, "in_channels": 1}),
+    "variational": (VariationalAutoencoder, {"layers_per_block": 2, "likelihood": "discretised_gaussian"}),
+    "variational vector": (
+        VariationalAutoencoder,
+        {
+            "sample_size": (12, 8),
+            "in_channels": 4,
+            "block_out_channels": (8, 16, 16),
+            "vector_latents": True,
+            "likelihood": "bernoulli",
+        },
+    ),
+}
+
+
+def randn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def pictures(model, n=2, seed=1):
+    size = model.config.sample_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    return randn(n, model.config.in_channels, *size, seed=seed).tanh()
+
+
+def encoded(model, x):
+    """All that the encoder says of x."""
+    output = model.encode(x)
+    return output.latents if "latents" in output else output.latent_dist.parameters
+
+
+@torch.no_grad()
+def everything(model, x):
+    """Whatever the model makes of x, as one tensor for each picture."""
+    moments = encoded(model, x)
+    z = moments[:, : model.config.latent_channels]
+    return torch.cat([part.flatten(1) for part in (moments, model.decode(z).sample, model(x).sample)], dim=1)
+
+
+def relative_error(actual, expected):
+    return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+@pytest.fixture(params=KINDS)
+def model(request):
+    kind, config = KINDS[request.param]
+    return tiny_autoencoder(kind, **config)
+
+
+@pytest.fixture
+def x(model):
+    return pictures(model)
+
+
+class TestAsAModelOfDiffusers:
+    @pytest.mark.parametrize("with_prior", [False, True])
+    def test_comes_back_bitwise_from_disk(self, model, x, with_prior, tmp_path):
+        if with_prior:
+            model.fit_prior(encoded(model, pictures(model, n=5))[:, : model.config.latent_channels])
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path)
+        assert torch.equal(everything(loaded, x), everything(model, x))
+        assert {k: v for k, v in loaded.config.items() if not k.startswith("_")} == {
+            k: list(v) if isinstance(v, tuple) else v for k, v in model.config.items() if not k.startswith("_")
+        }
+        if with_prior:
+            epsilon = randn(3, model.config.prior_rank)
+            assert torch.equal(loaded.sample_prior(epsilon), model.sample_prior(epsilon))
+        else:
+            assert loaded.config.prior_rank is None
+
+    @pytest.mark.parametrize(
+        "dtype, tolerance", [(torch.float64, 1e-5), (torch.float16, 0.01), (torch.bfloat16, 0.05)]
+    )
+    def test_computes_in_its_dtype(self, model, x, dtype, tolerance, tmp_path):
+        expected = everything(model, x)
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path, torch_dtype=dtype)
+        actual = everything(loaded, x.to(dtype))
+        assert actual.dtype == dtype
+        assert actual.isfinite().all()
+        assert relative_error(actual, expected) < tolerance
+
+    def test_under_autocast_the_latents_keep_the_dtype_of_the_pictures(self, model, x):
+        expected = everything(model, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert encoded(model, x).dtype == torch.float32
+            assert relative_error(everything(model, x), expected) < 0.05
+
+    def test_accelerate_may_convert_its_outputs(self, model, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, converted = model(x), convert_outputs_to_fp32(model.forward)(x)
+        assert type(converted) is type(expected) and converted.keys() == expected.keys()
+        assert converted.sample.dtype == torch.float32
+        assert torch.equal(converted.sample, expected.sample.float())
+
+    def test_memory_format_does_not_matter(self, model, x):
+        expected = everything(model, x)
+        actual = everything(
+            model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+        )
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+    def test_is_deterministic_and_the_same_in_training(self, model, x):
+        expected = everything(model, x)
+        assert torch.equal(everything(model, x), expected)
+        assert torch.equal(everything(model.train(), x), expected)
+
+    def test_dropout_acts_in_training_only(self):
+        model = tiny_autoencoder(dropout=0.5)
+        x = pictures(model)
+        expected = everything(tiny_autoencoder(), x)
+        assert torch.equal(everything(model, x), expected)
+        assert not torch.allclose(everything(model.train(), x), expected)
+
+    def test_tuples_and_outputs_hold_the_same(self, model, x):
+        assert torch.equal(model(x, return_dict=False)[0], model(x).sample)
+        z = encoded(model, x)[:, : model.config.latent_channels]
+        assert torch.equal(model.decode(z, return_dict=False)[0], model.decode(z).sample)
+        first = model.encode(x, return_dict=False)[0]
+        assert torch.equal(getattr(first, "parameters", first), encoded(model, x))
+
+    def test_every_parameter_has_a_gradient(self, model, x):
+        output = model(x)
+        loss = output.sample.square().mean()
+        if output.get("latent_dist") is not None:
+            loss = loss + output.latent_dist.kl().mean()
+        if output.get("log_variance") is not None:
+            loss = loss + output.log_variance**2
+        loss.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+    def test_gradient_checkpointing_computes_blocks_twice_and_the_same_gradients(self, model, x):
+        def gradients():
+            calls = []
+            hooks = [
+                block.register_forward_pre_hook(lambda *_: calls.append(1))
+                for block in model.modules()
+                if isinstance(block, ResidualBlock)
+            ]
+            model.zero_grad()
+            model(x).sample.square().mean().backward()
+            for hook in hooks:
+                hook.remove()
+            return len(calls) / len(hooks), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+        once, plain = gradients()
+        model.train().enable_gradient_checkpointing()
+        twice, checkpointed = gradients()
+        assert (once, twice) == (1, 2)
+        for expected, actual in zip(plain, checkpointed, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("how", ["block_level", "leaf_level"])
+    def test_group_offloading_brings_back_each_weight_in_time(self, model, x, tmp_path, how):
+        expected = everything(model, x)
+        model.enable_group_offload("cpu", offload_type=how, num_blocks_per_group=1, offload_to_disk_path=str(tmp_path))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(torch.nan)  # the weights are on the disk now
+        assert torch.equal(everything(model, x), expected)
+
+    def test_encoding_and_decoding_call_the_hook_that_brings_an_offloaded_model_back(self, model, x):
+        class Hook:
+            calls = 0
+
+            def pre_forward(self, module):
+                self.calls += 1
+
+        model._hf_hook = Hook()
+        everything(model, x)
+        assert model._hf_hook.calls == 2
+
+    @pytest.mark.parametrize("kind", ["vector", "variational"])
+    def test_compiles_without_a_graph_break(self, kind):
+        torch.compiler.reset()
+        model = tiny_autoencoder(KINDS[kind][0], **KINDS[kind][1])
+        x = pictures(model)
+        epsilon = {"epsilon": randn(2, 2, 4, 4)} if kind == "variational" else {}
+        expected = model(x, **epsilon).sample
+        actual = torch.compile(model, fullgraph=True, backend="eager")(x, **epsilon).sample
+        assert torch.equal(actual, expected)
+
+    @pytest.mark.parametrize("kind", CLASSES)
+    def test_travels_in_the_checkpoint_of_a_pipeline(self, kind, tmp_path):
+        vae = tiny_autoencoder(kind, sample_size=16, scaling_factor=0.7, shift_factor=0.3)
+        unet = tiny_unet(in_channels=2, out_channels=2)
+        scheduler = AncestralDDPMScheduler(clip_sample=False)
+        pipeline = UnconditionalPipeline(unet, scheduler, vae=vae)
+        pipeline.save_pretrained(tmp_path)
+
+        def images(pipeline):
+            pipeline.set_progress_bar_config(disable=True)
+            rng = torch.Generator().manual_seed(0)
+            return pipeline(num_inference_steps=2, generator=rng, output_type="pt").images
+
+        expected = images(pipeline)
+        assert expected.shape == (1, 3, 16, 16)
+        ours = load_pipeline(tmp_path)
+        assert type(ours.vae) is kind
+        theirs = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+        assert type(theirs.vae).__module__.startswith("diffusers_modules.")
+        for loaded in (ours, theirs):
+            assert torch.equal(images(loaded), expected)
+
+
+class TestShapes:
+    @pytest.mark.parametrize("kind", CLASSES)
+    @pytest.mark.parametrize(
+        "config, z",
+        [
+            ({"sample_size": 8, "in_channels": 1}, (2, 4, 4)),
+            ({"sample_size": (16, 8)}, (2, 8, 4)),
+            ({"sample_size": (12, 8), "in_channels": 4, "patch_size": 2}, (2, 3, 2)),
+            ({"sample_size": 8, "in_channels": 7, "latent_channels": 5}, (5, 4, 4)),
+            ({"sample_size": 8, "block_out_channels": (8,)}, (2, 8, 8)),
+            (
+                {
+                    "sample_size": 28,
+                    "in_channels": 1,
+                    "block_out_channels": (8, 8, 8),
+                    "vector_latents": True,
+                    "latent_channels": 20,
+                },
+                (20, 1, 1),
+            ),
+        ],
+    )
+    def test_of_latents_and_pictures(self, kind, config, z):
+        model = tiny_autoencoder(kind, **config)
+        x = pictures(model, n=3)
+        assert model.latent_shape(*x.shape[2:]) == z
+        moments = encoded(model, x)
+        assert moments.shape == (3, z[0] * (1 if kind is Autoencoder else 2), *z[1:])
+        assert model.decode(moments[:, : z[0]]).sample.shape == x.shape
+        assert model(x).sample.shape == x.shape
+
+    def test_each_level_and_the_patches_shrink_the_picture(self):
+        assert tiny_autoencoder().downsampling_factor == 2
+        assert tiny_autoencoder(block_out_channels=(8, 16, 16), patch_size=2).downsampling_factor == 8
+
+    def test_takes_pictures_of_other_sizes_than_its_own_unless_z_is_a_vector(self):
+        model = tiny_autoencoder()
+        assert model(randn(1, 3, 16, 12)).sample.shape == (1, 3, 16, 12)
+        assert model.latent_shape(16, 12) == (2, 8, 6)
+
+
+class TestNetwork:
+    def test_pictures_do_not_see_each_other(self, model):
+        x = pictures(model, n=4)
+        batch = everything(model, x)
+        for i in range(4):
+            torch.testing.assert_close(everything(model, x[i : i + 1])[0], batch[i], rtol=1e-4, atol=1e-5)
+
+    def test_different_pictures_have_different_latents_and_reconstructions(self, model):
+        x = pictures(model)
+        latents, reconstruction = encoded(model, x), model(x).sample
+        assert relative_error(latents[0], latents[1]) > 0.01
+        assert relative_error(reconstruction[0], reconstruction[1]) > 0.001
+
+    def test_an_autoencoder_decodes_what_it_encodes(self):
+        model = tiny_autoencoder(Autoencoder)
+        x = pictures(model)
+        output = model(x)
+        assert torch.equal(output.latents, model.encode(x).latents)
+        assert torch.equal(output.sample, model.decode(output.latents).sample)
+
+    def test_patches_are_the_same_network_on_unshuffled_pixels(self):
+        patched = tiny_autoencoder(Autoencoder, patch_size=2)
+        inner = Autoencoder(**(TINY_AUTOENCODER | {"sample_size": 4, "in_channels": 12})).eval()
+        inner.load_state_dict(patched.state_dict())
+        x = pictures(patched)
+        expected = F.pixel_shuffle(inner(F.pixel_unshuffle(x, 2)).sample, 2)
+        assert torch.equal(patched(x).sample, expected)
+
+    def test_the_last_stage_of_a_vector_is_a_linear_map_of_the_whole_feature_map(self):
+        model = tiny_autoencoder(Autoencoder, vector_latents=True)
+        features = randn(2, 16, 4, 4)
+        last, first = model.encoder.conv_out, model.decoder.conv_in
+        z = last(features)
+        torch.testing.assert_close(z[:, :, 0, 0], features.flatten(1) @ last.weight.flatten(1).T + last.bias)
+        rows = (z[:, :, 0, 0] @ first.weight.flatten(1)).unflatten(1, (16, 4, 4))
+        torch.testing.assert_close(first(z), rows + first.bias[:, None, None])
+
+    def test_upsampling_is_nearest_neighbour_then_a_convolution(self):
+        layer = Upsample(6).double()
+        x = randn(2, 6, 3, 5, dtype=torch.float64)
+        larger = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        torch.testing.assert_close(layer(x), F.conv2d(larger, layer.weight, layer.bias, padding=1))
+
+    def test_height_and_width_are_treated_alike(self):
+        tall = tiny_autoencoder(Autoencoder, sample_size=(16, 8))
+        x = pictures(tall)
+        latents, reconstruction = tall.encode(x).latents, tall(x).sample
+        with torch.no_grad():
+            for parameter in tall.parameters():
+                if parameter.ndim == 4:
+                    parameter.copy_(parameter.mT.clone())
+        torch.testing.assert_close(tall.encode(x.mT).latents, latents.mT, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tall(x.mT).sample, reconstruction.mT, rtol=1e-4, atol=1e-5)
+
+    def test_a_block_starts_as_the_identity(self):
+        x = randn(2, 8, 4, 4)
+        assert torch.equal(ResidualBlock(8, 8, groups=4, dropout=0.0)(x), x)
+
+    def test_the_latent_scale_is_left_to_the_diffusion_model(self):
+        scaled = tiny_autoencoder(Autoencoder, scaling_factor=0.2, shift_factor=3.0)
+        x = pictures(scaled)
+        assert torch.equal(everything(scaled, x), everything(tiny_autoencoder(Autoencoder), x))
+
+
+class TestVariational:
+    def test_a_sample_is_the_mean_plus_the_standard_deviation_times_epsilon(self):
+        vae = tiny_autoencoder()
+        x, epsilon = pictures(vae), randn(2, 2, 4, 4)
+        mean, log_variance = encoded(vae, x).chunk(2, dim=1)
+        output = vae(x, epsilon)
+        torch.testing.assert_close(output.sample, vae.decode(mean + (0.5 * log_variance).exp() * epsilon).sample)
+        assert torch.equal(output.latent_dist.mean, mean)
+        assert torch.equal(vae(x).sample, vae.decode(mean).sample)
+
+    def test_gradient_through_the_sample_is_the_difference_quotient(self):
+        vae = tiny_autoencoder().double()
+        x, epsilon = pictures(vae).double(), randn(2, 2, 4, 4, dtype=torch.float64)
+        parameters = list(vae.encoder.parameters())
+        direction = [randn(*p.shape, seed=i, dtype=torch.float64) for i, p in enumerate(parameters)]
+
+        def value():
+            return vae(x, epsilon).sample.sin().sum()
+
+        slope = sum((g * d).sum() for g, d in zip(torch.autograd.grad(value(), parameters), direction, strict=True))
+        values, h = [], 1e-5
+        with torch.no_grad():
+            for step in (h, -2 * h):
+                for p, d in zip(parameters, direction, strict=True):
+                    p.add_(step * d)
+                values.append(value())
+        assert abs(slope) > 0.1
+        torch.testing.assert_close((values[0] - values[1]) / (2 * h), slope.detach(), rtol=1e-6, atol=0)
+
+    def test_kl_is_that_of_a_monte_carlo_estimate(self):
+        vae, n = tiny_autoencoder(), 4000
+        with torch.no_grad():
+            q = vae.encode(3 * pictures(vae)).latent_dist
+            z = q.mean + q.std * randn(n, *q.mean.shape)
+            normal = torch.distributions.Normal
+            log_ratio = normal(q.mean, q.std).log_prob(z) - normal(0.0, 1.0).log_prob(z)
+        log_ratio = log_ratio.flatten(2).sum(dim=2)  # (samples, pictures)
+        error = log_ratio.std(dim=0) / n**0.5
+        assert (error < 0.02 * q.kl()).all()
+        assert ((log_ratio.mean(dim=0) - q.kl()).abs() < 4 * error).all()
+
+    def test_gaussian_variance_is_learned_or_given(self):
+        x = pictures(tiny_autoencoder())
+        learned = tiny_autoencoder()
+        assert learned(x).log_variance is learned.log_variance and learned.log_variance.requires_grad
+        assert learned.decode(randn(1, 2, 4, 4)).log_variance is learned.log_variance
+        given = tiny_autoencoder(variance=0.25)
+        assert not hasattr(given, "log_variance")
+        assert given(x).log_variance.item() == pytest.approx(math.log(0.25))
+        assert given(x).logits is None
+
+    def test_bernoulli_gives_logits_and_their_mean(self):
+        vae = tiny_autoencoder(likelihood="bernoulli")
+        output = vae(pictures(vae))
+        torch.testing.assert_close((output.sample + 1) / 2, output.logits.sigmoid())
+        assert output.log_variance is None and not hasattr(vae, "log_variance")
+
+
+class TestPrior:
+    @pytest.mark.parametrize("kind", CLASSES)
+    def test_has_the_mean_and_covariance_of_the_latents(self, kind):
+        model, n = tiny_autoencoder(kind), 100
+        latents = (randn(n, 32) @ randn(32, 32, seed=1) + randn(32, seed=2)).reshape(n, 2, 4, 4)
+        model.fit_prior(latents)
+        assert model.config.prior_rank == 32
+        z = latents.flatten(1).double()
+        basis = torch.cat([torch.zeros(1, 32), torch.eye(32)])
+        sampled = model.sample_prior(basis).flatten(1)  # μ, then μ + each direction
+        torch.testing.assert_close(sampled[0].double(), z.mean(dim=0))
+        directions = (sampled[1:] - sampled[0]).double()
+        torch.testing.assert_close(directions.T @ directions, z.T.cov(), rtol=1e-4, atol=1e-4)
+
+    def test_keeps_the_largest_variances_when_there_are_too_many(self, monkeypatch):
+        monkeypatch.setattr("hf_genmod.models.image_autoencoder.MAX_PRIOR_RANK", 3)
+        model, scales = tiny_autoencoder(), 2.0 ** -torch.arange(32)
+        model.fit_prior(randn(400, 32).mul(scales).reshape(400, 2, 4, 4))
+        assert model.config.prior_rank == 3
+        torch.testing.assert_close(model.prior_directions.norm(dim=1), scales[:3], rtol=0.15, atol=0)
+        assert model.prior_directions[range(3), range(3)].abs().min() > 0.1
+
+    def test_of_few_latents_stays_in_their_plane_and_can_be_fitted_anew(self):
+        model, latents = tiny_autoencoder(), randn(3, 2, 4, 4)
+        model.fit_prior(randn(50, 2, 4, 4, seed=1))
+        model.fit_prior(latents)
+        assert model.config.prior_rank == 2
+        z = model.sample_prior(randn(4, 2)).flatten(1)
+        plane = torch.cat([latents.flatten(1), torch.ones(3, 1)], dim=1).T
+        points = torch.cat([z, torch.ones(4, 1)], dim=1).T  # an affine combination of the three
+        residual = points - plane @ torch.linalg.lstsq(plane, points).solution
+        assert residual.abs().max() < 1e-4
+
+    def test_has_to_be_fitted_first_and_to_the_latents_of_its_pictures(self):
+        model = tiny_autoencoder()
+        with pytest.raises(ValueError, match="prior_rank: None, no prior has been fitted .*; call fit_prior first"):
+            model.sample_prior(randn(1, 3))
+        for shape in ((5, 2, 4, 2), (1, 2, 4, 4)):
+            with pytest.raises(ValueError, match=re.escape(f"latents: shape {shape} is not (n, 2, 4, 4) with n of")):
+                model.fit_prior(randn(*shape))
+        model.fit_prior(randn(5, 2, 4, 4))
+        with pytest.raises(ValueError, match=re.escape("epsilon: shape (1, 3) is not (n, 4), n times prior_rank")):
+            model.sample_prior(randn(1, 3))
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        "config, message",
+        [
+            (
+                {"block_out_channels": (8, 18)},
+                "block_out_channels: 18 is not a multiple of norm_num_groups (4); change one of them",
+            ),
+            (
+                {"sample_size": 9},
+                "resolution 9x9: this network (patch_size 1, 2 levels) needs a height and width that 2 divides, such "
+                "as 8x8 or 10x10",
+            ),
+            ({"sample_size": (8, 6), "patch_size": 2}, "resolution 8x6: this network (patch_size 2, 2 levels) needs"),
+            (
+                {"likelihood": "normal"},
+                "likelihood: 'normal' is not one of gaussian, discretised_gaussian, bernoulli",
+            ),
+            ({"likelihood": "bernoulli", "variance": 0.1}, "variance: 0.1, but a bernoulli likelihood has none"),
+            ({"variance": 0.0}, "variance: 0.0 is not positive"),
+        ],
+    )
+    def test_of_construction(self, config, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            VariationalAutoencoder(**(TINY_AUTOENCODER | config))
+
+    @pytest.mark.parametrize("kind", CLASSES)
+    @pytest.mark.parametrize(
+        "config, request_, message",
+        [
+            ({}, lambda m: m(randn(2, 4, 8, 8)), "sample: shape (2, 4, 8, 8) is not (n, 3, height, width)"),
+            ({}, lambda m: m.encode(randn(3, 8, 8)), "sample: shape (3, 8, 8) is not (n, 3, height, width)"),
+            ({}, lambda m: m.encode(randn(2, 3, 8, 7)), "needs a height and width that 2 divides, such as 8x6 or 8x8"),
+            ({}, lambda m: m.latent_shape(8, 7), "needs a height and width that 2 divides, such as 8x6 or 8x8"),
+            ({}, lambda m: m.decode(randn(2, 3, 4, 4)), "z: shape (2, 3, 4, 4) is not (n, 2, h, w), the latents of"),
+            (
+                {"vector_latents": True},
+                lambda m: m(randn(2, 3, 8, 10)),
+                "resolution 8x10: this network makes vectors (vector_latents) of pictures of 8x8 alone; resize them",
+            ),
+            (
+                {"vector_latents": True},
+                lambda m: m.decode(randn(2, 2, 4, 4)),
+                "z: shape (2, 2, 4, 4) is not (n, 2, 1, 1), the latents of this network",
+            ),
+        ],
+    )
+    def test_of_a_request(self, kind, config, request_, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            request_(tiny_autoencoder(kind, **config))
+
+    def test_of_epsilon(self):
+        with pytest.raises(ValueError, match=re.escape("epsilon: shape (1, 2, 4, 4) is not (2, 2, 4, 4), that of z")):
+            tiny_autoencoder()(randn(2, 3, 8, 8), randn(1, 2, 4, 4))
