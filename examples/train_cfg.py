@@ -21,7 +21,7 @@ class GuidanceArguments:
 
 with one_line_errors():
     data, model, guidance, config = parse_arguments(DataArguments, ModelArguments, GuidanceArguments, TrainingConfig)
-    dataset, held_out = data.load(require_labels=True)
+    dataset, held_out = data.load(require_labels=True, vae=model.vae, mirrored=config.horizontal_flip)
     unet = model.make_unet(dataset, num_classes=len(dataset.label_names), seed=config.seed)
     scheduler = model.make_scheduler()
     sampler = model.make_sampler(scheduler, dataset)
@@ -32,7 +32,7 @@ with one_line_errors():
         dataset,
         config,
         make_pipeline=lambda unet: ClassifierFreeGuidedPipeline(
-            unet, sampler, id2label=dict(enumerate(dataset.label_names)), value_range=dataset.value_range
+            unet, sampler, dataset.vae, id2label=dict(enumerate(dataset.label_names)), value_range=dataset.value_range
         ),
         draw_samples=lambda pipeline: class_rows(pipeline, guidance_scale=guidance.guidance_scale),
         description={part: dataclasses.asdict(arguments) for part, arguments in

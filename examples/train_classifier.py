@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 
 from hf_genmod import ClassifierGuidedPipeline, NoisyClassificationObjective, Trainer, TrainingConfig, load_pipeline
+from hf_genmod.latents import weights_fingerprint
 from hf_genmod.recipe import (
     DataArguments,
     NetworkArguments,
@@ -15,7 +16,6 @@ from hf_genmod.recipe import (
     one_line_errors,
     parse_arguments,
     report_accuracy,
-    weights_fingerprint,
 )
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.training import TrainingError
@@ -47,6 +47,7 @@ with one_line_errors():
             model.unet,
             classifier,
             sampler,
+            dataset.vae,
             id2label=dict(enumerate(dataset.label_names)),
             value_range=dataset.value_range,
         ).to(classifier.device),

@@ -14,7 +14,7 @@ from hf_genmod.training import TrainingError
 
 with one_line_errors():
     data, model, config = parse_arguments(DataArguments, ModelArguments, TrainingConfig)
-    dataset, held_out = data.load()
+    dataset, held_out = data.load(vae=model.vae, mirrored=config.horizontal_flip)
     unet = model.make_unet(dataset, seed=config.seed)
     scheduler = model.make_scheduler()
     sampler = model.make_sampler(scheduler, dataset)
@@ -23,7 +23,7 @@ with one_line_errors():
         DenoisingObjective(scheduler, weighting=model.weighting),
         dataset,
         config,
-        make_pipeline=lambda unet: UnconditionalPipeline(unet, sampler, value_range=dataset.value_range),
+        make_pipeline=lambda unet: UnconditionalPipeline(unet, sampler, dataset.vae, value_range=dataset.value_range),
         draw_samples=lambda pipeline: make_image_grid(draw_images(pipeline, count=64), rows=8, cols=8),
         description={"data": dataclasses.asdict(data), "model": dataclasses.asdict(model)},
         validation_dataset=held_out,

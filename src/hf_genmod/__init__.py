@@ -10,6 +10,7 @@ __version__ = "0.1.0.dev0"
 _MODULES = {
     "AncestralDDPMScheduler": "schedulers.ancestral_ddpm",
     "Autoencoder": "models.image_autoencoder",
+    "AutoencoderPipeline": "pipelines.genmod_pipelines",
     "ClassifierFreeGuidedPipeline": "pipelines.genmod_pipelines",
     "ClassifierGuidedPipeline": "pipelines.genmod_pipelines",
     "DenoisingObjective": "objectives",
@@ -23,6 +24,7 @@ _MODULES = {
     "UnconditionalPipeline": "pipelines.genmod_pipelines",
     "VariationalAutoencoder": "models.image_autoencoder",
     "load_pipeline": "hub",
+    "load_vae": "hub",
 }
 
 __all__ = sorted(_MODULES)

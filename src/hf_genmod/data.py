@@ -90,6 +90,8 @@ class PictureDataset(torch.utils.data.Dataset):
             sizes without a `resolution`.
     """
 
+    vae = None  # as that of `LatentDataset`
+
     def __init__(
         self,
         source: datasets.Dataset | list[Image.Image],

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
-import hashlib
 import math
 import sys
 import warnings
@@ -16,12 +15,16 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.utils import make_image_grid
+from PIL import Image
 from transformers import HfArgumentParser
 
 from hf_genmod.data import PictureDataset, load_pictures, splits_of, to_model_range
 from hf_genmod.evaluation import accuracy_by_noise_level
+from hf_genmod.hub import load_vae
+from hf_genmod.latents import LatentDataset, standardised
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClassifier
-from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
+from hf_genmod.models.image_autoencoder import ImageAutoencoder
+from hf_genmod.pipelines.genmod_pipelines import AutoencoderPipeline, GenerationPipeline
 from hf_genmod.plots import draw_accuracy
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
@@ -61,12 +64,58 @@ class DataArguments:
     )
 
     def load(
-        self, require_labels: bool = False, num_held_out: int = 256, hold_out: bool = False
-    ) -> tuple[PictureDataset, PictureDataset | None]:
+        self, require_labels: bool = False, vae: str | None = None, mirrored: bool = False
+    ) -> tuple[PictureDataset | LatentDataset, PictureDataset | LatentDataset | None]:
         """
-        The pictures to train on, and up to `num_held_out` of those held out; where the data set has none, a tenth of
-        its pictures if `hold_out`, else `None`.
+        The pictures to train on, and up to 256 held-out ones, where the data set has such.
+
+        With a `vae`, a path or an id, they are its latents (with `mirrored`, of their mirror images too), standardised
+        by what is measured on the pictures to train on; the `vae` of the result has these factors in its config.
         """
+        if vae is None:
+            return self.load_in_pixels(require_labels)
+        vae = load_vae(vae).to(PartialState().device).eval()
+        arguments = dataclasses.replace(self, channels=self.channels or vae.config.in_channels)
+        if isinstance(vae, ImageAutoencoder) and self.resolution is None:
+            arguments.resolution = vae.config.sample_size
+        training, held_out = arguments.load_in_pixels(require_labels)
+        training = standardised(vae, training, mirrored)
+        return training, held_out and LatentDataset(held_out, training.vae, mirrored)
+
+    def load_for(
+        self, pipeline: GenerationPipeline
+    ) -> tuple[PictureDataset | LatentDataset, PictureDataset | LatentDataset]:
+        """Labelled pictures, or latents of them, as the U-Net of a pipeline sees them, and up to 1,000 held-out ones:
+        a tenth of them, where the data set has none."""
+        names, value_range = list(getattr(pipeline, "labels", {})), pipeline.config.value_range
+        channels, height, width = pipeline.picture_shape
+        if self.resolution is not None or self.channels is not None:
+            raise ValueError(
+                f"for_model: it was trained on {height}x{width} pictures of {channels} channels, and so is its "
+                "classifier; leave out --resolution and --channels"
+            )
+        size = {"resolution": f"{height}x{width}", "channels": channels if value_range is None else None}
+        training, held_out = dataclasses.replace(self, **size).load_in_pixels(
+            require_labels=True, num_held_out=1000, hold_out=True
+        )
+        if (value_range is None) != (training.value_range is None):
+            kinds = ["measured values", "pictures of 8 bits"]
+            raise ValueError(f"for_model: it was trained on {kinds[value_range is None]}, and these are not")
+        if training.channels != channels:
+            raise ValueError(f"for_model: it was trained on {channels} channels, and these are {training.channels}")
+        if names and names != training.label_names:
+            raise ValueError(
+                f"for_model: its labels are {_shortened(names)}, and those of the pictures "
+                f"{_shortened(training.label_names)}; choose the labels of the model, or a model without labels"
+            )
+        training.value_range = held_out.value_range = value_range
+        if pipeline.vae is None:
+            return training, held_out
+        return LatentDataset(training, pipeline.vae), LatentDataset(held_out, pipeline.vae)
+
+    def load_in_pixels(self, require_labels: bool, num_held_out: int = 256, hold_out: bool = False):
+        """Those to train on, and up to `num_held_out` of those held out; where the data set has none, a tenth of its
+        pictures if `hold_out`, else `None`."""
         arguments = dataclasses.asdict(self)
         held_out = arguments.pop("validation_split")
         training = load_pictures(**arguments, require_labels=require_labels)
@@ -75,7 +124,7 @@ class DataArguments:
             if untrained:
                 warnings.warn(
                     f"{training.name}: no picture is of {_shortened(untrained)}, which a model thus cannot learn",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
         if held_out is None:
             known = set(splits_of(self.dataset)) - {self.split}
@@ -91,44 +140,16 @@ class DataArguments:
         validation.value_range = training.value_range
         return training, validation
 
-    def load_for(self, pipeline: GenerationPipeline) -> tuple[PictureDataset, PictureDataset]:
-        """Labelled pictures as the network of a pipeline sees them, and up to 1,000 others of the kind."""
-        config, value_range = pipeline.unet.config, pipeline.config.value_range
-        names = list(getattr(pipeline, "labels", {}))
-        if pipeline.vae is not None:
-            raise ValueError("for_model: it works in a latent space, whose noise a classifier of pictures cannot see")
-        height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
-        if self.resolution is not None or self.channels is not None:
-            raise ValueError(
-                f"for_model: it was trained on {height}x{width} pictures of {config.in_channels} channels, and so is "
-                "its classifier; leave out --resolution and --channels"
-            )
-        size = {"resolution": f"{height}x{width}", "channels": config.in_channels if value_range is None else None}
-        training, held_out = dataclasses.replace(self, **size).load(
-            require_labels=True, num_held_out=1000, hold_out=True
-        )
-        if (value_range is None) != (training.value_range is None):
-            kinds = ["measured values", "pictures of 8 bits"]
-            raise ValueError(f"for_model: it was trained on {kinds[value_range is None]}, and these are not")
-        if training.channels != config.in_channels:
-            raise ValueError(
-                f"for_model: it was trained on {config.in_channels} channels, and these are {training.channels}"
-            )
-        if names and names != training.label_names:
-            raise ValueError(
-                f"for_model: its labels are {_shortened(names)}, and those of the pictures "
-                f"{_shortened(training.label_names)}; choose the labels of the model, or a model without labels"
-            )
-        training.value_range = held_out.value_range = value_range
-        return training, held_out
-
 
 @dataclasses.dataclass
 class NetworkArguments:
     """Which network. Each is a flag of the training examples."""
 
     patch_size: int | None = dataclasses.field(
-        default=None, metadata={"help": "Squares of pixels folded into channels; by default 2 where the size is even."}
+        default=None,
+        metadata={
+            "help": "Squares of pixels folded into channels; by default 2 where the size is even, 1 for latents."
+        },
     )
     block_out_channels: list[int] | None = dataclasses.field(
         default=None, metadata={"help": "Width of each level; by default the last of 48 96 144 that the size allows."}
@@ -137,9 +158,12 @@ class NetworkArguments:
     attention_levels: list[int] | None = dataclasses.field(
         default=None, metadata={"help": "Levels with self-attention, from 0; by default the lowest."}
     )
-    fourier_frequencies: list[float] = dataclasses.field(
-        default_factory=lambda: [2.0, 8.0],
-        metadata={"help": "Frequencies of the sines and cosines of the pixels that the network sees beside them."},
+    fourier_frequencies: list[float] | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Frequencies of the sines and cosines of the pixels that the network sees beside them; by default "
+            "2 and 8, and none for latents."
+        },
     )
     dropout: float = dataclasses.field(default=0.0, metadata={"help": "Dropout in the residual blocks."})
 
@@ -147,11 +171,14 @@ class NetworkArguments:
         """
         The config of a network for pictures of the data set's size: pixels are folded 2x2 into channels where the size
         is even, and it has as many levels, up to three, as the size can be halved.
-
-        It normalises groups of 16 channels, or a multiple of that, where the widths allow it: smaller ones take a CPU
-        up to ten times as long.
         """
-        patch_size = self.patch_size or (1 if any(length % 2 for length in dataset.resolution) else 2)
+        in_pixels = dataset.vae is None
+        patch_size = self.patch_size or (
+            2 if in_pixels and not any(length % 2 for length in dataset.resolution) else 1
+        )
+        frequencies = self.fourier_frequencies
+        if frequencies is None:
+            frequencies = (2.0, 8.0) if in_pixels else ()
         widths = self.block_out_channels
         if widths is None:
             size = math.gcd(*dataset.resolution) // patch_size
@@ -169,10 +196,10 @@ class NetworkArguments:
             "layers_per_block": self.layers_per_block,
             "attention_levels": tuple(level in attention_levels for level in range(len(widths))),
             "attention_head_dim": base if base <= 64 else math.gcd(base, 64),
-            "norm_num_groups": 1 if base % 16 else base // 16,
+            "norm_num_groups": _norm_num_groups(widths),
             "dropout": self.dropout,
             "patch_size": patch_size,
-            "fourier_frequencies": tuple(self.fourier_frequencies),
+            "fourier_frequencies": tuple(frequencies),
         }
 
     def make_classifier(
@@ -187,9 +214,73 @@ class NetworkArguments:
 
 
 @dataclasses.dataclass
+class AutoencoderArguments:
+    """Which autoencoder. Each is a flag of the training examples."""
+
+    latent_channels: int = dataclasses.field(
+        default=8, metadata={"help": "Channels of the latents, or with --vector_latents their number."}
+    )
+    downsampling_factor: int | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "How many times higher and wider than the latents a picture is: 1, 2, 4, 8, ...; by default 4, or "
+            "with --vector_latents the most that the size allows."
+        },
+    )
+    vector_latents: bool = dataclasses.field(
+        default=False, metadata={"help": "Make each picture a vector, instead of a small feature map."}
+    )
+    autoencoder_channels: list[int] | None = dataclasses.field(
+        default=None, metadata={"help": "Width of each level; by default the last of 48 96 144 that it has."}
+    )
+
+    def make_autoencoder(self, kind: type[ImageAutoencoder], dataset: PictureDataset, seed: int = 0, **config):
+        """An autoencoder for pictures of the data set's size; 2 of the factor by folding pixels into channels."""
+        factor = self.downsampling_factor
+        if factor is None:
+            common = math.gcd(*dataset.resolution)
+            factor = math.gcd(common, 8 if self.vector_latents else 4)
+        if factor < 1 or factor & (factor - 1):
+            raise ValueError(f"downsampling_factor: {factor} is not one of 1, 2, 4, 8, ...")
+        patch_size = 2 if factor > 1 else 1
+        num_levels = (factor // patch_size).bit_length()
+        widths = self.autoencoder_channels or (48, 96, 144)[-num_levels:]
+        if len(widths) != num_levels:
+            raise ValueError(
+                f"autoencoder_channels: {len(widths)} widths for a downsampling_factor of {factor}, which takes "
+                f"{num_levels}"
+            )
+        torch.manual_seed(seed)
+        return kind(
+            sample_size=tuple(dataset.resolution),
+            in_channels=dataset.channels,
+            latent_channels=self.latent_channels,
+            block_out_channels=tuple(widths),
+            norm_num_groups=_norm_num_groups(widths),
+            patch_size=patch_size,
+            vector_latents=self.vector_latents,
+            **config,
+        )
+
+
+def _norm_num_groups(widths) -> int:
+    """Groups of 16 channels, or a multiple of that, where the widths allow it: smaller ones take a CPU up to ten times
+    as long."""
+    base = math.gcd(*widths)
+    return 1 if base % 16 else base // 16
+
+
+@dataclasses.dataclass
 class ModelArguments(NetworkArguments):
     """Which U-Net and which diffusion process. Each is a flag of the training examples."""
 
+    vae: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Autoencoder in whose latent space the model works: the folder of its run, or the folder or id of "
+            "one of diffusers."
+        },
+    )
     beta_schedule: str = dataclasses.field(default="squaredcos_cap_v2", metadata={"help": "Noise schedule."})
     prediction_type: str = dataclasses.field(
         default="v_prediction", metadata={"help": "What the U-Net predicts: 'v_prediction', 'epsilon' or 'sample'."}
@@ -220,17 +311,24 @@ class ModelArguments(NetworkArguments):
             timestep_spacing="trailing",
         )
 
-    def make_sampler(self, scheduler: AncestralDDPMScheduler, dataset: PictureDataset) -> SchedulerMixin:
+    def make_sampler(
+        self, scheduler: AncestralDDPMScheduler, dataset: PictureDataset | LatentDataset
+    ) -> SchedulerMixin:
         """
         What the checkpoint samples with: the reverse process in steps of second order (SDE-DPM-Solver++ 2M, Lu et al.
         2022, https://arxiv.org/abs/2211.01095), of which fewer are needed than of Algorithm 2; x̂_0 is clipped as it
-        is there. A learned variance is known to Algorithm 2 alone.
+        is there, but for latents, which have no limits. A learned variance is known to Algorithm 2 alone.
 
         The steps are even in t; but even in log σ, finer where there is little noise, for pictures of which more than
         half is plain black or white, such as handwriting: what was better for each kind in `benchmarks/README.md`.
         """
+        in_pixels = dataset.vae is None
+        if not in_pixels:
+            scheduler = AncestralDDPMScheduler.from_config(scheduler.config, clip_sample=False)
         if self.learn_variance:
             return scheduler
+        if not in_pixels:
+            return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="sde-dpmsolver++")
         some = to_model_range(dataset.__getitems__(range(0, len(dataset), math.ceil(len(dataset) / 256)))["images"])
         colors = some[:, :-1] if dataset.value_range is None and dataset.channels in (2, 4) else some  # without alpha
         black_or_white = ((colors == -1).all(dim=1) | (colors == 1).all(dim=1)).float().mean().item()
@@ -295,15 +393,6 @@ def class_rows(pipeline, num_columns: int = 8, max_rows: int = 10, **kwargs):
     return make_image_grid(draw_images(pipeline, labels, **kwargs), num_rows, num_columns)
 
 
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """A hash of a model's weights, by which a run knows it again."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, weight in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: PictureDataset, file: Path):
     """Prints how often a classifier is right about held-out pictures at each noise level, and draws the curve."""
     levels = accuracy_by_noise_level(classifier, scheduler, held_out)
@@ -318,6 +407,20 @@ def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: Pictu
         print(f"{file} shows the curve")
     except (ImportError, OSError) as error:
         print(f"the curve could not be drawn: {error}")
+
+
+def draw_reconstructions(
+    pipeline: AutoencoderPipeline, dataset: PictureDataset, prior: str = "fitted", num_columns: int = 12
+) -> Image.Image:
+    """A grid of pictures and, below them, their reconstructions, twice; then two rows of samples of a prior."""
+    indices = [i * len(dataset) // (2 * num_columns) for i in range(2 * num_columns)]
+    x = to_model_range(dataset.__getitems__(indices)["images"]).to(pipeline.vae.device)
+    with torch.no_grad():
+        pairs = torch.stack([x, pipeline.vae(x).sample.to(x.dtype)]).unflatten(1, (2, num_columns))
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(2 * num_columns)]
+    samples = pipeline(len(seeds), prior, generator=seeds).images
+    rows = pipeline.postprocess(pairs.transpose(0, 1).flatten(0, 2))
+    return make_image_grid([*rows, *samples], 6, num_columns)
 
 
 def _unseen(dataset: PictureDataset) -> list[str]:

@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from hf_genmod.data import to_model_range
+from hf_genmod.latents import draw_latents
 from hf_genmod.optimizer import Muon
 from hf_genmod.plots import draw_losses
 from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip
@@ -199,6 +200,10 @@ class Trainer:
         batch_positions(  # raises if the batch cannot be shared
             config.batch_size, 0, config.gradient_accumulation_steps, 0, self.accelerator.num_processes
         )
+        if config.horizontal_flip and not getattr(dataset, "mirrored", True):
+            raise ValueError(
+                "horizontal_flip: the latents are not those of mirrored pictures too; encode these as well"
+            )
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         model.to(self.accelerator.device, memory_format=torch.channels_last)
@@ -306,7 +311,8 @@ class Trainer:
             )  # fmt: skip
             rng = BatchRandom(config.seed, step, positions, config.batch_size, accelerator.device)
             with accelerator.accumulate(self.model):
-                loss, metrics = self.objective(self.model, self._prepare(batch, rng), rng)
+                batch = {**self._prepare(batch, rng), "fraction": self.clock.fraction}
+                loss, metrics = self.objective(self.model, batch, rng)
                 accelerator.backward(loss)
             parts.append({"loss": loss.detach(), **metrics})
         gradient_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
@@ -397,10 +403,13 @@ class Trainer:
             name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()
         }
-        images = to_model_range(batch["images"])
+        mirror = self.config.horizontal_flip
+        if "posteriors" in batch:
+            images = draw_latents(batch.pop("posteriors"), rng, mirror)
+        else:
+            images = to_model_range(batch["images"])
+            images = flip(images, rng) if mirror else images
         images = images.to(torch.promote_types(images.dtype, next(self.model.parameters()).dtype))  # fp64 in, fp64 on
-        if self.config.horizontal_flip:
-            images = flip(images, rng)
         return {**batch, "images": images.contiguous(memory_format=torch.channels_last)}
 
     def _open_loader(self):

@@ -171,6 +171,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
     _skip_layerwise_casting_patterns = ["norm"]
     _group_offload_block_modules = ["encoder", "decoder"]
     _shipped_file = _SHIPPED_FILE
+    has_standard_prior = True  # whether training makes latents follow N(0, I)
 
     def _build(self, encoder_channels: int) -> None:
         config = self.config
@@ -321,6 +322,8 @@ class Autoencoder(ImageAutoencoder):
     Raises:
         ValueError: If the widths, the levels and the picture's size do not fit together.
     """
+
+    has_standard_prior = False
 
     @register_to_config
     def __init__(

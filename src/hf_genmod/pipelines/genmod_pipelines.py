@@ -15,6 +15,7 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
@@ -97,7 +98,7 @@ class GenerationPipeline(DiffusionPipeline):
                 if self._interrupt:
                     break
 
-        images = x_t if output_type == "latent" else self._postprocess(self._decode(x_t), output_type)
+        images = x_t if output_type == "latent" else self.postprocess(self._decode(x_t), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -119,8 +120,7 @@ class GenerationPipeline(DiffusionPipeline):
         if latents is not None:
             return latents.float()
         config = self.unet.config
-        shape = (config.in_channels, *_pair(config.sample_size))
-        return torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])
+        return _standard_normal((config.in_channels, *_pair(config.sample_size)), generators)
 
     def _sampler(self, clip: bool) -> tuple[SchedulerMixin, bool]:
         """The scheduler, clipping x̂_0 or not, and whether it takes a learned variance along with the prediction."""
@@ -141,6 +141,17 @@ class GenerationPipeline(DiffusionPipeline):
         known = inspect.signature(type(self.scheduler).__init__).parameters
         return [name for name in ("thresholding", "clip_sample") if name in known and self.scheduler.config[name]]
 
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the pictures that it makes."""
+        config = self.unet.config
+        shape = (config.in_channels, *_pair(config.sample_size))
+        if self.vae is None:
+            return shape
+        with torch.no_grad():
+            noise = torch.zeros(1, *shape, device=self.vae.device, dtype=self.vae.dtype)
+            return tuple(self.vae.decode(noise).sample.shape[1:])
+
     def _decode(self, latents):
         if self.vae is None:
             return latents
@@ -148,8 +159,8 @@ class GenerationPipeline(DiffusionPipeline):
         z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         return self.vae.decode(z.to(self.vae.dtype)).sample.float()
 
-    def _postprocess(self, images, output_type):
-        """From [-1, 1] to what was asked for."""
+    def postprocess(self, images: torch.Tensor, output_type: str = "pil"):
+        """Pictures in [-1, 1], (n, channels, height, width), as `"pil"`, `"np"` or `"pt"`, see `__call__`."""
         if self.config.get("value_range") is not None and output_type != "pil":
             low, high = (
                 torch.tensor(self.config.value_range[end], device=images.device)[:, None, None]
@@ -174,11 +185,8 @@ class GenerationPipeline(DiffusionPipeline):
         return math.inf if alpha_bar_t == 0 else ((1 - alpha_bar_t) / alpha_bar_t) ** 0.5
 
     def _check_request(self, batch_size, num_inference_steps, output_type, tensor_inputs, latents):
-        for name, value in (("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: {value!r} is not a positive whole number")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type: {output_type!r} is not one of 'pil', 'np', 'pt', 'latent'")
+        _check_positive(batch_size=batch_size, num_inference_steps=num_inference_steps)
+        _check_output_type(output_type)
         unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -721,6 +729,207 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
+
+
+class AutoencoderPipeline(GenerationPipeline):
+    r"""
+    Pictures through the latent space of an autoencoder, z = f(x) and x̂ = g(z): reconstructions, what lies between two
+    pictures, what each latent stands for, and new pictures of z drawn from a prior (Kingma & Welling 2014,
+    https://arxiv.org/abs/1312.6114).
+
+    Args:
+        vae ([`VariationalAutoencoder`], [`Autoencoder`] or `AutoencoderKL` of diffusers): The encoder and decoder. Of
+            a distribution of latents its mean is taken, but for new pictures.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
+    """
+
+    model_cpu_offload_seq = "vae"
+    _optional_components = []
+
+    def __init__(self, vae: ModelMixin, value_range: dict[str, list[float]] | None = None):
+        super().__init__()
+        self.register_modules(vae=vae)
+        self.register_to_config(value_range=value_range)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        prior: str = "standard",
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Decodes latents drawn from a prior.
+
+        Args:
+            batch_size (`int`, defaults to 1): Number of pictures n.
+            prior (`str`, defaults to `"standard"`): `"standard"`, N(0, I), which a variational autoencoder is trained
+                to have; or `"fitted"`, the Gaussian that its examples fit to the latents of the training pictures
+                and save with it, the only one for a plain autoencoder.
+            generator (`torch.Generator` or a list of n, *optional*): One for each picture; a single one first draws n
+                seeds from itself.
+            latents (`torch.Tensor` of shape `(n, c, h, w)`, *optional*): z, instead of drawing it.
+            output_type, return_dict: As [`UnconditionalPipeline`] takes them; `"latent"` gives z.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
+
+        Raises:
+            ValueError: If an argument is out of its range, or the autoencoder has no such prior.
+        """
+        if latents is None:
+            _check_positive(batch_size=batch_size)
+            generators = _one_generator_each(generator, batch_size)
+            latents = self._sample_prior(prior, generators)
+        return self._decoded(latents.to(self._execution_device), output_type, return_dict)
+
+    @torch.no_grad()
+    def reconstruct(self, images, output_type: str = "pil", return_dict: bool = True) -> ImagePipelineOutput | tuple:
+        """
+        x̂ = g(f(x)).
+
+        Args:
+            images (`PIL.Image.Image`, a list of them, `np.ndarray` or `torch.Tensor`): n pictures; arrays are
+                (n, height, width, channels) and tensors (n, channels, height, width), in [0, 1] or, of measured
+                values, in the units of the data.
+            output_type, return_dict: As `__call__` takes them.
+
+        Raises:
+            ValueError: If their size or channels do not fit the autoencoder.
+        """
+        return self._decoded(self._encoded(images), output_type, return_dict)
+
+    @torch.no_grad()
+    def interpolate(
+        self, a, b, steps: int = 8, output_type: str = "pil", return_dict: bool = True
+    ) -> ImagePipelineOutput | tuple:
+        """
+        `steps` pictures on the way from picture `a` to picture `b`, both included, along the great circle between
+        their latents (Shoemake 1985): z_τ = (sin((1−τ) Ω) z_a + sin(τ Ω) z_b) / sin Ω, with Ω the angle between them.
+        """
+        _check_positive(steps=steps)
+        z_a, z_b = (self._encoded(image)[:1] for image in (a, b))  # (1, c, h, w)
+        cosine = torch.cosine_similarity(z_a.flatten(), z_b.flatten(), dim=0)
+        omega = torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))  # ends of a line, as they are at Ω = 0
+        tau = torch.linspace(0, 1, steps, device=z_a.device)[:, None, None, None]
+        z = (torch.sin((1 - tau) * omega) * z_a + torch.sin(tau * omega) * z_b) / torch.sin(omega)
+        return self._decoded(z, output_type, return_dict)
+
+    @torch.no_grad()
+    def traverse(
+        self,
+        image,
+        dims: int | tuple[int, int],
+        values: list[float],
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """
+        The picture with one or two of its latents set to each of `values`: a row of pictures, or a grid of them, row
+        by row, with the first latent constant in a row and the second in a column (Kingma & Welling 2014, Figure 4).
+
+        Args:
+            image: A picture, as `reconstruct` takes it.
+            dims (`int` or a tuple of one or two): Which latents, counting those of (c, h, w) in a row.
+            values (`list[float]`): What to set them to; those of a variational autoencoder lie within ±3 or so.
+            output_type, return_dict: As `__call__` takes them.
+
+        Raises:
+            ValueError: If there is no such latent.
+        """
+        z = self._encoded(image)[:1]
+        dims = (dims,) if isinstance(dims, Integral) else tuple(dims)
+        d = z.numel()
+        if len(dims) not in (1, 2) or not all(isinstance(i, Integral) and 0 <= i < d for i in dims):
+            raise ValueError(f"dims: {dims} is not one or two of the {d} latents, 0 to {d - 1}")
+        grid = torch.cartesian_prod(*[torch.as_tensor(values, dtype=z.dtype, device=z.device)] * len(dims))
+        grid = grid.reshape(-1, len(dims))
+        changed = z.flatten(1).repeat(len(grid), 1)
+        changed[:, list(dims)] = grid
+        return self._decoded(changed.unflatten(1, z.shape[1:]), output_type, return_dict)
+
+    def _sample_prior(self, prior, generators):
+        if prior not in ("standard", "fitted"):
+            raise ValueError(f"prior: {prior!r} is not one of 'standard', 'fitted'")
+        if prior == "fitted":
+            if self.vae.config.get("prior_rank") is None:
+                raise ValueError("prior: 'fitted', but none has been fitted; call vae.fit_prior(latents)")
+            noise = _standard_normal((self.vae.config.prior_rank,), generators)
+            return self.vae.sample_prior(noise.to(self.vae.device, self.vae.dtype))
+        if not getattr(self.vae, "has_standard_prior", True):
+            raise ValueError(
+                "prior: nothing makes the latents of a plain autoencoder follow N(0, I), so what it decodes from "
+                "there is no picture; use prior='fitted', or train a variational autoencoder"
+            )
+        return _standard_normal(_latent_shape(self.vae), generators)
+
+    def _encoded(self, images) -> torch.Tensor:
+        x = self._preprocess(images).to(self._execution_device, self.vae.dtype)
+        output = self.vae.encode(x)
+        return (output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents).float()
+
+    def _decoded(self, z, output_type, return_dict):
+        _check_output_type(output_type)
+        if output_type == "latent":
+            images = z
+        else:
+            images = self.postprocess(self.vae.decode(z.to(self.vae.dtype)).sample.float(), output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _preprocess(self, images) -> torch.Tensor:
+        """To [-1, 1], (n, C, H, W), with the channels of the autoencoder."""
+        channels, value_range = self.vae.config.in_channels, self.config.value_range
+        low, high = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+        if value_range is not None:
+            low, high = (torch.tensor(value_range[end])[:, None, None] for end in ("low", "high"))  # (C, 1, 1)
+        if not isinstance(images, (np.ndarray, torch.Tensor)):
+            images = images if isinstance(images, (list, tuple)) else [images]
+            mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(channels)
+            if value_range is not None or mode is None:
+                raise ValueError("images: this model is of measured values; give an array or a tensor of them")
+            if len({image.size for image in images}) != 1:
+                raise ValueError("images: they are none or differ in size; give one or more of one size")
+            pixels = [np.asarray(image.convert(mode), np.float32).reshape(*image.size[::-1], -1) for image in images]
+            images = np.stack(pixels) / 255
+        values = torch.as_tensor(images).float().cpu()
+        if values.ndim != 4:
+            raise ValueError(
+                f"images: an array of shape {tuple(values.shape)} has not four axes; give several pictures"
+            )
+        values = values.permute(0, 3, 1, 2) if isinstance(images, np.ndarray) else values
+        if value_range is None and not (0 <= values.min() and values.max() <= 1):
+            raise ValueError(f"images: values from {values.min():.3g} to {values.max():.3g} are not in [0, 1]")
+        return 2 * (values - low) / (high - low).clamp(min=1e-30) - 1
+
+
+def _check_positive(**numbers) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+            raise ValueError(f"{name}: {number!r} is not a positive whole number")
+
+
+def _check_output_type(output_type) -> None:
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise ValueError(f"output_type: {output_type!r} is not one of 'pil', 'np', 'pt', 'latent'")
+
+
+def _latent_shape(vae) -> tuple[int, int, int]:
+    """(c, h, w) of the latents of pictures of the size that an autoencoder, of ours or of diffusers, is made for."""
+    height, width = _pair(vae.config.sample_size)
+    if hasattr(vae, "latent_shape"):
+        return vae.latent_shape(height, width)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return (vae.config.latent_channels, height // factor, width // factor)
+
+
+def _standard_normal(shape, generators) -> torch.Tensor:
+    """Each picture's from its own generator, (n, *shape), in fp32 on the CPU."""
+    return torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])
 
 
 def _check_finite(**numbers) -> None:

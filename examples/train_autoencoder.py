@@ -1,0 +1,44 @@
+"""
+Trains an autoencoder on pictures, by their reconstruction.
+
+    python examples/train_autoencoder.py --dataset path/to/folder --max_train_minutes 10
+"""
+
+import dataclasses
+
+from hf_genmod import Autoencoder, AutoencoderPipeline, ReconstructionObjective, Trainer, TrainingConfig
+from hf_genmod.latents import with_statistics
+from hf_genmod.recipe import (
+    AutoencoderArguments,
+    DataArguments,
+    draw_reconstructions,
+    one_line_errors,
+    parse_arguments,
+)
+from hf_genmod.training import TrainingError
+
+
+@dataclasses.dataclass
+class ReconstructionArguments:
+    loss: str = dataclasses.field(default="mse", metadata={"help": "Of the pixels: 'mse' or 'l1'."})
+
+
+with one_line_errors():
+    data, autoencoder, reconstruction, config = parse_arguments(
+        DataArguments, AutoencoderArguments, ReconstructionArguments, TrainingConfig
+    )
+    dataset, held_out = data.load()
+    trainer = Trainer(
+        autoencoder.make_autoencoder(Autoencoder, dataset, config.seed),
+        ReconstructionObjective(reconstruction.loss),
+        dataset,
+        config,
+        make_pipeline=lambda model: AutoencoderPipeline(with_statistics(model, dataset), dataset.value_range),
+        draw_samples=lambda pipeline: draw_reconstructions(pipeline, held_out or dataset, prior="fitted"),
+        description={part: dataclasses.asdict(arguments) for part, arguments in
+                     (("data", data), ("autoencoder", autoencoder), ("reconstruction", reconstruction))},
+        validation_dataset=held_out,
+    )  # fmt: skip
+
+with one_line_errors(TrainingError, status=1):
+    trainer.train()

@@ -1,0 +1,95 @@
+"""
+Latent diffusion in one command: a variational autoencoder, then a class-conditional model of its latents.
+
+    python examples/train_latent_cfg.py --dataset path/to/class_folders --resolution 64 --max_train_minutes 60
+"""
+
+import dataclasses
+
+from hf_genmod import (
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    DenoisingObjective,
+    ElboObjective,
+    Trainer,
+    TrainingConfig,
+    VariationalAutoencoder,
+)
+from hf_genmod.latents import with_statistics
+from hf_genmod.recipe import (
+    AutoencoderArguments,
+    DataArguments,
+    ModelArguments,
+    class_rows,
+    draw_reconstructions,
+    one_line_errors,
+    parse_arguments,
+)
+from hf_genmod.training import TrainingError
+
+
+@dataclasses.dataclass
+class LatentArguments:
+    autoencoder_share: float = dataclasses.field(
+        default=0.4, metadata={"help": "Part of the budget for the autoencoder, unless one is given by --vae."}
+    )
+    condition_dropout: float = dataclasses.field(
+        default=0.1, metadata={"help": "How often a label is left out, so that the model learns to do without."}
+    )
+    guidance_scale: float = dataclasses.field(default=2.0, metadata={"help": "γ of the samples drawn while training."})
+
+    def __post_init__(self):
+        if not 0 < self.autoencoder_share < 1:
+            raise ValueError(f"autoencoder_share: {self.autoencoder_share} is not between 0 and 1")
+
+
+def part_of(config: TrainingConfig, share: float, output_dir: str) -> TrainingConfig:
+    """The settings of a run with a share of the budget."""
+    steps, minutes = config.max_train_steps, config.max_train_minutes
+    budget = {"max_train_steps": max(1, round(share * steps))} if steps else {"max_train_minutes": share * minutes}
+    return dataclasses.replace(config, output_dir=output_dir, **budget)
+
+
+with one_line_errors():
+    data, autoencoder, model, latent, config = parse_arguments(
+        DataArguments, AutoencoderArguments, ModelArguments, LatentArguments, TrainingConfig
+    )
+    if model.vae is None:
+        model.vae = f"{config.output_dir}-vae"
+        dataset, held_out = data.load(require_labels=True)
+        trainer = Trainer(
+            autoencoder.make_autoencoder(VariationalAutoencoder, dataset, config.seed),
+            ElboObjective(),
+            dataset,
+            part_of(config, latent.autoencoder_share, model.vae),
+            make_pipeline=lambda vae: AutoencoderPipeline(with_statistics(vae, dataset), dataset.value_range),
+            draw_samples=lambda pipeline: draw_reconstructions(pipeline, dataset, prior="standard"),
+            description={"data": dataclasses.asdict(data), "autoencoder": dataclasses.asdict(autoencoder)},
+            validation_dataset=held_out,
+        )
+        with one_line_errors(TrainingError, status=1):
+            trainer.train()
+        print(f"{model.vae} is the checkpoint of the autoencoder")
+        config = part_of(config, 1 - latent.autoencoder_share, config.output_dir)
+
+    latents, held_out = data.load(require_labels=True, vae=model.vae, mirrored=config.horizontal_flip)
+    unet = model.make_unet(latents, num_classes=len(latents.label_names), seed=config.seed)
+    scheduler = model.make_scheduler()
+    sampler = model.make_sampler(scheduler, latents)
+    trainer = Trainer(
+        unet,
+        DenoisingObjective(scheduler, unet.null_label, model.weighting, latent.condition_dropout),
+        latents,
+        config,
+        make_pipeline=lambda unet: ClassifierFreeGuidedPipeline(
+            unet, sampler, latents.vae, id2label=dict(enumerate(latents.label_names)), value_range=latents.value_range
+        ),
+        draw_samples=lambda pipeline: class_rows(pipeline, guidance_scale=latent.guidance_scale),
+        description={part: dataclasses.asdict(arguments) for part, arguments in
+                     (("data", data), ("model", model), ("latent", latent))},
+        validation_dataset=held_out,
+    )  # fmt: skip
+
+with one_line_errors(TrainingError, status=1):
+    trainer.train()
+    print(f"{config.output_dir} is the checkpoint of the whole")

@@ -1,0 +1,117 @@
+"""
+What the features of an autoencoder are worth where few pictures have labels: its encoder with a linear head, frozen
+and fine-tuned, beside the same network from scratch and a linear model on pixels, for n labelled pictures per class.
+
+    python examples/transfer_features.py --vae runs/vae --dataset path/to/class_folders
+
+All have the same steps, augmentation and learning rates to choose from, by pictures that are neither trained on nor
+tested.
+"""
+
+import copy
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+
+from hf_genmod import load_vae
+from hf_genmod.data import to_model_range
+from hf_genmod.recipe import DataArguments, one_line_errors, parse_arguments
+
+ARMS = ("encoder, frozen", "encoder, fine-tuned", "from scratch", "linear on pixels")
+
+
+@dataclasses.dataclass
+class TransferArguments:
+    vae: str = dataclasses.field(metadata={"help": "The autoencoder: the folder of its run, or its id."})
+    labels_per_class: list[int] = dataclasses.field(
+        default_factory=lambda: [1, 5, 10, 50, 100], metadata={"help": "How many labelled pictures of each class."}
+    )
+    num_seeds: int = dataclasses.field(default=5, metadata={"help": "Choices of labelled pictures, and of weights."})
+    learning_rates: list[float] = dataclasses.field(
+        default_factory=lambda: [3e-4, 1e-3, 3e-3], metadata={"help": "Learning rates of AdamW to choose from."}
+    )
+    max_train_steps: int = dataclasses.field(default=200, metadata={"help": "Steps of each training."})
+    batch_size: int = dataclasses.field(default=32, metadata={"help": "Pictures per step."})
+    max_shift: int = dataclasses.field(default=2, metadata={"help": "Pixels by which they are shifted, at random."})
+    num_validation: int = dataclasses.field(default=500, metadata={"help": "Pictures that choose the learning rate."})
+    num_test: int = dataclasses.field(default=2000, metadata={"help": "Pictures that the accuracy is measured on."})
+
+
+class Classifier(torch.nn.Module):
+    """A linear head on the latents of an encoder, or on the pixels."""
+
+    def __init__(self, encoder, num_classes: int):
+        super().__init__()
+        self.encoder = encoder
+        self.head = torch.nn.LazyLinear(num_classes)
+
+    def forward(self, x):
+        if self.encoder is not None:
+            output = self.encoder.encode(x)
+            x = output.latent_dist.mean if hasattr(output, "latent_dist") else output.latents
+        return self.head(x.flatten(1))
+
+
+def make_classifier(arm: str, vae, num_classes: int) -> Classifier:
+    if arm == "linear on pixels":
+        return Classifier(None, num_classes)
+    encoder = type(vae).from_config(vae.config) if arm == "from scratch" else copy.deepcopy(vae)
+    return Classifier(encoder.requires_grad_(arm != "encoder, frozen"), num_classes)
+
+
+def train(model: Classifier, images, labels, learning_rate: float, transfer: TransferArguments, rng):
+    model(images[:1])  # gives the head its size
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, transfer.max_train_steps)
+    padded = F.pad(images, [transfer.max_shift] * 4, mode="replicate")
+    for _ in range(transfer.max_train_steps):
+        batch = torch.randint(len(images), (transfer.batch_size,), generator=rng)
+        top, left = torch.randint(2 * transfer.max_shift + 1, (2,), generator=rng).tolist()
+        x = padded[batch, :, top : top + images.shape[2], left : left + images.shape[3]]
+        loss = F.cross_entropy(model(x), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, images, labels) -> float:
+    predictions = torch.cat([model(part).argmax(dim=1) for part in images.split(256)])
+    return (predictions == labels).float().mean().item()
+
+
+with one_line_errors():
+    data, transfer = parse_arguments(DataArguments, TransferArguments)
+    vae = load_vae(transfer.vae)
+    data = dataclasses.replace(data, resolution=vae.config.sample_size, channels=vae.config.in_channels)
+    dataset, test = data.load_in_pixels(require_labels=True, num_held_out=transfer.num_test, hold_out=True)
+    validation = dataset.hold_out(transfer.num_validation)
+    parts = [part.__getitems__(range(len(part))) for part in (dataset, validation, test)]
+    (images, labels), of_validation, of_test = [(to_model_range(x["images"]), x["class_labels"]) for x in parts]
+    num_classes = len(dataset.label_names)
+    fewest = torch.bincount(labels, minlength=num_classes).min().item()
+    if max(transfer.labels_per_class) > fewest:
+        raise ValueError(f"labels_per_class: the smallest class has {fewest} pictures to train on; give no more")
+
+    spread = f"mean ± standard deviation of {transfer.num_seeds} seeds"
+    print(f"accuracy on {len(test)} pictures, {spread}, for n labelled pictures of each class")
+    print(f"{'':20}", *(f"{f'n = {n}':>14}" for n in transfer.labels_per_class), flush=True)
+    for arm in ARMS:
+        print(f"{arm:20}", end="", flush=True)
+        for n in transfer.labels_per_class:
+            results = torch.zeros(len(transfer.learning_rates), transfer.num_seeds, 2)  # in validation and test
+            for seed in range(transfer.num_seeds):
+                rng = torch.Generator().manual_seed(seed)
+                order = torch.randperm(len(labels), generator=rng)
+                chosen = torch.cat([order[labels[order] == label][:n] for label in range(num_classes)])
+                for rate, learning_rate in enumerate(transfer.learning_rates):
+                    torch.manual_seed(seed)
+                    model = make_classifier(arm, vae, num_classes)
+                    train(model, images[chosen], labels[chosen], learning_rate, transfer, rng.manual_seed(seed))
+                    results[rate, seed] = torch.tensor([accuracy(model, *of_validation), accuracy(model, *of_test)])
+            best = results[..., 0].mean(dim=1).argmax()
+            std, mean = torch.std_mean(100 * results[best, :, 1])
+            print(f" {f'{mean:.1f} ± {std:.1f}%':>14}", end="", flush=True)
+        print()
