@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_classifier, tiny_unet, tiny_vae
+from tiny import tiny_classifier, tiny_unet
 
 from hf_genmod import ClassifierFreeGuidedPipeline, ClassifierGuidedPipeline, UnconditionalPipeline
 from hf_genmod.data import PictureDataset
@@ -28,7 +28,7 @@ from hf_genmod.training import TrainingConfig
 
 
 def pictures(resolution, channels=3):
-    return SimpleNamespace(resolution=resolution, channels=channels)
+    return SimpleNamespace(resolution=resolution, channels=channels, vae=None)
 
 
 def painted(*levels):
@@ -262,12 +262,14 @@ def test_held_out_pictures_of_other_classes_are_refused(tmp_path):
 
 def test_where_there_is_no_held_out_split_a_tenth_is_held_out_on_demand(tmp_path):
     save_class_folders(tmp_path / "few", train=45)
-    training, held_out = DataArguments(dataset=str(tmp_path / "few")).load(hold_out=True)
+    training, held_out = DataArguments(dataset=str(tmp_path / "few")).load_in_pixels(False, hold_out=True)
     assert (len(training), len(held_out)) == (40, 5)
-    training, held_out = DataArguments(dataset=str(tmp_path / "few")).load(hold_out=True, num_held_out=3)
+    training, held_out = DataArguments(dataset=str(tmp_path / "few")).load_in_pixels(
+        False, hold_out=True, num_held_out=3
+    )
     assert (len(training), len(held_out)) == (42, 3)
     save_class_folders(tmp_path / "both", train=45, test=10)
-    training, held_out = DataArguments(dataset=str(tmp_path / "both")).load(hold_out=True)
+    training, held_out = DataArguments(dataset=str(tmp_path / "both")).load_in_pixels(False, hold_out=True)
     assert (len(training), len(held_out)) == (45, 10)
 
 
@@ -341,13 +343,6 @@ class TestPicturesForAModel:
         with pytest.raises(ValueError, match="for_model: its labels are a, c, and those of the pictures a, b; choose"):
             DataArguments(dataset=folder).load_for(model)
 
-    def test_of_a_latent_space_there_are_none(self, folder):
-        model = UnconditionalPipeline(
-            tiny_unet(in_channels=4, out_channels=4), AncestralDDPMScheduler(), tiny_vae(latent_channels=4)
-        )
-        with pytest.raises(ValueError, match="for_model: it works in a latent space"):
-            DataArguments(dataset=folder).load_for(model)
-
 
 @pytest.mark.parametrize(
     "process", [{}, {"beta_schedule": "sigmoid"}, {"beta_schedule": "laplace", "num_train_timesteps": 100},
@@ -355,7 +350,7 @@ class TestPicturesForAModel:
 )  # fmt: skip
 def test_a_classifier_guides_the_model_of_its_noise_after_a_journey_over_disk(process, tmp_path):
     scheduler = AncestralDDPMScheduler(**process)
-    dataset = SimpleNamespace(resolution=(8, 8), channels=3, label_names=["a", "b"])
+    dataset = SimpleNamespace(resolution=(8, 8), channels=3, label_names=["a", "b"], vae=None)
     network = NetworkArguments(block_out_channels=[16, 32])
     first, again, other = (network.make_classifier(dataset, scheduler, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.conv_in.weight, again.conv_in.weight)
