@@ -57,7 +57,8 @@ class Judge:
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
         self.real = FeatureStatistics.of(features[order[count:]])
         self.labels = train.labels[order[:count]].tolist()  # samples are asked for in the data's own proportions
-        self.floor = self(train.images[order[:count]])
+        self.floor_images = train.images[order[:count]]
+        self.floor = self(self.floor_images)
         with torch.no_grad():
             logits = self.classifier.head(extract_features(test.images, self.classifier))
         self.accuracy = recognised_share(logits, test.labels)  # on test pictures

@@ -64,7 +64,7 @@ def train(model: Classifier, images, labels, learning_rate: float, transfer: Tra
     model(images[:1])  # gives the head its size
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, transfer.max_train_steps)
-    padded = F.pad(images, [transfer.max_shift] * 4, mode="replicate")
+    padded = F.pad(images, [transfer.max_shift] * 4, mode="replicate").contiguous(memory_format=torch.channels_last)
     for _ in range(transfer.max_train_steps):
         batch = torch.randint(len(images), (transfer.batch_size,), generator=rng)
         top, left = torch.randint(2 * transfer.max_shift + 1, (2,), generator=rng).tolist()
@@ -84,7 +84,7 @@ def accuracy(model: Classifier, images, labels) -> float:
 
 with one_line_errors():
     data, transfer = parse_arguments(DataArguments, TransferArguments)
-    vae = load_vae(transfer.vae)
+    vae = load_vae(transfer.vae).to(memory_format=torch.channels_last)
     data = dataclasses.replace(data, resolution=vae.config.sample_size, channels=vae.config.in_channels)
     dataset, test = data.load_in_pixels(require_labels=True, num_held_out=transfer.num_test, hold_out=True)
     validation = dataset.hold_out(transfer.num_validation)

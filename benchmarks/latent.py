@@ -1,0 +1,91 @@
+"""
+Diffusion of pixels against diffusion of latents: U-Nets of the same widths and the same minutes, the autoencoder's
+included; the cost of a training step, and the Fréchet distance.
+
+    python benchmarks/latent.py --dataset ../shared/data/cats_dogs32 --resolution 64 --flip --output_dir runs/latent
+"""
+
+from pathlib import Path
+
+import torch
+from judge import Judge, draw, once, parser, to_uint8, train
+from speed import seconds
+
+from hf_genmod import AncestralDDPMScheduler, DenoisingObjective, load_pipeline
+from hf_genmod.data import to_model_range
+from hf_genmod.optimizer import Muon
+from hf_genmod.randomness import BatchRandom
+
+parser = parser(__doc__)
+parser.add_argument("--minutes", type=float, default=24.0, help="Of each of the two.")
+parser.add_argument("--train_flags", nargs="*", default=[], help="More flags of both, without their dashes.")
+parser.add_argument("--latent_flags", nargs="*", default=[], help="More flags of the latter.")
+parser.add_argument("--num_inference_steps", type=int, default=20)
+parser.add_argument("--guidance_scales", type=float, nargs="+", default=[1.0, 2.0])
+parser.add_argument("--step_rounds", type=int, default=15, help="Training steps of each that are timed, in turn.")
+arguments = parser.parse_args()
+out = Path(arguments.output_dir)
+judge = Judge(arguments.dataset, arguments.resolution, arguments.samples, arguments.flip, out)
+folders = {"pixels": out / "pixels", "latents": out / "latents"}
+flags = [f"--{flag}" for flag in arguments.train_flags + ["horizontal_flip"] * arguments.flip]
+latent_flags = [f"--{flag}" for flag in arguments.latent_flags]
+once(out / "pixels.pt", train, "train_cfg.py", folders["pixels"], arguments, arguments.minutes, *flags)
+once(out / "latents.pt", train, "train_latent_cfg.py", folders["latents"], arguments, arguments.minutes, *flags,
+     *latent_flags)  # fmt: skip
+pipelines = {name: load_pipeline(folder) for name, folder in folders.items()}
+
+
+def training_step(pipeline, batch_size: int = 64):
+    """A function that takes one, as the trainer does, in fp32."""
+    unet = pipeline.unet.train()
+    size = unet.config.sample_size
+    images = torch.randn(batch_size, unet.config.in_channels, *size).contiguous(memory_format=torch.channels_last)
+    batch = {"images": images, "class_labels": torch.zeros(batch_size, dtype=torch.long)}
+    scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
+    objective, optimizer = DenoisingObjective(scheduler, unet.null_label, "balanced"), Muon(unet, lr=0.0)
+    rng = BatchRandom(0, 0, torch.arange(batch_size), batch_size)
+
+    def step():
+        objective(unet, batch, rng)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def median_seconds() -> dict[str, float]:
+    steps = {name: training_step(pipeline) for name, pipeline in pipelines.items()}
+    rounds = [{name: seconds(step) for name, step in steps.items()} for _ in range(arguments.step_rounds + 2)][2:]
+    for pipeline in pipelines.values():
+        pipeline.unet.eval()
+    ratios = torch.tensor([times["pixels"] / times["latents"] for times in rounds])
+    medians = {name: torch.tensor([times[name] for times in rounds]).median().item() for name in steps}
+    return medians | {"ratio": ratios.median().item()}
+
+
+def reconstructions() -> torch.Tensor:
+    """Of the pictures that the floor is measured with."""
+    vae, images = pipelines["latents"].vae, judge.floor_images
+    with torch.no_grad():
+        parts = [vae.decode(vae.encode(to_model_range(x)).latent_dist.mode()).sample for x in images.split(100)]
+    return to_uint8(torch.cat(parts) / 2 + 0.5)
+
+
+times = once(out / "step.pt", median_seconds)
+rows = [(f"{arguments.samples} real pictures", judge.floor), ("the same, reconstructed", judge(reconstructions()))]
+for name, pipeline in pipelines.items():
+    for scale in arguments.guidance_scales:
+        request = {"guidance_scale": scale, "num_inference_steps": arguments.num_inference_steps}
+        pictures = once(out / f"{name}-{scale:g}.pt", lambda: draw(pipeline, judge.labels, **request))  # noqa: B023
+        judge.grid(pictures).save(out / f"{name}-{scale:g}.png")
+        rows.append((f"{name}, γ = {scale:g}", judge(pictures)))
+
+print(
+    f"{arguments.dataset} at {arguments.resolution or 'its own size'}, {arguments.minutes:g} minutes each on "
+    f"{torch.get_num_threads()} threads, samples of {arguments.num_inference_steps} steps\n\n"
+    f"training step of 64 pictures in fp32: pixels {1000 * times['pixels']:.0f} ms, latents "
+    f"{1000 * times['latents']:.0f} ms, ratio {times['ratio']:.2f}\n\n"
+    "| | Fréchet distance | recognised |\n|---|---|---|"
+)
+for name, metrics in rows:
+    print(f"| {name} | {metrics['frechet_distance']:.3f} | {metrics['recognised_share']} |")
