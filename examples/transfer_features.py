@@ -29,10 +29,10 @@ class TransferArguments:
     )
     num_seeds: int = dataclasses.field(default=5, metadata={"help": "Choices of labelled pictures, and of weights."})
     learning_rates: list[float] = dataclasses.field(
-        default_factory=lambda: [3e-4, 1e-3, 3e-3], metadata={"help": "Learning rates of AdamW to choose from."}
+        default_factory=lambda: [3e-4, 3e-3, 3e-2], metadata={"help": "Learning rates of AdamW to choose from."}
     )
     max_train_steps: int = dataclasses.field(default=200, metadata={"help": "Steps of each training."})
-    batch_size: int = dataclasses.field(default=32, metadata={"help": "Pictures per step."})
+    batch_size: int = dataclasses.field(default=16, metadata={"help": "Pictures per step."})
     max_shift: int = dataclasses.field(default=2, metadata={"help": "Pixels by which they are shifted, at random."})
     num_validation: int = dataclasses.field(default=500, metadata={"help": "Pictures that choose the learning rate."})
     num_test: int = dataclasses.field(default=2000, metadata={"help": "Pictures that the accuracy is measured on."})
@@ -101,17 +101,16 @@ with one_line_errors():
     for arm in ARMS:
         print(f"{arm:20}", end="", flush=True)
         for n in transfer.labels_per_class:
-            results = torch.zeros(len(transfer.learning_rates), transfer.num_seeds, 2)  # in validation and test
+            models = {learning_rate: [] for learning_rate in transfer.learning_rates}
             for seed in range(transfer.num_seeds):
                 rng = torch.Generator().manual_seed(seed)
                 order = torch.randperm(len(labels), generator=rng)
                 chosen = torch.cat([order[labels[order] == label][:n] for label in range(num_classes)])
-                for rate, learning_rate in enumerate(transfer.learning_rates):
+                for learning_rate, trained in models.items():
                     torch.manual_seed(seed)
-                    model = make_classifier(arm, vae, num_classes)
-                    train(model, images[chosen], labels[chosen], learning_rate, transfer, rng.manual_seed(seed))
-                    results[rate, seed] = torch.tensor([accuracy(model, *of_validation), accuracy(model, *of_test)])
-            best = results[..., 0].mean(dim=1).argmax()
-            std, mean = torch.std_mean(100 * results[best, :, 1])
+                    trained.append(make_classifier(arm, vae, num_classes))
+                    train(trained[-1], images[chosen], labels[chosen], learning_rate, transfer, rng.manual_seed(seed))
+            best = max(models.values(), key=lambda trained: sum(accuracy(model, *of_validation) for model in trained))
+            std, mean = torch.std_mean(100 * torch.tensor([accuracy(model, *of_test) for model in best]))
             print(f" {f'{mean:.1f} ± {std:.1f}%':>14}", end="", flush=True)
         print()

@@ -231,7 +231,8 @@ class AutoencoderArguments:
         default=False, metadata={"help": "Make each picture a vector, instead of a small feature map."}
     )
     autoencoder_channels: list[int] | None = dataclasses.field(
-        default=None, metadata={"help": "Width of each level; by default the last of 48 96 144 that it has."}
+        default=None,
+        metadata={"help": "Width of each level; by default 48, 96 for feature maps up to 16 high, 144 up to 8."},
     )
 
     def make_autoencoder(self, kind: type[ImageAutoencoder], dataset: PictureDataset, seed: int = 0, **config):
@@ -244,7 +245,8 @@ class AutoencoderArguments:
             raise ValueError(f"downsampling_factor: {factor} is not one of 1, 2, 4, 8, ...")
         patch_size = 2 if factor > 1 else 1
         num_levels = (factor // patch_size).bit_length()
-        widths = self.autoencoder_channels or (48, 96, 144)[-num_levels:]
+        sides = [min(dataset.resolution) // patch_size // 2**level for level in range(num_levels)]
+        widths = self.autoencoder_channels or [48 if side > 16 else 96 if side > 8 else 144 for side in sides]
         if len(widths) != num_levels:
             raise ValueError(
                 f"autoencoder_channels: {len(widths)} widths for a downsampling_factor of {factor}, which takes "
