@@ -11,7 +11,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from huggingface_hub import hf_hub_download, snapshot_download
+from PIL import Image
 
 # Captured at import: a later load may overwrite the file that this module was read from.
 _SHIPPED_FILE = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))
@@ -812,7 +813,12 @@ class AutoencoderPipeline(GenerationPipeline):
         their latents (Shoemake 1985): z_τ = (sin((1−τ) Ω) z_a + sin(τ Ω) z_b) / sin Ω, with Ω the angle between them.
         """
         _check_positive(steps=steps)
-        z_a, z_b = (self._encoded(image)[:1] for image in (a, b))  # (1, c, h, w)
+        z_a, z_b = (self._encoded_one(image, name) for image, name in ((a, "a"), (b, "b")))  # (1, c, h, w)
+        if z_a.shape != z_b.shape:
+            raise ValueError(
+                f"b: its latents are of shape {tuple(z_b.shape[1:])}, those of a {tuple(z_a.shape[1:])}; give two "
+                "pictures of one size"
+            )
         cosine = torch.cosine_similarity(z_a.flatten(), z_b.flatten(), dim=0)
         omega = torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))  # ends of a line, as they are at Ω = 0
         tau = torch.linspace(0, 1, steps, device=z_a.device)[:, None, None, None]
@@ -839,13 +845,17 @@ class AutoencoderPipeline(GenerationPipeline):
             output_type, return_dict: As `__call__` takes them.
 
         Raises:
-            ValueError: If there is no such latent.
+            ValueError: If there is no such latent, or a value is not finite.
         """
-        z = self._encoded(image)[:1]
-        dims = (dims,) if isinstance(dims, Integral) else tuple(dims)
+        z = self._encoded_one(image, "image")
+        dims = tuple(dims) if isinstance(dims, (list, tuple)) else (dims,)
+        values = list(values) if isinstance(values, Iterable) else [values]
         d = z.numel()
-        if len(dims) not in (1, 2) or not all(isinstance(i, Integral) and 0 <= i < d for i in dims):
+        are_latents = all(isinstance(i, Integral) and not isinstance(i, bool) and 0 <= i < d for i in dims)
+        if not are_latents or len(dims) not in (1, 2) or len(set(dims)) < len(dims):
             raise ValueError(f"dims: {dims} is not one or two of the {d} latents, 0 to {d - 1}")
+        if not values or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
+            raise ValueError(f"values: {values} is not a list of one or more finite numbers")
         grid = torch.cartesian_prod(*[torch.as_tensor(values, dtype=z.dtype, device=z.device)] * len(dims))
         grid = grid.reshape(-1, len(dims))
         changed = z.flatten(1).repeat(len(grid), 1)
@@ -867,8 +877,24 @@ class AutoencoderPipeline(GenerationPipeline):
             )
         return _standard_normal(_latent_shape(self.vae), generators)
 
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the pictures that it is made for."""
+        return (self.vae.config.in_channels, *_pair(self.vae.config.sample_size))
+
+    def _encoded_one(self, image, name) -> torch.Tensor:
+        z = self._encoded(image)
+        if len(z) != 1:
+            raise ValueError(f"{name}: {len(z)} pictures; give one")
+        return z
+
     def _encoded(self, images) -> torch.Tensor:
         x = self._preprocess(images).to(self._execution_device, self.vae.dtype)
+        if not hasattr(self.vae, "check_size"):  # that of diffusers would cut off what is left over
+            factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+            if any(length % factor for length in x.shape[2:]):
+                height, width = x.shape[2:]
+                raise ValueError(f"images: {height}x{width} pixels; this model needs both to be divisible by {factor}")
         output = self.vae.encode(x)
         return (output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents).float()
 
@@ -892,19 +918,36 @@ class AutoencoderPipeline(GenerationPipeline):
             mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(channels)
             if value_range is not None or mode is None:
                 raise ValueError("images: this model is of measured values; give an array or a tensor of them")
+            if not all(isinstance(image, Image.Image) for image in images):
+                raise ValueError("images: they are neither pictures of PIL nor one array or tensor")
             if len({image.size for image in images}) != 1:
                 raise ValueError("images: they are none or differ in size; give one or more of one size")
-            pixels = [np.asarray(image.convert(mode), np.float32).reshape(*image.size[::-1], -1) for image in images]
+            pixels = [
+                np.asarray(_converted(image, mode), np.float32).reshape(*image.size[::-1], -1) for image in images
+            ]
             images = np.stack(pixels) / 255
         values = torch.as_tensor(images).float().cpu()
         if values.ndim != 4:
             raise ValueError(
-                f"images: an array of shape {tuple(values.shape)} has not four axes; give several pictures"
+                f"images: an array of shape {tuple(values.shape)} has not four axes, the first for the pictures"
             )
         values = values.permute(0, 3, 1, 2) if isinstance(images, np.ndarray) else values
+        if values.shape[1] != channels or not len(values):
+            raise ValueError(
+                f"images: {len(values)} of {values.shape[1]} channels; this model takes one or more of {channels}"
+            )
         if value_range is None and not (0 <= values.min() and values.max() <= 1):
             raise ValueError(f"images: values from {values.min():.3g} to {values.max():.3g} are not in [0, 1]")
         return 2 * (values - low) / (high - low).clamp(min=1e-30) - 1
+
+
+def _converted(image, mode):
+    """A picture in a mode of Pillow, laid on white where its alpha is given up, as it was for training."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if not mode.endswith("A"):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
 
 
 def _check_positive(**numbers) -> None:
