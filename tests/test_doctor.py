@@ -7,9 +7,16 @@ import pytest
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import tiny_classifier, tiny_unet, tiny_vae
+from tiny import tiny_autoencoder, tiny_classifier, tiny_unet, tiny_vae
 
-from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline, ClassifierGuidedPipeline
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    Autoencoder,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
+    VariationalAutoencoder,
+)
 from hf_genmod.doctor import examine
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
@@ -61,6 +68,25 @@ def test_a_checkpoint_that_loads_but_does_not_sample_is_found(tmp_path):
     assert "it does not sample where this package is not installed" in only(examine(tmp_path))
 
 
+def test_an_autoencoder_is_sound_without_a_prior(tmp_path):
+    plain = tiny_autoencoder(Autoencoder, sample_size=(8, 16), in_channels=5)
+    ranges = {"low": [200.0] * 5, "high": [300.0] * 5}
+    AutoencoderPipeline(plain, value_range=ranges).save_pretrained(tmp_path)
+    assert not list(examine(tmp_path))
+
+
+def test_an_autoencoder_that_does_not_reconstruct_elsewhere_is_found(tmp_path):
+    AutoencoderPipeline(tiny_autoencoder(VariationalAutoencoder)).save_pretrained(tmp_path)
+    (tmp_path / "vae/image_autoencoder.py").unlink()
+    assert "it does not sample where this package is not installed" in only(examine(tmp_path))
+    AutoencoderPipeline(tiny_autoencoder(VariationalAutoencoder)).save_pretrained(tmp_path)
+    (file,) = (tmp_path / "vae").glob("*.safetensors")
+    weights = load_file(file)
+    weights["decoder.conv_out.bias"][0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    assert "vae: 1 of its weights, decoder.conv_out.bias for one, are not finite" in only(examine(tmp_path))
+
+
 def test_each_finding_is_a_line_and_the_status_is_1(tmp_path):
     save_checkpoint(
         tmp_path, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading"
@@ -107,7 +133,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value):
 def test_clipped_latents_are_found(tmp_path):
     save_checkpoint(tmp_path, vae=tiny_vae(), clip_sample=True)
     assert "clip_sample cuts latents off at ±1.0" in only(examine(str(tmp_path)))
-    save_checkpoint(tmp_path, vae=tiny_vae(), clip_sample=False)
+    save_checkpoint(tmp_path, vae=tiny_autoencoder(latent_channels=4), clip_sample=False)
     assert not list(examine(str(tmp_path)))
 
 

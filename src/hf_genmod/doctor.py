@@ -20,9 +20,13 @@ _THUMBNAIL = 32  # pixels; at this size pictures are compared
 _SAMPLE_WITHOUT_PACKAGE = """
 import sys
 sys.modules["hf_genmod"] = None
+import torch
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
-pipe(**({"class_labels": 0} if hasattr(pipe, "labels") else {}), num_inference_steps=1)
+if hasattr(pipe, "reconstruct"):
+    pipe.reconstruct(torch.zeros(1, *pipe.picture_shape))
+else:
+    pipe(**({"class_labels": 0} if hasattr(pipe, "labels") else {}), num_inference_steps=1)
 """
 
 

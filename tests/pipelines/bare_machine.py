@@ -49,19 +49,25 @@ class BareMachine:
 
 
 def fingerprint(pipeline):
-    """The pictures that a few seeds give: a digest of their latents before any decoder, and of their pixels."""
+    """The pictures that a few seeds give: a digest of their latents before any decoder, and of their pixels; of an
+    autoencoder those of reconstructions and samples."""
     import torch
 
     pipeline.set_progress_bar_config(disable=True)
-    request = [0, 2] if "id2label" in pipeline.config else 2
-    digests = []
+    pictures = []
     for output_type in ("latent", "np"):
         generator = torch.Generator().manual_seed(0)
-        images = pipeline(request, num_inference_steps=2, generator=generator, output_type=output_type).images
-        digests.append(
-            hashlib.sha256(images.tobytes() if output_type == "np" else images.numpy().tobytes()).hexdigest()
-        )
-    return digests
+        if hasattr(pipeline, "reconstruct"):
+            x = torch.rand(2, *pipeline.picture_shape, generator=generator)
+            pictures.append(pipeline.reconstruct(x, output_type).images)
+            prior = "standard" if pipeline.vae.has_standard_prior else "fitted"
+            pictures.append(pipeline(2, prior, generator=generator, output_type=output_type).images)
+        else:
+            request = [0, 2] if "id2label" in pipeline.config else 2
+            options = {"num_inference_steps": 2, "generator": generator, "output_type": output_type}
+            pictures.append(pipeline(request, **options).images)
+    arrays = [images.numpy() if isinstance(images, torch.Tensor) else images for images in pictures]
+    return [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
 
 
 def load(checkpoint, **options):

@@ -13,11 +13,13 @@ import torch
 from bare_machine import BareMachine, fingerprint
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from huggingface_hub import HfApi
-from tiny import tiny_classifier, tiny_unet, tiny_vae
+from tiny import tiny_autoencoder, tiny_classifier, tiny_unet, tiny_vae
 
 import hf_genmod
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
+from hf_genmod.models.image_autoencoder import Autoencoder, VariationalAutoencoder
 from hf_genmod.pipelines.genmod_pipelines import (
+    AutoencoderPipeline,
     ClassifierFreeGuidedPipeline,
     ClassifierGuidedPipeline,
     UnconditionalPipeline,
@@ -39,6 +41,19 @@ def guided(scheduler=None):
     )
 
 
+def fitted(kind):
+    """An autoencoder of 16x16 pictures that knows what its latents are distributed like."""
+    vae = tiny_autoencoder(kind, sample_size=16, scaling_factor=0.7, shift_factor=0.3)
+    vae.fit_prior(torch.randn(20, 2, 8, 8, generator=torch.Generator().manual_seed(0)))
+    return vae
+
+
+def of_latents(pipeline_class, kind, **components):
+    scheduler = AncestralDDPMScheduler(clip_sample=False)
+    unet = tiny_unet(in_channels=2, out_channels=2, **components.pop("unet", {}))
+    return pipeline_class(unet=unet, scheduler=scheduler, vae=fitted(kind), **components)
+
+
 PIPELINES = {
     "guided": guided,
     "unconditional": lambda: UnconditionalPipeline(tiny_unet(out_channels=6), AncestralDDPMScheduler(**LEARNED)),
@@ -50,7 +65,17 @@ PIPELINES = {
         AncestralDDPMScheduler(clip_sample=False),
         tiny_vae(latent_channels=4),
     ),
+    "in the latent space of ours": lambda: of_latents(UnconditionalPipeline, Autoencoder),
+    "guided in latent space": lambda: of_latents(
+        ClassifierFreeGuidedPipeline, VariationalAutoencoder, unet={"num_classes": 3}, id2label=NAMES
+    ),
+    "guided by a classifier in latent space": lambda: of_latents(
+        ClassifierGuidedPipeline, VariationalAutoencoder, classifier=tiny_classifier(in_channels=2), id2label=NAMES
+    ),
+    "autoencoder": lambda: AutoencoderPipeline(fitted(Autoencoder)),
+    "variational autoencoder": lambda: AutoencoderPipeline(fitted(VariationalAutoencoder)),
 }
+OURS = (DenoisingUNet2DModel, AncestralDDPMScheduler, Autoencoder, VariationalAutoencoder)
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +129,19 @@ class TestEachWay:
     def test_opens_with_the_installed_classes(self, pipeline, checkpoint, pictures):
         loaded = type(pipeline).from_pretrained(checkpoint)
         assert fingerprint(loaded) == pictures
-        assert type(loaded.unet) is DenoisingUNet2DModel
-        assert type(loaded.scheduler) is AncestralDDPMScheduler
+        components = {name: type(component) for name, component in pipeline.components.items()}
+        assert {name: type(component) for name, component in loaded.components.items()} == components
+        assert any(component in OURS for component in components.values())
 
     def test_opens_by_its_own_code_where_nothing_is_installed(self, checkpoint, pictures, elsewhere):
         assert not elsewhere.imports("hf_genmod")
         assert elsewhere.draw(checkpoint) == pictures
 
-    def test_opens_by_its_own_code_beside_the_package(self, checkpoint, pictures, tmp_path):
+    def test_opens_by_its_own_code_beside_the_package(self, pipeline, checkpoint, pictures, tmp_path):
         loaded = DiffusionPipeline.from_pretrained(checkpoint, trust_remote_code=True)
-        assert type(loaded.unet).__module__.startswith("diffusers_modules.")
+        for name, component in pipeline.components.items():
+            if isinstance(component, OURS):
+                assert type(loaded.components[name]).__module__.startswith("diffusers_modules.")
         assert fingerprint(loaded) == pictures
         loaded.save_pretrained(tmp_path / "again")
         assert fingerprint(DiffusionPipeline.from_pretrained(tmp_path / "again", trust_remote_code=True)) == pictures
