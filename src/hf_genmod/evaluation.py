@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hf_genmod.data import to_model_range
+from hf_genmod.latents import draw_latents
 from hf_genmod.objectives import log_likelihood, variational_bound_term
 from hf_genmod.randomness import BatchRandom
 
@@ -331,8 +332,8 @@ def accuracy_by_noise_level(classifier, scheduler, dataset, num_levels: int = 11
     Args:
         classifier ([`NoisyImageClassifier`]): f_φ(y | x_t).
         scheduler ([`AncestralDDPMScheduler`]): the process whose x_t it sees.
-        dataset ([`~hf_genmod.data.PictureDataset`]): labelled pictures that it has not been trained on. Each gets the
-            same noise at every timestep.
+        dataset ([`~hf_genmod.data.PictureDataset`] or [`~hf_genmod.latents.LatentDataset`]): labelled pictures that it
+            has not been trained on. Each gets the same noise at every timestep.
         num_levels (`int`): number of timesteps.
         batch_size (`int`): pictures per forward pass.
 
@@ -346,8 +347,12 @@ def accuracy_by_noise_level(classifier, scheduler, dataset, num_levels: int = 11
         logits, labels = [], []
         for part in positions.split(batch_size):
             batch = dataset.__getitems__(part.tolist())
-            x_0 = to_model_range(batch["images"]).to(device)
-            epsilon = BatchRandom(0, 0, part, len(positions), device).normal(x_0.shape[1:], dtype=x_0.dtype)
+            rng = BatchRandom(0, 0, part, len(positions), device)
+            if "posteriors" in batch:
+                x_0 = draw_latents(batch["posteriors"].to(device), rng)
+            else:
+                x_0 = to_model_range(batch["images"]).to(device)
+            epsilon = rng.normal(x_0.shape[1:], dtype=x_0.dtype)
             with torch.no_grad():
                 logits.append(classifier(scheduler.add_noise(x_0, epsilon, t), t).logits.cpu())
             labels.append(batch["class_labels"])
