@@ -2,9 +2,10 @@
 
 import os
 
-from diffusers import AutoencoderKL, AutoModel, ModelMixin
+import diffusers
+from diffusers import AutoencoderKL, ModelMixin
 
-from hf_genmod.models import image_autoencoder
+from hf_genmod.models.image_autoencoder import Autoencoder, VariationalAutoencoder
 from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
 
 
@@ -39,10 +40,14 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
     """
     path = str(pretrained_model_name_or_path)
     options = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in kwargs}
+    ours = {model_class.__name__: model_class for model_class in (Autoencoder, VariationalAutoencoder)}
     for subfolder in ("vae", None):
         try:
             config = AutoencoderKL.load_config(path, subfolder=subfolder, **options)
-            model_class = getattr(image_autoencoder, config["_class_name"], AutoModel)
+            name = str(config.get("_class_name"))
+            model_class = ours.get(name) or getattr(diffusers, name, None)
+            if not hasattr(model_class, "decode"):
+                raise ValueError(f"its class, {name}, is no autoencoder")
             return model_class.from_pretrained(path, subfolder=subfolder, use_safetensors=True, **kwargs)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
