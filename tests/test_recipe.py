@@ -10,15 +10,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_classifier, tiny_unet
+from tiny import tiny_autoencoder, tiny_classifier, tiny_unet, tiny_vae
 
-from hf_genmod import ClassifierFreeGuidedPipeline, ClassifierGuidedPipeline, UnconditionalPipeline
-from hf_genmod.data import PictureDataset
+from hf_genmod import (
+    Autoencoder,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
+    UnconditionalPipeline,
+    VariationalAutoencoder,
+)
+from hf_genmod.data import PictureDataset, to_model_range
+from hf_genmod.latents import LatentDataset, encode
 from hf_genmod.recipe import (
+    AutoencoderArguments,
     DataArguments,
     ModelArguments,
     NetworkArguments,
     draw_images,
+    draw_reconstructions,
     one_line_errors,
     parse_arguments,
     report_accuracy,
@@ -374,3 +384,168 @@ def test_the_report_of_a_classifier_is_a_table_and_a_picture_of_the_curve(tmp_pa
     assert last == f"{tmp_path / 'new' / 'accuracy.png'} shows the curve"
     with Image.open(tmp_path / "new" / "accuracy.png") as picture:
         assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 10  # not blank
+
+
+class TestAutoencoders:
+    @pytest.mark.parametrize("kind", [Autoencoder, VariationalAutoencoder])
+    @pytest.mark.parametrize(
+        "resolution, options, factor",
+        [
+            ((28, 28), {}, 4), ((32, 32), {}, 4), ((24, 16), {}, 4), ((30, 22), {}, 2), ((15, 15), {}, 1),
+            ((15, 21), {}, 1), ((28, 28), {"vector_latents": True}, 4), ((24, 16), {"vector_latents": True}, 8),
+            ((15, 9), {"vector_latents": True}, 1), ((32, 32), {"downsampling_factor": 16}, 16),
+            ((32, 32), {"downsampling_factor": 2}, 2), ((32, 32), {"downsampling_factor": 1}, 1),
+            ((16, 16), {"downsampling_factor": 8, "autoencoder_channels": [16, 32, 32]}, 8),
+        ],
+    )  # fmt: skip
+    def test_fit_the_pictures(self, kind, resolution, options, factor):
+        arguments = AutoencoderArguments(latent_channels=3, **options)
+        vae = arguments.make_autoencoder(kind, pictures(resolution, channels=1))
+        height, width = resolution
+        size = (1, 1) if arguments.vector_latents else (height // factor, width // factor)
+        assert vae.downsampling_factor == factor and vae.latent_shape(*resolution) == (3, *size)
+        x = torch.zeros(2, 1, *resolution)
+        assert encode(vae, x).shape == (2, 2, 3, *size) and vae(x).sample.shape == x.shape
+        assert all(width % (16 * vae.config.norm_num_groups) == 0 for width in vae.config.block_out_channels)
+
+    def test_of_one_seed_are_the_same_and_take_further_options(self):
+        make = AutoencoderArguments().make_autoencoder
+        options = {"likelihood": "bernoulli"}
+        first, again, other = (
+            make(VariationalAutoencoder, pictures((8, 8)), seed=seed, **options) for seed in (0, 0, 1)
+        )
+        assert first.config.likelihood == "bernoulli"
+        assert torch.equal(first.encoder.conv_in.weight, again.encoder.conv_in.weight)
+        assert not torch.equal(first.encoder.conv_in.weight, other.encoder.conv_in.weight)
+
+    @pytest.mark.parametrize(
+        "resolution, options, message",
+        [
+            ((32, 32), {"downsampling_factor": 3}, "downsampling_factor: 3 is not one of 1, 2, 4, 8, ..."),
+            ((32, 32), {"downsampling_factor": 0}, "downsampling_factor: 0 is not one of 1, 2, 4, 8, ..."),
+            ((32, 32), {"downsampling_factor": -4}, "downsampling_factor: -4 is not one of 1, 2, 4, 8, ..."),
+            ((28, 28), {"downsampling_factor": 8}, "resolution 28x28: .* such as 24x24 or 32x32"),
+            ((15, 15), {"downsampling_factor": 2}, "resolution 15x15: .* such as 14x14 or 16x16"),
+            (
+                (32, 32),
+                {"autoencoder_channels": [16]},
+                "autoencoder_channels: 1 widths for a downsampling_factor of 4, which takes 2",
+            ),
+            (
+                (15, 15),
+                {"autoencoder_channels": [16, 32]},
+                "autoencoder_channels: 2 widths for a downsampling_factor of 1, which takes 1",
+            ),
+        ],
+    )
+    def test_that_do_not_fit_are_refused(self, resolution, options, message):
+        with pytest.raises(ValueError, match=message):
+            AutoencoderArguments(**options).make_autoencoder(Autoencoder, pictures(resolution))
+
+    @pytest.mark.parametrize("count", [3, 60])
+    def test_are_drawn_as_pictures_above_their_reconstructions(self, count):
+        data = PictureDataset([Image.new("RGB", (8, 8), (4 * i, 100, 255 - 4 * i)) for i in range(count)], "colors")
+        pipeline = AutoencoderPipeline(tiny_autoencoder())
+        grid = np.asarray(draw_reconstructions(pipeline, data, prior="standard")).reshape(6, 8, 12, 8, 3)
+        shown = [i * count // 24 for i in range(24)]
+        expected = data.__getitems__(shown)["images"].permute(0, 2, 3, 1).numpy()
+        reconstructed = pipeline.reconstruct(data.__getitems__(shown)["images"] / 255).images
+        samples = pipeline(24, generator=[torch.Generator().manual_seed(i) for i in range(24)]).images
+        for i in range(24):
+            row, column = divmod(i, 12)
+            assert np.array_equal(grid[2 * row, :, column], expected[i])
+            tile = grid[2 * row + 1, :, column].astype(int)
+            assert abs(tile - np.asarray(reconstructed[i])).max() <= 1
+            assert np.array_equal(grid[4 + row, :, column], samples[i])
+
+
+def colored_folder(folder, size=(8, 12), **counts):
+    rng = np.random.default_rng(0)
+    for split, count in counts.items():
+        for index in range(count):
+            file = folder / split / "ab"[index % 2] / f"{index:03}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(256, size=(*size, 3), dtype=np.uint8)).save(file)
+    return str(folder)
+
+
+class TestLatents:
+    @pytest.fixture
+    def vae(self):
+        return tiny_autoencoder(sample_size=(8, 12), in_channels=1)
+
+    def test_have_the_size_and_channels_of_the_autoencoder_and_factors_of_the_training_pictures(self, vae, tmp_path):
+        AutoencoderPipeline(vae).save_pretrained(tmp_path / "vae")
+        arguments = DataArguments(dataset=colored_folder(tmp_path / "pictures", (20, 10), train=40, test=7))
+        training, held_out = arguments.load(require_labels=True, vae=str(tmp_path / "vae"))
+        for latents, count in ((training, 40), (held_out, 7)):
+            assert (latents.pictures.resolution, latents.pictures.channels) == ((8, 12), 1)
+            assert (len(latents), latents.resolution, latents.channels) == (count, (4, 6), 2)
+            assert latents.label_names == ["a", "b"] and not latents.mirrored
+        assert held_out.vae is training.vae
+        mean, std = training.__getitems__(range(40))["posteriors"].double().unbind(2)
+        assert abs(mean.mean().item()) < 1e-4
+        assert (mean**2 + std**2).mean().item() == pytest.approx(1, abs=1e-3)
+        both = arguments.load(vae=str(tmp_path / "vae"), mirrored=True)
+        assert all(latents.mirrored for latents in both)
+        assert DataArguments(dataset=f"{arguments.dataset}/train").load(vae=str(tmp_path / "vae"))[1] is None
+
+    def test_may_be_of_another_size_than_the_autoencoder_was_made_for(self, vae, tmp_path):
+        vae.save_pretrained(tmp_path / "vae")
+        folder = colored_folder(tmp_path / "pictures", train=4)
+        training, _ = DataArguments(dataset=folder, resolution="16x20").load(vae=str(tmp_path / "vae"))
+        assert training.resolution == (8, 10)
+        for arguments, message in (
+            ({"resolution": "9"}, "resolution 9x9: .* such as 8x8 or 10x10"),
+            ({"channels": 3}, "vae: it is for pictures of 1 channels, and these have 3"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                DataArguments(dataset=folder, **arguments).load(vae=str(tmp_path / "vae"))
+
+    def test_of_an_autoencoder_of_diffusers_have_the_size_of_the_data(self, tmp_path):
+        tiny_vae().save_pretrained(tmp_path / "vae")  # its sample_size is 32, whatever it was trained on
+        folder = colored_folder(tmp_path / "pictures", train=4)
+        training, _ = DataArguments(dataset=folder).load(vae=str(tmp_path / "vae"))
+        assert (training.pictures.resolution, training.resolution) == ((8, 12), (4, 6))
+
+    def test_for_a_classifier_are_those_that_the_model_was_trained_on(self, vae, tmp_path):
+        vae.register_to_config(scaling_factor=0.5, shift_factor=-0.25)
+        unet = tiny_unet(in_channels=2, out_channels=2, sample_size=(4, 6))
+        pipeline = UnconditionalPipeline(unet, AncestralDDPMScheduler(clip_sample=False), vae)
+        folder = colored_folder(tmp_path, (20, 10), train=20)
+        for latents, count in zip(DataArguments(dataset=folder).load_for(pipeline), (18, 2), strict=True):
+            assert isinstance(latents, LatentDataset) and latents.vae is vae and len(latents) == count
+            x = to_model_range(latents.pictures.__getitems__([1])["images"])
+            assert x.shape == (1, 1, 8, 12)
+            mean, std = encode(vae, x).unbind(1)
+            expected = torch.stack([(mean + 0.25) * 0.5, std * 0.5], dim=1)[:, None]
+            torch.testing.assert_close(latents.__getitems__([1])["posteriors"], expected, rtol=1e-4, atol=1e-5)
+        with pytest.raises(ValueError, match="for_model: it was trained on 8x12 pictures of 1 channels"):
+            DataArguments(dataset=folder, resolution="8").load_for(pipeline)
+
+    @pytest.mark.parametrize("learn_variance", [False, True])
+    def test_are_clipped_by_no_sampler(self, vae, learn_variance):
+        latents = LatentDataset(PictureDataset([Image.new("L", (12, 8), i) for i in range(4)], "greys"), vae)
+        model = ModelArguments(learn_variance=learn_variance, block_out_channels=[16])
+        scheduler = model.make_scheduler()
+        sampler = model.make_sampler(scheduler, latents)
+        assert torch.equal(sampler.alphas_cumprod, scheduler.alphas_cumprod)
+        sampler.set_timesteps(20)
+        t, rng = sampler.timesteps[10], torch.Generator().manual_seed(0)
+        x_t, v = (5 * torch.randn(2, 2, 4, 6, generator=rng) for _ in range(2))
+        alpha_bar = scheduler.alphas_cumprod[t]
+        x_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * v
+        assert x_0.abs().max() > 5
+        if learn_variance:
+            prediction = torch.cat([v, torch.zeros_like(v)], dim=1)
+            predicted = sampler.step(prediction, t, x_t, generator=rng).pred_original_sample
+        else:
+            sampler.step(v, t, x_t, generator=rng)
+            (predicted,) = (x for x in sampler.model_outputs if x is not None)
+        torch.testing.assert_close(predicted, x_0, rtol=1e-4, atol=1e-4)
+
+    def test_get_a_network_of_their_size_without_patches_or_frequencies(self, vae):
+        latents = LatentDataset(PictureDataset([Image.new("L", (12, 8), i) for i in range(4)], "greys"), vae)
+        unet = ModelArguments(learn_variance=True).make_unet(latents)
+        assert (unet.config.in_channels, unet.config.out_channels, unet.config.patch_size) == (2, 4, 1)
+        assert tuple(unet.config.sample_size) == (4, 6) and not unet.config.fourier_frequencies
