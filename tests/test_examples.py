@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_genmod import NoisyImageClassifier, load_pipeline, shapes
+from hf_genmod import Autoencoder, NoisyImageClassifier, VariationalAutoencoder, load_pipeline, load_vae, shapes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ["--resolution", "16", "--block_out_channels", "16", "32", "--layers_per_block", "1",
@@ -21,6 +22,18 @@ def run(script, *arguments, **kwargs):
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **kwargs)
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """As `run`, but in this process, as starting one takes seconds."""
+
+    def run_here(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr()
+
+    return run_here
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +135,159 @@ def test_mistakes_get_one_sentence_and_leave_nothing(arguments, message, tmp_pat
 def test_a_wrong_flag_gets_one_sentence(tmp_path):
     done = run("train_cfg.py", "--datset", "shapes", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: --datset: no such flag; did you mean --dataset?\n")
+
+
+SMALL_AUTOENCODER = ["--autoencoder_channels", "16", "32", "--batch_size", "8"]
+SMALL_LATENT = ["--block_out_channels", "16", "32", "--batch_size", "8", "--sampling_steps", "0"]
+
+
+@pytest.fixture(scope="module")
+def vae_run(class_folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "vae"
+    flags = ["--latent_channels", 3, "--beta_warmup", 0.5, "--sampling_steps", 1, *SMALL_AUTOENCODER]
+    done = run("train_vae.py", "--dataset", class_folders, "--output_dir", folder, "--max_train_steps", 2, *flags)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latent_run(class_folders, vae_run):
+    folder = vae_run.parent / "latent"
+    flags = ["--vae", vae_run, "--max_train_steps", 2, *SMALL_LATENT]
+    done = run("train_cfg.py", "--dataset", class_folders, "--output_dir", folder, *flags)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def picture_of(class_folders):
+    return Image.open(next(class_folders.rglob("*.png")))
+
+
+def test_training_a_variational_autoencoder_leaves_one_that_samples_from_both_priors(class_folders, vae_run):
+    pipe = load_pipeline(vae_run)
+    assert type(pipe.vae) is VariationalAutoencoder and pipe.vae.latent_shape(16, 16) == (3, 4, 4)
+    images = pipe.reconstruct(picture_of(class_folders)).images + pipe(2).images + pipe(2, prior="fitted").images
+    assert [(image.mode, image.size) for image in images] == [("L", (16, 16))] * 5
+    with torch.no_grad():
+        x = torch.stack([pipe._preprocess(Image.open(file))[0] for file in class_folders.rglob("*.png")])
+        posterior = pipe.vae.encode(x).latent_dist
+    spread = (posterior.mean.var(correction=0) + posterior.var.mean()).sqrt().item()
+    assert pipe.vae.config.scaling_factor == pytest.approx(1 / spread, rel=1e-3)
+    assert Image.open(next((vae_run / "samples").glob("*.png"))).size == (12 * 16, 6 * 16)
+
+
+def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(class_folders, tmp_path):
+    flags = ["--vector_latents", "--latent_channels", 5, "--loss", "l1", "--downsampling_factor", 4,
+             "--sampling_steps", 1, *SMALL_AUTOENCODER]  # fmt: skip
+    done = run(
+        "train_autoencoder.py", "--dataset", class_folders, "--output_dir", tmp_path, "--max_train_steps", 2, *flags
+    )
+    assert done.returncode == 0, done.stderr
+    pipe = load_pipeline(tmp_path)
+    assert type(pipe.vae) is Autoencoder and pipe.vae.latent_shape(16, 16) == (5, 1, 1)
+    images = pipe.reconstruct(picture_of(class_folders)).images + pipe(2, prior="fitted").images
+    assert [(image.mode, image.size) for image in images] == [("L", (16, 16))] * 3
+    assert Image.open(next((tmp_path / "samples").glob("*.png"))).size == (12 * 16, 6 * 16)
+
+
+def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(class_folders, tmp_path, run_here):
+    command = ["train_latent_cfg.py", "--dataset", class_folders, "--output_dir", tmp_path / "run",
+               "--max_train_steps", 5, "--horizontal_flip", "--latent_channels", 3, *SMALL_AUTOENCODER,
+               *SMALL_LATENT]  # fmt: skip
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    names = [
+        f"{tmp_path}/run-vae is the checkpoint of the autoencoder",
+        f"{tmp_path}/run is the checkpoint of the whole",
+    ]
+    assert done.stdout.splitlines() == names
+    of_vae, of_model = (
+        (tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("run-vae", "run")
+    )
+    assert '"step": 2' in of_vae and '"step": 3' in of_model  # 0.4 and 0.6 of 5
+
+    first, whole = load_pipeline(tmp_path / "run-vae"), load_pipeline(tmp_path / "run")
+    for name, weight in first.vae.state_dict().items():
+        assert torch.equal(whole.vae.state_dict()[name], weight)
+    assert sorted(whole.labels) == sorted(folder.name for folder in class_folders.iterdir())
+    images = whole(["circle", "star"], num_inference_steps=2).images + first(1).images
+    assert [(image.mode, image.size) for image in images] == [("L", (16, 16))] * 3
+
+    again = run_here(*command)
+    complete = [f"{tmp_path}/{name} is complete; there is nothing left to train" for name in ("run-vae", "run")]
+    assert again.out.splitlines() == [complete[0], names[0], complete[1], names[1]]
+
+
+def test_a_model_of_latents_is_guided_by_a_classifier_of_them(class_folders, vae_run, latent_run, tmp_path):
+    plain, vae = load_pipeline(latent_run), load_vae(vae_run)
+    assert plain.unet.config.in_channels == 3 and tuple(plain.unet.config.sample_size) == (4, 4)
+    for name, weight in vae.state_dict().items():
+        assert torch.equal(plain.vae.state_dict()[name], weight)
+    assert plain.vae.config.scaling_factor == pytest.approx(vae.config.scaling_factor, rel=1e-3)
+
+    done = run("train_classifier.py", "--dataset", class_folders, "--for_model", latent_run, "--output_dir", tmp_path,
+               "--max_train_steps", 2, *SMALL_LATENT)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "noise level σ   accuracy" in done.stdout and "n = 3)" in done.stdout
+    pipe = load_pipeline(tmp_path)
+    assert pipe.classifier.config.in_channels == 3
+    assert dict(pipe.vae.config) | {"_name_or_path": None} == dict(plain.vae.config) | {"_name_or_path": None}
+    (image,) = pipe("circle", num_inference_steps=2).images
+    assert (image.mode, image.size) == ("L", (16, 16))
+
+
+def test_what_features_are_worth_is_a_table_of_four_rows(class_folders, vae_run, run_here):
+    flags = ["--labels_per_class", 1, "--num_seeds", 2, "--learning_rates", 1e-3, 3e-3, "--max_train_steps", 2,
+             "--batch_size", 4, "--num_validation", 5]  # fmt: skip
+    done = run_here("transfer_features.py", "--dataset", class_folders, "--vae", vae_run, *flags)
+    title, header, *rows = done.out.splitlines()
+    assert title.startswith("accuracy on 3 pictures, mean ± standard deviation of 2 seeds")
+    assert header.split() == ["n", "=", "1"]
+    names = ["encoder, frozen", "encoder, fine-tuned", "from scratch", "linear on pixels"]
+    assert [row[:20].strip() for row in rows] == names
+    for row in rows:
+        mean, std = re.fullmatch(r" +([\d.]+) ± ([\d.]+)%", row[20:]).groups()
+        seeds = {100 * i / 3 for i in range(4)}  # of 3 pictures
+        assert any(abs((a + b) / 2 - float(mean)) < 0.06 for a in seeds for b in seeds) and float(std) <= 70.8
+
+
+@pytest.mark.parametrize(
+    "script, arguments, message",
+    [
+        ("train_vae.py", ["--likelihood", "poisson"], "likelihood: 'poisson' is not one of gaussian, "),
+        ("train_vae.py", ["--variance", "-1"], "variance: -1.0 is not positive"),
+        ("train_vae.py", ["--downsampling_factor", "3"], "downsampling_factor: 3 is not one of 1, 2, 4, 8, ..."),
+        ("train_vae.py", ["--bta", "2"], "--bta: no such flag; did you mean --beta?"),
+        ("train_autoencoder.py", ["--loss", "huber"], "loss: 'huber' is not one of"),
+        ("train_autoencoder.py", ["--downsampling_factor", "32"], "resolution 16x16: this network (patch_size 2, 5"),
+        ("train_autoencoder.py", ["--autoencoder_channels", "16"], "autoencoder_channels: 1 widths for a"),
+        ("train_latent_cfg.py", ["--autoencoder_share", "1"], "autoencoder_share: 1.0 is not between 0 and 1"),
+        ("train_latent_cfg.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor a checkpoint"),
+        ("train_cfg.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor a checkpoint"),
+        ("train_cfg.py", ["--vae", "{vae}", "--resolution", "18"], "resolution 18x18: this network (patch_size 2, 2"),
+        ("train_cfg.py", ["--vae", "{vae}", "--channels", "3"], "vae: it is for pictures of 1 channels, and these"),
+        ("train_unconditional.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor"),
+        (
+            "train_classifier.py",
+            ["--for_model", "{latent}", "--resolution", "4"],
+            "for_model: it was trained on 16x16",
+        ),
+        ("transfer_features.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor"),
+        ("transfer_features.py", ["--vae", "{vae}", "--num_validation", "5"], "labels_per_class: the smallest class"),
+        ("transfer_features.py", ["--vae", "{vae}"], "500 of its 21 pictures cannot be held out"),
+    ],
+)
+def test_mistakes_about_autoencoders_get_one_sentence(
+    script, arguments, message, class_folders, vae_run, latent_run, tmp_path, monkeypatch, run_here, capsys
+):
+    paths = {"missing": tmp_path / "missing", "vae": vae_run, "latent": latent_run}
+    arguments = [argument.format(**paths) for argument in arguments] + ["--dataset", str(class_folders)]
+    if script != "transfer_features.py":
+        arguments += ["--output_dir", str(tmp_path / "run"), "--max_train_steps", "1"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run_here(script, *arguments)
+    assert ended.value.code == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message.format(**paths) in error
+    assert not list(tmp_path.iterdir())
