@@ -436,8 +436,13 @@ class TestErrors:
         [
             (
                 {"block_out_channels": (8, 18)},
-                "block_out_channels: 18 is not a multiple of norm_num_groups (4); change one of them",
+                "block_out_channels: 18 is not a positive multiple of norm_num_groups (4); change one of them",
             ),
+            (
+                {"block_out_channels": (0, 8)},
+                "block_out_channels: 0 is not a positive multiple of norm_num_groups (4)",
+            ),
+            ({"latent_channels": 0}, "latent_channels: 0 is not positive"),
             (
                 {"sample_size": 9},
                 "resolution 9x9: this network (patch_size 1, 2 levels) needs a height and width that 2 divides, such "

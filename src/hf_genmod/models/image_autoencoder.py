@@ -175,10 +175,12 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
 
     def _build(self, encoder_channels: int) -> None:
         config = self.config
+        if config.latent_channels < 1:
+            raise ValueError(f"latent_channels: {config.latent_channels} is not positive")
         for width in config.block_out_channels:
-            if width % config.norm_num_groups:
+            if width < 1 or width % config.norm_num_groups:
                 raise ValueError(
-                    f"block_out_channels: {width} is not a multiple of norm_num_groups ({config.norm_num_groups}); "
+                    f"block_out_channels: {width} is not a positive multiple of norm_num_groups ({config.norm_num_groups}); "
                     "change one of them"
                 )
         self.check_size(_sample_size(config))
