@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -213,7 +214,10 @@ def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(
     images = whole(["circle", "star"], num_inference_steps=2).images + first(1).images
     assert [(image.mode, image.size) for image in images] == [("L", (16, 16))] * 3
 
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", "latents")
+    encoded = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
     again = run_here(*command)
+    assert encoded and {file: file.stat().st_mtime_ns for file in cache.iterdir()} == encoded
     complete = [f"{tmp_path}/{name} is complete; there is nothing left to train" for name in ("run-vae", "run")]
     assert again.out.splitlines() == [complete[0], names[0], complete[1], names[1]]
 

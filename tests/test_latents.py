@@ -1,11 +1,7 @@
 """Latents are what the autoencoder says of the pictures, encoded once, and standardised on both sides alike."""
 
 import math
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -156,17 +152,6 @@ class TestPosteriors:
         assert not cache.exists()
 
 
-IN_ANOTHER_PROCESS = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_latents import LatentDataset, counting, make_vae, pictures
-
-vae = make_vae("variational")
-counts = counting(vae)
-print(LatentDataset(pictures(), vae).fingerprint, sum(counts))
-"""
-
-
 class TestCache:
     def test_the_same_pictures_are_encoded_once(self):
         data, vae = pictures(70), make_vae("variational")
@@ -240,14 +225,6 @@ class TestCache:
         vae.encode = original
         actual = everything(LatentDataset(data, vae))["posteriors"]
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-
-    def test_another_process_finds_them(self, cache):
-        latents = LatentDataset(pictures(), make_vae("variational"))
-        environment = {**os.environ, "PYTHONHASHSEED": "1", "HF_DATASETS_CACHE": str(cache)}
-        script = IN_ANOTHER_PROCESS.format(tests=str(Path(__file__).parent))
-        command = [sys.executable, "-c", script]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        assert done.stdout.split() == [latents.fingerprint, "1"], done.stderr
 
     def test_a_fingerprint_of_weights_is_theirs_alone(self):
         vae = make_vae("variational")

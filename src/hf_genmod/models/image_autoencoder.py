@@ -180,8 +180,8 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         for width in config.block_out_channels:
             if width < 1 or width % config.norm_num_groups:
                 raise ValueError(
-                    f"block_out_channels: {width} is not a positive multiple of norm_num_groups ({config.norm_num_groups}); "
-                    "change one of them"
+                    f"block_out_channels: {width} is not a positive multiple of norm_num_groups "
+                    f"({config.norm_num_groups}); change one of them"
                 )
         self.check_size(_sample_size(config))
         self.encoder = Encoder(config, encoder_channels)
