@@ -34,7 +34,7 @@ with one_line_errors():
         DataArguments, GuidanceArguments, NetworkArguments, TrainingConfig
     )
     model = load_pipeline(guidance.for_model)
-    dataset, held_out = data.load_for(model)
+    dataset, held_out = data.load_for(model, mirrored=config.horizontal_flip)
     scheduler = AncestralDDPMScheduler.from_config(model.scheduler.config)
     sampler = type(model.scheduler).from_config(model.scheduler.config, solver_order=1)  # a second order overshoots
     classifier = network.make_classifier(dataset, scheduler, seed=config.seed)

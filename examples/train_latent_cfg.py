@@ -5,6 +5,7 @@ Latent diffusion in one command: a variational autoencoder, then a class-conditi
 """
 
 import dataclasses
+from pathlib import Path
 
 from hf_genmod import (
     AutoencoderPipeline,
@@ -55,7 +56,7 @@ with one_line_errors():
         DataArguments, AutoencoderArguments, ModelArguments, LatentArguments, TrainingConfig
     )
     if model.vae is None:
-        model.vae = f"{config.output_dir}-vae"
+        model.vae = f"{Path(config.output_dir)}-vae"
         dataset, held_out = data.load(require_labels=True)
         trainer = Trainer(
             autoencoder.make_autoencoder(VariationalAutoencoder, dataset, config.seed),

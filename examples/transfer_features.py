@@ -37,6 +37,22 @@ class TransferArguments:
     num_validation: int = dataclasses.field(default=500, metadata={"help": "Pictures that choose the learning rate."})
     num_test: int = dataclasses.field(default=2000, metadata={"help": "Pictures that the accuracy is measured on."})
 
+    def __post_init__(self):
+        least = {
+            "num_seeds": 2,
+            "max_train_steps": 1,
+            "batch_size": 1,
+            "max_shift": 0,
+            "num_validation": 1,
+            "num_test": 1,
+        }
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name}: {getattr(self, name)} is less than {minimum}")
+        for name in ("labels_per_class", "learning_rates"):
+            if min(getattr(self, name), default=0) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)} are not all positive")
+
 
 class Classifier(torch.nn.Module):
     """A linear head on the latents of an encoder, or on the pixels."""

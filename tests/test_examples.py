@@ -192,14 +192,14 @@ def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(c
 
 
 def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(class_folders, tmp_path, run_here):
-    command = ["train_latent_cfg.py", "--dataset", class_folders, "--output_dir", tmp_path / "run",
+    command = ["train_latent_cfg.py", "--dataset", class_folders, "--output_dir", f"{tmp_path}/run/",
                "--max_train_steps", 5, "--horizontal_flip", "--latent_channels", 3, *SMALL_AUTOENCODER,
                *SMALL_LATENT]  # fmt: skip
     done = run(*command)
     assert done.returncode == 0, done.stderr
     names = [
         f"{tmp_path}/run-vae is the checkpoint of the autoencoder",
-        f"{tmp_path}/run is the checkpoint of the whole",
+        f"{tmp_path}/run/ is the checkpoint of the whole",
     ]
     assert done.stdout.splitlines() == names
     of_vae, of_model = (
@@ -218,7 +218,7 @@ def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(
     encoded = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
     again = run_here(*command)
     assert encoded and {file: file.stat().st_mtime_ns for file in cache.iterdir()} == encoded
-    complete = [f"{tmp_path}/{name} is complete; there is nothing left to train" for name in ("run-vae", "run")]
+    complete = [f"{tmp_path}/{name} is complete; there is nothing left to train" for name in ("run-vae", "run/")]
     assert again.out.splitlines() == [complete[0], names[0], complete[1], names[1]]
 
 

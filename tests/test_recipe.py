@@ -353,6 +353,10 @@ class TestPicturesForAModel:
         with pytest.raises(ValueError, match="for_model: its labels are a, c, and those of the pictures a, b; choose"):
             DataArguments(dataset=folder).load_for(model)
 
+    def test_of_an_autoencoder_there_are_none(self, folder):
+        with pytest.raises(ValueError, match="for_model: it is an autoencoder and no diffusion model"):
+            DataArguments(dataset=folder).load_for(AutoencoderPipeline(tiny_autoencoder()))
+
 
 @pytest.mark.parametrize(
     "process", [{}, {"beta_schedule": "sigmoid"}, {"beta_schedule": "laplace", "num_train_timesteps": 100},

@@ -83,10 +83,14 @@ class DataArguments:
         return training, held_out and LatentDataset(held_out, training.vae, mirrored)
 
     def load_for(
-        self, pipeline: GenerationPipeline
+        self, pipeline: GenerationPipeline, mirrored: bool = False
     ) -> tuple[PictureDataset | LatentDataset, PictureDataset | LatentDataset]:
         """Labelled pictures, or latents of them, as the U-Net of a pipeline sees them, and up to 1,000 held-out ones:
         a tenth of them, where the data set has none."""
+        if "unet" not in pipeline.components:
+            raise ValueError(
+                "for_model: it is an autoencoder and no diffusion model, so that there is nothing to guide"
+            )
         names, value_range = list(getattr(pipeline, "labels", {})), pipeline.config.value_range
         channels, height, width = pipeline.picture_shape
         if self.resolution is not None or self.channels is not None:
@@ -111,7 +115,7 @@ class DataArguments:
         training.value_range = held_out.value_range = value_range
         if pipeline.vae is None:
             return training, held_out
-        return LatentDataset(training, pipeline.vae), LatentDataset(held_out, pipeline.vae)
+        return tuple(LatentDataset(pictures, pipeline.vae, mirrored) for pictures in (training, held_out))
 
     def load_in_pixels(self, require_labels: bool, num_held_out: int = 256, hold_out: bool = False):
         """Those to train on, and up to `num_held_out` of those held out; where the data set has none, a tenth of its
