@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from hf_genmod import load_vae
 from hf_genmod.data import to_model_range
+from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.recipe import DataArguments, one_line_errors, parse_arguments
 
 ARMS = ("encoder, frozen", "encoder, fine-tuned", "from scratch", "linear on pixels")
@@ -29,7 +30,7 @@ class TransferArguments:
     )
     num_seeds: int = dataclasses.field(default=5, metadata={"help": "Choices of labelled pictures, and of weights."})
     learning_rates: list[float] = dataclasses.field(
-        default_factory=lambda: [3e-4, 3e-3, 3e-2], metadata={"help": "Learning rates of AdamW to choose from."}
+        default_factory=lambda: [3e-4, 1e-3, 3e-3], metadata={"help": "Learning rates of AdamW to choose from."}
     )
     max_train_steps: int = dataclasses.field(default=200, metadata={"help": "Steps of each training."})
     batch_size: int = dataclasses.field(default=16, metadata={"help": "Pictures per step."})
@@ -55,29 +56,30 @@ class TransferArguments:
 
 
 class Classifier(torch.nn.Module):
-    """A linear head on the latents of an encoder, or on the pixels."""
+    """A linear head, which starts at zero, on the last feature maps of an encoder, or on the pixels."""
 
-    def __init__(self, encoder, num_classes: int):
+    def __init__(self, encoder, x, num_classes: int):
         super().__init__()
         self.encoder = encoder
-        self.head = torch.nn.LazyLinear(num_classes)
+        with torch.no_grad():
+            self.head = torch.nn.Linear(self.features(x).shape[1], num_classes)
+        torch.nn.init.zeros_(self.head.weight)  # so that at first it does not disturb the encoder
+
+    def features(self, x):
+        return (x if self.encoder is None else self.encoder.features(x)).flatten(1)
 
     def forward(self, x):
-        if self.encoder is not None:
-            output = self.encoder.encode(x)
-            x = output.latent_dist.mean if hasattr(output, "latent_dist") else output.latents
-        return self.head(x.flatten(1))
+        return self.head(self.features(x))
 
 
-def make_classifier(arm: str, vae, num_classes: int) -> Classifier:
+def make_classifier(arm: str, vae, x, num_classes: int) -> Classifier:
     if arm == "linear on pixels":
-        return Classifier(None, num_classes)
+        return Classifier(None, x, num_classes)
     encoder = type(vae).from_config(vae.config) if arm == "from scratch" else copy.deepcopy(vae)
-    return Classifier(encoder.requires_grad_(arm != "encoder, frozen"), num_classes)
+    return Classifier(encoder.requires_grad_(arm != "encoder, frozen"), x, num_classes)
 
 
 def train(model: Classifier, images, labels, learning_rate: float, transfer: TransferArguments, rng):
-    model(images[:1])  # gives the head its size
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, transfer.max_train_steps)
     padded = F.pad(images, [transfer.max_shift] * 4, mode="replicate").contiguous(memory_format=torch.channels_last)
@@ -101,6 +103,8 @@ def accuracy(model: Classifier, images, labels) -> float:
 with one_line_errors():
     data, transfer = parse_arguments(DataArguments, TransferArguments)
     vae = load_vae(transfer.vae).to(memory_format=torch.channels_last)
+    if not isinstance(vae, ImageAutoencoder):
+        raise ValueError(f"vae: {type(vae).__name__} is not an autoencoder of this package, whose features are known")
     data = dataclasses.replace(data, resolution=vae.config.sample_size, channels=vae.config.in_channels)
     dataset, test = data.load_in_pixels(require_labels=True, num_held_out=transfer.num_test, hold_out=True)
     validation = dataset.hold_out(transfer.num_validation)
@@ -124,7 +128,7 @@ with one_line_errors():
                 chosen = torch.cat([order[labels[order] == label][:n] for label in range(num_classes)])
                 for learning_rate, trained in models.items():
                     torch.manual_seed(seed)
-                    trained.append(make_classifier(arm, vae, num_classes))
+                    trained.append(make_classifier(arm, vae, images[:1], num_classes))
                     train(trained[-1], images[chosen], labels[chosen], learning_rate, transfer, rng.manual_seed(seed))
             best = max(models.values(), key=lambda trained: sum(accuracy(model, *of_validation) for model in trained))
             std, mean = torch.std_mean(100 * torch.tensor([accuracy(model, *of_test) for model in best]))

@@ -326,6 +326,14 @@ class TestNetwork:
         x = pictures(scaled)
         assert torch.equal(everything(scaled, x), everything(tiny_autoencoder(Autoencoder), x))
 
+    def test_features_are_what_the_last_convolution_makes_latents_of(self):
+        for vector_latents in (False, True):
+            vae = tiny_autoencoder(Autoencoder, vector_latents=vector_latents)
+            x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+            features = vae.features(x)
+            assert features.shape == (2, 16, 4, 4)
+            torch.testing.assert_close(vae.encoder.conv_out(features), vae.encode(x).latents)
+
 
 class TestVariational:
     def test_a_sample_is_the_mean_plus_the_standard_deviation_times_epsilon(self):

@@ -114,13 +114,16 @@ class ConvolutionalNetwork(nn.Module):
         self.conv_out = conv_out
 
     def forward(self, x):
+        return self.conv_out(self.features(x))
+
+    def features(self, x):
         x = self.conv_in(x)
         for layer in self.layers:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(layer, x)
             else:
                 x = layer(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return F.silu(self.norm_out(x))
 
 
 class Encoder(ConvolutionalNetwork):
@@ -278,15 +281,24 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         z = self.prior_mean + epsilon @ self.prior_directions  # (n, d)
         return z.unflatten(1, self.latent_shape(*_sample_size(self.config)))
 
+    @apply_forward_hook
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The feature maps of pictures x, (n, in_channels, height, width), from which z is made by one more
+        convolution: (n, block_out_channels[-1], height / factor, width / factor)."""
+        return self.encoder.features(self._folded(x))
+
     def _encode(self, x):
+        # Under autocast the network answers in half precision, of which a reparameterised sample would suffer.
+        return self.encoder(self._folded(x)).to(x.dtype)
+
+    def _folded(self, x):
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"sample: shape {tuple(x.shape)} is not (n, {self.config.in_channels}, height, width), "
                 "the shape this network takes"
             )
         self.check_size(tuple(x.shape[2:]))
-        # Under autocast the network answers in half precision, of which a reparameterised sample would suffer.
-        return self.encoder(F.pixel_unshuffle(x, self.config.patch_size)).to(x.dtype)
+        return F.pixel_unshuffle(x, self.config.patch_size)
 
     def _decode(self, z):
         config = self.config
