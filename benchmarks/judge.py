@@ -57,15 +57,15 @@ class Judge:
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
         self.real = FeatureStatistics.of(features[order[count:]])
         self.labels = train.labels[order[:count]].tolist()  # samples are asked for in the data's own proportions
-        self.floor_images = train.images[order[:count]]
-        self.floor = self(self.floor_images)
+        self.floor = self(train.images[order[:count]])
         with torch.no_grad():
             logits = self.classifier.head(extract_features(test.images, self.classifier))
         self.accuracy = recognised_share(logits, test.labels)  # on test pictures
 
-    def __call__(self, pictures: torch.Tensor) -> dict:
-        """`frechet_distance` and `recognised_share` of pictures, (count, C, H, W) uint8, of the classes `labels`."""
-        return evaluate_pictures(pictures, self.classifier, self.real, self.labels)
+    def __call__(self, pictures: torch.Tensor, labels=None) -> dict:
+        """`frechet_distance` and `recognised_share` of pictures, (n, C, H, W) uint8, of `labels`: by default those
+        that samples are asked for."""
+        return evaluate_pictures(pictures, self.classifier, self.real, self.labels if labels is None else labels)
 
     def grid(self, pictures: torch.Tensor, num_columns: int = 10) -> Image.Image:
         """Ten rows of them, shared evenly among the first ten classes."""

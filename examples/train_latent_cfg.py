@@ -51,26 +51,30 @@ def part_of(config: TrainingConfig, share: float, output_dir: str) -> TrainingCo
     return dataclasses.replace(config, output_dir=output_dir, **budget)
 
 
+def train_autoencoder(data, autoencoder, config: TrainingConfig):
+    dataset, held_out = data.load(require_labels=True)
+    trainer = Trainer(
+        autoencoder.make_autoencoder(VariationalAutoencoder, dataset, config.seed),
+        ElboObjective(),
+        dataset,
+        config,
+        make_pipeline=lambda vae: AutoencoderPipeline(with_statistics(vae, dataset), dataset.value_range),
+        draw_samples=lambda pipeline: draw_reconstructions(pipeline, held_out or dataset, prior="standard"),
+        description={"data": dataclasses.asdict(data), "autoencoder": dataclasses.asdict(autoencoder)},
+        validation_dataset=held_out,
+    )
+    with one_line_errors(TrainingError, status=1):
+        trainer.train()
+    trainer.accelerator.print(f"{config.output_dir} is the checkpoint of the autoencoder")
+
+
 with one_line_errors():
     data, autoencoder, model, latent, config = parse_arguments(
         DataArguments, AutoencoderArguments, ModelArguments, LatentArguments, TrainingConfig
     )
     if model.vae is None:
         model.vae = f"{Path(config.output_dir)}-vae"
-        dataset, held_out = data.load(require_labels=True)
-        trainer = Trainer(
-            autoencoder.make_autoencoder(VariationalAutoencoder, dataset, config.seed),
-            ElboObjective(),
-            dataset,
-            part_of(config, latent.autoencoder_share, model.vae),
-            make_pipeline=lambda vae: AutoencoderPipeline(with_statistics(vae, dataset), dataset.value_range),
-            draw_samples=lambda pipeline: draw_reconstructions(pipeline, dataset, prior="standard"),
-            description={"data": dataclasses.asdict(data), "autoencoder": dataclasses.asdict(autoencoder)},
-            validation_dataset=held_out,
-        )
-        with one_line_errors(TrainingError, status=1):
-            trainer.train()
-        print(f"{model.vae} is the checkpoint of the autoencoder")
+        train_autoencoder(data, autoencoder, part_of(config, latent.autoencoder_share, model.vae))
         config = part_of(config, 1 - latent.autoencoder_share, config.output_dir)
 
     latents, held_out = data.load(require_labels=True, vae=model.vae, mirrored=config.horizontal_flip)
@@ -93,4 +97,4 @@ with one_line_errors():
 
 with one_line_errors(TrainingError, status=1):
     trainer.train()
-    print(f"{config.output_dir} is the checkpoint of the whole")
+    trainer.accelerator.print(f"{config.output_dir} is the checkpoint of the whole")

@@ -45,7 +45,7 @@ with one_line_errors():
     )
     trainer = Trainer(
         vae,
-        ElboObjective(elbo.likelihood, elbo.beta, elbo.beta_warmup, elbo.free_bits),
+        ElboObjective(elbo.beta, elbo.beta_warmup, elbo.free_bits),
         dataset,
         config,
         make_pipeline=lambda vae: AutoencoderPipeline(with_statistics(vae, dataset), dataset.value_range),

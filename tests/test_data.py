@@ -148,6 +148,9 @@ def test_held_out_pictures_are_shared_out_among_the_classes(tmp_path):
         counts = dict(zip(training.label_names, torch.bincount(held_out.labels, minlength=4).tolist(), strict=True))
         assert counts == {"rare": 0, "few": 0, "some": 3, "many": 30}
     training = load_pictures(tmp_path)
+    half = training.hold_out(167)
+    assert len(half) == len(training) and half.fingerprint != training.fingerprint
+    training = load_pictures(tmp_path)
     training.hold_out(330)
     assert sorted(training.labels.tolist()) == [0, 1, 2, 3]  # the last one of each
     with pytest.raises(ValueError, match="331 of its 334 pictures cannot be held out without emptying a class"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from hf_genmod import Autoencoder, NoisyImageClassifier, VariationalAutoencoder, load_pipeline, load_vae, shapes
@@ -34,7 +35,9 @@ def run_here(monkeypatch, capsys):
         runpy.run_path(str(EXAMPLES / script), run_name="__main__")
         return capsys.readouterr()
 
-    return run_here
+    yield run_here
+    AcceleratorState._reset_state(reset_partial_state=True)  # its settings are not those of the tests to come
+    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")

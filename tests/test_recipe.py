@@ -38,7 +38,7 @@ from hf_genmod.training import TrainingConfig
 
 
 def pictures(resolution, channels=3):
-    return SimpleNamespace(resolution=resolution, channels=channels, vae=None)
+    return SimpleNamespace(resolution=resolution, channels=channels, vae=None, value_range=None)
 
 
 def painted(*levels):
@@ -395,8 +395,9 @@ class TestAutoencoders:
     @pytest.mark.parametrize(
         "resolution, options, factor",
         [
-            ((28, 28), {}, 4), ((32, 32), {}, 4), ((24, 16), {}, 4), ((30, 22), {}, 2), ((15, 15), {}, 1),
-            ((15, 21), {}, 1), ((28, 28), {"vector_latents": True}, 4), ((24, 16), {"vector_latents": True}, 8),
+            ((28, 28), {}, 4), ((32, 32), {}, 4), ((24, 16), {}, 4), ((30, 22), {"downsampling_factor": 2}, 2),
+            ((15, 21), {"downsampling_factor": 1}, 1),
+            ((28, 28), {"vector_latents": True}, 4), ((24, 16), {"vector_latents": True}, 8),
             ((15, 9), {"vector_latents": True}, 1), ((32, 32), {"downsampling_factor": 16}, 16),
             ((32, 32), {"downsampling_factor": 2}, 2), ((32, 32), {"downsampling_factor": 1}, 1),
             ((16, 16), {"downsampling_factor": 8, "autoencoder_channels": [16, 32, 32]}, 8),
@@ -428,6 +429,7 @@ class TestAutoencoders:
             ((32, 32), {"downsampling_factor": 3}, "downsampling_factor: 3 is not one of 1, 2, 4, 8, ..."),
             ((32, 32), {"downsampling_factor": 0}, "downsampling_factor: 0 is not one of 1, 2, 4, 8, ..."),
             ((32, 32), {"downsampling_factor": -4}, "downsampling_factor: -4 is not one of 1, 2, 4, 8, ..."),
+            ((30, 15), {}, "downsampling_factor: pictures of 30x15 cannot be halved twice; give --resolution 32x16"),
             ((28, 28), {"downsampling_factor": 8}, "resolution 28x28: .* such as 24x24 or 32x32"),
             ((15, 15), {"downsampling_factor": 2}, "resolution 15x15: .* such as 14x14 or 16x16"),
             (
@@ -437,7 +439,7 @@ class TestAutoencoders:
             ),
             (
                 (15, 15),
-                {"autoencoder_channels": [16, 32]},
+                {"downsampling_factor": 1, "autoencoder_channels": [16, 32]},
                 "autoencoder_channels: 2 widths for a downsampling_factor of 1, which takes 1",
             ),
         ],
@@ -445,6 +447,12 @@ class TestAutoencoders:
     def test_that_do_not_fit_are_refused(self, resolution, options, message):
         with pytest.raises(ValueError, match=message):
             AutoencoderArguments(**options).make_autoencoder(Autoencoder, pictures(resolution))
+
+    @pytest.mark.parametrize("likelihood", ["discretised_gaussian", "bernoulli"])
+    def test_of_measured_values_have_no_likelihood_of_8_bits(self, likelihood):
+        measured = SimpleNamespace(**{**vars(pictures((8, 8))), "value_range": {"low": [0.0] * 3, "high": [1.0] * 3}})
+        with pytest.raises(ValueError, match=f"likelihood: '{likelihood}' is of pictures of 8 bits"):
+            AutoencoderArguments().make_autoencoder(VariationalAutoencoder, measured, likelihood=likelihood)
 
     @pytest.mark.parametrize("count", [3, 60])
     def test_are_drawn_as_pictures_above_their_reconstructions(self, count):
@@ -512,6 +520,21 @@ class TestLatents:
         training, _ = DataArguments(dataset=folder).load(vae=str(tmp_path / "vae"))
         assert (training.pictures.resolution, training.resolution) == ((8, 12), (4, 6))
 
+    def test_of_measured_values_are_in_the_units_of_the_autoencoder(self, vae, tmp_path):
+        (tmp_path / "values").mkdir()
+        for i in range(4):
+            np.save(tmp_path / "values" / f"{i}.npy", np.linspace(0, 30, 96).reshape(8, 12))
+        ranges = {"low": [0.0], "high": [60.0]}
+        AutoencoderPipeline(vae, ranges).save_pretrained(tmp_path / "vae")
+        vae.save_pretrained(tmp_path / "alone")
+        data = DataArguments(dataset=str(tmp_path / "values"))
+        latents, _ = data.load(vae=str(tmp_path / "vae"))
+        assert latents.value_range == ranges
+        seen = latents.pictures.__getitems__([0])["images"]
+        torch.testing.assert_close(seen.flatten(), torch.linspace(-1, 0, 96))
+        with pytest.raises(ValueError, match="vae: it was trained on pictures of 8 bits, and these are not"):
+            data.load(vae=str(tmp_path / "alone"))
+
     def test_for_a_classifier_are_those_that_the_model_was_trained_on(self, vae, tmp_path):
         vae.register_to_config(scaling_factor=0.5, shift_factor=-0.25)
         unet = tiny_unet(in_channels=2, out_channels=2, sample_size=(4, 6))
@@ -550,6 +573,9 @@ class TestLatents:
 
     def test_get_a_network_of_their_size_without_patches_or_frequencies(self, vae):
         latents = LatentDataset(PictureDataset([Image.new("L", (12, 8), i) for i in range(4)], "greys"), vae)
-        unet = ModelArguments(learn_variance=True).make_unet(latents)
-        assert (unet.config.in_channels, unet.config.out_channels, unet.config.patch_size) == (2, 4, 1)
+        unet = ModelArguments().make_unet(latents)
+        assert (unet.config.in_channels, unet.config.out_channels, unet.config.patch_size) == (2, 2, 1)
+        for bound in ({"learn_variance": True}, {"weighting": "vlb"}):
+            with pytest.raises(ValueError, match="vae: the variational bound.* is that of pictures of 8 bits"):
+                ModelArguments(**bound).make_unet(latents)
         assert tuple(unet.config.sample_size) == (4, 6) and not unet.config.fourier_frequencies

@@ -235,10 +235,11 @@ class PictureDataset(torch.utils.data.Dataset):
             share = ((rank + 0.5) / sizes[labels]).masked_fill(rank == sizes[labels] - 1, math.inf)
             order = order[share.argsort(stable=True)]
         held_out = copy.copy(self)
-        for part, indices in ((held_out, order[:count].sort().values), (self, order[count:].sort().values)):
+        for part, indices, role in ((held_out, order[:count], "held"), (self, order[count:], "kept")):
+            indices = indices.sort().values
             part._keep(indices.tolist())
             part.images = None if part.images is None else part.images[indices]
-            part.fingerprint = f"{part.fingerprint}-{len(indices)}-{seed}"
+            part.fingerprint = f"{part.fingerprint}-{role}-{len(indices)}-{seed}"
         return held_out
 
     def __len__(self) -> int:

@@ -2,7 +2,6 @@
 
 import os
 
-import diffusers
 from diffusers import AutoencoderKL, ModelMixin
 
 from hf_genmod.models.image_autoencoder import Autoencoder, VariationalAutoencoder
@@ -36,19 +35,25 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
         kwargs: As `from_pretrained` takes them (`torch_dtype`, `revision`, `token`, ...).
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is none that is an [`Autoencoder`], [`VariationalAutoencoder`] or `AutoencoderKL`,
+            or it lacks its weights.
     """
     path = str(pretrained_model_name_or_path)
     options = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in kwargs}
-    ours = {model_class.__name__: model_class for model_class in (Autoencoder, VariationalAutoencoder)}
+    known = {model_class.__name__: model_class for model_class in (Autoencoder, VariationalAutoencoder, AutoencoderKL)}
     for subfolder in ("vae", None):
         try:
             config = AutoencoderKL.load_config(path, subfolder=subfolder, **options)
-            name = str(config.get("_class_name"))
-            model_class = ours.get(name) or getattr(diffusers, name, None)
-            if not hasattr(model_class, "decode"):
-                raise ValueError(f"its class, {name}, is no autoencoder")
-            return model_class.from_pretrained(path, subfolder=subfolder, use_safetensors=True, **kwargs)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             reason = str(error).splitlines()[0]
+            continue
+        name = config.get("_class_name")
+        if name not in known:
+            reason = f"its class is {name} and not one of {', '.join(known)}"
+            break
+        try:
+            return known[name].from_pretrained(path, subfolder=subfolder, use_safetensors=True, **kwargs)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise FileNotFoundError(f"vae: the weights in {path!r} cannot be read ({reason})") from error
     raise FileNotFoundError(f"vae: {path!r} is neither an autoencoder nor a checkpoint with one ({reason})")

@@ -17,7 +17,7 @@ from hf_genmod.data import PictureDataset, to_model_range
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.randomness import BatchRandom
 
-_BATCH = 64  # pictures that are encoded together
+_PIXELS = 2**18  # of pictures that are encoded together
 
 
 class LatentDataset(torch.utils.data.Dataset):
@@ -51,7 +51,8 @@ class LatentDataset(torch.utils.data.Dataset):
         variants = f"{pictures.fingerprint} {pictures.value_range} {weights_fingerprint(vae)} {mirrored}"
         key = hashlib.blake2b(variants.encode(), digest_size=16).hexdigest()
         self._posteriors = self._encoded(key)
-        factors = f"{key} {vae.config.scaling_factor} {vae.config.get('shift_factor')}"
+        # Rounded, as their last digits depend on the number of threads that measured them.
+        factors = f"{key} {vae.config.scaling_factor:.4g} {vae.config.get('shift_factor') or 0.0:.4g}"
         self.fingerprint = hashlib.blake2b(factors.encode(), digest_size=8).hexdigest()
 
     def _encoded(self, key: str) -> datasets.Dataset:
@@ -69,7 +70,7 @@ class LatentDataset(torch.utils.data.Dataset):
             rows = datasets.Dataset.from_dict({"index": range(len(self.pictures))}).map(
                 encode_rows,
                 batched=True,
-                batch_size=_BATCH,
+                batch_size=_batch_size(self.pictures),
                 remove_columns="index",
                 features=datasets.Features({"posterior": datasets.List(datasets.Value("float32"), length=length)}),
                 cache_file_name=str(folder / f"{key}.arrow"),
@@ -114,16 +115,18 @@ def standardised(vae: ModelMixin, pictures: PictureDataset, mirrored: bool = Fal
     return LatentDataset(pictures, vae, mirrored)
 
 
-def with_statistics(vae: ImageAutoencoder, pictures: PictureDataset, count: int = 4096) -> ImageAutoencoder:
+def with_statistics(vae: ImageAutoencoder, pictures: PictureDataset, count: int = 1024) -> ImageAutoencoder:
     """A copy of an autoencoder with what the latents of up to `count` pictures tell: the factors that standardise them
-    and a Gaussian fitted to them."""
+    and, where it has no prior otherwise, a Gaussian fitted to them."""
     vae = copy.deepcopy(vae).eval()
     indices = torch.arange(0, len(pictures), -(-len(pictures) // count))
-    parts = [encode(vae, pictures.__getitems__(part.tolist())["images"]) for part in indices.split(_BATCH)]
+    parts = [
+        encode(vae, pictures.__getitems__(part.tolist())["images"]) for part in indices.split(_batch_size(pictures))
+    ]
     posteriors = torch.cat(parts)  # (n, 2, c, h, w)
     _standardise(vae, [posteriors])
-    mean, std = posteriors.unbind(1)
-    vae.fit_prior(mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)))
+    if not vae.has_standard_prior:
+        vae.fit_prior(posteriors[:, 0])
     return vae
 
 
@@ -145,6 +148,10 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _batch_size(pictures: PictureDataset) -> int:
+    return max(1, _PIXELS // (pictures.resolution[0] * pictures.resolution[1]))
 
 
 def _standardise(vae: ModelMixin, parts: Iterable[torch.Tensor]) -> None:

@@ -13,7 +13,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.utils import make_image_grid
 from PIL import Image
 from transformers import HfArgumentParser
@@ -74,11 +74,16 @@ class DataArguments:
         """
         if vae is None:
             return self.load_in_pixels(require_labels)
+        value_range = _value_range_of(vae)
         vae = load_vae(vae).to(PartialState().device).eval()
-        arguments = dataclasses.replace(self, channels=self.channels or vae.config.in_channels)
+        channels = vae.config.in_channels if value_range is None else None
+        arguments = dataclasses.replace(self, channels=self.channels or channels)
         if isinstance(vae, ImageAutoencoder) and self.resolution is None:
             arguments.resolution = vae.config.sample_size
         training, held_out = arguments.load_in_pixels(require_labels)
+        _check_kind("vae", value_range, training)
+        for pictures in (training, held_out) if held_out else (training,):
+            pictures.value_range = value_range
         training = standardised(vae, training, mirrored)
         return training, held_out and LatentDataset(held_out, training.vae, mirrored)
 
@@ -102,9 +107,7 @@ class DataArguments:
         training, held_out = dataclasses.replace(self, **size).load_in_pixels(
             require_labels=True, num_held_out=1000, hold_out=True
         )
-        if (value_range is None) != (training.value_range is None):
-            kinds = ["measured values", "pictures of 8 bits"]
-            raise ValueError(f"for_model: it was trained on {kinds[value_range is None]}, and these are not")
+        _check_kind("for_model", value_range, training)
         if training.channels != channels:
             raise ValueError(f"for_model: it was trained on {channels} channels, and these are {training.channels}")
         if names and names != training.label_names:
@@ -115,6 +118,7 @@ class DataArguments:
         training.value_range = held_out.value_range = value_range
         if pipeline.vae is None:
             return training, held_out
+        pipeline.vae.to(PartialState().device)
         return tuple(LatentDataset(pictures, pipeline.vae, mirrored) for pictures in (training, held_out))
 
     def load_in_pixels(self, require_labels: bool, num_held_out: int = 256, hold_out: bool = False):
@@ -228,7 +232,7 @@ class AutoencoderArguments:
         default=None,
         metadata={
             "help": "How many times higher and wider than the latents a picture is: 1, 2, 4, 8, ...; by default 4, or "
-            "with --vector_latents the most that the size allows."
+            "with --vector_latents the most up to 8 that the size allows."
         },
     )
     vector_latents: bool = dataclasses.field(
@@ -243,8 +247,16 @@ class AutoencoderArguments:
         """An autoencoder for pictures of the data set's size; 2 of the factor by folding pixels into channels."""
         factor = self.downsampling_factor
         if factor is None:
-            common = math.gcd(*dataset.resolution)
-            factor = math.gcd(common, 8 if self.vector_latents else 4)
+            factor = math.gcd(*dataset.resolution, 8 if self.vector_latents else 4)
+            if factor < 4 and not self.vector_latents:
+                fitting = "x".join(str(-(-length // 4) * 4) for length in dataset.resolution)
+                height, width = dataset.resolution
+                raise ValueError(
+                    f"downsampling_factor: pictures of {height}x{width} cannot be halved twice; give --resolution "
+                    f"{fitting}, or another factor"
+                )
+        if dataset.value_range is not None and config.get("likelihood", "gaussian") != "gaussian":
+            raise ValueError(f"likelihood: {config['likelihood']!r} is of pictures of 8 bits, and not measured values")
         if factor < 1 or factor & (factor - 1):
             raise ValueError(f"downsampling_factor: {factor} is not one of 1, 2, 4, 8, ...")
         patch_size = 2 if factor > 1 else 1
@@ -301,6 +313,11 @@ class ModelArguments(NetworkArguments):
     def make_unet(
         self, dataset: PictureDataset, num_classes: int | None = None, seed: int = 0
     ) -> DenoisingUNet2DModel:
+        if dataset.vae is not None and (self.learn_variance or self.weighting == "vlb"):
+            raise ValueError(
+                "vae: the variational bound, which --learn_variance and --weighting vlb minimise, is that of pictures "
+                "of 8 bits and not of latents; leave these out"
+            )
         torch.manual_seed(seed)
         return DenoisingUNet2DModel(
             **self.architecture(dataset),
@@ -427,6 +444,20 @@ def draw_reconstructions(
     samples = pipeline(len(seeds), prior, generator=seeds).images
     rows = pipeline.postprocess(pairs.transpose(0, 1).flatten(0, 2))
     return make_image_grid([*rows, *samples], 6, num_columns)
+
+
+def _value_range_of(checkpoint: str) -> dict | None:
+    """The measured values that -1 and 1 stand for in the pictures of a checkpoint, if it is of such."""
+    try:
+        return DiffusionPipeline.load_config(checkpoint).get("value_range")
+    except OSError:  # a component by itself
+        return None
+
+
+def _check_kind(argument: str, value_range: dict | None, dataset: PictureDataset):
+    if (value_range is None) != (dataset.value_range is None):
+        kinds = ["measured values", "pictures of 8 bits"]
+        raise ValueError(f"{argument}: it was trained on {kinds[value_range is None]}, and these are not")
 
 
 def _unseen(dataset: PictureDataset) -> list[str]:

@@ -250,12 +250,16 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"latents: shape {tuple(latents.shape)} is not (n, {', '.join(map(str, shape))}) with n of two or more"
             )
-        z = latents.detach().cpu().double().flatten(1)  # (n, d)
+        z = latents.detach().cpu().double().flatten(1)
+        n, d = z.shape
         mean = z.mean(dim=0)
-        # z - μ = U S V, so Σ = Vᵀ S² V / (n - 1)
-        _, S, V = torch.linalg.svd(z - mean, full_matrices=False)
-        k = min(z.shape[1], len(z) - 1, MAX_PRIOR_RANK)
-        directions = S[:k, None] * V[:k] / math.sqrt(len(z) - 1)
+        k = min(d, n - 1, MAX_PRIOR_RANK)
+        root = (z - mean) / math.sqrt(n - 1)  # Σ = rootᵀ root
+        if n > d:
+            root = torch.linalg.qr(root, mode="r").R  # (d, d), of the same Σ
+        # root = U S V, so that S V, the directions, is Uᵀ root.
+        U = torch.linalg.eigh(root @ root.T).eigenvectors.flip(1)  # the largest first
+        directions = U[:, :k].T @ root
         self.register_buffer("prior_mean", mean.to(self.device, self.dtype))
         self.register_buffer("prior_directions", directions.to(self.device, self.dtype).contiguous())
         self.register_to_config(prior_rank=k)

@@ -20,7 +20,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from huggingface_hub import hf_hub_download, snapshot_download
-from PIL import Image
+from PIL import Image, ImageOps
 
 # Captured at import: a later load may overwrite the file that this module was read from.
 _SHIPPED_FILE = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))
@@ -867,13 +867,13 @@ class AutoencoderPipeline(GenerationPipeline):
             raise ValueError(f"prior: {prior!r} is not one of 'standard', 'fitted'")
         if prior == "fitted":
             if self.vae.config.get("prior_rank") is None:
-                raise ValueError("prior: 'fitted', but none has been fitted; call vae.fit_prior(latents)")
+                raise ValueError("prior: 'fitted', but none has been fitted; only a plain autoencoder comes with one")
             noise = _standard_normal((self.vae.config.prior_rank,), generators)
             return self.vae.sample_prior(noise.to(self.vae.device, self.vae.dtype))
-        if not getattr(self.vae, "has_standard_prior", True):
+        if not getattr(self.vae, "has_standard_prior", False):  # that of diffusers hardly has one
             raise ValueError(
-                "prior: nothing makes the latents of a plain autoencoder follow N(0, I), so what it decodes from "
-                "there is no picture; use prior='fitted', or train a variational autoencoder"
+                "prior: nothing makes the latents of this autoencoder follow N(0, I), so what it decodes from there "
+                "is no picture; use prior='fitted', if one was fitted, or train a variational autoencoder"
             )
         return _standard_normal(_latent_shape(self.vae), generators)
 
@@ -920,11 +920,10 @@ class AutoencoderPipeline(GenerationPipeline):
                 raise ValueError("images: this model is of measured values; give an array or a tensor of them")
             if not all(isinstance(image, Image.Image) for image in images):
                 raise ValueError("images: they are neither pictures of PIL nor one array or tensor")
+            images = [_converted(image, mode) for image in images]
             if len({image.size for image in images}) != 1:
                 raise ValueError("images: they are none or differ in size; give one or more of one size")
-            pixels = [
-                np.asarray(_converted(image, mode), np.float32).reshape(*image.size[::-1], -1) for image in images
-            ]
+            pixels = [np.asarray(image, np.float32).reshape(image.height, image.width, -1) for image in images]
             images = np.stack(pixels) / 255
         values = torch.as_tensor(images).float().cpu()
         if values.ndim != 4:
@@ -942,7 +941,8 @@ class AutoencoderPipeline(GenerationPipeline):
 
 
 def _converted(image, mode):
-    """A picture in a mode of Pillow, laid on white where its alpha is given up, as it was for training."""
+    """A picture upright, in a mode of Pillow, laid on white where its alpha is given up: as it was for training."""
+    image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if not mode.endswith("A"):
