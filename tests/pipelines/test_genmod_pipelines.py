@@ -1135,15 +1135,18 @@ class TestAutoencoder:
 
     def test_only_a_prior_that_the_autoencoder_has_can_be_drawn_from(self):
         plain, variational = autoencoder("plain"), autoencoder("variational")
-        with pytest.raises(ValueError, match="prior: nothing makes the latents of a plain autoencoder follow N"):
-            plain()
+        for pipeline in (plain, autoencoder("of diffusers")):
+            with pytest.raises(ValueError, match="prior: nothing makes the latents of this autoencoder follow N"):
+                pipeline()
         for pipeline in (plain, variational, autoencoder("of diffusers")):
             with pytest.raises(ValueError, match="prior: 'fitted', but none has been fitted"):
                 pipeline(prior="fitted")
         with pytest.raises(ValueError, match="prior: 'normal' is not one of 'standard', 'fitted'"):
             variational(prior="normal")
         with_prior(plain)
-        with pytest.raises(ValueError, match="use prior='fitted', or train a variational autoencoder"):
+        with pytest.raises(
+            ValueError, match="use prior='fitted', if one was fitted, or train a variational autoencoder"
+        ):
             plain(prior="standard")
 
     def test_ends_of_an_interpolation_are_the_reconstructions(self, pipeline):
@@ -1377,5 +1380,5 @@ def with_prior(pipeline, count=20):
 
 def priors(pipeline):
     """Those that can be drawn from."""
-    standard = ["standard"] if getattr(pipeline.vae, "has_standard_prior", True) else []
+    standard = ["standard"] if getattr(pipeline.vae, "has_standard_prior", False) else []
     return standard + (["fitted"] if pipeline.vae.config.get("prior_rank") is not None else [])

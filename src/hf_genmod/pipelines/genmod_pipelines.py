@@ -875,7 +875,7 @@ class AutoencoderPipeline(GenerationPipeline):
                 "prior: nothing makes the latents of this autoencoder follow N(0, I), so what it decodes from there "
                 "is no picture; use prior='fitted', if one was fitted, or train a variational autoencoder"
             )
-        return _standard_normal(_latent_shape(self.vae), generators)
+        return _standard_normal(self.vae.latent_shape(*_pair(self.vae.config.sample_size)), generators)
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:
@@ -959,15 +959,6 @@ def _check_positive(**numbers) -> None:
 def _check_output_type(output_type) -> None:
     if output_type not in ("pil", "np", "pt", "latent"):
         raise ValueError(f"output_type: {output_type!r} is not one of 'pil', 'np', 'pt', 'latent'")
-
-
-def _latent_shape(vae) -> tuple[int, int, int]:
-    """(c, h, w) of the latents of pictures of the size that an autoencoder, of ours or of diffusers, is made for."""
-    height, width = _pair(vae.config.sample_size)
-    if hasattr(vae, "latent_shape"):
-        return vae.latent_shape(height, width)
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    return (vae.config.latent_channels, height // factor, width // factor)
 
 
 def _standard_normal(shape, generators) -> torch.Tensor:
