@@ -82,10 +82,12 @@ class DataArguments:
             arguments.resolution = vae.config.sample_size
         training, held_out = arguments.load_in_pixels(require_labels)
         _check_kind("vae", value_range, training)
-        for pictures in (training, held_out) if held_out else (training,):
-            pictures.value_range = value_range
-        training = standardised(vae, training, mirrored)
-        return training, held_out and LatentDataset(held_out, training.vae, mirrored)
+        training.value_range = value_range
+        latents = standardised(vae, training, mirrored)
+        if held_out is None:
+            return latents, None
+        held_out.value_range = value_range
+        return latents, LatentDataset(held_out, latents.vae, mirrored)
 
     def load_for(
         self, pipeline: GenerationPipeline, mirrored: bool = False

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from tiny import TINY_AUTOENCODER, tiny_autoencoder, tiny_unet
 
 from hf_genmod import AncestralDDPMScheduler, Autoencoder, UnconditionalPipeline, VariationalAutoencoder, load_pipeline
+from hf_genmod.models import denoising_unet, image_autoencoder
 from hf_genmod.models.image_autoencoder import ResidualBlock, Upsample
 
 CLASSES = (Autoencoder, VariationalAutoencoder)
@@ -333,6 +334,15 @@ class TestNetwork:
             features = vae.features(x)
             assert features.shape == (2, 16, 4, 4)
             torch.testing.assert_close(vae.encoder.conv_out(features), vae.encode(x).latents)
+
+    def test_upsampling_is_that_of_the_unet(self):
+        layers = [module.Upsample(4) for module in (image_autoencoder, denoising_unet)]
+        layers[1].load_state_dict(layers[0].state_dict())
+        x = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+        nearest = torch.nn.functional.interpolate(x, scale_factor=2.0)
+        expected = torch.nn.functional.conv2d(nearest, layers[0].weight, layers[0].bias, padding=1)
+        torch.testing.assert_close(layers[0](x), expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(layers[0](x), layers[1](x))
 
 
 class TestVariational:
