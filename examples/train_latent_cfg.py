@@ -6,6 +6,7 @@ Latent diffusion in one command: a variational autoencoder, then a class-conditi
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 from hf_genmod import (
     AutoencoderPipeline,
@@ -51,10 +52,20 @@ def part_of(config: TrainingConfig, share: float, output_dir: str) -> TrainingCo
     return dataclasses.replace(config, output_dir=output_dir, **budget)
 
 
-def train_autoencoder(data, autoencoder, config: TrainingConfig):
+def check_second_stage(vae, dataset, model: ModelArguments, latent: LatentArguments):
+    """Raises now what would otherwise be raised after the first."""
+    channels, *resolution = vae.latent_shape(*dataset.resolution)
+    latents = SimpleNamespace(vae=vae, channels=channels, resolution=tuple(resolution))
+    unet = model.make_unet(latents, num_classes=len(dataset.label_names))
+    DenoisingObjective(model.make_scheduler(), unet.null_label, model.weighting, latent.condition_dropout)
+
+
+def train_autoencoder(data, autoencoder, model, latent, config: TrainingConfig):
     dataset, held_out = data.load(require_labels=True)
+    vae = autoencoder.make_autoencoder(VariationalAutoencoder, dataset, config.seed)
+    check_second_stage(vae, dataset, model, latent)
     trainer = Trainer(
-        autoencoder.make_autoencoder(VariationalAutoencoder, dataset, config.seed),
+        vae,
         ElboObjective(),
         dataset,
         config,
@@ -74,7 +85,7 @@ with one_line_errors():
     )
     if model.vae is None:
         model.vae = f"{Path(config.output_dir)}-vae"
-        train_autoencoder(data, autoencoder, part_of(config, latent.autoencoder_share, model.vae))
+        train_autoencoder(data, autoencoder, model, latent, part_of(config, latent.autoencoder_share, model.vae))
         config = part_of(config, 1 - latent.autoencoder_share, config.output_dir)
 
     latents, held_out = data.load(require_labels=True, vae=model.vae, mirrored=config.horizontal_flip)

@@ -13,6 +13,7 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 
 from hf_genmod import load_vae
 from hf_genmod.data import to_model_range
@@ -62,7 +63,7 @@ class Classifier(torch.nn.Module):
         super().__init__()
         self.encoder = encoder
         with torch.no_grad():
-            self.head = torch.nn.Linear(self.features(x).shape[1], num_classes)
+            self.head = torch.nn.Linear(self.features(x).shape[1], num_classes, device=x.device)
         torch.nn.init.zeros_(self.head.weight)  # so that at first it does not disturb the encoder
 
     def features(self, x):
@@ -75,7 +76,7 @@ class Classifier(torch.nn.Module):
 def make_classifier(arm: str, vae, x, num_classes: int) -> Classifier:
     if arm == "linear on pixels":
         return Classifier(None, x, num_classes)
-    encoder = type(vae).from_config(vae.config) if arm == "from scratch" else copy.deepcopy(vae)
+    encoder = type(vae).from_config(vae.config).to(x) if arm == "from scratch" else copy.deepcopy(vae)
     return Classifier(encoder.requires_grad_(arm != "encoder, frozen"), x, num_classes)
 
 
@@ -102,14 +103,18 @@ def accuracy(model: Classifier, images, labels) -> float:
 
 with one_line_errors():
     data, transfer = parse_arguments(DataArguments, TransferArguments)
-    vae = load_vae(transfer.vae).to(memory_format=torch.channels_last)
+    device = PartialState().device
+    vae = load_vae(transfer.vae).to(device, memory_format=torch.channels_last)
     if not isinstance(vae, ImageAutoencoder):
         raise ValueError(f"vae: {type(vae).__name__} is not an autoencoder of this package, whose features are known")
-    data = dataclasses.replace(data, resolution=vae.config.sample_size, channels=vae.config.in_channels)
+    data.resolution = data.resolution or vae.config.sample_size
+    data.channels = data.channels or vae.config.in_channels
     dataset, test = data.load_in_pixels(require_labels=True, num_held_out=transfer.num_test, hold_out=True)
     validation = dataset.hold_out(transfer.num_validation)
     parts = [part.__getitems__(range(len(part))) for part in (dataset, validation, test)]
-    (images, labels), of_validation, of_test = [(to_model_range(x["images"]), x["class_labels"]) for x in parts]
+    (images, labels), of_validation, of_test = [
+        (to_model_range(x["images"]).to(device), x["class_labels"].to(device)) for x in parts
+    ]
     num_classes = len(dataset.label_names)
     fewest = torch.bincount(labels, minlength=num_classes).min().item()
     if max(transfer.labels_per_class) > fewest:
@@ -124,7 +129,7 @@ with one_line_errors():
             models = {learning_rate: [] for learning_rate in transfer.learning_rates}
             for seed in range(transfer.num_seeds):
                 rng = torch.Generator().manual_seed(seed)
-                order = torch.randperm(len(labels), generator=rng)
+                order = torch.randperm(len(labels), generator=rng).to(device)
                 chosen = torch.cat([order[labels[order] == label][:n] for label in range(num_classes)])
                 for learning_rate, trained in models.items():
                     torch.manual_seed(seed)
