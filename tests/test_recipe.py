@@ -396,6 +396,7 @@ class TestAutoencoders:
         "resolution, options, factor",
         [
             ((28, 28), {}, 4), ((32, 32), {}, 4), ((24, 16), {}, 4), ((30, 22), {"downsampling_factor": 2}, 2),
+            ((64, 64), {}, 8), ((64, 72), {}, 8), ((64, 68), {}, 4), ((128, 56), {}, 4),
             ((15, 21), {"downsampling_factor": 1}, 1),
             ((28, 28), {"vector_latents": True}, 4), ((24, 16), {"vector_latents": True}, 8),
             ((15, 9), {"vector_latents": True}, 1), ((32, 32), {"downsampling_factor": 16}, 16),

@@ -233,8 +233,8 @@ class AutoencoderArguments:
     downsampling_factor: int | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "How many times higher and wider than the latents a picture is: 1, 2, 4, 8, ...; by default 4, or "
-            "with --vector_latents the most up to 8 that the size allows."
+            "help": "How many times higher and wider than the latents a picture is: 1, 2, 4, 8, ...; by default 4, "
+            "from 64 pixels on 8 where it divides them, and with --vector_latents the most up to 8 that does."
         },
     )
     vector_latents: bool = dataclasses.field(
@@ -249,7 +249,8 @@ class AutoencoderArguments:
         """An autoencoder for pictures of the data set's size; 2 of the factor by folding pixels into channels."""
         factor = self.downsampling_factor
         if factor is None:
-            factor = math.gcd(*dataset.resolution, 8 if self.vector_latents else 4)
+            most = 8 if self.vector_latents or min(dataset.resolution) >= 64 else 4
+            factor = math.gcd(*dataset.resolution, most)
             if factor < 4 and not self.vector_latents:
                 fitting = "x".join(str(-(-length // 4) * 4) for length in dataset.resolution)
                 height, width = dataset.resolution
