@@ -177,6 +177,39 @@ def test_labels_are_dropped_at_the_given_rate():
         assert abs(dropped.float().mean().item() - rate) <= 4 * (rate * (1 - rate) / n) ** 0.5
 
 
+class TestCaptions:
+    N = 2000
+
+    def seen(self, captions, rate, positions=slice(None)):
+        """Which captions the model is given at these positions of a batch."""
+        objective = DenoisingObjective(
+            scheduler(), condition_dropout=rate, text=lambda texts: {"tokens": torch.tensor([len(t) for t in texts])}
+        )
+        model = Model(lambda x_t, t: x_t)
+        positions = torch.arange(self.N)[positions]
+        batch = {"images": torch.zeros(len(positions), 1, 1, 1), "captions": [captions[i] for i in positions]}
+        objective(model, batch, BatchRandom(seed=0, step=0, positions=positions, batch_size=self.N))
+        return model.condition["tokens"]
+
+    def test_reach_the_model_or_are_left_out_at_the_rate(self):
+        lengths = torch.arange(self.N) % 9 + 1
+        captions = ["x" * length for length in lengths]
+        for rate in (0.0, 0.1, 1.0):
+            seen = self.seen(captions, rate)
+            dropped = seen == 0
+            assert torch.equal(seen[~dropped], lengths[~dropped])
+            assert abs(dropped.float().mean().item() - rate) <= 4 * (rate * (1 - rate) / self.N) ** 0.5
+
+    def test_of_several_each_is_drawn_as_often(self):
+        seen = self.seen([["x", "xx", "xxx"]] * self.N, rate=0.0)
+        assert (torch.bincount(seen, minlength=4)[1:] - self.N / 3).abs().max() <= 4 * (self.N * 2 / 9) ** 0.5
+
+    def test_do_not_depend_on_how_a_batch_is_split(self):
+        captions = [["x" * i, "x" * (i + 1)] for i in range(1, self.N + 1)]
+        whole = self.seen(captions, rate=0.3)
+        assert torch.equal(self.seen(captions, 0.3, slice(1, None, 2)), whole[1::2])
+
+
 def test_a_model_without_labels_is_not_given_any():
     model = Model(lambda x_t, t: x_t)
     DenoisingObjective(scheduler())(

@@ -5,10 +5,13 @@ from types import SimpleNamespace
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config
 
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClassifier
 from hf_genmod.models.image_autoencoder import VariationalAutoencoder
+from hf_genmod.pipelines.genmod_pipelines import TextToImagePipeline
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.text import train_tokenizer
 
 TINY_UNET = {
     "sample_size": 8,
@@ -71,6 +74,34 @@ def tiny_autoencoder(kind=VariationalAutoencoder, **config):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return randomized(kind(**(TINY_AUTOENCODER | config))).eval()
+
+
+CAPTIONS = ["a red cat", "a green dog on a hill", "two lizards", "a cat above a blue dog and a lizard"]
+
+
+def tiny_tokenizer():
+    return train_tokenizer(CAPTIONS, vocab_size=320)
+
+
+def tiny_text_encoder(kind=CLIPTextModel, seed=0):
+    """A random text encoder of transformers for `tiny_tokenizer`, the same at each call."""
+    tokenizer, width = tiny_tokenizer(), {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind is CLIPTextModel:
+            sizes = width | {"num_attention_heads": 2, "max_position_embeddings": 16}
+            config = CLIPTextConfig(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, **sizes, **special)
+        else:
+            sizes = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_heads": 2}
+            config = T5Config(vocab_size=len(tokenizer), **sizes, **special)
+        return randomized(kind(config), seed).eval()
+
+
+def tiny_text_pipeline(kind=CLIPTextModel, scheduler=None, vae=None, **config):
+    unet = tiny_unet(cross_attention_dim=16, **config)
+    scheduler = scheduler or AncestralDDPMScheduler(clip_sample=vae is None)
+    return TextToImagePipeline(unet, tiny_text_encoder(kind), tiny_tokenizer(), scheduler, vae)
 
 
 class LinearVAE:

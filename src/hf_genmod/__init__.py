@@ -19,6 +19,7 @@ _MODULES = {
     "NoisyClassificationObjective": "objectives",
     "NoisyImageClassifier": "models.denoising_unet",
     "ReconstructionObjective": "objectives",
+    "TextToImagePipeline": "pipelines.genmod_pipelines",
     "Trainer": "training",
     "TrainingConfig": "training",
     "UnconditionalPipeline": "pipelines.genmod_pipelines",

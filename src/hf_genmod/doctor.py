@@ -26,7 +26,8 @@ pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 if hasattr(pipe, "reconstruct"):
     pipe.reconstruct(torch.zeros(1, *pipe.picture_shape))
 else:
-    pipe(**({"class_labels": 0} if hasattr(pipe, "labels") else {}), num_inference_steps=1)
+    request = {"class_labels": 0} if hasattr(pipe, "labels") else {"prompt": ""} if hasattr(pipe, "tokenizer") else {}
+    pipe(**request, num_inference_steps=1)
 """
 
 

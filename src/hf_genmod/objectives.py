@@ -159,8 +159,8 @@ class DenoisingObjective:
         t ~ Uniform{0, ..., T-1},  ε ~ N(0, I),  x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε
         L = w_t ‖target − model(x_t, t, y)‖²,  target = ε, x_0 or v, as the scheduler's `prediction_type` says
 
-    where y is replaced by the null label with probability `condition_dropout` (Ho & Salimans 2022,
-    https://arxiv.org/abs/2207.12598, Algorithm 1).
+    where y, a label or a caption, is replaced by the null label or "" with probability `condition_dropout` (Ho &
+    Salimans 2022, https://arxiv.org/abs/2207.12598, Algorithm 1). Of a picture's captions one is drawn.
 
     A model with twice the output channels learns the variance Σ_θ too, by L_simple + 0.001 L_vlb, in which L_vlb
     does not move the mean (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672, Eq. 16).
@@ -175,6 +175,8 @@ class DenoisingObjective:
             Karras et al. 2024 (https://arxiv.org/abs/2312.02696) learn to do; `"vlb"`, the variational bound
             itself, T · L_t, in bits per dimension.
         condition_dropout (`float`, defaults to 0.1): In [0, 1].
+        text (`Callable`, *optional*): From n captions to the model's keyword arguments of them, tensors (n, ...):
+            [`~hf_genmod.text.Tokens`] or [`~hf_genmod.text.FrozenText`].
 
     Raises:
         ValueError: If the weighting is unknown or the dropout not a probability.
@@ -183,7 +185,12 @@ class DenoisingObjective:
     by_noise_level = True
 
     def __init__(
-        self, scheduler, null_label: int | None = None, weighting: str = "simple", condition_dropout: float = 0.1
+        self,
+        scheduler,
+        null_label: int | None = None,
+        weighting: str = "simple",
+        condition_dropout: float = 0.1,
+        text=None,
     ):
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting: {weighting!r} is not one of {', '.join(WEIGHTINGS)}")
@@ -193,6 +200,7 @@ class DenoisingObjective:
         self.null_label = null_label
         self.weighting = weighting
         self.condition_dropout = condition_dropout
+        self.text = text
 
     def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         scheduler, x_0 = self.scheduler, batch["images"]
@@ -202,6 +210,9 @@ class DenoisingObjective:
         if self.null_label is not None:
             dropped = rng.uniform() < self.condition_dropout
             condition["class_labels"] = batch["class_labels"].masked_fill(dropped, self.null_label)
+        if self.text is not None:
+            captions = self._draw_captions(batch["captions"], rng)
+            condition |= {name: value.to(x_0.device) for name, value in self.text(captions).items()}
 
         model_output = model(x_t, t, **condition).sample.to(x_0.dtype)
         if self.weighting == "vlb":
@@ -216,6 +227,15 @@ class DenoisingObjective:
         frozen_mean = torch.cat([prediction.detach(), predicted_variance], dim=1)
         vlb = self._variational_bound(frozen_mean, x_0, x_t, t)
         return loss + 0.001 * vlb, {"loss_simple": loss.detach(), "loss_vlb": vlb.detach()}
+
+    def _draw_captions(self, captions, rng) -> list[str]:
+        """One of each picture's captions, or ""."""
+        dropped, which = (rng.uniform() < self.condition_dropout).tolist(), rng.uniform().tolist()
+        captions = [[of_picture] if isinstance(of_picture, str) else of_picture for of_picture in captions]
+        return [
+            "" if drop else of_picture[int(u * len(of_picture))]
+            for of_picture, drop, u in zip(captions, dropped, which, strict=True)
+        ]
 
     def _variational_bound(self, model_output, x_0, x_t, t):
         T = self.scheduler.config.num_train_timesteps

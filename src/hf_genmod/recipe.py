@@ -8,6 +8,7 @@ import math
 import sys
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import yaml
@@ -15,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageDraw
 from transformers import HfArgumentParser
 
 from hf_genmod.data import PictureDataset, load_pictures, splits_of, to_model_range
@@ -62,6 +63,7 @@ class DataArguments:
         default="error",
         metadata={"help": "A picture that cannot be used: 'error' names it and stops, 'skip' leaves it out."},
     )
+    require_captions: ClassVar[bool] = False
 
     def load(
         self, require_labels: bool = False, vae: str | None = None, mirrored: bool = False
@@ -128,6 +130,7 @@ class DataArguments:
         pictures if `hold_out`, else `None`."""
         arguments = dataclasses.asdict(self)
         held_out = arguments.pop("validation_split")
+        arguments["require_captions"] = self.require_captions
         training = load_pictures(**arguments, require_labels=require_labels)
         if require_labels:
             untrained = _unseen(training)
@@ -149,6 +152,14 @@ class DataArguments:
             )
         validation.value_range = training.value_range
         return training, validation
+
+
+@dataclasses.dataclass
+class CaptionedDataArguments(DataArguments):
+    """Which pictures, with captions."""
+
+    caption_column: str | None = dataclasses.field(default=None, metadata={"help": "Column of the captions."})
+    require_captions: ClassVar[bool] = True
 
 
 @dataclasses.dataclass
@@ -314,7 +325,11 @@ class ModelArguments(NetworkArguments):
     )
 
     def make_unet(
-        self, dataset: PictureDataset, num_classes: int | None = None, seed: int = 0
+        self,
+        dataset: PictureDataset,
+        num_classes: int | None = None,
+        seed: int = 0,
+        cross_attention_dim: int | None = None,
     ) -> DenoisingUNet2DModel:
         if dataset.vae is not None and (self.learn_variance or self.weighting == "vlb"):
             raise ValueError(
@@ -326,6 +341,7 @@ class ModelArguments(NetworkArguments):
             **self.architecture(dataset),
             out_channels=dataset.channels * (2 if self.learn_variance else 1),
             num_classes=num_classes,
+            cross_attention_dim=cross_attention_dim,
         )
 
     def make_scheduler(self) -> AncestralDDPMScheduler:
@@ -367,14 +383,22 @@ class ModelArguments(NetworkArguments):
         )
 
 
-def draw_images(pipeline, class_labels: list | None = None, count: int = 64, seed: int = 0, **kwargs) -> list:
+def draw_images(
+    pipeline,
+    class_labels: list | None = None,
+    prompt: list[str] | None = None,
+    count: int = 64,
+    seed: int = 0,
+    **kwargs,
+) -> list:
     """
     Pictures whose work all processes share; picture i has the seed `seed` + i, so they are the same on any number.
 
     Args:
         pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): What draws them.
         class_labels (`list`, *optional*): The label of each picture.
-        count (`int`): How many, without labels.
+        prompt (`list[str]`, *optional*): The prompt of each picture.
+        count (`int`): How many, without either.
         kwargs: Further arguments of the pipeline.
 
     Returns:
@@ -384,15 +408,15 @@ def draw_images(pipeline, class_labels: list | None = None, count: int = 64, see
         RuntimeError: On all processes, if one of them fails.
     """
     processes = PartialState()
-    count = count if class_labels is None else len(class_labels)
+    each = {"class_labels": class_labels, "prompt": prompt}
+    each = {name: values for name, values in each.items() if values is not None}
+    count = len(next(iter(each.values()))) if each else count
     mine = range(processes.process_index, count, processes.num_processes)
     images, error = {}, None
     try:
         for start in range(0, len(mine), 16):
             part = mine[start : start + 16]
-            request = {"batch_size": len(part)} if class_labels is None else {}
-            if class_labels is not None:
-                request["class_labels"] = [class_labels[i] for i in part]
+            request = {name: [values[i] for i in part] for name, values in each.items()} or {"batch_size": len(part)}
             generators = [torch.Generator().manual_seed(seed + i) for i in part]
             images |= zip(part, pipeline(**request, generator=generators, **kwargs).images, strict=True)
     except Exception as caught:  # the others wait for this process, whatever happens to it
@@ -417,6 +441,22 @@ def class_rows(pipeline, num_columns: int = 8, max_rows: int = 10, **kwargs):
     num_rows = min(pipeline.num_classes, max_rows)
     labels = [label for label in range(num_rows) for _ in range(num_columns)]
     return make_image_grid(draw_images(pipeline, labels, **kwargs), num_rows, num_columns)
+
+
+def caption_rows(pipeline, captions: list[str], num_columns: int = 8, **kwargs) -> Image.Image:
+    """A grid with one row for each caption, which stands above it."""
+    prompts = [caption for caption in captions for _ in range(num_columns)]
+    pictures = draw_images(pipeline, prompt=prompts, **kwargs)
+    width, height = pictures[0].size
+    scale = max(1, 512 // (num_columns * width))  # for the captions to be read
+    size, line = (scale * width, scale * height), 16
+    grid = Image.new("RGB", (num_columns * size[0], len(captions) * (size[1] + line)), "white")
+    for i, picture in enumerate(pictures):
+        row, column = divmod(i, num_columns)
+        grid.paste(picture.resize(size, Image.Resampling.NEAREST), (column * size[0], row * (size[1] + line) + line))
+    for row, caption in enumerate(captions):
+        ImageDraw.Draw(grid).text((2, row * (size[1] + line) + 2), caption, fill="black")
+    return grid
 
 
 def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: PictureDataset, file: Path):

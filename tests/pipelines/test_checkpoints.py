@@ -13,7 +13,8 @@ import torch
 from bare_machine import BareMachine, fingerprint
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from huggingface_hub import HfApi
-from tiny import tiny_autoencoder, tiny_classifier, tiny_unet, tiny_vae
+from tiny import tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet, tiny_vae
+from transformers import T5EncoderModel
 
 import hf_genmod
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
@@ -75,6 +76,12 @@ PIPELINES = {
     "autoencoder": lambda: AutoencoderPipeline(fitted(Autoencoder)),
     "variational autoencoder": lambda: AutoencoderPipeline(fitted(VariationalAutoencoder)),
 }
+TEXT_PIPELINES = {
+    "CLIP": tiny_text_pipeline,
+    "T5 in latent space": lambda: tiny_text_pipeline(
+        T5EncoderModel, vae=fitted(VariationalAutoencoder), in_channels=2, out_channels=2
+    ),
+}
 OURS = (DenoisingUNet2DModel, AncestralDDPMScheduler, Autoencoder, VariationalAutoencoder)
 
 
@@ -84,6 +91,14 @@ def elsewhere(hub, tmp_path_factory):
     absent = ["hf_genmod", "transformers", "peft", "accelerate"]
     environment = hub.environment(tmp_path_factory.mktemp("elsewhere"))
     with BareMachine(environment | {"OMP_NUM_THREADS": str(torch.get_num_threads())}, absent) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def elsewhere_with_transformers(hub, tmp_path_factory):
+    """One with transformers, which text needs."""
+    environment = hub.environment(tmp_path_factory.mktemp("elsewhere"))
+    with BareMachine(environment | {"OMP_NUM_THREADS": str(torch.get_num_threads())}, ["hf_genmod"]) as machine:
         yield machine
 
 
@@ -165,6 +180,21 @@ class TestEachWay:
         assert elsewhere.draw(third) == pictures
         ours = {path: data for path, data in hub.files(repo_id).items() if not path.endswith(".md")}
         assert {path: data for path, data in hub.files(third).items() if not path.endswith(".md")} == ours
+
+
+class TestEachWayOfText(TestEachWay):
+    @pytest.fixture(params=TEXT_PIPELINES)
+    def pipeline(self, request):
+        return TEXT_PIPELINES[request.param]()
+
+    @pytest.fixture
+    def elsewhere(self, elsewhere_with_transformers):
+        return elsewhere_with_transformers
+
+    def test_text_encoder_and_tokenizer_are_those_of_transformers(self, folder):
+        index = index_of(folder)
+        assert index["text_encoder"][0] == index["tokenizer"][0] == "transformers"
+        assert not list(folder.glob("t*/*.py"))
 
 
 def test_opens_with_the_package_where_transformers_is_not_installed(folder, pipeline, hub, tmp_path):

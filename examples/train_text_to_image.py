@@ -1,0 +1,84 @@
+"""
+Trains a text-to-image model on captioned pictures: those of a folder with a metadata.jsonl of lines such as
+{"file_name": "1.png", "text": "a cat on a sofa"}, or of a data set with a column "text" or "caption".
+
+    python examples/train_text_to_image.py --dataset path/to/folder --resolution 32 --max_train_minutes 60
+"""
+
+import dataclasses
+
+from hf_genmod import DenoisingObjective, TextToImagePipeline, Trainer, TrainingConfig
+from hf_genmod.recipe import (
+    CaptionedDataArguments,
+    ModelArguments,
+    caption_rows,
+    one_line_errors,
+    parse_arguments,
+)
+from hf_genmod.text import (
+    FrozenText,
+    TextConditionedUNet,
+    Tokens,
+    all_captions,
+    load_text_encoder,
+    make_text_encoder,
+    train_tokenizer,
+)
+from hf_genmod.training import TrainingError
+
+
+@dataclasses.dataclass
+class TextArguments:
+    text_encoder: str = dataclasses.field(
+        default="scratch",
+        metadata={
+            "help": "'scratch', a tokenizer and a small text encoder that learn from the captions; or a pretrained "
+            "one, which stays as it is: a folder, or an id on the Hub."
+        },
+    )
+    condition_dropout: float = dataclasses.field(
+        default=0.1, metadata={"help": "How often a caption is left out, so that the model learns to do without."}
+    )
+    guidance_scale: float = dataclasses.field(default=3.0, metadata={"help": "γ of the samples drawn while training."})
+
+
+with one_line_errors():
+    data, model, text, config = parse_arguments(CaptionedDataArguments, ModelArguments, TextArguments, TrainingConfig)
+    dataset, held_out = data.load(vae=model.vae, mirrored=config.horizontal_flip)
+    captions = all_captions(dataset, held_out)
+    shown = captions[:: -(-len(captions) // 8)]
+    if text.text_encoder == "scratch":
+        tokenizer = train_tokenizer(all_captions(dataset))
+        text_encoder = make_text_encoder(tokenizer, seed=config.seed)
+        of_captions = Tokens(tokenizer, text_encoder)
+    else:
+        tokenizer, text_encoder = load_text_encoder(text.text_encoder)
+        of_captions = FrozenText(captions, tokenizer, text_encoder)
+    unet = model.make_unet(dataset, seed=config.seed, cross_attention_dim=text_encoder.config.hidden_size)
+    network = TextConditionedUNet(unet, text_encoder) if text.text_encoder == "scratch" else unet
+    scheduler = model.make_scheduler()
+    sampler = model.make_sampler(scheduler, dataset)
+
+    def make_pipeline(network):
+        unet, encoder = getattr(network, "unet", network), getattr(network, "text_encoder", text_encoder)
+        return TextToImagePipeline(unet, encoder, tokenizer, sampler, dataset.vae, dataset.value_range)
+
+    description = {"data": data, "model": model, "text": text}
+    description = {part: dataclasses.asdict(arguments) for part, arguments in description.items()}
+    if isinstance(of_captions, FrozenText):
+        description["weights"] = {"text_encoder": of_captions.fingerprint}
+    trainer = Trainer(
+        network,
+        DenoisingObjective(
+            scheduler, weighting=model.weighting, condition_dropout=text.condition_dropout, text=of_captions
+        ),
+        dataset,
+        config,
+        make_pipeline,
+        draw_samples=lambda pipeline: caption_rows(pipeline, shown, guidance_scale=text.guidance_scale),
+        description=description,
+        validation_dataset=held_out,
+    )
+
+with one_line_errors(TrainingError, status=1):
+    trainer.train()
