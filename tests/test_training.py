@@ -20,19 +20,24 @@ from tiny import tiny_unet
 
 from hf_genmod import (
     AncestralDDPMScheduler,
+    AutoencoderPipeline,
     ClassifierFreeGuidedPipeline,
     ClassifierGuidedPipeline,
     DenoisingObjective,
     DenoisingUNet2DModel,
+    ElboObjective,
     NoisyClassificationObjective,
+    TextToImagePipeline,
     Trainer,
     TrainingConfig,
+    VariationalAutoencoder,
     load_pipeline,
 )
 from hf_genmod.data import PictureDataset, load_pictures, to_model_range
 from hf_genmod.randomness import BatchRandom
 from hf_genmod.recipe import NetworkArguments, class_rows
 from hf_genmod.shapes import ShapesDataset
+from hf_genmod.text import TextConditionedUNet, Tokens, all_captions, make_text_encoder, train_tokenizer
 from hf_genmod.training import TrainingError, power_function_average
 
 
@@ -91,6 +96,27 @@ def make_trainer(
         description=description,
         validation_dataset=held_out,
     )
+
+
+def make_other_trainer(dataset, output_dir, kind, held_out=None, **config):
+    """Of a variational autoencoder, or of a U-Net with the text encoder that learns with it; in fp64."""
+    torch.manual_seed(0)
+    scheduler = AncestralDDPMScheduler()
+    if kind == "autoencoder":
+        model, objective = VariationalAutoencoder(16, 3, 2, (16, 32), norm_num_groups=8), ElboObjective()
+        make_pipeline = AutoencoderPipeline
+    else:
+        tokenizer = train_tokenizer(all_captions(dataset))
+        text_encoder = make_text_encoder(tokenizer, hidden_size=32)
+        unet = DenoisingUNet2DModel(16, 3, 3, (16, 32), 1, (False, True), norm_num_groups=8, cross_attention_dim=32)
+        model = TextConditionedUNet(unet, text_encoder)
+        objective = DenoisingObjective(scheduler, text=Tokens(tokenizer, text_encoder))
+        make_pipeline = lambda both: TextToImagePipeline(both.unet, both.text_encoder, tokenizer, scheduler)  # noqa: E731
+    settings = {"batch_size": 8, "logging_steps": 1, "mixed_precision": "no", **config}
+    return Trainer(
+        model.double(), objective, dataset, TrainingConfig(output_dir=str(output_dir), **settings), make_pipeline,
+        validation_dataset=held_out,
+    )  # fmt: skip
 
 
 def raw_weights(trainer):
@@ -556,7 +582,9 @@ def run_script(output_dir, settings, kill="None"):
     step; or n, to do so before the n-th time that a file or folder is renamed after the last step.
     """
     pictures, held_out = (load_pictures(ShapesDataset(n, resolution=16, seed=seed)) for n, seed in ((40, 0), (4, 1)))
-    trainer = make_trainer(pictures, output_dir, held_out=held_out, **eval(settings))
+    settings = eval(settings)
+    make = make_other_trainer if "kind" in settings else make_trainer
+    trainer = make(pictures, output_dir, held_out=held_out, **settings)
     kill, inner, counted = eval(kill), trainer.objective, itertools.count(1)
     over = trainer.folder.is_complete
 
@@ -687,6 +715,23 @@ def test_any_number_of_processes_trains_as_one_does(tmp_path, num_processes, dou
         for part in ("raw", "averaged"):
             weights = [torch.load(tmp_path / f"{number}.pt")[part] for number in (1, num_processes)]
             torch.testing.assert_close(*weights, atol=1e-8, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["autoencoder", "text"])
+def test_other_models_train_on_two_processes_as_on_one(tmp_path, kind):
+    settings = f"{{'max_train_steps': 20, 'validation_steps': 10, 'kind': {kind!r}}}"
+    for number in (1, 2):
+        run(tmp_path, tmp_path / str(number), settings, number)
+    alone, together = (metrics(tmp_path / str(number)) for number in (1, 2))
+    # Of a few pictures alone, another number of units may be active.
+    for one, two in zip(alone, together, strict=True):
+        assert one.keys() == two.keys()
+        for name in one.keys() - {"active_units", "validation_active_units"}:
+            assert math.isclose(one[name], two[name], rel_tol=1e-7, abs_tol=1e-8), name
+    for part in ("raw", "averaged"):
+        weights = [torch.load(tmp_path / f"{number}.pt")[part] for number in (1, 2)]
+        torch.testing.assert_close(*weights, atol=1e-8, rtol=0)
 
 
 @pytest.mark.slow
