@@ -47,7 +47,8 @@ with one_line_errors():
     dataset, held_out = data.load(vae=model.vae, mirrored=config.horizontal_flip)
     captions = all_captions(dataset, held_out)
     shown = captions[:: -(-len(captions) // 8)]
-    if text.text_encoder == "scratch":
+    learns_along = text.text_encoder == "scratch"
+    if learns_along:
         tokenizer = train_tokenizer(all_captions(dataset))
         text_encoder = make_text_encoder(tokenizer, seed=config.seed)
         of_captions = Tokens(tokenizer, text_encoder)
@@ -55,17 +56,17 @@ with one_line_errors():
         tokenizer, text_encoder = load_text_encoder(text.text_encoder)
         of_captions = FrozenText(captions, tokenizer, text_encoder)
     unet = model.make_unet(dataset, seed=config.seed, cross_attention_dim=text_encoder.config.hidden_size)
-    network = TextConditionedUNet(unet, text_encoder) if text.text_encoder == "scratch" else unet
+    network = TextConditionedUNet(unet, text_encoder) if learns_along else unet
     scheduler = model.make_scheduler()
     sampler = model.make_sampler(scheduler, dataset)
 
     def make_pipeline(network):
-        unet, encoder = getattr(network, "unet", network), getattr(network, "text_encoder", text_encoder)
-        return TextToImagePipeline(unet, encoder, tokenizer, sampler, dataset.vae, dataset.value_range)
+        models = (network.unet, network.text_encoder) if learns_along else (network, text_encoder)
+        return TextToImagePipeline(*models, tokenizer, sampler, dataset.vae, dataset.value_range)
 
     description = {"data": data, "model": model, "text": text}
     description = {part: dataclasses.asdict(arguments) for part, arguments in description.items()}
-    if isinstance(of_captions, FrozenText):
+    if not learns_along:
         description["weights"] = {"text_encoder": of_captions.fingerprint}
     trainer = Trainer(
         network,

@@ -1135,6 +1135,7 @@ def tokenize(texts: list[str], tokenizer, text_encoder) -> dict[str, torch.Tenso
     longest = min(tokenizer.model_max_length, getattr(text_encoder.config, "max_position_embeddings", math.inf))
     longest = longest if longest < 1e6 else None  # unlimited, as tokenizers put it
     tokens = tokenizer(texts, padding=True, truncation=longest is not None, max_length=longest, return_tensors="pt")
+    left_out = []
     for text, mask in zip(texts, tokens["attention_mask"], strict=True):
         if not mask.any():
             raise ValueError(f"tokenizer: it makes no token of {text!r}; let it add one at the start or the end")
@@ -1142,11 +1143,14 @@ def tokenize(texts: list[str], tokenizer, text_encoder) -> dict[str, torch.Tenso
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             rest = ids[longest - tokenizer.num_special_tokens_to_add() :]
             if rest:
-                warnings.warn(
-                    f"a text is cut off after {longest} tokens, all that the text encoder takes, so that this is left "
-                    f"out: {tokenizer.decode(rest)!r}",
-                    stacklevel=4,
-                )
+                left_out.append(repr(tokenizer.decode(rest)))
+    if left_out:
+        more = f" and that of {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        warnings.warn(
+            f"{len(left_out)} of {len(texts)} texts are cut off after {longest} tokens, all that the text encoder "
+            f"takes; left out is {', '.join(left_out[:5])}{more}",
+            stacklevel=4,
+        )
     return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
