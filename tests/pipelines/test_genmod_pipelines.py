@@ -520,7 +520,8 @@ class TestText:
     def test_what_is_too_long_is_cut_off_and_shown(self):
         pipeline = quiet(tiny_text_pipeline())
         words = ["cat", "dog"] * 10
-        with pytest.warns(UserWarning, match="1 of 2 texts are cut off after 16 tokens.*left out is ' cat dog cat dog cat dog'"):
+        message = "1 of 2 texts are cut off after 16 tokens.*left out is ' cat dog cat dog cat dog'"
+        with pytest.warns(UserWarning, match=message):
             cut = self.draw(pipeline, [" ".join(words), "a cat"])
         assert torch.equal(cut, self.draw(pipeline, [" ".join(words[:14]), "a cat"]))
 
