@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -50,6 +51,17 @@ def test_a_sound_checkpoint_has_no_findings_and_status_0(tmp_path):
         [sys.executable, "-m", "hf_genmod", "doctor", str(tmp_path)], capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}: no findings\n"), done.stderr
+
+
+def test_an_adapter_is_examined_without_its_model(tmp_path):
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    (tmp_path / "training_config.json").write_text("{}")
+    save_file({"unet.a.lora_A.weight": torch.ones(2)}, file)
+    assert not list(examine(tmp_path))
+    save_file({"unet.a.lora_A.weight": torch.tensor([1.0, torch.inf])}, file)
+    assert "unet.a.lora_A.weight is not finite" in only(examine(tmp_path))
+    file.write_bytes(b"torn")
+    assert "pytorch_lora_weights.safetensors: it cannot be read" in only(examine(tmp_path))
 
 
 def test_a_classifier_of_other_noise_is_found(tmp_path):

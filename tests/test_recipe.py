@@ -321,30 +321,26 @@ class TestPicturesForAModel:
         with pytest.raises(ValueError, match="it holds measured values of 5 channels, which stay as they are"):
             DataArguments(dataset=str(tmp_path)).load_for(plain)
         other = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler(), value_range=ranges)
-        with pytest.raises(ValueError, match="for_model: it was trained on 3 channels, and these are 5"):
+        with pytest.raises(ValueError, match="dataset: the model was trained on 3 channels, and these are 5"):
             DataArguments(dataset=str(tmp_path)).load_for(other)
 
     def test_of_8_bits_do_not_do_for_measured_values(self, folder):
         ranges = {"low": [0.0] * 5, "high": [1.0] * 5}
         unet = tiny_unet(in_channels=5, out_channels=5)
         model = UnconditionalPipeline(unet, AncestralDDPMScheduler(), value_range=ranges)
-        with pytest.raises(ValueError, match="for_model: it was trained on measured values, and these are not"):
+        with pytest.raises(ValueError, match="dataset: the model was trained on measured values, and these are not"):
             DataArguments(dataset=folder).load_for(model)
 
     @pytest.mark.parametrize(
-        "arguments, message",
-        [
-            (
-                {"resolution": "16"},
-                "for_model: it was trained on 8x8 pictures of 3 channels, and so is its classifier",
-            ),
-            ({"channels": 1}, "for_model: it was trained on 8x8 pictures of 3 channels, and so is its classifier"),
-        ],
+        "arguments",
+        [{"resolution": "16"}, {"channels": 1}],
     )
-    def test_of_another_size_are_refused(self, folder, arguments, message):
+    def test_of_another_size_are_refused(self, folder, arguments):
         model = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
-        with pytest.raises(ValueError, match=message):
-            DataArguments(dataset=folder, **arguments).load_for(model)
+        data = DataArguments(dataset=folder, **arguments)
+        for load in (data.load_for, data.load_more_for):
+            with pytest.raises(ValueError, match="resolution: the model was trained on 8x8 pictures of 3 channels"):
+                load(model)
 
     def test_of_other_labels_are_refused(self, folder):
         model = ClassifierFreeGuidedPipeline(
@@ -354,8 +350,19 @@ class TestPicturesForAModel:
             DataArguments(dataset=folder).load_for(model)
 
     def test_of_an_autoencoder_there_are_none(self, folder):
-        with pytest.raises(ValueError, match="for_model: it is an autoencoder and no diffusion model"):
+        with pytest.raises(ValueError, match="the model is an autoencoder and no diffusion model"):
             DataArguments(dataset=folder).load_for(AutoencoderPipeline(tiny_autoencoder()))
+
+    def test_more_of_them_may_be_of_other_classes_or_none(self, folder, tmp_path):
+        model = ClassifierFreeGuidedPipeline(
+            tiny_unet(num_classes=2), AncestralDDPMScheduler(), id2label={0: "x", 1: "y"}
+        )
+        more = DataArguments(dataset=folder).load_more_for(model)
+        assert more.label_names == ["a", "b"] and (more.channels, *more.resolution) == (3, 8, 8)
+        (tmp_path / "alone").mkdir()
+        Image.new("RGB", (20, 10), "red").save(tmp_path / "alone" / "red.png")
+        alone = DataArguments(dataset=str(tmp_path / "alone")).load_more_for(model)
+        assert alone.labels is None and len(alone) == 1
 
 
 @pytest.mark.parametrize(
@@ -548,7 +555,7 @@ class TestLatents:
             mean, std = encode(vae, x).unbind(1)
             expected = torch.stack([(mean + 0.25) * 0.5, std * 0.5], dim=1)[:, None]
             torch.testing.assert_close(latents.__getitems__([1])["posteriors"], expected, rtol=1e-4, atol=1e-5)
-        with pytest.raises(ValueError, match="for_model: it was trained on 8x12 pictures of 1 channels"):
+        with pytest.raises(ValueError, match="resolution: the model was trained on 8x12 pictures of 1 channels"):
             DataArguments(dataset=folder, resolution="8").load_for(pipeline)
 
     @pytest.mark.parametrize("learn_variance", [False, True])

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from hf_genmod.data import PictureDataset, load_pictures, to_model_range
 from hf_genmod.hub import load_pipeline
@@ -45,6 +48,9 @@ def examine(path: str, split: str = "train") -> Iterator[str]:
     folder = Path(path)
     if (folder / "model_index.json").is_file():
         yield from examine_checkpoint(folder)
+    elif (folder / LORA_WEIGHT_NAME_SAFE).is_file():
+        yield from examine_adapter(folder / LORA_WEIGHT_NAME_SAFE)
+        yield from _run(folder)
     elif (folder / "training_config.json").is_file():
         yield (
             "there is no model_index.json, so the run is not over and nothing can be loaded from it; repeat its "
@@ -74,6 +80,17 @@ def examine_checkpoint(folder: Path) -> Iterator[str]:
     yield from _shipped_code(folder, sample=not infinite)
     yield from _process(pipeline)
     yield from _run(folder)
+
+
+def examine_adapter(file: Path) -> Iterator[str]:
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        yield f"{file.name}: it cannot be read ({str(error).splitlines()[0]}); repeat the command of the run"
+        return
+    bad = [key for key, weight in weights.items() if not weight.isfinite().all()]
+    if bad:
+        yield f"{file.name}: {bad[0]} is not finite, nor will the pictures be; train again with a lower learning rate"
 
 
 def _infinite_weights(pipeline) -> Iterator[str]:

@@ -7,6 +7,7 @@ import difflib
 import math
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -83,7 +84,7 @@ class DataArguments:
         if isinstance(vae, ImageAutoencoder) and self.resolution is None:
             arguments.resolution = vae.config.sample_size
         training, held_out = arguments.load_in_pixels(require_labels)
-        _check_kind("vae", value_range, training)
+        _check_kind("vae: it", value_range, training)
         training.value_range = value_range
         latents = standardised(vae, training, mirrored)
         if held_out is None:
@@ -96,34 +97,33 @@ class DataArguments:
     ) -> tuple[PictureDataset | LatentDataset, PictureDataset | LatentDataset]:
         """Labelled pictures, or latents of them, as the U-Net of a pipeline sees them, and up to 1,000 held-out ones:
         a tenth of them, where the data set has none."""
-        if "unet" not in pipeline.components:
-            raise ValueError(
-                "for_model: it is an autoencoder and no diffusion model, so that there is nothing to guide"
-            )
-        names, value_range = list(getattr(pipeline, "labels", {})), pipeline.config.value_range
-        channels, height, width = pipeline.picture_shape
-        if self.resolution is not None or self.channels is not None:
-            raise ValueError(
-                f"for_model: it was trained on {height}x{width} pictures of {channels} channels, and so is its "
-                "classifier; leave out --resolution and --channels"
-            )
-        size = {"resolution": f"{height}x{width}", "channels": channels if value_range is None else None}
-        training, held_out = dataclasses.replace(self, **size).load_in_pixels(
+        names = list(getattr(pipeline, "labels", {}))
+        training, held_out = self._as_of(pipeline).load_in_pixels(
             require_labels=True, num_held_out=1000, hold_out=True
         )
-        _check_kind("for_model", value_range, training)
-        if training.channels != channels:
-            raise ValueError(f"for_model: it was trained on {channels} channels, and these are {training.channels}")
         if names and names != training.label_names:
             raise ValueError(
                 f"for_model: its labels are {_shortened(names)}, and those of the pictures "
                 f"{_shortened(training.label_names)}; choose the labels of the model, or a model without labels"
             )
-        training.value_range = held_out.value_range = value_range
-        if pipeline.vae is None:
-            return training, held_out
-        pipeline.vae.to(PartialState().device)
-        return tuple(LatentDataset(pictures, pipeline.vae, mirrored) for pictures in (training, held_out))
+        return tuple(_as_seen_by(pipeline, pictures, mirrored) for pictures in (training, held_out))
+
+    def load_more_for(self, pipeline: GenerationPipeline, mirrored: bool = False) -> PictureDataset | LatentDataset:
+        """More pictures, or latents of them, for the U-Net of a pipeline to be trained on."""
+        return _as_seen_by(pipeline, self._as_of(pipeline).load_in_pixels(require_labels=False)[0], mirrored)
+
+    def _as_of(self, pipeline: GenerationPipeline) -> "DataArguments":
+        """These arguments, for pictures of the size that a pipeline makes."""
+        if "unet" not in pipeline.components:
+            raise ValueError("the model is an autoencoder and no diffusion model; give another")
+        channels, height, width = pipeline.picture_shape
+        if self.resolution is not None or self.channels is not None:
+            raise ValueError(
+                f"resolution: the model was trained on {height}x{width} pictures of {channels} channels, and so is "
+                "what belongs to it; leave out --resolution and --channels"
+            )
+        channels = channels if pipeline.config.value_range is None else None
+        return dataclasses.replace(self, resolution=f"{height}x{width}", channels=channels)
 
     def load_in_pixels(self, require_labels: bool, num_held_out: int = 256, hold_out: bool = False):
         """Those to train on, and up to `num_held_out` of those held out; where the data set has none, a tenth of its
@@ -429,18 +429,19 @@ def draw_images(
     return [together[i] for i in range(count)]
 
 
-def class_rows(pipeline, num_columns: int = 8, max_rows: int = 10, **kwargs):
+def class_rows(pipeline, labels: Sequence[int] | None = None, num_columns: int = 8, max_rows: int = 10, **kwargs):
     """
     A grid with one row for each class (of the first `max_rows`), as a `PIL.Image.Image`.
 
     Args:
         pipeline ([`ClassifierFreeGuidedPipeline`] or [`ClassifierGuidedPipeline`]): What draws them.
+        labels (sequence of `int`, *optional*): Of which classes; by default of all.
         num_columns, max_rows (`int`): Size of the grid.
         kwargs: Further arguments of `draw_images`.
     """
-    num_rows = min(pipeline.num_classes, max_rows)
-    labels = [label for label in range(num_rows) for _ in range(num_columns)]
-    return make_image_grid(draw_images(pipeline, labels, **kwargs), num_rows, num_columns)
+    rows = (range(pipeline.num_classes) if labels is None else labels)[:max_rows]
+    each = [label for label in rows for _ in range(num_columns)]
+    return make_image_grid(draw_images(pipeline, each, **kwargs), len(rows), num_columns)
 
 
 def caption_rows(pipeline, captions: list[str], num_columns: int = 8, **kwargs) -> Image.Image:
@@ -497,10 +498,23 @@ def _value_range_of(checkpoint: str) -> dict | None:
         return None
 
 
+def _as_seen_by(pipeline, pictures: PictureDataset, mirrored: bool) -> PictureDataset | LatentDataset:
+    """Pictures, or latents of them, as the U-Net of a pipeline was trained on."""
+    value_range, channels = pipeline.config.value_range, pipeline.picture_shape[0]
+    _check_kind("dataset: the model", value_range, pictures)
+    if pictures.channels != channels:
+        raise ValueError(f"dataset: the model was trained on {channels} channels, and these are {pictures.channels}")
+    pictures.value_range = value_range
+    if pipeline.vae is None:
+        return pictures
+    pipeline.vae.to(PartialState().device)
+    return LatentDataset(pictures, pipeline.vae, mirrored)
+
+
 def _check_kind(argument: str, value_range: dict | None, dataset: PictureDataset):
     if (value_range is None) != (dataset.value_range is None):
         kinds = ["measured values", "pictures of 8 bits"]
-        raise ValueError(f"{argument}: it was trained on {kinds[value_range is None]}, and these are not")
+        raise ValueError(f"{argument} was trained on {kinds[value_range is None]}, and these are not")
 
 
 def _unseen(dataset: PictureDataset) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -18,8 +18,10 @@ from safetensors import SafetensorError
 MAY_CHANGE = (
     "output_dir", "num_workers", "logging_steps", "sampling_steps", "validation_steps", "validation_split",
     "checkpointing_steps", "checkpoints_total_limit",
-    "report_to", "max_bad_steps", "gradient_accumulation_steps", "gradient_checkpointing",
+    "report_to", "base", "hub_model_id", "max_bad_steps", "gradient_accumulation_steps", "gradient_checkpointing",
 )  # fmt: skip
+
+_INDICES = ("model_index.json", LORA_WEIGHT_NAME_SAFE)  # of a pipeline, of an adapter
 
 
 class TrainingError(RuntimeError):
@@ -39,7 +41,7 @@ class RunFolder:
             checkpoints/step-N/      training states
             samples/                 pictures drawn while it trains
             loss.png                 the losses in metrics.jsonl
-            model_index.json, ...    at the end: the checkpoint
+            model_index.json, ...    at the end: the checkpoint, or an adapter
     """
 
     def __init__(self, path: str):
@@ -49,8 +51,13 @@ class RunFolder:
         self._states = self.path / "checkpoints"
 
     @property
+    def index(self) -> str | None:
+        """The name of the file without which there is no checkpoint."""
+        return next((name for name in _INDICES if (self.path / name).is_file()), None)
+
+    @property
     def is_complete(self) -> bool:
-        return (self.path / "model_index.json").is_file()
+        return self.index is not None
 
     def check(self, settings: dict):
         """
@@ -149,9 +156,9 @@ class RunFolder:
         for old in self.saved_states()[:-limit]:
             _remove_state(old)
 
-    def save_pipeline(self, pipeline: DiffusionPipeline):
+    def save_checkpoint(self, save: Callable[[Path], None]):
         """
-        Writes the checkpoint, its index last: without one the run is not complete.
+        Writes the checkpoint by `save`, its index last: without one the run is not complete.
 
         Raises:
             OSError: If it could not be written.
@@ -159,9 +166,10 @@ class RunFolder:
         partial = self.path / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            pipeline.save_pretrained(partial)
-            (self.path / "model_index.json").unlink(missing_ok=True)
-            for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "model_index.json"):
+            save(partial)
+            for name in _INDICES:
+                (self.path / name).unlink(missing_ok=True)
+            for entry in sorted(partial.iterdir(), key=lambda entry: entry.name in _INDICES):
                 target = self.path / entry.name
                 if target.is_dir():  # of a time when this was cut short
                     shutil.rmtree(target)

@@ -164,6 +164,9 @@ class Trainer:
         validation_dataset ([`~hf_genmod.data.PictureDataset`], *optional*): Held-out pictures, whose loss under the
             averaged weights is measured every `validation_steps`, always with the same noise. Of a loss by noise
             level, for each fifth of the timesteps too.
+        save (`Callable`, *optional*): `pipeline, folder -> None`, which writes another checkpoint than that of the
+            whole pipeline: an adapter.
+        load (`Callable`, *optional*): `pipeline, folder -> DiffusionPipeline`, which reads it.
 
     Raises:
         ValueError: If `output_dir` holds something else, or processes run side by side without knowing each other.
@@ -179,6 +182,8 @@ class Trainer:
         draw_samples: Callable | None = None,
         description: dict | None = None,
         validation_dataset: torch.utils.data.Dataset | None = None,
+        save: Callable | None = None,
+        load: Callable | None = None,
     ):
         self.config = config
         self.objective = objective
@@ -186,6 +191,8 @@ class Trainer:
         self.validation_dataset = validation_dataset
         self.make_pipeline = make_pipeline
         self.draw_samples = draw_samples
+        self.save = save or (lambda pipeline, folder: pipeline.save_pretrained(folder))
+        self.load = load or (lambda pipeline, folder: pipeline.from_pretrained(folder))
         self.folder = RunFolder(config.output_dir)
 
         self.accelerator = Accelerator(
@@ -485,13 +492,13 @@ class Trainer:
         if not self.folder.is_complete:
             return None
         try:
-            return self._pipeline().from_pretrained(self.config.output_dir)
+            return self.load(self._pipeline(), self.config.output_dir)
         except Exception as error:  # whatever the loaders of three libraries raise
             damage = f"the checkpoint in {self.config.output_dir} cannot be read ({error})"
             if not self.folder.saved_states():
                 raise TrainingError(
-                    f"{damage}, and there is no saved state to write it from; delete its model_index.json to train it "
-                    "again"
+                    f"{damage}, and there is no saved state to write it from; delete its {self.folder.index} to train "
+                    "it again"
                 ) from error
             self._say(f"{damage}; writing it again")
             return None
@@ -609,7 +616,7 @@ class Trainer:
         pipeline = self._pipeline()
         if accelerator.is_main_process:
             try:
-                self.folder.save_pipeline(pipeline)
+                self.folder.save_checkpoint(lambda folder: self.save(pipeline, folder))
             except OSError as error:
                 states = self.folder.saved_states()
                 raise TrainingError(

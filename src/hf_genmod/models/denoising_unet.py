@@ -365,6 +365,26 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
         """The label of "no label", `num_classes`; `None` for a model without labels."""
         return self.config.num_classes
 
+    @torch.no_grad()
+    def add_label(self, embedding: torch.Tensor | None = None) -> int:
+        """Adds a label after the others, with this embedding (d,) or the mean of theirs, and moves the null label up;
+        returns it."""
+        of_labels, of_null = self.class_embedding.weight.split([self.null_label, 1])
+        row = of_labels.mean(dim=0) if embedding is None else embedding.to(of_labels)
+        self._set_embeddings(torch.cat([of_labels, row[None], of_null]))
+        return self.null_label - 1
+
+    @torch.no_grad()
+    def remove_label(self, label: int):
+        """Takes a label out; those above move down."""
+        weight = self.class_embedding.weight
+        self._set_embeddings(torch.cat([weight[:label], weight[label + 1 :]]))
+
+    def _set_embeddings(self, weight):
+        self.class_embedding.weight = nn.Parameter(weight)
+        self.class_embedding.num_embeddings = len(weight)
+        self.register_to_config(num_classes=len(weight) - 1)
+
     @functools.wraps(ModelMixin.save_pretrained)  # with its signature, which pipelines ask for
     def save_pretrained(self, *args, **kwargs):
         if self._hf_peft_config_loaded:  # the weights would be written under names that do not load again

@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from huggingface_hub import hf_hub_download, snapshot_download
 from PIL import Image, ImageOps
+from safetensors import SafetensorError, safe_open
 
 # Captured at import: a later load may overwrite the file that this module was read from.
 _SHIPPED_FILE = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))
@@ -38,8 +40,8 @@ _INSTALLED = {
 _IS_INSTALLED = not __name__.startswith("diffusers_modules.")
 
 
-class GenerationPipeline(DiffusionPipeline):
-    """What the pipelines share: the sampling loop, one seed per picture, and checkpoints that carry their code.
+class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
+    """What the pipelines share: the sampling loop, one seed per picture, checkpoints that carry their code, adapters.
 
     A pipeline with a `vae` samples in its latent space and decodes at the end. One of measured values, with a
     `value_range` in its config, gives "np" and "pt" in the units of the data.
@@ -48,6 +50,7 @@ class GenerationPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
+    _lora_loadable_modules = ["unet", "text_encoder"]
     _scales = ()  # the arguments that may be too large
     _shipped_file = _SHIPPED_FILE
 
@@ -202,6 +205,142 @@ class GenerationPipeline(DiffusionPipeline):
                     f"latents: shape {tuple(latents.shape)} is not ({expected[0]}, {expected[1]}, height, width), "
                     f"noise for the {batch_size} pictures asked for"
                 )
+
+    # ---- adapters ----
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path: str | os.PathLike,
+        adapter_name: str | None = None,
+        weight_name: str = LORA_WEIGHT_NAME_SAFE,
+        **kwargs,
+    ):
+        """
+        Attaches an adapter (LoRA: W + B A with B A of low rank; Hu et al. 2021, https://arxiv.org/abs/2106.09685) to
+        the U-Net, and to the text encoder if it has one for that, and activates it alone; `set_adapters` activates
+        several, with weights. Classes that it was trained for join `labels`, until it is deleted or unloaded.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or file, or the id of a repository on the
+                Hub.
+            adapter_name (`str`, *optional*): What to call it; by default "default_0", "default_1", ...
+            weight_name (`str`): The name of the file.
+            kwargs: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, `subfolder`.
+
+        Raises:
+            FileNotFoundError: If there is no adapter at the path.
+            ValueError: If it is of another model, or the name, or that of one of its classes, is taken. Nothing is
+                attached then.
+        """
+        from peft import LoraConfig, set_peft_model_state_dict
+
+        path = os.fspath(pretrained_model_name_or_path)
+        state, metadata = _read_adapter(path, weight_name, kwargs)
+        names, rows = metadata.pop("class_names", []), state.pop("class_embedding", None)
+        attached = self.get_list_adapters()
+        taken = {name for adapters in attached.values() for name in adapters}
+        adapter_name = adapter_name or next(
+            name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken
+        )
+        if adapter_name in taken:
+            raise ValueError(f"adapter_name: {adapter_name!r} is attached already; choose another, or delete that one")
+        parts = {
+            component: tuple(_without_prefix(part, f"{component}.") for part in (state, metadata))
+            for component in {key.split(".")[0] for key in state}
+        }
+        for component, (weights, _) in parts.items():
+            _check_adapter(path, component, getattr(self, component, None), weights)
+        if names:
+            self._check_new_classes(path, names)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
+            if "unet" in parts:
+                weights, config = parts["unet"]
+                self.unet.load_lora_adapter(
+                    weights, prefix=None, adapter_name=adapter_name, metadata=config or None, _pipeline=self
+                )
+            if "text_encoder" in parts:
+                weights, config = parts["text_encoder"]
+                self.text_encoder.add_adapter(LoraConfig(**config), adapter_name)
+                set_peft_model_state_dict(self.text_encoder, weights, adapter_name)
+        for name, row in zip(names, () if rows is None else rows, strict=True):
+            self.add_class(name, row, adapter_name)
+        self.set_adapters(adapter_name)
+
+    def save_lora_weights(
+        self,
+        save_directory: str | os.PathLike,
+        adapter_name: str | None = None,
+        weight_name: str = LORA_WEIGHT_NAME_SAFE,
+    ):
+        """
+        Writes an adapter as diffusers and peft know it, and the classes that belong to it.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): A folder.
+            adapter_name (`str`, *optional*): Which; may be left out where only one is attached.
+            weight_name (`str`): The name of the file.
+
+        Raises:
+            ValueError: If there is none of that name, or several to choose from.
+        """
+        from peft import get_peft_model_state_dict
+
+        attached = self.get_list_adapters()
+        known = sorted({name for adapters in attached.values() for name in adapters})
+        if adapter_name is None and len(known) == 1:
+            adapter_name = known[0]
+        if adapter_name not in known:
+            raise ValueError(f"adapter_name: {adapter_name!r} is not one of the adapters {known}; name one of them")
+        state, metadata = {}, {}
+        for component, adapters in attached.items():
+            if adapter_name in adapters:
+                model = getattr(self, component)
+                state |= self.pack_weights(get_peft_model_state_dict(model, adapter_name=adapter_name), component)
+                config = model.peft_config[adapter_name].to_dict()
+                config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+                metadata |= self.pack_weights(config, component)
+        names = [name for name, adapter in self._adapter_of_class.items() if adapter == adapter_name]
+        if names:
+            labels = [self.labels[name] for name in names]
+            state["class_embedding"] = self.unet.class_embedding.weight.detach()[labels]
+            metadata["class_names"] = names
+        state = {name: weight.contiguous() for name, weight in state.items()}
+        self.write_lora_layers(state, save_directory, True, weight_name, None, True, metadata)
+
+    def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs):
+        """Adds the active adapters, times `lora_scale`, to the weights, from where `unfuse_lora` takes them back;
+        after `unload_lora_weights` they stay, and the model is saved with them."""
+        super().fuse_lora(components or list(self.get_list_adapters()), lora_scale, **kwargs)
+
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs):
+        """Takes fused adapters out of the weights."""
+        super().unfuse_lora(components or list(self.get_list_adapters()), **kwargs)
+
+    def unload_lora_weights(self):
+        """Detaches all adapters, and removes the classes that came with them; what is fused stays."""
+        for name, adapter in list(self._adapter_of_class.items()):
+            self._release_class(name, adapter)
+        super().unload_lora_weights()
+        self._merged_adapters = set()
+
+    def delete_adapters(self, adapter_names: str | list[str]):
+        """Detaches some adapters, and removes the classes that came with them."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name, adapter in list(self._adapter_of_class.items()):
+            if adapter in names:
+                self._release_class(name, adapter)
+        super().delete_adapters(adapter_names)
+        if not any(self.get_list_adapters().values()):
+            self.unload_lora_weights()  # what is left wraps every layer, and would be saved under other names
+
+    @property
+    def _adapter_of_class(self) -> dict[str, str]:
+        """Which adapter brought a class, by its name."""
+        return self.__dict__.setdefault("_brought_classes", {})
+
+    def _check_new_classes(self, path, names):
+        raise ValueError(f"{path}: it is for the classes {', '.join(names)}, and {type(self).__name__} takes none")
 
     # ---- checkpoints ----
 
@@ -734,6 +873,44 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             callback_on_step_end_tensor_inputs,
         )
 
+    def add_class(self, name: str, embedding: torch.Tensor | None = None, adapter_name: str | None = None) -> int:
+        """
+        Adds a class after the others, and before the null label, for an adapter to learn.
+
+        Args:
+            name (`str`): Its name.
+            embedding (`torch.Tensor` of shape `(d,)`, *optional*): Its row of the class embedding; by default the mean
+                of those of the other classes.
+            adapter_name (`str`, *optional*): The adapter that it belongs to: it is saved with that, and removed with
+                it.
+
+        Returns:
+            `int`: Its label.
+
+        Raises:
+            ValueError: If there is a class of that name.
+        """
+        labels = self.labels or {str(label): label for label in range(self.num_classes)}
+        if name in labels:
+            raise ValueError(f"name: {name!r} is a class of this model already; choose another")
+        label = self.unet.add_label(embedding)
+        self.register_to_config(id2label={index: name for name, index in (labels | {name: label}).items()})
+        if adapter_name is not None:
+            self._adapter_of_class[name] = adapter_name
+        return label
+
+    def _release_class(self, name, adapter):
+        """Removes a class that came with an adapter, unless that is part of the weights by now."""
+        del self._adapter_of_class[name]
+        if adapter not in self.fused_loras:
+            self.unet.remove_label(self.labels[name])
+            self.register_to_config(id2label=dict(enumerate(other for other in self.labels if other != name)))
+
+    def _check_new_classes(self, path, names):
+        known = [name for name in names if name in self.labels]
+        if known:
+            raise ValueError(f"{path}: this model has a class {known[0]!r} already, and the adapter brings another")
+
 
 class TextToImagePipeline(GenerationPipeline):
     """
@@ -1258,6 +1435,45 @@ def _download(repo_id: str, kwargs: dict) -> str:
     return snapshot_download(repo_id, allow_patterns=[DiffusionPipeline.config_name, *patterns], **options)
 
 
+def _read_adapter(path: str, weight_name: str, options: dict) -> tuple[dict[str, torch.Tensor], dict]:
+    """The weights of an adapter, and the configs of its parts, from a file, a folder or the Hub."""
+    file = Path(path, options.get("subfolder") or "", weight_name) if os.path.isdir(path) else Path(path)
+    if not file.is_file() and not os.path.isdir(path):
+        if path.count("/") > 1 or path.startswith((".", "/", "~")):
+            raise FileNotFoundError(f"{path!r} is not a folder or a file, nor can it be the id of a repository")
+        try:
+            file = hf_hub_download(path, weight_name, **options)
+        except (OSError, ValueError) as error:
+            lines = [line for line in str(error).splitlines() if line and "Client Error." not in line]
+            reason = lines[0] if lines else type(error).__name__
+            raise FileNotFoundError(f"{path!r} is not a folder here, nor an adapter on the Hub: {reason}") from error
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (no dict)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: there is no {weight_name} in it, so it is no adapter") from error
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a file of safetensors ({str(error).splitlines()[0]})") from error
+
+
+def _check_adapter(path: str, component: str, model, weights: dict[str, torch.Tensor]) -> None:
+    """Says that an adapter is of another model before it is half attached."""
+    modules = {} if model is None else dict(model.named_modules())
+    for key, weight in weights.items():
+        name, _, kind = key.partition(".lora_")
+        of_model = getattr(modules.get(name), "weight", None)
+        axis = {"A": 1, "B": 0}.get(kind[:1])
+        if of_model is None or axis is None or weight.shape[axis] != of_model.shape[axis]:
+            raise ValueError(
+                f"{path}: {component}.{key} fits no layer of this model; load it into the one it was trained for"
+            )
+
+
+def _without_prefix(named: dict, prefix: str) -> dict:
+    return {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
+
+
 def _check_complete(folder: str | os.PathLike, replaced: dict) -> None:
     """Says what is missing before a loader three libraries down does."""
     index_file = Path(folder, DiffusionPipeline.config_name)
@@ -1265,6 +1481,8 @@ def _check_complete(folder: str | os.PathLike, replaced: dict) -> None:
         kind = "not the folder of a pipeline"
         if Path(folder, "training_config.json").is_file():
             kind = "a run that is not over; repeat its command, which continues it"
+        if Path(folder, LORA_WEIGHT_NAME_SAFE).is_file():
+            kind = "an adapter; load the model that it is for, and then it by load_lora_weights"
         raise FileNotFoundError(f"{folder}: no {index_file.name} in it, so it is {kind}")
     for name, entry in json.loads(index_file.read_text(encoding="utf-8")).items():
         if not isinstance(entry, list) or name == "_class_name" or entry[0] is None or name in replaced:

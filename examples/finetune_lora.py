@@ -1,0 +1,127 @@
+"""
+Teaches a trained model something new by a few pictures, as an adapter (LoRA) that leaves the model as it is: a new
+class of a class-conditional model, or a new word of a text-to-image model.
+
+    python examples/finetune_lora.py --base runs/model --dataset path/to/pictures --class_name zebra
+    python examples/finetune_lora.py --base runs/text --dataset path/to/pictures --caption "a zebra"
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from diffusers.utils import make_image_grid
+
+from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, load_pipeline
+from hf_genmod.latents import weights_fingerprint
+from hf_genmod.lora import WithPrior, attach_adapter, name_pictures, push_adapter, write_card
+from hf_genmod.recipe import (
+    CaptionedDataArguments,
+    caption_rows,
+    class_rows,
+    draw_images,
+    one_line_errors,
+    parse_arguments,
+)
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.text import TextConditionedUNet, Tokens
+from hf_genmod.training import TrainingError
+
+
+@dataclasses.dataclass
+class FewPictures(CaptionedDataArguments):
+    require_captions: ClassVar[bool] = False
+
+
+@dataclasses.dataclass
+class LoraArguments:
+    base: str = dataclasses.field(metadata={"help": "The model: the folder of its run, or its id on the Hub."})
+    class_name: str | None = dataclasses.field(
+        default=None, metadata={"help": "Class of the pictures, where they are not in class folders."}
+    )
+    caption: str | None = dataclasses.field(
+        default=None, metadata={"help": "Caption of the pictures, where they have none."}
+    )
+    rank: int = dataclasses.field(default=3, metadata={"help": "Rank of the adapter."})
+    train_text_encoder: bool = dataclasses.field(default=False, metadata={"help": "Adapt the text encoder, too."})
+    prior_samples: int = dataclasses.field(
+        default=256,
+        metadata={"help": "Samples of the model among the pictures, for it to keep what it knows; 0 for none."},
+    )
+    prior_captions: list[str] = dataclasses.field(
+        default_factory=lambda: [""], metadata={"help": "What these show, for a text-to-image model."}
+    )
+    condition_dropout: float = dataclasses.field(
+        default=0.1, metadata={"help": "How often a class or caption is left out."}
+    )
+    guidance_scale: float = dataclasses.field(default=2.0, metadata={"help": "γ of the samples drawn while training."})
+    hub_model_id: str | None = dataclasses.field(
+        default=None, metadata={"help": "Repository on the Hub that the adapter is pushed to, when it is trained."}
+    )
+
+
+with one_line_errors():
+    data, lora, config = parse_arguments(FewPictures, LoraArguments, TrainingConfig)
+    pipeline = load_pipeline(lora.base)
+    unet, text_encoder = pipeline.components.get("unet"), pipeline.components.get("text_encoder")
+    if "classifier" in pipeline.components:
+        raise ValueError("base: an adapter of a ClassifierGuidedPipeline is trained for the model that it guides")
+    if lora.train_text_encoder and text_encoder is None:
+        raise ValueError("train_text_encoder: the model has none; leave it out")
+    pictures = data.load_more_for(pipeline, mirrored=config.horizontal_flip)
+    num_known = unet.config.num_classes or 0
+    asked = name_pictures(pipeline, pictures, lora.class_name, lora.caption)
+
+    network, text = unet, None
+    prior = {"class_labels": list(range(num_known))} if num_known else {}
+    if text_encoder is not None:
+        network, text = TextConditionedUNet(unet, text_encoder), Tokens(pipeline.tokenizer, text_encoder)
+        prior = {"captions": lora.prior_captions}
+    weights = {"base": weights_fingerprint(network)}
+    dataset = WithPrior(pictures, pipeline, lora.prior_samples, prior, config.seed)
+
+    network.requires_grad_(False)
+    attach_adapter(
+        unet, lora.rank, config.seed, num_new_classes=unet.config.num_classes - num_known if num_known else 0
+    )
+    if lora.train_text_encoder:
+        attach_adapter(text_encoder, lora.rank, config.seed)
+
+    def make_pipeline(network):
+        pipeline.unet = getattr(network, "unet", network)
+        if text_encoder is not None:
+            pipeline.text_encoder = network.text_encoder
+        return pipeline
+
+    def draw(pipeline):
+        if text_encoder is not None:
+            captions = [*asked["prompt"][:6], *lora.prior_captions[:2]]
+            return caption_rows(pipeline, captions, guidance_scale=lora.guidance_scale)
+        if num_known:
+            return class_rows(pipeline, range(pipeline.num_classes)[::-1], guidance_scale=lora.guidance_scale)
+        return make_image_grid(draw_images(pipeline, count=64), rows=8, cols=8)
+
+    def load(_, folder):
+        pipeline = load_pipeline(lora.base)
+        pipeline.load_lora_weights(folder)
+        return pipeline
+
+    scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
+    trainer = Trainer(
+        network,
+        DenoisingObjective(scheduler, unet.null_label, "balanced", lora.condition_dropout, text),
+        dataset,
+        config,
+        make_pipeline,
+        draw,
+        description={"data": dataclasses.asdict(data), "lora": dataclasses.asdict(lora), "weights": weights},
+        save=lambda pipeline, folder: pipeline.save_lora_weights(folder),
+        load=load,
+    )
+
+with one_line_errors(TrainingError, status=1):
+    trainer.train()
+if trainer.accelerator.is_main_process:
+    write_card(config.output_dir, lora.base, lora.rank, asked, lora.hub_model_id)
+    if lora.hub_model_id is not None:
+        with one_line_errors(Exception, status=1):  # repeated, the command finds the adapter trained, and pushes it
+            print(push_adapter(config.output_dir, lora.hub_model_id))

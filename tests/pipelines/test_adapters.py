@@ -1,0 +1,354 @@
+"""Adapters (LoRA) of pipelines: what they add to the weights, the classes they bring, and the ways in and out."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+from tiny import tiny_classifier, tiny_text_pipeline, tiny_unet, tiny_vae
+from transformers import T5EncoderModel
+
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
+    UnconditionalPipeline,
+    load_pipeline,
+)
+from hf_genmod.lora import attach_adapter
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+def unconditional(**kwargs):
+    return UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler(), **kwargs)
+
+
+def of_classes(**kwargs):
+    unet = tiny_unet(num_classes=3)
+    return ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(), id2label={0: "a", 1: "b", 2: "c"}, **kwargs)
+
+
+def of_latents():
+    scheduler = AncestralDDPMScheduler(clip_sample=False)
+    return UnconditionalPipeline(tiny_unet(in_channels=4, out_channels=4), scheduler, tiny_vae())
+
+
+def of_text(kind=None):
+    return tiny_text_pipeline(kind) if kind else tiny_text_pipeline()
+
+
+KINDS = {
+    "unconditional": unconditional,
+    "classes": of_classes,
+    "latents": of_latents,
+    "clip": of_text,
+    "t5": lambda: of_text(T5EncoderModel),
+}
+
+
+def draw(pipeline, asked=None, **kwargs):
+    pipeline.set_progress_bar_config(disable=True)
+    if asked is None:
+        asked = {"ClassifierFreeGuidedPipeline": "b", "TextToImagePipeline": "a red cat"}.get(type(pipeline).__name__)
+    arguments = () if asked is None else (asked,)
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline(*arguments, generator=generator, num_inference_steps=3, output_type="np", **kwargs).images
+    return torch.from_numpy(images)
+
+
+def trained(pipeline, seed=0, rank=2, name=None):
+    """The pipeline with an adapter as after training: none of its numbers is zero; with a class of this name."""
+    known = pipeline.unet.config.num_classes
+    if name is not None:
+        pipeline.add_class(name, adapter_name="default")
+    attach_adapter(pipeline.unet, rank, seed, num_new_classes=0 if name is None else 1)
+    if "text_encoder" in pipeline.components:
+        attach_adapter(pipeline.text_encoder, rank, seed)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for model in (pipeline.unet, pipeline.components.get("text_encoder")):
+            for parameter in model.parameters() if model is not None else ():
+                if parameter.requires_grad:
+                    parameter += 0.2 * torch.randn(parameter.shape, generator=rng)
+    assert pipeline.unet.config.num_classes == (known if name is None else known + 1)
+    return pipeline
+
+
+@pytest.fixture(params=KINDS)
+def make(request):
+    return KINDS[request.param]
+
+
+@pytest.fixture
+def zebra(tmp_path):
+    """The folder of an adapter for `of_classes` that brings a class."""
+    trained(of_classes(), name="zebra").save_lora_weights(tmp_path / "zebra")
+    return tmp_path / "zebra"
+
+
+def with_product(model, weights, prefix, scale=1.0):
+    """A copy of a model whose weights are W + scale · B A, of the file of an adapter."""
+    model = copy.deepcopy(model)
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for key in weights:
+            if key.startswith(f"{prefix}.") and key.endswith(".lora_A.weight"):
+                A, B = weights[key], weights[key.replace("lora_A", "lora_B")]
+                W = modules[key.removeprefix(f"{prefix}.").removesuffix(".lora_A.weight")].weight
+                W += scale * (B.flatten(1) @ A.flatten(1)).view_as(W)
+    return model
+
+
+class TestAnAdapter:
+    def test_comes_back_from_disk_bitwise(self, make, tmp_path):
+        pipeline = trained(make())
+        pipeline.save_lora_weights(tmp_path)
+        fresh = make()
+        assert not torch.equal(draw(fresh), draw(pipeline))
+        fresh.load_lora_weights(tmp_path)
+        assert torch.equal(draw(fresh), draw(pipeline))
+        fresh.save_lora_weights(tmp_path / "again")
+        ours, again = (load_file(folder / WEIGHTS) for folder in (tmp_path, tmp_path / "again"))
+        assert ours.keys() == again.keys() and all(torch.equal(ours[name], again[name]) for name in ours)
+
+    def test_is_the_product_of_two_matrices_added_to_each_weight(self, make, tmp_path):
+        trained(make()).save_lora_weights(tmp_path)
+        weights, pipeline, by_hand = load_file(tmp_path / WEIGHTS), make(), make()
+        components = {key.split(".")[0] for key in weights}
+        assert components == {"unet", *({"text_encoder"} & set(pipeline.components))}
+        for component in components:
+            setattr(by_hand, component, with_product(getattr(by_hand, component), weights, component))
+        pipeline.load_lora_weights(tmp_path)
+        torch.testing.assert_close(draw(pipeline), draw(by_hand), atol=1e-4, rtol=0)
+        assert (draw(by_hand) - draw(make())).abs().max() > 1e-2
+
+    def test_leaves_the_base_bitwise_what_it_was_when_disabled_deleted_or_unloaded(self, make, tmp_path):
+        trained(make()).save_lora_weights(tmp_path)
+        pipeline, before = make(), draw(make())
+        pipeline.load_lora_weights(tmp_path)
+        adapted = draw(pipeline)
+        pipeline.disable_lora()
+        assert torch.equal(draw(pipeline), before)
+        pipeline.enable_lora()
+        assert torch.equal(draw(pipeline), adapted)
+        pipeline.unload_lora_weights()
+        assert torch.equal(draw(pipeline), before)
+        pipeline.load_lora_weights(tmp_path, adapter_name="one")
+        pipeline.delete_adapters("one")
+        assert torch.equal(draw(pipeline), before)
+        pipeline.save_pretrained(tmp_path / "base")
+        loaded, base = load_pipeline(tmp_path / "base").unet.state_dict(), make().unet.state_dict()
+        assert loaded.keys() == base.keys() and all(torch.equal(loaded[name], base[name]) for name in base)
+
+    def test_is_part_of_the_weights_when_it_is_fused(self, make, tmp_path):
+        pipeline, before = trained(make()), draw(make())
+        adapted = draw(pipeline)
+        pipeline.save_lora_weights(tmp_path / "adapter")
+        pipeline.fuse_lora()
+        torch.testing.assert_close(draw(pipeline), adapted, atol=1e-4, rtol=0)
+        pipeline.unfuse_lora()
+        torch.testing.assert_close(draw(pipeline), adapted, atol=1e-4, rtol=0)
+        pipeline.disable_lora()
+        torch.testing.assert_close(draw(pipeline), before, atol=1e-4, rtol=0)
+
+        pipeline = make()
+        pipeline.load_lora_weights(tmp_path / "adapter")
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        pipeline.save_pretrained(tmp_path / "fused")
+        torch.testing.assert_close(draw(load_pipeline(tmp_path / "fused")), adapted, atol=1e-4, rtol=0)
+        pipeline.load_lora_weights(tmp_path / "adapter")  # nothing of the first is left in its way
+        assert pipeline.get_active_adapters() == ["default_0"]
+
+    def test_is_read_by_the_unet_alone_as_diffusers_reads_it(self, make, tmp_path):
+        pipeline = trained(make())
+        pipeline.save_lora_weights(tmp_path)
+        unet = make().unet
+        unet.load_lora_adapter(tmp_path, prefix="unet", use_safetensors=True)
+        ours, theirs = pipeline.unet.state_dict(), unet.state_dict()
+        for name, weight in theirs.items():
+            assert torch.equal(weight, ours[name.replace(".default_0.", ".default.")])
+
+    def test_of_another_seed_joins_with_weights(self, make, tmp_path):
+        for seed in (0, 1):
+            trained(make(), seed).save_lora_weights(tmp_path / str(seed))
+        pipeline, by_hand = make(), make()
+        for seed, scale in ((0, 0.5), (1, 1.5)):
+            pipeline.load_lora_weights(tmp_path / str(seed), adapter_name=f"number {seed}")
+            weights = load_file(tmp_path / str(seed) / WEIGHTS)
+            for component in {key.split(".")[0] for key in weights}:
+                setattr(by_hand, component, with_product(getattr(by_hand, component), weights, component, scale))
+        assert pipeline.get_active_adapters() == ["number 1"]
+        pipeline.set_adapters(["number 0", "number 1"], [0.5, 1.5])
+        torch.testing.assert_close(draw(pipeline), draw(by_hand), atol=1e-4, rtol=0)
+        alone = make()
+        alone.load_lora_weights(tmp_path / "1")
+        pipeline.delete_adapters("number 0")
+        pipeline.set_adapters("number 1")
+        assert torch.equal(draw(pipeline), draw(alone))
+
+    def test_works_on_a_pipeline_in_bf16(self, tmp_path):
+        trained(of_classes(), name="zebra").save_lora_weights(tmp_path)
+        pipeline = of_classes().to(torch.bfloat16)
+        pipeline.load_lora_weights(tmp_path)
+        assert pipeline.unet.class_embedding.weight.dtype == torch.bfloat16
+        assert draw(pipeline, "zebra").isfinite().all()
+
+    def test_works_on_the_code_of_a_checkpoint(self, zebra, tmp_path):
+        of_classes().save_pretrained(tmp_path / "base")
+        theirs = DiffusionPipeline.from_pretrained(tmp_path / "base", trust_remote_code=True)
+        assert type(theirs) is not ClassifierFreeGuidedPipeline
+        ours = load_pipeline(tmp_path / "base")
+        for pipeline in (ours, theirs):
+            pipeline.load_lora_weights(zebra)
+        assert torch.equal(draw(ours, "zebra"), draw(theirs, "zebra"))
+
+    def test_comes_from_the_hub(self, zebra, hub):
+        repo_id = hub.new_repo_id("adapter")
+        HfApi().create_repo(repo_id)
+        HfApi().upload_folder(repo_id=repo_id, folder_path=zebra)
+        here, there = of_classes(), of_classes()
+        here.load_lora_weights(zebra / WEIGHTS)
+        there.load_lora_weights(repo_id)
+        assert torch.equal(draw(here, "zebra"), draw(there, "zebra"))
+
+
+class TestClasses:
+    def test_a_new_class_comes_before_the_null_label_and_changes_no_other(self):
+        pipeline, before = of_classes(), of_classes()
+        rows = pipeline.unet.class_embedding.weight.detach().clone()
+        assert pipeline.add_class("zebra") == 3
+        assert pipeline.labels == {"a": 0, "b": 1, "c": 2, "zebra": 3}
+        assert pipeline.unet.null_label == pipeline.num_classes == 4
+        for asked, gamma in (("a", 1.0), ("c", 3.0), ("b", 0.0)):
+            assert torch.equal(*(draw(pipe, asked, guidance_scale=gamma) for pipe in (pipeline, before)))
+        new = pipeline.unet.class_embedding.weight
+        assert torch.equal(new[[0, 1, 2, 4]], rows)
+        torch.testing.assert_close(new[3], rows[:3].mean(dim=0))
+
+    def test_a_model_with_a_new_class_is_saved_as_any_other(self, tmp_path):
+        pipeline = of_classes()
+        pipeline.add_class("zebra", torch.linspace(-1, 1, 64))
+        pipeline.save_pretrained(tmp_path)
+        loaded = load_pipeline(tmp_path)
+        assert loaded.labels == pipeline.labels
+        torch.testing.assert_close(draw(loaded, "zebra"), draw(pipeline, "zebra"), atol=1e-4, rtol=0)
+
+    def test_classes_without_names_are_named_by_their_numbers(self):
+        pipeline = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler())
+        pipeline.add_class("zebra")
+        assert pipeline.labels == {"0": 0, "1": 1, "zebra": 2}
+
+    def test_an_adapter_brings_its_class_and_takes_it_away(self, zebra):
+        pipeline, before = of_classes(), of_classes()
+        trained_one = trained(of_classes(), name="zebra")
+        pipeline.load_lora_weights(zebra)
+        assert torch.equal(draw(pipeline, "zebra"), draw(trained_one, "zebra"))
+        pipeline.disable_lora()
+        assert torch.equal(draw(pipeline), draw(before))
+        pipeline.unload_lora_weights()
+        assert pipeline.labels == before.labels and pipeline.num_classes == 3
+        assert torch.equal(pipeline.unet.class_embedding.weight, before.unet.class_embedding.weight)
+        with pytest.raises(ValueError, match="class_labels: 'zebra' is not one of the 3 labels"):
+            draw(pipeline, "zebra")
+
+    def test_two_adapters_keep_their_classes_apart(self, zebra, tmp_path):
+        trained(of_classes(), seed=1, name="okapi").save_lora_weights(tmp_path / "okapi")
+        pipeline, alone = of_classes(), of_classes()
+        pipeline.load_lora_weights(zebra, adapter_name="first")
+        pipeline.load_lora_weights(tmp_path / "okapi", adapter_name="second")
+        alone.load_lora_weights(tmp_path / "okapi")
+        assert pipeline.labels == {"a": 0, "b": 1, "c": 2, "zebra": 3, "okapi": 4}
+        assert torch.equal(draw(pipeline, "okapi"), draw(alone, "okapi"))
+        pipeline.delete_adapters("first")
+        assert pipeline.labels == {"a": 0, "b": 1, "c": 2, "okapi": 3}
+        assert torch.equal(draw(pipeline, "okapi"), draw(alone, "okapi"))
+        pipeline.save_lora_weights(tmp_path / "saved")
+        ours, theirs = (load_file(tmp_path / name / WEIGHTS) for name in ("saved", "okapi"))
+        assert torch.equal(ours["class_embedding"], theirs["class_embedding"])
+
+    def test_a_fused_class_stays(self, zebra, tmp_path):
+        pipeline = of_classes()
+        pipeline.load_lora_weights(zebra)
+        adapted = draw(pipeline, "zebra")
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        pipeline.save_pretrained(tmp_path / "fused")
+        loaded = load_pipeline(tmp_path / "fused")
+        assert loaded.labels == {"a": 0, "b": 1, "c": 2, "zebra": 3}
+        torch.testing.assert_close(draw(loaded, "zebra"), adapted, atol=1e-4, rtol=0)
+
+
+class TestMistakes:
+    @pytest.fixture
+    def unchanged(self):
+        """A pipeline to which nothing may have happened."""
+        pipeline = of_classes()
+        yield pipeline
+        assert pipeline.get_list_adapters() == {} and pipeline.labels == of_classes().labels
+        assert torch.equal(draw(pipeline), draw(of_classes()))
+
+    def test_an_adapter_of_another_model_is_refused(self, unchanged, tmp_path):
+        wider = ClassifierFreeGuidedPipeline(
+            tiny_unet(num_classes=3, block_out_channels=(16, 48)), AncestralDDPMScheduler()
+        )
+        trained(wider).save_lora_weights(tmp_path)
+        with pytest.raises(ValueError, match=r"unet\..* fits no layer of this model; load it into the one it was"):
+            unchanged.load_lora_weights(tmp_path)
+
+    def test_an_adapter_of_a_text_encoder_is_refused_where_there_is_none(self, unchanged, tmp_path):
+        trained(of_text()).save_lora_weights(tmp_path)
+        with pytest.raises(ValueError, match="fits no layer of this model"):
+            unchanged.load_lora_weights(tmp_path)
+
+    def test_what_is_no_adapter_is_named(self, unchanged, tmp_path, hub):
+        (tmp_path / WEIGHTS).write_bytes(b"no safetensors")
+        (tmp_path / "empty").mkdir()
+        for path, error, message in (
+            (tmp_path, ValueError, "not a file of safetensors"),
+            (tmp_path / "empty", FileNotFoundError, f"there is no {WEIGHTS} in it"),
+            (tmp_path / "missing", FileNotFoundError, "is not a folder or a file"),
+            ("user/nothing", FileNotFoundError, "nor an adapter on the Hub"),
+        ):
+            with pytest.raises(error, match=message):
+                unchanged.load_lora_weights(path)
+
+    def test_pickles_are_not_read(self, unchanged, tmp_path):
+        torch.save({}, tmp_path / "pytorch_lora_weights.bin")
+        with pytest.raises(FileNotFoundError, match="so it is no adapter"):
+            unchanged.load_lora_weights(tmp_path)
+        with pytest.raises(ValueError, match="not a file of safetensors"):
+            unchanged.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.bin")
+
+    def test_names_are_taken_once(self, zebra):
+        pipeline = of_classes()
+        pipeline.load_lora_weights(zebra, adapter_name="mine")
+        with pytest.raises(ValueError, match="adapter_name: 'mine' is attached already"):
+            pipeline.load_lora_weights(zebra, adapter_name="mine")
+        with pytest.raises(ValueError, match="this model has a class 'zebra' already"):
+            pipeline.load_lora_weights(zebra)
+        with pytest.raises(ValueError, match="name: 'zebra' is a class of this model already"):
+            pipeline.add_class("zebra")
+        assert pipeline.get_list_adapters() == {"unet": ["mine"]}
+
+    def test_a_class_needs_a_pipeline_that_takes_more_of_them(self, zebra):
+        unet, classifier = tiny_unet(num_classes=3), tiny_classifier(num_classes=3)
+        pipeline = ClassifierGuidedPipeline(unet, classifier, AncestralDDPMScheduler())
+        with pytest.raises(ValueError, match="it is for the classes zebra, and ClassifierGuidedPipeline takes none"):
+            pipeline.load_lora_weights(zebra)
+
+    def test_saving_needs_one_adapter(self, zebra, tmp_path):
+        pipeline = of_classes()
+        with pytest.raises(ValueError, match=r"adapter_name: None is not one of the adapters \[\]"):
+            pipeline.save_lora_weights(tmp_path / "none")
+        pipeline.load_lora_weights(zebra, adapter_name="mine")
+        with pytest.raises(ValueError, match=r"'yours' is not one of the adapters \['mine'\]"):
+            pipeline.save_lora_weights(tmp_path / "none", "yours")
+        assert not (tmp_path / "none").exists()
+
+    def test_a_rank_that_is_none_is_refused(self, unchanged):
+        with pytest.raises(ValueError, match="rank: 0 is not positive"):
+            attach_adapter(unchanged.unet, 0)
