@@ -34,6 +34,7 @@ from hf_genmod import (
     load_pipeline,
 )
 from hf_genmod.data import PictureDataset, load_pictures, to_model_range
+from hf_genmod.lora import attach_adapter
 from hf_genmod.randomness import BatchRandom
 from hf_genmod.recipe import NetworkArguments, class_rows
 from hf_genmod.shapes import ShapesDataset
@@ -99,12 +100,18 @@ def make_trainer(
 
 
 def make_other_trainer(dataset, output_dir, kind, held_out=None, **config):
-    """Of a variational autoencoder, or of a U-Net with the text encoder that learns with it; in fp64."""
+    """Of a variational autoencoder, of a U-Net with the text encoder that learns with it, or of an adapter; in fp64."""
     torch.manual_seed(0)
-    scheduler = AncestralDDPMScheduler()
+    scheduler, save = AncestralDDPMScheduler(), None
     if kind == "autoencoder":
         model, objective = VariationalAutoencoder(16, 3, 2, (16, 32), norm_num_groups=8), ElboObjective()
         make_pipeline = AutoencoderPipeline
+    elif kind == "adapter":
+        model = DenoisingUNet2DModel(16, 3, 3, (16, 32), 1, (False, True), norm_num_groups=8, num_classes=8)
+        attach_adapter(model, rank=2, num_new_classes=1)
+        objective = DenoisingObjective(scheduler, model.null_label)
+        make_pipeline = lambda unet: ClassifierFreeGuidedPipeline(unet, scheduler)  # noqa: E731
+        save = ClassifierFreeGuidedPipeline.save_lora_weights
     else:
         tokenizer = train_tokenizer(all_captions(dataset))
         text_encoder = make_text_encoder(tokenizer, hidden_size=32)
@@ -115,7 +122,7 @@ def make_other_trainer(dataset, output_dir, kind, held_out=None, **config):
     settings = {"batch_size": 8, "logging_steps": 1, "mixed_precision": "no", **config}
     return Trainer(
         model.double(), objective, dataset, TrainingConfig(output_dir=str(output_dir), **settings), make_pipeline,
-        validation_dataset=held_out,
+        validation_dataset=held_out, save=save,
     )  # fmt: skip
 
 
@@ -718,7 +725,7 @@ def test_any_number_of_processes_trains_as_one_does(tmp_path, num_processes, dou
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["autoencoder", "text"])
+@pytest.mark.parametrize("kind", ["autoencoder", "text", "adapter"])
 def test_other_models_train_on_two_processes_as_on_one(tmp_path, kind):
     settings = f"{{'max_train_steps': 20, 'validation_steps': 10, 'kind': {kind!r}}}"
     for number in (1, 2):

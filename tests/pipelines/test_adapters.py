@@ -349,6 +349,11 @@ class TestMistakes:
             pipeline.save_lora_weights(tmp_path / "none", "yours")
         assert not (tmp_path / "none").exists()
 
+    def test_fusing_needs_an_adapter(self, unchanged):
+        for fuse in (unchanged.fuse_lora, unchanged.unfuse_lora):
+            with pytest.raises(ValueError, match="no adapter is attached; load one by load_lora_weights"):
+                fuse()
+
     def test_a_rank_that_is_none_is_refused(self, unchanged):
         with pytest.raises(ValueError, match="rank: 0 is not positive"):
             attach_adapter(unchanged.unet, 0)

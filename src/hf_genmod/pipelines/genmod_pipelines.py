@@ -311,11 +311,11 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
     def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs):
         """Adds the active adapters, times `lora_scale`, to the weights, from where `unfuse_lora` takes them back;
         after `unload_lora_weights` they stay, and the model is saved with them."""
-        super().fuse_lora(components or list(self.get_list_adapters()), lora_scale, **kwargs)
+        super().fuse_lora(components or self._adapted_components(), lora_scale, **kwargs)
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs):
         """Takes fused adapters out of the weights."""
-        super().unfuse_lora(components or list(self.get_list_adapters()), **kwargs)
+        super().unfuse_lora(components or self._adapted_components(), **kwargs)
 
     def unload_lora_weights(self):
         """Detaches all adapters, and removes the classes that came with them; what is fused stays."""
@@ -333,6 +333,12 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
         super().delete_adapters(adapter_names)
         if not any(self.get_list_adapters().values()):
             self.unload_lora_weights()  # what is left wraps every layer, and would be saved under other names
+
+    def _adapted_components(self) -> list[str]:
+        components = list(self.get_list_adapters())
+        if not components:
+            raise ValueError("no adapter is attached; load one by load_lora_weights")
+        return components
 
     @property
     def _adapter_of_class(self) -> dict[str, str]:
