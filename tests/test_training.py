@@ -100,7 +100,7 @@ def make_trainer(
 
 
 def make_other_trainer(dataset, output_dir, kind, held_out=None, **config):
-    """Of a variational autoencoder, of a U-Net with the text encoder that learns with it, or of an adapter; in fp64."""
+    """Of a variational autoencoder, a U-Net with the text encoder that learns with it, or an adapter; in fp64."""
     torch.manual_seed(0)
     scheduler, save = AncestralDDPMScheduler(), None
     if kind == "autoencoder":
