@@ -50,7 +50,6 @@ def examine(path: str, split: str = "train") -> Iterator[str]:
         yield from examine_checkpoint(folder)
     elif (folder / LORA_WEIGHT_NAME_SAFE).is_file():
         yield from examine_adapter(folder / LORA_WEIGHT_NAME_SAFE)
-        yield from _run(folder)
     elif (folder / "training_config.json").is_file():
         yield (
             "there is no model_index.json, so the run is not over and nothing can be loaded from it; repeat its "
