@@ -2,13 +2,16 @@
 Teaches a trained model something new by a few pictures, as an adapter (LoRA) that leaves the model as it is: a new
 class of a class-conditional model, or a new word of a text-to-image model.
 
-    python examples/finetune_lora.py --base runs/model --dataset path/to/pictures --class_name zebra
-    python examples/finetune_lora.py --base runs/text --dataset path/to/pictures --caption "a zebra"
+    python examples/finetune_lora.py --base runs/model --dataset path/to/zebras --class_name zebra \
+        --output_dir runs/zebra --max_train_minutes 4
+    python examples/finetune_lora.py --base runs/text --dataset path/to/zebras --caption "a zebra" \
+        --output_dir runs/zebra --max_train_minutes 4
 """
 
 import dataclasses
 from typing import ClassVar
 
+from accelerate import PartialState
 from diffusers.utils import make_image_grid
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, load_pipeline
@@ -58,10 +61,14 @@ class LoraArguments:
         default=None, metadata={"help": "Repository on the Hub that the adapter is pushed to, when it is trained."}
     )
 
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"rank: {self.rank} is not positive")
+
 
 with one_line_errors():
     data, lora, config = parse_arguments(FewPictures, LoraArguments, TrainingConfig)
-    pipeline = load_pipeline(lora.base)
+    pipeline = load_pipeline(lora.base).to(PartialState().device)
     unet, text_encoder = pipeline.components.get("unet"), pipeline.components.get("text_encoder")
     if "classifier" in pipeline.components:
         raise ValueError("base: an adapter of a ClassifierGuidedPipeline is trained for the model that it guides")
@@ -76,7 +83,9 @@ with one_line_errors():
     if text_encoder is not None:
         network, text = TextConditionedUNet(unet, text_encoder), Tokens(pipeline.tokenizer, text_encoder)
         prior = {"captions": lora.prior_captions}
-    weights = {"base": weights_fingerprint(network)}
+    fingerprint = weights_fingerprint(network)
+    scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
+    objective = DenoisingObjective(scheduler, unet.null_label, "balanced", lora.condition_dropout, text)
     dataset = WithPrior(pictures, pipeline, lora.prior_samples, prior, config.seed)
 
     network.requires_grad_(False)
@@ -105,15 +114,14 @@ with one_line_errors():
         pipeline.load_lora_weights(folder)
         return pipeline
 
-    scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
     trainer = Trainer(
         network,
-        DenoisingObjective(scheduler, unet.null_label, "balanced", lora.condition_dropout, text),
+        objective,
         dataset,
         config,
         make_pipeline,
         draw,
-        description={"data": dataclasses.asdict(data), "lora": dataclasses.asdict(lora), "weights": weights},
+        description={"data": dataclasses.asdict(data), "lora": dataclasses.asdict(lora), "weights": fingerprint},
         save=lambda pipeline, folder: pipeline.save_lora_weights(folder),
         load=load,
     )

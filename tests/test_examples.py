@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import datasets
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet
 
 from hf_genmod import (
@@ -383,6 +385,16 @@ def test_an_adapter_learns_from_a_few_pictures(base, arguments, asked, bases, fe
     assert not (tmp_path / "run" / "model_index.json").exists()
 
 
+def test_an_adapter_for_another_text_encoder_is_another_run(bases, few_pictures, tmp_path, run_here, error_of):
+    base = tmp_path / "base"
+    shutil.copytree(bases / "text", base)
+    flags = ["--base", base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS]
+    run_here("finetune_lora.py", *flags, "--caption", "a zorb")
+    weights = load_file(base / "text_encoder" / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, base / "text_encoder" / "model.safetensors")
+    assert "holds a different run (weights was" in error_of("finetune_lora.py", *flags, "--caption", "a zorb")
+
+
 def test_an_adapter_is_pushed_and_a_push_that_failed_is_made_up_for_by_the_same_command(
     bases, few_pictures, tmp_path, run_here, hub, capsys
 ):
@@ -407,7 +419,7 @@ def test_an_adapter_is_pushed_and_a_push_that_failed_is_made_up_for_by_the_same_
         ("classes", ["--class_name", "zebra", "--rank", "0"], "rank: 0 is not positive"),
         ("classes", ["--class_name", "zebra", "--prior_samples", "-1"], "prior_samples: -1 is negative"),
         ("classes", ["--class_name", "zebra", "--resolution", "8"], "resolution: the model was trained on 8x8"),
-        ("text", [], "caption: say what the pictures show"),
+        ("text", [], "caption: say what they show, or caption each"),
         ("guided", [], "base: an adapter of a ClassifierGuidedPipeline"),
         ("autoencoder", [], "the model is an autoencoder and no diffusion model"),
         ("missing", [], "is not a folder, nor can it be the id of a repository"),

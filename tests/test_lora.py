@@ -18,6 +18,7 @@ from hf_genmod import (
 from hf_genmod.data import PictureDataset, to_model_range
 from hf_genmod.latents import LatentDataset
 from hf_genmod.lora import WithPrior, attach_adapter, draw_samples, name_pictures, push_adapter, write_card
+from hf_genmod.optimizer import Muon
 from hf_genmod.training import TrainingError
 
 
@@ -53,6 +54,13 @@ class TestAttaching:
         layers = [m for m in pipeline.unet.modules() if hasattr(m, "lora_A")]
         sizes = [2 * (m.weight.shape[0] + m.weight[0].numel()) for m in layers]
         assert sum(p.numel() for p in trained.values()) == sum(sizes) + 64
+
+    def test_new_rows_take_the_steps_of_embeddings(self):
+        pipeline = of_classes()
+        pipeline.add_class("zebra")
+        attach_adapter(pipeline.unet, 2, num_new_classes=1)
+        of_muon, of_adamw = (group["params"] for group in Muon(pipeline.unet, lr=1e-3).param_groups)
+        assert [p.shape for p in of_adamw] == [(1, 64)] and of_muon
 
     def test_a_step_moves_these_and_no_others(self):
         pipeline = of_classes()
@@ -92,18 +100,23 @@ class TestNamingPictures:
         assert name_pictures(pipeline, bare, caption="a zorb") == {"prompt": ["a zorb"]}
         assert bare.captions == ["a zorb"] * 5
 
+    LABELS = {"labels": torch.tensor([0, 1]), "label_names": ["a", "zebra"]}
+    CAPTIONS = {"captions": ["a cat", "a dog"]}
+
     @pytest.mark.parametrize(
-        "make, arguments, message",
+        "make, of_pictures, arguments, message",
         [
-            (of_classes, {}, "class_name: name the class of the pictures"),
-            (of_classes, {"caption": "x"}, "caption: a ClassifierFreeGuidedPipeline is not asked by it"),
-            (tiny_text_pipeline, {}, "caption: say what the pictures show"),
-            (tiny_text_pipeline, {"class_name": "x"}, "class_name: a TextToImagePipeline is not asked by it"),
+            (of_classes, {}, {}, "class_name: name the class of the pictures"),
+            (of_classes, LABELS, {"class_name": "x"}, "class_name: the pictures are of a, zebra; leave it out"),
+            (of_classes, {}, {"caption": "x"}, "caption: a ClassifierFreeGuidedPipeline is not asked by it"),
+            (tiny_text_pipeline, {}, {}, "caption: say what they show, or caption each"),
+            (tiny_text_pipeline, CAPTIONS, {"caption": "x"}, "caption: the pictures have captions; leave it out"),
+            (tiny_text_pipeline, {}, {"class_name": "x"}, "class_name: a TextToImagePipeline is not asked by it"),
         ],
     )
-    def test_what_is_missing_or_of_no_use_is_named(self, make, arguments, message):
+    def test_what_is_missing_or_of_no_use_is_named(self, make, of_pictures, arguments, message):
         with pytest.raises(ValueError, match=message):
-            name_pictures(make(), pictures(), **arguments)
+            name_pictures(make(), pictures(2, **of_pictures), **arguments)
 
 
 class TestWithPrior:
@@ -297,6 +310,15 @@ def _run(code, folder):
     """Runs the code of a card as a person pastes it, but for the picture, which goes to the folder."""
     exec(code.replace("sample.png", str(folder / "sample.png")), {})
     return folder / "sample.png"
+
+
+def test_a_card_that_was_changed_is_left_alone(base, tmp_path):
+    write_card(str(tmp_path), str(base), 2, {"prompt": ["a zorb"]})
+    write_card(str(tmp_path), str(base), 2, {"prompt": ["a zorb"]}, "user/zorb")
+    assert 'load_lora_weights("user/zorb")' in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("my own words")
+    write_card(str(tmp_path), str(base), 2, {"prompt": ["a zorb"]}, "user/zorb")
+    assert (tmp_path / "README.md").read_text() == "my own words"
 
 
 def test_the_card_of_a_base_that_is_a_folder_is_valid_too(base, tmp_path):

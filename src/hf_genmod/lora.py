@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCardData
 from peft import LoraConfig
 from torch.nn.utils import parametrize
 
@@ -22,10 +22,9 @@ from hf_genmod.text import all_captions
 
 ADAPTER = "default"  # its name while it is trained
 
-# Layers by their names: of the U-Net, all but the first, the last and those between levels, as `Upsample` is no plain
-# convolution; of the text encoders of transformers, those of attention.
+# Of the U-Net the convolutions and linear layers of residual blocks and attention, but for the 1x1 ones of the skips;
+# `Upsample` is no plain convolution.
 _UNET_LAYERS = r".*\.(conv1|conv2|scale_shift|to_q|to_k|to_v|to_out)"
-_TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "q", "k", "v", "o", "query", "key", "value"]
 
 
 def attach_adapter(model: torch.nn.Module, rank: int, seed: int = 0, num_new_classes: int = 0):
@@ -46,7 +45,7 @@ def attach_adapter(model: torch.nn.Module, rank: int, seed: int = 0, num_new_cla
         raise ValueError(f"rank: {rank} is not positive")
     model.requires_grad_(False)
     torch.manual_seed(seed)
-    layers = _UNET_LAYERS if isinstance(model, DenoisingUNet2DModel) else _TEXT_LAYERS
+    layers = _UNET_LAYERS if isinstance(model, DenoisingUNet2DModel) else "all-linear"
     model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), ADAPTER)
     if num_new_classes:
         embedding = model.class_embedding.requires_grad_(True)
@@ -80,15 +79,21 @@ def name_pictures(
         if value is not None and not is_taken:
             raise ValueError(f"{argument}: a {type(pipeline).__name__} is not asked by it; leave it out")
     if takes_text:
-        if pictures.captions is None and caption is None:
-            raise ValueError("caption: say what the pictures show, or give each its own in a metadata.jsonl")
+        if (pictures.captions is None) == (caption is None):
+            has = "the pictures have captions; leave it out" if caption else "say what they show, or caption each"
+            raise ValueError(f"caption: {has}")
         pictures.captions = pictures.captions or [caption] * len(pictures)
         return {"prompt": all_captions(pictures)}
     if not takes_classes:
         return {}
-    if pictures.labels is None:
-        if class_name is None:
-            raise ValueError("class_name: name the class of the pictures, or sort them into class folders")
+    if (pictures.labels is None) == (class_name is None):
+        has = (
+            f"the pictures are of {', '.join(pictures.label_names)}; leave it out"
+            if class_name
+            else ("name the class of the pictures, or sort them into class folders")
+        )
+        raise ValueError(f"class_name: {has}")
+    if class_name is not None:
         pictures.labels, pictures.label_names = torch.zeros(len(pictures)).long(), [class_name]
     for name in pictures.label_names:
         if name not in pipeline.labels:
@@ -188,7 +193,7 @@ def _joined(new, old):
 
 def write_card(folder: str, base: str, rank: int, asked: dict[str, list[str]], repo_id: str | None = None) -> None:
     """
-    Writes the card of an adapter, `README.md`.
+    Writes the card of an adapter, `README.md`, unless there is one that was changed since.
 
     Args:
         folder (`str`): Where the adapter is.
@@ -201,11 +206,13 @@ def write_card(folder: str, base: str, rank: int, asked: dict[str, list[str]], r
     data = ModelCardData(library_name="diffusers", tags=["lora", "hf_genmod"], **on_hub)
     request = ", ".join(f"{name}={values[0]!r}" for name, values in asked.items())
     learned = "".join(f"; it learned {', '.join(map(repr, values[:10]))}" for values in asked.values())
-    text = f"""---
+
+    def card(where):
+        return f"""---
 {data.to_yaml()}
 ---
 
-# {Path(repo_id or folder).name}: a LoRA for {base}
+# {Path(where).name}: a LoRA for {base}
 
 An adapter of rank {rank} for the model `{base}`, which it needs{learned}.
 
@@ -213,11 +220,14 @@ An adapter of rank {rank} for the model `{base}`, which it needs{learned}.
 from hf_genmod import load_pipeline
 
 pipe = load_pipeline("{base}")
-pipe.load_lora_weights("{repo_id or folder}")
+pipe.load_lora_weights("{where}")
 pipe({request}).images[0].save("sample.png")
 ```
 """
-    ModelCard(text).save(Path(folder, "README.md"))
+
+    file = Path(folder, "README.md")
+    if not file.is_file() or file.read_text(encoding="utf-8") == card(folder):
+        file.write_text(card(repo_id or folder), encoding="utf-8")
 
 
 def push_adapter(folder: str, repo_id: str) -> str:

@@ -26,7 +26,9 @@ class Muon(torch.optim.AdamW):
     """
 
     def __init__(self, model: nn.Module, lr: float, momentum=0.95, betas=(0.9, 0.99), weight_decay=0.01):
-        embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+        embeddings = {
+            row for module in model.modules() if isinstance(module, nn.Embedding) for row in module.parameters()
+        }
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         matrices = [parameter for parameter in trained if parameter.ndim > 1 and parameter not in embeddings]
         others = [parameter for parameter in trained if parameter.ndim <= 1 or parameter in embeddings]

@@ -256,7 +256,7 @@ class TestAdapters:
 
     def test_is_not_saved_with_an_adapter_attached(self, unet, lora, tmp_path):
         unet.add_adapter(lora)
-        with pytest.raises(ValueError, match=r"adapters \['default'\] are attached; save them by save_lora_adapter"):
+        with pytest.raises(ValueError, match=r"adapters \['default'\] are attached; save them by the pipeline's"):
             unet.save_pretrained(tmp_path)
         assert not list(tmp_path.iterdir())
 

@@ -1,12 +1,15 @@
 """Adapters (LoRA) of pipelines: what they add to the weights, the classes they bring, and the ways in and out."""
 
 import copy
+import json
 
+import accelerate
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny import tiny_classifier, tiny_text_pipeline, tiny_unet, tiny_vae
 from transformers import T5EncoderModel
 
@@ -143,20 +146,25 @@ class TestAnAdapter:
         loaded, base = load_pipeline(tmp_path / "base").unet.state_dict(), make().unet.state_dict()
         assert loaded.keys() == base.keys() and all(torch.equal(loaded[name], base[name]) for name in base)
 
-    def test_is_part_of_the_weights_when_it_is_fused(self, make, tmp_path):
+    @pytest.mark.parametrize("scale", [1.0, 0.5])
+    def test_is_part_of_the_weights_when_it_is_fused(self, make, scale, tmp_path):
         pipeline, before = trained(make()), draw(make())
+        full = draw(pipeline)
+        pipeline.set_adapters("default", scale)
         adapted = draw(pipeline)
+        pipeline.set_adapters("default")
         pipeline.save_lora_weights(tmp_path / "adapter")
-        pipeline.fuse_lora()
-        torch.testing.assert_close(draw(pipeline), adapted, atol=1e-4, rtol=0)
-        pipeline.unfuse_lora()
-        torch.testing.assert_close(draw(pipeline), adapted, atol=1e-4, rtol=0)
+        for _ in range(2):
+            pipeline.fuse_lora(lora_scale=scale)
+            torch.testing.assert_close(draw(pipeline), adapted, atol=1e-4, rtol=0)
+            pipeline.unfuse_lora()
+            torch.testing.assert_close(draw(pipeline), full, atol=1e-4, rtol=0)
         pipeline.disable_lora()
         torch.testing.assert_close(draw(pipeline), before, atol=1e-4, rtol=0)
 
         pipeline = make()
         pipeline.load_lora_weights(tmp_path / "adapter")
-        pipeline.fuse_lora()
+        pipeline.fuse_lora(lora_scale=scale)
         pipeline.unload_lora_weights()
         pipeline.save_pretrained(tmp_path / "fused")
         torch.testing.assert_close(draw(load_pipeline(tmp_path / "fused")), adapted, atol=1e-4, rtol=0)
@@ -192,10 +200,28 @@ class TestAnAdapter:
 
     def test_works_on_a_pipeline_in_bf16(self, tmp_path):
         trained(of_classes(), name="zebra").save_lora_weights(tmp_path)
-        pipeline = of_classes().to(torch.bfloat16)
-        pipeline.load_lora_weights(tmp_path)
+        pipeline, exact = of_classes().to(torch.bfloat16), of_classes()
+        for pipe in (pipeline, exact):
+            pipe.load_lora_weights(tmp_path)
         assert pipeline.unet.class_embedding.weight.dtype == torch.bfloat16
-        assert draw(pipeline, "zebra").isfinite().all()
+        x, t, labels = torch.randn(2, 3, 8, 8), torch.tensor([9, 900]), torch.tensor([3, 0])
+        with torch.no_grad():
+            low, high = (pipe.unet(x.to(pipe.unet.dtype), t, labels).sample.float() for pipe in (pipeline, exact))
+            exact.disable_lora()
+            without = exact.unet(x, t, labels).sample
+        assert (low - high).norm() < 0.1 * (without - high).norm()
+
+    def test_reaches_weights_that_are_offloaded(self, zebra):
+        plain, offloaded = of_classes(), of_classes()
+        accelerate.cpu_offload(offloaded.unet, "cpu")
+        offloaded.enable_sequential_cpu_offload = lambda: accelerate.cpu_offload(offloaded.unet, "cpu")
+        before = draw(offloaded)
+        for pipe in (plain, offloaded):
+            pipe.load_lora_weights(zebra)
+        assert torch.equal(draw(offloaded, "zebra"), draw(plain, "zebra"))
+        offloaded.unload_lora_weights()
+        assert torch.equal(draw(offloaded), before)
+        assert offloaded.unet.class_embedding.weight.device.type == "meta"  # offloaded again
 
     def test_works_on_the_code_of_a_checkpoint(self, zebra, tmp_path):
         of_classes().save_pretrained(tmp_path / "base")
@@ -281,6 +307,52 @@ class TestClasses:
         assert loaded.labels == {"a": 0, "b": 1, "c": 2, "zebra": 3}
         torch.testing.assert_close(draw(loaded, "zebra"), adapted, atol=1e-4, rtol=0)
 
+    def test_is_removed_from_many_after_a_journey_over_disk(self, tmp_path):
+        names = {i: f"class {i}" for i in range(12)}
+        pipeline = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=12), AncestralDDPMScheduler(), id2label=names)
+        pipeline.save_pretrained(tmp_path / "base")
+        trained(pipeline, name="zebra").save_lora_weights(tmp_path / "zebra")
+        loaded = load_pipeline(tmp_path / "base")
+        for detach in (loaded.unload_lora_weights, lambda: loaded.delete_adapters("default_0")):
+            loaded.load_lora_weights(tmp_path / "zebra")
+            assert loaded.labels["zebra"] == 12
+            detach()
+            assert list(loaded.labels.items()) == [(name, i) for i, name in names.items()]
+
+    def test_goes_with_its_adapter_though_that_was_fused_once(self, zebra, tmp_path):
+        trained(of_classes(), seed=1).save_lora_weights(tmp_path / "other")
+        pipeline = of_classes()
+        pipeline.load_lora_weights(zebra, adapter_name="first")
+        pipeline.fuse_lora()
+        with pytest.warns(UserWarning, match="merged"):
+            pipeline.load_lora_weights(tmp_path / "other", adapter_name="second")  # for which peft unmerges the first
+        pipeline.unload_lora_weights()
+        assert pipeline.labels == of_classes().labels
+
+    def test_stays_or_goes_as_well_where_it_was_trained(self, tmp_path):
+        pipeline = trained(of_classes(), name="zebra")
+        pipeline.add_class("okapi")
+        assert pipeline.labels == {"a": 0, "b": 1, "c": 2, "zebra": 3, "okapi": 4}
+        pipeline.unload_lora_weights()
+        assert pipeline.labels == {"a": 0, "b": 1, "c": 2, "okapi": 3}
+        pipeline = trained(of_classes(), name="zebra")
+        adapted = draw(pipeline, "zebra")
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        pipeline.save_pretrained(tmp_path)
+        torch.testing.assert_close(draw(load_pipeline(tmp_path), "zebra"), adapted, atol=1e-4, rtol=0)
+
+
+def rewritten(source, target, change):
+    """A copy of an adapter's file in which `change(weights, metadata)` has changed something."""
+    weights = load_file(source / WEIGHTS)
+    with safe_open(source / WEIGHTS, "pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    change(weights, metadata)
+    target.mkdir()
+    save_file(weights, target / WEIGHTS, {"lora_adapter_metadata": json.dumps(metadata)})
+    return target
+
 
 class TestMistakes:
     @pytest.fixture
@@ -303,6 +375,52 @@ class TestMistakes:
         trained(of_text()).save_lora_weights(tmp_path)
         with pytest.raises(ValueError, match="fits no layer of this model"):
             unchanged.load_lora_weights(tmp_path)
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            (lambda weights, metadata: metadata.update({"unet.from_the_future": 1}), "it cannot be attached"),
+            (lambda weights, metadata: weights.pop("class_embedding"), "the embeddings of its classes are not those"),
+            (lambda weights, metadata: metadata.pop("class_names"), "the embeddings of its classes are not those"),
+            (lambda weights, metadata: weights.update(class_embedding=torch.zeros(1, 5)), "the embeddings of its"),
+            (
+                lambda weights, metadata: weights.update(
+                    {"unet.mid_blocks.0.residual.conv1.lora_A.weight": torch.zeros(2, 32, 1, 1)}
+                ),
+                "unet.mid_blocks.0.residual.conv1.lora_A.weight fits no layer",
+            ),
+        ],
+    )
+    def test_an_adapter_that_cannot_be_attached_leaves_nothing(self, unchanged, zebra, tmp_path, change, message):
+        with pytest.raises(ValueError, match=message):
+            unchanged.load_lora_weights(rewritten(zebra, tmp_path / "changed", change))
+        assert not any(".base_layer." in name for name in unchanged.unet.state_dict())
+
+    def test_half_of_an_adapter_of_text_leaves_nothing(self, tmp_path):
+        trained(of_text()).save_lora_weights(tmp_path / "whole")
+        pipeline, before = of_text(), draw(of_text())
+        for name, change in (
+            ("without", lambda weights, metadata: [metadata.pop(key) for key in list(metadata) if key[0] == "t"]),
+            ("unknown", lambda weights, metadata: metadata.update({"text_encoder.from_the_future": 1})),
+        ):
+            with pytest.raises(ValueError, match="it cannot be attached"):
+                pipeline.load_lora_weights(rewritten(tmp_path / "whole", tmp_path / name, change))
+            assert pipeline.get_list_adapters() == {} and torch.equal(draw(pipeline), before)
+
+    def test_a_class_of_a_model_without_names_is_told_from_its_numbers(self, tmp_path):
+        unnamed = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), AncestralDDPMScheduler())
+        trained(of_classes(), name="1").save_lora_weights(tmp_path)
+        with pytest.raises(ValueError, match="this model has a class '1' already"):
+            unnamed.load_lora_weights(tmp_path)
+        assert unnamed.get_list_adapters() == {}
+
+    def test_a_model_compiled_as_a_whole_is_refused(self, unchanged, zebra):
+        unet = unchanged.unet
+        unchanged.unet = torch.compile(unet)
+        for change in (lambda: unchanged.load_lora_weights(zebra), unchanged.unload_lora_weights):
+            with pytest.raises(ValueError, match=r"unet: it was compiled as a whole; .* pipe.unet.compile\(\)"):
+                change()
+        unchanged.unet = unet
 
     def test_what_is_no_adapter_is_named(self, unchanged, tmp_path, hub):
         (tmp_path / WEIGHTS).write_bytes(b"no safetensors")
@@ -332,6 +450,14 @@ class TestMistakes:
             pipeline.load_lora_weights(zebra)
         with pytest.raises(ValueError, match="name: 'zebra' is a class of this model already"):
             pipeline.add_class("zebra")
+        with pytest.raises(ValueError, match=r"embedding: shape \(3,\) is not \(64,\)"):
+            pipeline.add_class("okapi", torch.zeros(3))
+        with pytest.raises(ValueError, match="adapter_name: 'v1.0' has a dot in it"):
+            pipeline.load_lora_weights(zebra, adapter_name="v1.0")
+        with pytest.raises(ValueError, match=r"adapter_names: 'yours' is not one of the adapters \['mine'\]"):
+            pipeline.delete_adapters(["mine", "yours"])
+        with pytest.raises(TypeError, match="adaptor_name"):
+            pipeline.load_lora_weights(zebra, adaptor_name="third")
         assert pipeline.get_list_adapters() == {"unet": ["mine"]}
 
     def test_a_class_needs_a_pipeline_that_takes_more_of_them(self, zebra):
@@ -348,6 +474,8 @@ class TestMistakes:
         with pytest.raises(ValueError, match=r"'yours' is not one of the adapters \['mine'\]"):
             pipeline.save_lora_weights(tmp_path / "none", "yours")
         assert not (tmp_path / "none").exists()
+        with pytest.raises(NotADirectoryError, match="is a file; give a folder"):
+            pipeline.save_lora_weights(zebra / WEIGHTS)
 
     def test_fusing_needs_an_adapter(self, unchanged):
         for fuse in (unchanged.fuse_lora, unchanged.unfuse_lora):

@@ -19,6 +19,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
+from torch.nn.utils import parametrize
 
 # Captured at import: a later load may overwrite the file that this module was read from.
 _SHIPPED_FILE = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))
@@ -371,17 +372,23 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
         returns it."""
         of_labels, of_null = self.class_embedding.weight.split([self.null_label, 1])
         row = of_labels.mean(dim=0) if embedding is None else embedding.to(of_labels)
-        self._set_embeddings(torch.cat([of_labels, row[None], of_null]))
+        if row.shape != of_null[0].shape:
+            raise ValueError(f"embedding: shape {tuple(row.shape)} is not ({of_null.shape[1]},), that of the others")
+        self.set_label_embeddings(torch.cat([of_labels, row[None], of_null]))
         return self.null_label - 1
 
     @torch.no_grad()
     def remove_label(self, label: int):
         """Takes a label out; those above move down."""
         weight = self.class_embedding.weight
-        self._set_embeddings(torch.cat([weight[:label], weight[label + 1 :]]))
+        self.set_label_embeddings(torch.cat([weight[:label], weight[label + 1 :]]))
 
-    def _set_embeddings(self, weight):
-        self.class_embedding.weight = nn.Parameter(weight)
+    def set_label_embeddings(self, weight: torch.Tensor):
+        """Sets the embeddings of all labels, (labels + 1, d), and of none, the last; that many labels there are."""
+        weight = nn.Parameter(weight.detach())
+        if parametrize.is_parametrized(self.class_embedding):  # while some of its rows are trained
+            parametrize.remove_parametrizations(self.class_embedding, "weight")
+        self.class_embedding.weight = weight
         self.class_embedding.num_embeddings = len(weight)
         self.register_to_config(num_classes=len(weight) - 1)
 
@@ -389,8 +396,8 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
     def save_pretrained(self, *args, **kwargs):
         if self._hf_peft_config_loaded:  # the weights would be written under names that do not load again
             raise ValueError(
-                f"save_pretrained: adapters {list(self.peft_config)} are attached; save them by save_lora_adapter, "
-                "then detach them by unload_lora, after fuse_lora to keep what they do"
+                f"save_pretrained: adapters {list(self.peft_config)} are attached; save them by the pipeline's "
+                "save_lora_weights, then detach them by its unload_lora_weights, after fuse_lora to keep what they do"
             )
         return super().save_pretrained(*args, **kwargs)
 

@@ -4,6 +4,7 @@ Pictures and latents are (n, channels, height, width); inside the loop they are 
 file is complete in itself: it travels inside every checkpoint.
 """
 
+import contextlib
 import copy
 import difflib
 import importlib
@@ -24,7 +25,6 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from huggingface_hub import hf_hub_download, snapshot_download
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
 
 # Captured at import: a later load may overwrite the file that this module was read from.
 _SHIPPED_FILE = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))
@@ -213,7 +213,12 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
         pretrained_model_name_or_path: str | os.PathLike,
         adapter_name: str | None = None,
         weight_name: str = LORA_WEIGHT_NAME_SAFE,
-        **kwargs,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
     ):
         """
         Attaches an adapter (LoRA: W + B A with B A of low rank; Hu et al. 2021, https://arxiv.org/abs/2106.09685) to
@@ -225,7 +230,9 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
                 Hub.
             adapter_name (`str`, *optional*): What to call it; by default "default_0", "default_1", ...
             weight_name (`str`): The name of the file.
-            kwargs: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, `subfolder`.
+            subfolder (`str`, *optional*): Where in the folder or repository the file is.
+            revision, token, cache_dir, force_download, local_files_only: As
+                [`~huggingface_hub.hf_hub_download`] takes them.
 
         Raises:
             FileNotFoundError: If there is no adapter at the path.
@@ -234,38 +241,53 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
         """
         from peft import LoraConfig, set_peft_model_state_dict
 
+        self._check_not_compiled()
         path = os.fspath(pretrained_model_name_or_path)
-        state, metadata = _read_adapter(path, weight_name, kwargs)
-        names, rows = metadata.pop("class_names", []), state.pop("class_embedding", None)
-        attached = self.get_list_adapters()
-        taken = {name for adapters in attached.values() for name in adapters}
+        state, metadata = _read_adapter(
+            path,
+            weight_name,
+            subfolder=subfolder,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        names, rows = metadata.pop("class_names", []), state.pop("class_embedding", ())
+        taken = self._attached()
         adapter_name = adapter_name or next(
             name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken
         )
         if adapter_name in taken:
             raise ValueError(f"adapter_name: {adapter_name!r} is attached already; choose another, or delete that one")
+        if "." in adapter_name:
+            raise ValueError(f"adapter_name: {adapter_name!r} has a dot in it, which names of modules cannot have")
         parts = {
             component: tuple(_without_prefix(part, f"{component}.") for part in (state, metadata))
             for component in {key.split(".")[0] for key in state}
         }
         for component, (weights, _) in parts.items():
             _check_adapter(path, component, getattr(self, component, None), weights)
-        if names:
-            self._check_new_classes(path, names)
-        with warnings.catch_warnings():
+        if names or len(rows):
+            self._check_new_classes(path, names, rows)
+        with self._without_offloading(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
-            if "unet" in parts:
-                weights, config = parts["unet"]
-                self.unet.load_lora_adapter(
-                    weights, prefix=None, adapter_name=adapter_name, metadata=config or None, _pipeline=self
-                )
-            if "text_encoder" in parts:
-                weights, config = parts["text_encoder"]
-                self.text_encoder.add_adapter(LoraConfig(**config), adapter_name)
-                set_peft_model_state_dict(self.text_encoder, weights, adapter_name)
-        for name, row in zip(names, () if rows is None else rows, strict=True):
-            self.add_class(name, row, adapter_name)
-        self.set_adapters(adapter_name)
+            try:
+                for name, row in zip(names, rows, strict=True):
+                    self.add_class(name, row, adapter_name)
+                if "text_encoder" in parts:
+                    weights, config = parts["text_encoder"]
+                    self.text_encoder.add_adapter(LoraConfig(**config), adapter_name)
+                    set_peft_model_state_dict(self.text_encoder, weights, adapter_name)
+                if "unet" in parts:
+                    weights, config = parts["unet"]
+                    self.unet.load_lora_adapter(
+                        weights, prefix=None, adapter_name=adapter_name, metadata=config or None, _pipeline=self
+                    )
+                self.set_adapters(adapter_name)
+            except Exception as error:  # of peft, about a config that it does not understand
+                self._detach(adapter_name)
+                raise ValueError(f"{path}: it cannot be attached ({str(error).splitlines()[0]})") from error
 
     def save_lora_weights(
         self,
@@ -283,17 +305,19 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
 
         Raises:
             ValueError: If there is none of that name, or several to choose from.
+            NotADirectoryError: If there is a file of the folder's name.
         """
         from peft import get_peft_model_state_dict
 
-        attached = self.get_list_adapters()
-        known = sorted({name for adapters in attached.values() for name in adapters})
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"save_directory: {os.fspath(save_directory)!r} is a file; give a folder")
+        known = self._attached()
         if adapter_name is None and len(known) == 1:
             adapter_name = known[0]
         if adapter_name not in known:
             raise ValueError(f"adapter_name: {adapter_name!r} is not one of the adapters {known}; name one of them")
         state, metadata = {}, {}
-        for component, adapters in attached.items():
+        for component, adapters in self.get_list_adapters().items():
             if adapter_name in adapters:
                 model = getattr(self, component)
                 state |= self.pack_weights(get_peft_model_state_dict(model, adapter_name=adapter_name), component)
@@ -312,40 +336,88 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
         """Adds the active adapters, times `lora_scale`, to the weights, from where `unfuse_lora` takes them back;
         after `unload_lora_weights` they stay, and the model is saved with them."""
         super().fuse_lora(components or self._adapted_components(), lora_scale, **kwargs)
+        self._fused_scale = lora_scale
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs):
         """Takes fused adapters out of the weights."""
-        super().unfuse_lora(components or self._adapted_components(), **kwargs)
+        components = components or self._adapted_components()
+        super().unfuse_lora(components, **kwargs)
+        for component in components:
+            for module in getattr(self, component).modules():
+                if hasattr(module, "unscale_layer"):  # which fusing has scaled
+                    module.unscale_layer(getattr(self, "_fused_scale", 1.0))
+        self._fused_scale = 1.0
 
     def unload_lora_weights(self):
         """Detaches all adapters, and removes the classes that came with them; what is fused stays."""
-        for name, adapter in list(self._adapter_of_class.items()):
-            self._release_class(name, adapter)
-        super().unload_lora_weights()
+        self._check_not_compiled()
+        with self._without_offloading():
+            for name, adapter in list(self._adapter_of_class.items()):
+                self._release_class(name, adapter)
+            super().unload_lora_weights()
         self._merged_adapters = set()
 
     def delete_adapters(self, adapter_names: str | list[str]):
-        """Detaches some adapters, and removes the classes that came with them."""
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        for name, adapter in list(self._adapter_of_class.items()):
-            if adapter in names:
-                self._release_class(name, adapter)
-        super().delete_adapters(adapter_names)
-        if not any(self.get_list_adapters().values()):
+        """Detaches some adapters, and removes the classes that came with them.
+
+        Raises:
+            ValueError: If there is none of a name.
+        """
+        self._check_not_compiled()
+        names, known = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names), self._attached()
+        for name in names:
+            if name not in known:
+                raise ValueError(f"adapter_names: {name!r} is not one of the adapters {known}")
+        for name in names:
+            self._detach(name)
+
+    def _detach(self, adapter_name):
+        with self._without_offloading():
+            for name, adapter in list(self._adapter_of_class.items()):
+                if adapter == adapter_name:
+                    self._release_class(name, adapter)
+            super().delete_adapters(adapter_name)
+        if not self._attached():
             self.unload_lora_weights()  # what is left wraps every layer, and would be saved under other names
 
+    def _attached(self) -> list[str]:
+        """The names of all adapters."""
+        return sorted({name for adapters in self.get_list_adapters().values() for name in adapters})
+
     def _adapted_components(self) -> list[str]:
-        components = list(self.get_list_adapters())
-        if not components:
+        if not self._attached():
             raise ValueError("no adapter is attached; load one by load_lora_weights")
-        return components
+        return list(self.get_list_adapters())
+
+    def _is_fused(self, adapter_name) -> bool:
+        return any(adapter_name in getattr(module, "merged_adapters", ()) for module in self.unet.modules())
+
+    @contextlib.contextmanager
+    def _without_offloading(self):
+        """The weights are where they belong meanwhile."""
+        whole, by_layers, _ = self._optionally_disable_offloading(self)
+        try:
+            yield
+        finally:
+            if whole:
+                self.enable_model_cpu_offload()
+            elif by_layers:
+                self.enable_sequential_cpu_offload()
+
+    def _check_not_compiled(self):
+        for name, component in self.components.items():
+            if name in self._lora_loadable_modules and hasattr(component, "_orig_mod"):
+                raise ValueError(
+                    f"{name}: it was compiled as a whole; attach and detach adapters before, or compile it by "
+                    f"pipe.{name}.compile()"
+                )
 
     @property
     def _adapter_of_class(self) -> dict[str, str]:
         """Which adapter brought a class, by its name."""
         return self.__dict__.setdefault("_brought_classes", {})
 
-    def _check_new_classes(self, path, names):
+    def _check_new_classes(self, path, names, rows):
         raise ValueError(f"{path}: it is for the classes {', '.join(names)}, and {type(self).__name__} takes none")
 
     # ---- checkpoints ----
@@ -519,7 +591,8 @@ class ClassConditionalPipeline(GenerationPipeline):
 
     def _register_names(self, id2label, value_range):
         if id2label is not None:
-            id2label = {int(index): name for index, name in id2label.items()}  # JSON has made the keys strings
+            # JSON has made the keys strings, and sorted them as such.
+            id2label = dict(sorted((int(index), name) for index, name in id2label.items()))
         self.register_to_config(id2label=id2label, value_range=value_range)
 
     def _classifier_free_guidance(self, x_t, t, weights, gamma):
@@ -894,9 +967,9 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             `int`: Its label.
 
         Raises:
-            ValueError: If there is a class of that name.
+            ValueError: If there is a class of that name, or the embedding is of another size.
         """
-        labels = self.labels or {str(label): label for label in range(self.num_classes)}
+        labels = self._known_labels()
         if name in labels:
             raise ValueError(f"name: {name!r} is a class of this model already; choose another")
         label = self.unet.add_label(embedding)
@@ -908,14 +981,22 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
     def _release_class(self, name, adapter):
         """Removes a class that came with an adapter, unless that is part of the weights by now."""
         del self._adapter_of_class[name]
-        if adapter not in self.fused_loras:
+        if self._is_fused(adapter):
+            self.unet.set_label_embeddings(self.unet.class_embedding.weight)
+        else:
             self.unet.remove_label(self.labels[name])
             self.register_to_config(id2label=dict(enumerate(other for other in self.labels if other != name)))
 
-    def _check_new_classes(self, path, names):
-        known = [name for name in names if name in self.labels]
+    def _known_labels(self) -> dict[str, int]:
+        """`labels`, by their numbers where they have no names."""
+        return self.labels or {str(label): label for label in range(self.num_classes)}
+
+    def _check_new_classes(self, path, names, rows):
+        known = [name for name in names if name in self._known_labels()]
         if known:
             raise ValueError(f"{path}: this model has a class {known[0]!r} already, and the adapter brings another")
+        if len(names) != len(rows) or rows.shape[1:] != self.unet.class_embedding.weight.shape[1:]:
+            raise ValueError(f"{path}: the embeddings of its classes are not those of {len(names)} of this model")
 
 
 class TextToImagePipeline(GenerationPipeline):
@@ -1441,9 +1522,11 @@ def _download(repo_id: str, kwargs: dict) -> str:
     return snapshot_download(repo_id, allow_patterns=[DiffusionPipeline.config_name, *patterns], **options)
 
 
-def _read_adapter(path: str, weight_name: str, options: dict) -> tuple[dict[str, torch.Tensor], dict]:
+def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, torch.Tensor], dict]:
     """The weights of an adapter, and the configs of its parts, from a file, a folder or the Hub."""
-    file = Path(path, options.get("subfolder") or "", weight_name) if os.path.isdir(path) else Path(path)
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(path, options["subfolder"] or "", weight_name) if os.path.isdir(path) else Path(path)
     if not file.is_file() and not os.path.isdir(path):
         if path.count("/") > 1 or path.startswith((".", "/", "~")):
             raise FileNotFoundError(f"{path!r} is not a folder or a file, nor can it be the id of a repository")
@@ -1469,8 +1552,8 @@ def _check_adapter(path: str, component: str, model, weights: dict[str, torch.Te
     for key, weight in weights.items():
         name, _, kind = key.partition(".lora_")
         of_model = getattr(modules.get(name), "weight", None)
-        axis = {"A": 1, "B": 0}.get(kind[:1])
-        if of_model is None or axis is None or weight.shape[axis] != of_model.shape[axis]:
+        axes = {"A": slice(1, None), "B": slice(0, 1)}.get(kind[:1])  # a kernel is all in A
+        if of_model is None or axes is None or weight.shape[axes] != of_model.shape[axes]:
             raise ValueError(
                 f"{path}: {component}.{key} fits no layer of this model; load it into the one it was trained for"
             )
