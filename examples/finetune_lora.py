@@ -11,12 +11,12 @@ class of a class-conditional model, or a new word of a text-to-image model.
 import dataclasses
 from typing import ClassVar
 
-from accelerate import PartialState
 from diffusers.utils import make_image_grid
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, load_pipeline
 from hf_genmod.latents import weights_fingerprint
 from hf_genmod.lora import WithPrior, attach_adapter, name_pictures, push_adapter, write_card
+from hf_genmod.processes import processes
 from hf_genmod.recipe import (
     CaptionedDataArguments,
     caption_rows,
@@ -68,7 +68,7 @@ class LoraArguments:
 
 with one_line_errors():
     data, lora, config = parse_arguments(FewPictures, LoraArguments, TrainingConfig)
-    pipeline = load_pipeline(lora.base).to(PartialState().device)
+    pipeline = load_pipeline(lora.base).to(processes().device)
     unet, text_encoder = pipeline.components.get("unet"), pipeline.components.get("text_encoder")
     if "classifier" in pipeline.components:
         raise ValueError("base: an adapter of a ClassifierGuidedPipeline is trained for the model that it guides")

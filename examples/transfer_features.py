@@ -13,11 +13,11 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 
 from hf_genmod import load_vae
 from hf_genmod.data import to_model_range
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
+from hf_genmod.processes import processes
 from hf_genmod.recipe import DataArguments, one_line_errors, parse_arguments
 
 ARMS = ("encoder, frozen", "encoder, fine-tuned", "from scratch", "linear on pixels")
@@ -103,7 +103,7 @@ def accuracy(model: Classifier, images, labels) -> float:
 
 with one_line_errors():
     data, transfer = parse_arguments(DataArguments, TransferArguments)
-    device = PartialState().device
+    device = processes().device
     vae = load_vae(transfer.vae).to(device, memory_format=torch.channels_last)
     if not isinstance(vae, ImageAutoencoder):
         raise ValueError(f"vae: {type(vae).__name__} is not an autoencoder of this package, whose features are known")

@@ -385,6 +385,22 @@ def test_an_adapter_learns_from_a_few_pictures(base, arguments, asked, bases, fe
     assert not (tmp_path / "run" / "model_index.json").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["latents", "text"])
+def test_an_adapter_is_trained_by_two_processes_as_by_one(base, bases, few_pictures, tmp_path):
+    adapters = []
+    for number in (1, 2):
+        flags = ["--base", bases / base, "--dataset", few_pictures, "--output_dir", tmp_path / str(number), *FEW_STEPS,
+                 *{"latents": ["--class_name", "zebra"], "text": ["--caption", "a zorb"]}[base],
+                 "--mixed_precision", "no"]  # fmt: skip
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", number]
+        command = [sys.executable, *(launcher if number > 1 else []), EXAMPLES / "finetune_lora.py", *flags]
+        subprocess.run([*map(str, command)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+        adapters.append(load_file(tmp_path / str(number) / "pytorch_lora_weights.safetensors"))
+    for name, weight in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], weight, atol=1e-4, rtol=0)
+
+
 def test_an_adapter_for_another_text_encoder_is_another_run(bases, few_pictures, tmp_path, run_here, error_of):
     base = tmp_path / "base"
     shutil.copytree(bases / "text", base)

@@ -130,11 +130,11 @@ DRAW = """
 import sys
 sys.path.insert(0, {tests!r})
 import torch
-from accelerate import PartialState
+from hf_genmod.processes import processes
 from hf_genmod.recipe import draw_images
 from test_recipe import tiny_pipeline
 
-state = PartialState(cpu=True)
+state = processes()
 images = draw_images(tiny_pipeline(), [0, 1, 2, 0, 1], seed=3, num_inference_steps=3)
 for i, image in enumerate(images):
     image.save(f"{folder}/{{state.process_index}}-{{i}}.png")

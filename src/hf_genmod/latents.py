@@ -10,11 +10,11 @@ from pathlib import Path
 
 import datasets
 import torch
-from accelerate import PartialState
 from diffusers import ModelMixin
 
 from hf_genmod.data import PictureDataset, to_model_range
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
+from hf_genmod.processes import processes
 from hf_genmod.randomness import BatchRandom
 
 _PIXELS = 2**18  # of pictures that are encoded together
@@ -66,7 +66,7 @@ class LatentDataset(torch.utils.data.Dataset):
         length = torch.Size(self._shape).numel()
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_genmod" / "latents"
         folder.mkdir(parents=True, exist_ok=True)
-        with PartialState().main_process_first():
+        with processes().main_process_first():
             rows = datasets.Dataset.from_dict({"index": range(len(self.pictures))}).map(
                 encode_rows,
                 batched=True,

@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import torch
 import yaml
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.utils import make_image_grid
@@ -28,6 +27,7 @@ from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClas
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.pipelines.genmod_pipelines import AutoencoderPipeline, GenerationPipeline
 from hf_genmod.plots import draw_accuracy
+from hf_genmod.processes import processes
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
 # What a classifier records of the process whose noise it has seen.
@@ -78,7 +78,7 @@ class DataArguments:
         if vae is None:
             return self.load_in_pixels(require_labels)
         value_range = _value_range_of(vae)
-        vae = load_vae(vae).to(PartialState().device).eval()
+        vae = load_vae(vae).to(processes().device).eval()
         channels = vae.config.in_channels if value_range is None else None
         arguments = dataclasses.replace(self, channels=self.channels or channels)
         if isinstance(vae, ImageAutoencoder) and self.resolution is None:
@@ -407,11 +407,11 @@ def draw_images(
     Raises:
         RuntimeError: On all processes, if one of them fails.
     """
-    processes = PartialState()
+    state = processes()
     each = {"class_labels": class_labels, "prompt": prompt}
     each = {name: values for name, values in each.items() if values is not None}
     count = len(next(iter(each.values()))) if each else count
-    mine = range(processes.process_index, count, processes.num_processes)
+    mine = range(state.process_index, count, state.num_processes)
     images, error = {}, None
     try:
         for start in range(0, len(mine), 16):
@@ -507,7 +507,7 @@ def _as_seen_by(pipeline, pictures: PictureDataset, mirrored: bool) -> PictureDa
     pictures.value_range = value_range
     if pipeline.vae is None:
         return pictures
-    pipeline.vae.to(PartialState().device)
+    pipeline.vae.to(processes().device)
     return LatentDataset(pictures, pipeline.vae, mirrored)
 
 

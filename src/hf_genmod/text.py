@@ -10,7 +10,6 @@ from pathlib import Path
 
 import datasets
 import torch
-from accelerate import PartialState
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -24,6 +23,7 @@ from transformers import (
 
 from hf_genmod.latents import weights_fingerprint
 from hf_genmod.pipelines.genmod_pipelines import tokenize
+from hf_genmod.processes import processes
 
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>")
 MAX_TOKENS = 77  # of CLIP; more where a caption is longer
@@ -158,7 +158,7 @@ class FrozenText:
 
     def __init__(self, captions: Iterable[str], tokenizer, text_encoder):
         captions = sorted({"", *captions})
-        text_encoder.to(PartialState().device)
+        text_encoder.to(processes().device)
         self._rows = {caption: row for row, caption in enumerate(captions)}
         self._width = text_encoder.config.hidden_size
         words = f"{captions} {sorted(tokenizer.get_vocab().items())} {tokenizer.model_max_length}"
@@ -175,7 +175,7 @@ class FrozenText:
 
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_genmod" / "text"
         folder.mkdir(parents=True, exist_ok=True)
-        with PartialState().main_process_first():
+        with processes().main_process_first():
             self._hidden = (
                 datasets.Dataset.from_dict({"caption": captions})
                 .map(
