@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from hf_genmod import load_pipeline
 from hf_genmod.data import load_pictures
-from hf_genmod.evaluation import extract_features
+from hf_genmod.features import extract_features
 
 parser = parser(__doc__)
 parser.add_argument(

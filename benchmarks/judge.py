@@ -11,14 +11,8 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 
 from hf_genmod.data import load_pictures
-from hf_genmod.evaluation import (
-    FeatureClassifier,
-    FeatureStatistics,
-    evaluate_pictures,
-    extract_features,
-    recognised_share,
-    train_feature_classifier,
-)
+from hf_genmod.evaluation import FeatureStatistics, frechet_distance, recognised_share
+from hf_genmod.features import FeatureClassifier, extract_features, train_feature_classifier
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -65,7 +59,10 @@ class Judge:
     def __call__(self, pictures: torch.Tensor, labels=None) -> dict:
         """`frechet_distance` and `recognised_share` of pictures, (n, C, H, W) uint8, of `labels`: by default those
         that samples are asked for."""
-        return evaluate_pictures(pictures, self.classifier, self.real, self.labels if labels is None else labels)
+        features = extract_features(pictures, self.classifier)
+        with torch.no_grad():
+            share = recognised_share(self.classifier.head(features), self.labels if labels is None else labels)
+        return {"frechet_distance": frechet_distance(features, self.real), "recognised_share": share}
 
     def grid(self, pictures: torch.Tensor, num_columns: int = 10) -> Image.Image:
         """Ten rows of them, shared evenly among the first ten classes."""

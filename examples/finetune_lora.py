@@ -9,7 +9,6 @@ class of a class-conditional model, or a new word of a text-to-image model.
 """
 
 import dataclasses
-from typing import ClassVar
 
 from diffusers.utils import make_image_grid
 
@@ -17,22 +16,11 @@ from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, load_pipeline
 from hf_genmod.latents import weights_fingerprint
 from hf_genmod.lora import WithPrior, attach_adapter, name_pictures, push_adapter, write_card
 from hf_genmod.processes import processes
-from hf_genmod.recipe import (
-    CaptionedDataArguments,
-    caption_rows,
-    class_rows,
-    draw_images,
-    one_line_errors,
-    parse_arguments,
-)
+from hf_genmod.recipe import CaptionedDataArguments, one_line_errors, parse_arguments
+from hf_genmod.sampling import caption_rows, class_rows, draw_images
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.text import TextConditionedUNet, Tokens
 from hf_genmod.training import TrainingError
-
-
-@dataclasses.dataclass
-class FewPictures(CaptionedDataArguments):
-    require_captions: ClassVar[bool] = False
 
 
 @dataclasses.dataclass
@@ -67,7 +55,7 @@ class LoraArguments:
 
 
 with one_line_errors():
-    data, lora, config = parse_arguments(FewPictures, LoraArguments, TrainingConfig)
+    data, lora, config = parse_arguments(CaptionedDataArguments, LoraArguments, TrainingConfig)
     pipeline = load_pipeline(lora.base).to(processes().device)
     unet, text_encoder = pipeline.components.get("unet"), pipeline.components.get("text_encoder")
     if "classifier" in pipeline.components:

@@ -7,7 +7,8 @@ Trains a class-conditional diffusion model with classifier-free guidance on labe
 import dataclasses
 
 from hf_genmod import ClassifierFreeGuidedPipeline, DenoisingObjective, Trainer, TrainingConfig
-from hf_genmod.recipe import DataArguments, ModelArguments, class_rows, one_line_errors, parse_arguments
+from hf_genmod.recipe import DataArguments, ModelArguments, one_line_errors, parse_arguments
+from hf_genmod.sampling import class_rows
 from hf_genmod.training import TrainingError
 
 

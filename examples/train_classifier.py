@@ -9,14 +9,8 @@ from pathlib import Path
 
 from hf_genmod import ClassifierGuidedPipeline, NoisyClassificationObjective, Trainer, TrainingConfig, load_pipeline
 from hf_genmod.latents import weights_fingerprint
-from hf_genmod.recipe import (
-    DataArguments,
-    NetworkArguments,
-    class_rows,
-    one_line_errors,
-    parse_arguments,
-    report_accuracy,
-)
+from hf_genmod.recipe import DataArguments, NetworkArguments, one_line_errors, parse_arguments, report_accuracy
+from hf_genmod.sampling import class_rows
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.training import TrainingError
 

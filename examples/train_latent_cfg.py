@@ -18,15 +18,8 @@ from hf_genmod import (
     VariationalAutoencoder,
 )
 from hf_genmod.latents import with_statistics
-from hf_genmod.recipe import (
-    AutoencoderArguments,
-    DataArguments,
-    ModelArguments,
-    class_rows,
-    draw_reconstructions,
-    one_line_errors,
-    parse_arguments,
-)
+from hf_genmod.recipe import AutoencoderArguments, DataArguments, ModelArguments, one_line_errors, parse_arguments
+from hf_genmod.sampling import class_rows, draw_reconstructions
 from hf_genmod.training import TrainingError
 
 

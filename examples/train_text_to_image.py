@@ -8,13 +8,8 @@ Trains a text-to-image model on captioned pictures: those of a folder with a met
 import dataclasses
 
 from hf_genmod import DenoisingObjective, TextToImagePipeline, Trainer, TrainingConfig
-from hf_genmod.recipe import (
-    CaptionedDataArguments,
-    ModelArguments,
-    caption_rows,
-    one_line_errors,
-    parse_arguments,
-)
+from hf_genmod.recipe import CaptionedDataArguments, ModelArguments, one_line_errors, parse_arguments
+from hf_genmod.sampling import caption_rows
 from hf_genmod.text import (
     FrozenText,
     TextConditionedUNet,
@@ -44,7 +39,7 @@ class TextArguments:
 
 with one_line_errors():
     data, model, text, config = parse_arguments(CaptionedDataArguments, ModelArguments, TextArguments, TrainingConfig)
-    dataset, held_out = data.load(vae=model.vae, mirrored=config.horizontal_flip)
+    dataset, held_out = data.load(vae=model.vae, mirrored=config.horizontal_flip, require_captions=True)
     captions = all_captions(dataset, held_out)
     shown = captions[:: -(-len(captions) // 8)]
     learns_along = text.text_encoder == "scratch"

@@ -9,7 +9,8 @@ import dataclasses
 from diffusers.utils import make_image_grid
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, UnconditionalPipeline
-from hf_genmod.recipe import DataArguments, ModelArguments, draw_images, one_line_errors, parse_arguments
+from hf_genmod.recipe import DataArguments, ModelArguments, one_line_errors, parse_arguments
+from hf_genmod.sampling import draw_images
 from hf_genmod.training import TrainingError
 
 with one_line_errors():

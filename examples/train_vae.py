@@ -8,13 +8,8 @@ import dataclasses
 
 from hf_genmod import AutoencoderPipeline, ElboObjective, Trainer, TrainingConfig, VariationalAutoencoder
 from hf_genmod.latents import with_statistics
-from hf_genmod.recipe import (
-    AutoencoderArguments,
-    DataArguments,
-    draw_reconstructions,
-    one_line_errors,
-    parse_arguments,
-)
+from hf_genmod.recipe import AutoencoderArguments, DataArguments, one_line_errors, parse_arguments
+from hf_genmod.sampling import draw_reconstructions
 from hf_genmod.training import TrainingError
 
 

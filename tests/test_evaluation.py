@@ -8,23 +8,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny import LinearVAE, tiny_autoencoder
+from tiny import LinearVAE, bars, tiny_autoencoder
 
 from hf_genmod import AncestralDDPMScheduler, ElboObjective
 from hf_genmod.data import PictureDataset
 from hf_genmod.evaluation import (
-    FeatureClassifier,
     FeatureStatistics,
     Share,
     accuracy_by_noise_level,
-    evaluate_pictures,
-    extract_features,
+    audit_memorisation,
+    evaluate_features,
     frechet_distance,
     importance_log_likelihood,
+    kernel_distance,
+    neighbourhoods,
     recognised_share,
-    train_feature_classifier,
     variational_bound,
+    with_interval,
 )
+from hf_genmod.features import extract_features, train_feature_classifier
 from hf_genmod.randomness import BatchRandom
 
 DATA = Path(__file__).parents[2] / "shared/data"
@@ -40,16 +42,6 @@ def gaussian_features(n, d, mean, covariance_root, seed=0):
     x = x - x.mean(dim=0)
     whitening = torch.linalg.inv(torch.linalg.cholesky(x.T @ x / (n - 1)))
     return x @ whitening.T @ covariance_root.T + mean
-
-
-def bars(n, seed=0, channels=3, size=16):
-    """Pictures in noise with a bright bar: upright for class 0, level for class 1."""
-    rng = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 120, (n, channels, size, size), generator=rng, dtype=torch.uint8)
-    labels = torch.randint(0, 2, (n,), generator=rng)
-    for image, label, start in zip(images, labels, torch.randint(2, size - 4, (n,), generator=rng), strict=True):
-        image.narrow(2 if label == 0 else 1, int(start), 2).fill_(230)
-    return images, labels
 
 
 @pytest.fixture(scope="module")
@@ -200,156 +192,34 @@ def test_share_needs_one_label_per_prediction():
         recognised_share(torch.zeros(0, 2), [])
 
 
-# Classifier
+def test_features_are_evaluated_as_their_parts_are():
+    generated, real = randn(40, 5), randn(100, 5, seed=1) + 0.2
+    metrics = evaluate_features(generated, real)
+    assert metrics["frechet_distance"].value == frechet_distance(generated, real)
+    assert metrics["frechet_distance"].low < metrics["frechet_distance"].value < metrics["frechet_distance"].high
+    some = real[torch.randperm(100, generator=torch.Generator().manual_seed(0))[:40]]
+    assert metrics["kernel_distance"].value == kernel_distance(generated, some)
+    for name, value in neighbourhoods(some, generated).items():
+        assert metrics[name] == value
 
 
-def test_classifier_recognises_what_it_was_trained_on(classifier):
-    images, labels = bars(200, seed=1)
-    with torch.no_grad():
-        assert recognised_share(classifier(images.float() / 127.5 - 1), labels).value >= 0.99
+def test_features_need_samples_enough_for_their_halves():
+    evaluate_features(randn(12, 5), randn(12, 5, seed=1))
+    with pytest.raises(ValueError, match="samples: 11 are too few for features of 5 dimensions; take 12 or more"):
+        evaluate_features(randn(11, 5), randn(12, 5, seed=1))
+    with pytest.raises(ValueError, match="real pictures: 5 are too few for features of 5 dimensions; take 6 or more"):
+        evaluate_features(randn(12, 5), randn(5, 5, seed=1))
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_training_is_decided_by_its_seed(flip):
-    def train(seed):
-        model = train_feature_classifier(*bars(40), 2, seed=seed, max_train_steps=4, batch_size=16, flip=flip)
-        return model.state_dict()
-
-    torch.manual_seed(1)
-    random_state = torch.get_rng_state()
-    first = train(seed=0)
-    assert torch.equal(torch.get_rng_state(), random_state)
-    torch.manual_seed(2)
-    again, other = train(seed=0), train(seed=1)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["projection.weight"], other["projection.weight"])
-
-
-def test_flips_and_shifts_change_what_is_learned():
-    plain, flipped, shifted = (
-        train_feature_classifier(*bars(40), 2, max_train_steps=2, batch_size=16, **augmentation)
-        for augmentation in ({}, {"flip": True}, {"max_shift": 1})
-    )
-    assert not torch.equal(plain.projection.weight, flipped.projection.weight)
-    assert not torch.equal(plain.projection.weight, shifted.projection.weight)
-
-
-def test_training_goes_round_a_set_smaller_than_a_batch():
-    model = train_feature_classifier(*bars(10), 2, max_train_steps=3, batch_size=64)
-    assert model.body[1].num_batches_tracked == 3 and not model.training
-
-
-def test_training_refuses_wrong_pictures_and_labels():
-    images, labels = bars(8)
-    with pytest.raises(ValueError, match="torch.float32 of shape"):
-        train_feature_classifier(images.float(), labels, 2)
-    with pytest.raises(ValueError, match="7 for 8 images"):
-        train_feature_classifier(images, labels[:7], 2)
-    with pytest.raises(ValueError, match=r"0\.\.1, but with num_classes=1"):
-        train_feature_classifier(images, labels, 1)
-
-
-def test_saved_classifier_loads_bitwise(classifier, tmp_path):
-    path = tmp_path / "classifier.safetensors"
-    classifier.save(path)
-    loaded = FeatureClassifier.load(path)
-    pictures = randn(5, 3, 16, 16).float().clamp(-1, 1)
-    assert loaded.config == classifier.config and not loaded.training
-    assert all(torch.equal(v, classifier.state_dict()[k]) for k, v in loaded.state_dict().items())
-    assert torch.equal(loaded(pictures), classifier(pictures))
-
-
-def test_load_refuses_weights_of_another_origin(tmp_path):
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="other.safetensors' was not written by FeatureClassifier.save"):
-        FeatureClassifier.load(tmp_path / "other.safetensors")
-
-
-@pytest.mark.parametrize("channels, height, width", [(1, 28, 28), (3, 32, 32), (4, 17, 9), (2, 2, 2)])
-def test_classifier_takes_any_channels_and_size(channels, height, width):
-    model = FeatureClassifier(channels, num_classes=5, feature_dim=7).eval()
-    pictures = randn(3, channels, height, width).float()
-    features = model.features(pictures)
-    assert features.shape == (3, 7) and model(pictures).shape == (3, 5)
-    assert torch.equal(model(pictures), model.head(features))
-    with pytest.raises(ValueError, match=f"{channels + 1} channels, but this classifier was made for {channels}"):
-        model(torch.zeros(1, channels + 1, 8, 8))
-
-
-# Pictures
-
-
-def test_features_of_a_picture_do_not_depend_on_its_company(classifier):
-    images, _ = bars(9)
-    together = extract_features(images, classifier)
-    for batch_size in (1, 4):
-        torch.testing.assert_close(extract_features(images, classifier, batch_size), together, rtol=1e-5, atol=1e-5)
-
-
-def test_bytes_and_floats_give_the_same_features(classifier):
-    images, _ = bars(9)
-    assert torch.equal(extract_features(images, classifier), extract_features(images.float() / 127.5 - 1, classifier))
-
-
-def test_evaluate_pictures_agrees_with_its_parts(classifier):
-    images, labels = bars(150, seed=2)
-    real = extract_features(bars(200, seed=3)[0], classifier)
-    metrics = evaluate_pictures(images, classifier, real, labels, batch_size=64)
-    with torch.no_grad():
-        pictures = images.float() / 127.5 - 1
-        assert metrics["frechet_distance"] == pytest.approx(
-            frechet_distance(classifier.features(pictures), real), rel=1e-4
-        )
-        assert metrics["recognised_share"] == recognised_share(classifier(pictures), labels)
-    assert (metrics["num_samples"], metrics["num_real_samples"]) == (150, 200)
-    same = evaluate_pictures(images, classifier, FeatureStatistics.of(real), labels, batch_size=7)
-    assert same["frechet_distance"] == pytest.approx(metrics["frechet_distance"], rel=1e-4)
-
-
-def test_evaluate_pictures_tells_worse_pictures_from_better(classifier):
-    real = extract_features(bars(300, seed=3)[0], classifier)
+def test_worse_pictures_are_told_from_better(classifier):
     images = bars(150, seed=4)[0]
     blurred = F.avg_pool2d(images.float(), 5, stride=1, padding=2).byte()
-    good, bad = (evaluate_pictures(x, classifier, real)["frechet_distance"] for x in (images, blurred))
-    assert good < bad / 5
-
-
-def test_evaluate_pictures_takes_any_feature_function():
-    images, labels = bars(40)
-
-    def mean_colour(pictures):
-        assert pictures.dtype == torch.float32 and -1 <= pictures.min() and pictures.max() <= 1
-        return pictures.mean(dim=(2, 3))
-
-    metrics = evaluate_pictures(images, mean_colour, real=extract_features(images, mean_colour), batch_size=16)
-    assert metrics == {
-        "frechet_distance": pytest.approx(0, abs=1e-6),
-        "num_samples": 40,
-        "num_real_samples": 40,
-    }
-    with pytest.raises(ValueError, match="function recognises no classes"):
-        evaluate_pictures(images, mean_colour, real=torch.zeros(9, 3), labels=labels)
-
-
-def test_pictures_of_the_wrong_range_are_refused(classifier):
-    images, _ = bars(4)
-    for wrong in (
-        images.float(),
-        images.float() / 255,
-        images.float() / 100 - 1,
-        torch.full((4, 3, 16, 16), math.nan),
-    ):
-        with pytest.raises(ValueError, match="give uint8, or float that fills"):
-            extract_features(wrong, classifier)
-    with pytest.raises(ValueError, match=r"shape \(3, 16, 16\)"):
-        extract_features(images[0], classifier)
-
-
-def test_a_module_in_training_mode_is_refused():
-    with pytest.raises(ValueError, match="training mode"):
-        extract_features(bars(4)[0], FeatureClassifier(3, 2))
+    good, bad, real = (extract_features(x, classifier) for x in (images, blurred, bars(300, seed=3)[0]))
+    good, bad = (evaluate_features(features, real) for features in (good, bad))
+    for name in ("frechet_distance", "kernel_distance"):
+        assert good[name].high < bad[name].low
+    for name in ("precision", "density", "coverage"):
+        assert float(getattr(good[name], "value", good[name])) > float(getattr(bad[name], "value", bad[name]))
 
 
 # Real pictures: minutes
@@ -378,14 +248,15 @@ def test_classifier_recognises_real_pictures(name, augmentation, accuracy):
     model = train_feature_classifier(images, labels, int(labels.max()) + 1, **augmentation)
     real = FeatureStatistics.of(extract_features(images, model))
     test_images, test_labels = real_pictures(name, "test")
-    metrics = evaluate_pictures(test_images, model, real, test_labels)
-    assert metrics["recognised_share"].value >= accuracy
+    features = extract_features(test_images, model)
+    share = recognised_share(model.head(features).detach(), test_labels)
+    assert share.value >= accuracy
     # 1,000 real pictures against all of them: the floor that no generator can be expected to beat.
     choice = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:1000]
-    floor = evaluate_pictures(images[choice], model, real)["frechet_distance"]
-    noise = evaluate_pictures(torch.randint(0, 256, images[choice].shape, dtype=torch.uint8), model, real)
-    assert floor < noise["frechet_distance"] / 50
-    print(f"{name}: {metrics['recognised_share']}, test set {metrics['frechet_distance']:.4f}, floor {floor:.4f}")
+    random = torch.randint(0, 256, images[choice].shape, dtype=torch.uint8)
+    floor, noise = (frechet_distance(extract_features(x, model), real) for x in (images[choice], random))
+    assert floor < noise / 50
+    print(f"{name}: {share}, test set {frechet_distance(features, real):.4f}, floor {floor:.4f}")
 
 
 def test_bound_of_the_exact_denoiser_of_gaussian_data_is_its_entropy():
@@ -536,3 +407,137 @@ class TestAccuracyByNoiseLevel:
             for batch_size in (1000, 7)
         ]
         assert by_batch_size[0] == by_batch_size[1]
+
+
+class TestKernelDistance:
+    def test_equals_the_sums_over_all_pairs(self):
+        a, b = randn(7, 3), randn(5, 3, seed=1) + 0.5
+
+        def k(x, y):
+            return (sum(p * q for p, q in zip(x.tolist(), y.tolist(), strict=True)) / 3 + 1) ** 3
+
+        def mean(pairs):
+            values = [k(x, y) for x, y in pairs]
+            return sum(values) / len(values)
+
+        for biased in (False, True):
+            of_a = mean((x, y) for i, x in enumerate(a) for j, y in enumerate(a) if biased or i != j)
+            of_b = mean((x, y) for i, x in enumerate(b) for j, y in enumerate(b) if biased or i != j)
+            expected = of_a + of_b - 2 * mean((x, y) for x in a for y in b)
+            assert kernel_distance(a, b, biased) == pytest.approx(expected, rel=1e-10)
+
+    def test_equals_that_of_torchmetrics(self):
+        kid = pytest.importorskip("torchmetrics.image.kid", reason="the reference is torchmetrics")
+        a, b = randn(300, 64), 1.2 * randn(300, 64, seed=1) + 0.1
+        assert kernel_distance(a, b) == pytest.approx(kid.poly_mmd(a, b).item(), abs=1e-4)
+
+    def test_of_equal_sets_is_zero_when_biased(self):
+        a = randn(100, 16)
+        assert kernel_distance(a, a, biased=True) == pytest.approx(0, abs=1e-12)
+        assert kernel_distance(a, a.flip(0), biased=True) == pytest.approx(0, abs=1e-12)
+
+    def test_without_bias_is_zero_on_average_for_equal_distributions(self):
+        values = torch.tensor(
+            [kernel_distance(randn(50, 4, seed=2 * i), randn(50, 4, seed=2 * i + 1)) for i in range(200)]
+        )
+        assert values.mean().abs() < 3 * values.std() / len(values) ** 0.5
+
+    def test_does_not_depend_on_the_batches(self):
+        a, b = randn(100, 16), randn(90, 16, seed=1)
+        assert kernel_distance(a, b, batch_size=7) == pytest.approx(kernel_distance(a, b), rel=1e-9)
+
+    def test_refuses_what_it_cannot_measure(self):
+        for a, b, message in (
+            (randn(1, 3), randn(5, 3), "at least 2"),
+            (randn(5, 3), randn(5, 4), "3 and 4 dimensions"),
+            (randn(5, 3) / 0, randn(5, 3), "not finite"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                kernel_distance(a, b)
+
+
+class TestNeighbourhoods:
+    @staticmethod
+    def by_brute_force(real, generated, k):
+        def distance(x, y):
+            return math.dist(x.tolist(), y.tolist())
+
+        def radius(x, i):
+            return sorted(distance(x[i], x[j]) for j in range(len(x)) if j != i)[k - 1]
+
+        of_real = [radius(real, i) for i in range(len(real))]
+        of_generated = [radius(generated, i) for i in range(len(generated))]
+        hits = [[distance(g, r) <= of_real[i] for i, r in enumerate(real)] for g in generated]
+        back = [[distance(g, r) <= of_generated[j] for j, g in enumerate(generated)] for r in real]
+        return {
+            "precision": sum(map(any, hits)) / len(generated),
+            "recall": sum(map(any, back)) / len(real),
+            "density": sum(map(sum, hits)) / (k * len(generated)),
+            "coverage": sum(any(hit[i] for hit in hits) for i in range(len(real))) / len(real),
+        }
+
+    @pytest.mark.parametrize("k", [1, 3, 5])
+    def test_equal_brute_force(self, k):
+        real, generated = randn(40, 3), 0.7 * randn(30, 3, seed=1) + 0.4
+        expected = self.by_brute_force(real, generated, k)
+        for batch_size in (7, 2048):
+            measured = neighbourhoods(real, generated, k, batch_size)
+            for name in ("precision", "recall", "coverage"):
+                assert measured[name].value == pytest.approx(expected[name])
+            assert measured["density"] == pytest.approx(expected["density"])
+            assert (measured["precision"].count, measured["recall"].count) == (30, 40)
+
+    def test_tell_what_is_missing_from_what_is_wrong(self):
+        real = torch.cat([randn(200, 2), randn(200, 2, seed=1) + 20])  # two modes
+        one_mode, elsewhere = randn(400, 2, seed=2), randn(400, 2, seed=3) + 100
+        of_one = neighbourhoods(real, one_mode)
+        assert of_one["precision"].value > 0.9 and 0.3 < of_one["recall"].value < 0.6
+        assert 0.3 < of_one["coverage"].value < 0.6
+        of_none = neighbourhoods(real, elsewhere)
+        assert [of_none[name].value for name in ("precision", "recall", "coverage")] == [0, 0, 0]
+        assert of_none["density"] == 0
+
+    def test_need_more_pictures_than_neighbours(self):
+        with pytest.raises(ValueError, match="at least 6 pictures"):
+            neighbourhoods(randn(5, 3), randn(50, 3))
+
+
+def test_intervals_cover_the_truth_nineteen_times_in_twenty():
+    # Of a mean, whose standard error is known and whose coverage thus can be counted.
+    covered, widths = 0, []
+    for i in range(300):
+        estimate = with_interval(lambda x: x.mean().item(), randn(100, 1, seed=i) + 3, seed=i)
+        covered += estimate.low <= 3 <= estimate.high
+        widths.append(estimate.high - estimate.low)
+    assert 0.90 <= covered / 300 <= 0.98
+    assert sum(widths) / 300 == pytest.approx(2 * 1.96 / 10, rel=0.05)
+
+
+class TestMemorisation:
+    @staticmethod
+    def pictures(n, seed):
+        return torch.randint(0, 256, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+    def test_fresh_pictures_are_not_flagged(self):
+        training = self.pictures(500, 0)
+        for i in range(100):
+            audit = audit_memorisation(self.pictures(200, 2 * i + 1), training, self.pictures(200, 2 * i + 2))
+            assert not audit.flagged
+
+    def test_training_pictures_are(self):
+        training = self.pictures(500, 0)
+        audit = audit_memorisation(training[:200], training, self.pictures(200, 1))
+        assert audit.flagged and audit.share.value == 1 and audit.distances.max() == 0
+        assert torch.equal(audit.nearest, torch.arange(200))
+
+    def test_a_tenth_of_copies_is_enough_and_they_are_named(self):
+        training = self.pictures(500, 0)
+        samples = torch.cat([training[7:27] ^ 1, self.pictures(180, 1)])  # with one bit changed in each pixel
+        audit = audit_memorisation(samples, training, self.pictures(200, 2))
+        assert audit.flagged
+        assert torch.equal(audit.distances.argsort()[:20].sort().values, torch.arange(20))
+        assert torch.equal(audit.nearest[:20], torch.arange(7, 27))
+
+    def test_needs_as_many_held_out_pictures_as_the_quantile_says(self):
+        with pytest.raises(ValueError, match="held_out: 99 pictures have no 1% quantile; hold out 100"):
+            audit_memorisation(self.pictures(5, 0), self.pictures(5, 1), self.pictures(99, 2))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -506,3 +507,73 @@ def test_mistakes_about_autoencoders_get_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert message.format(**paths) in error_of(script, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def measured_model(tmp_path_factory):
+    """A model that knows nothing, and a data set of two classes, 1,400 to train on and 200 held out."""
+    folder = tmp_path_factory.mktemp("measured")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 1400), ("test", 200)):
+        labels = [i % 2 for i in range(count)]
+        pictures = [rng.integers(0, 128, (8, 8, 3), dtype=np.uint8) + np.uint8(100 * label) for label in labels]
+        rows = {"image": [Image.fromarray(picture) for picture in pictures], "label": labels}
+        columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])}
+        split_of = datasets.Dataset.from_dict(rows, datasets.Features(columns))
+        (folder / "data").mkdir(exist_ok=True)
+        split_of.to_parquet(folder / "data" / f"{split}-00000.parquet")
+    names = {0: "dark", 1: "bright"}
+    scheduler = AncestralDDPMScheduler(timestep_spacing="trailing")
+    ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), scheduler, id2label=names).save_pretrained(folder / "model")
+    return folder
+
+
+def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_was(measured_model, tmp_path, run_here):
+    flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path,
+             "--samples", 150, "--num_inference_steps", 2, "--guidance_scales", 1, 3,
+             "--samplers", "DDIMScheduler"]  # fmt: skip
+    run_here("evaluate.py", *flags)
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["dataset"]["num_pictures"] == 1400 and report["dataset"]["num_held_out"] == 200
+    assert [setting["guidance_scale"] for setting in report["settings"]] == [1.0, 3.0]
+    for setting, passes in zip(report["settings"], (2, 4), strict=True):
+        assert setting["forward_passes"] == passes
+        for name in ("frechet_distance", "kernel_distance", "precision", "recall", "coverage", "recognised_share"):
+            measure = setting[name]
+            assert measure["low"] <= measure["value"] <= measure["high"] and measure["count"] == 150, name
+        shares = setting["recognised_share_by_class"]
+        assert sum(share["count"] for share in shares.values()) == 150 and set(shares) == {"dark", "bright"}
+        assert not setting["memorisation"]["pixels"]["flagged"]
+    assert report["held_out"]["frechet_distance"]["value"] < report["settings"][0]["frechet_distance"]["value"]
+    assert report["bits_per_dimension"]["count"] == 200
+    closest = Image.open(tmp_path / "closest_DDIMScheduler-2-1.0_pixels.png")
+    assert closest.size == (10 * 64, 2 * 64)
+
+    kept = sorted(next((tmp_path / "samples").glob("DDIMScheduler-2-1.0-*")).iterdir())
+    times = [file.stat().st_mtime_ns for file in kept]
+    kept[1].unlink()
+    run_here("evaluate.py", *flags)
+    assert [file.stat().st_mtime_ns == time for file, time in zip(kept, times, strict=True)] == [True, False, True]
+    again = json.loads((tmp_path / "evaluation.json").read_text())
+    for setting in (*report["settings"], *again["settings"]):
+        del setting["seconds"]
+    assert again == report
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--samples", "100"], "samples: 100 are too few for features of 64 dimensions; 130 or more"),
+        (["--samplers", "NoScheduler"], "samplers: 'NoScheduler' is no scheduler of diffusers, such as DDIMScheduler"),
+        (["--features", "{missing}"], "features: '{missing}' is no vision model of transformers"),
+        (["--dataset", "{classes}"], "dataset: the labels of the model are dark, bright, and those of the pictures"),
+        (["--resolution", "16"], "resolution: the model was trained on 8x8 pictures of 3 channels"),
+    ],
+)
+def test_mistakes_about_reports_get_one_sentence(
+    arguments, message, measured_model, class_folders, tmp_path, error_of
+):
+    paths = {"missing": tmp_path / "missing", "classes": class_folders}
+    flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path]
+    error = error_of("evaluate.py", *flags, *(argument.format(**paths) for argument in arguments))
+    assert message.format(**paths) in error

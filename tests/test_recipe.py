@@ -1,8 +1,5 @@
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import datasets
@@ -27,12 +24,11 @@ from hf_genmod.recipe import (
     DataArguments,
     ModelArguments,
     NetworkArguments,
-    draw_images,
-    draw_reconstructions,
     one_line_errors,
     parse_arguments,
     report_accuracy,
 )
+from hf_genmod.sampling import draw_reconstructions
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.training import TrainingConfig
 
@@ -124,55 +120,6 @@ def test_a_learned_variance_is_sampled_with_by_algorithm_2():
     model = ModelArguments(learn_variance=True)
     scheduler = model.make_scheduler()
     assert model.make_sampler(scheduler, painted(0)) is scheduler
-
-
-DRAW = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-from hf_genmod.processes import processes
-from hf_genmod.recipe import draw_images
-from test_recipe import tiny_pipeline
-
-state = processes()
-images = draw_images(tiny_pipeline(), [0, 1, 2, 0, 1], seed=3, num_inference_steps=3)
-for i, image in enumerate(images):
-    image.save(f"{folder}/{{state.process_index}}-{{i}}.png")
-
-class Broken:
-    def __call__(self, class_labels, **kwargs):
-        if 1 in class_labels:
-            raise ZeroDivisionError("no picture")
-        return tiny_pipeline()(class_labels, num_inference_steps=1, **kwargs)
-
-try:
-    draw_images(Broken(), [0, 1])
-except RuntimeError as error:
-    open(f"{folder}/error-{{state.process_index}}", "w").write(str(error))
-state.destroy_process_group()
-"""
-
-
-def tiny_pipeline():
-    pipeline = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), ModelArguments().make_scheduler())
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def test_two_processes_share_the_drawing_of_the_same_pictures(tmp_path):
-    script = tmp_path / "draw.py"
-    script.write_text(DRAW.format(tests=os.path.dirname(__file__), folder=tmp_path))
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
-        check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
-    alone = draw_images(tiny_pipeline(), [0, 1, 2, 0, 1], seed=3, num_inference_steps=3)
-    for process in (0, 1):
-        assert (tmp_path / f"error-{process}").read_text() == "ZeroDivisionError: no picture"
-        for i, image in enumerate(alone):
-            other = np.asarray(Image.open(tmp_path / f"{process}-{i}.png"), dtype=int)
-            assert abs(other - np.asarray(image)).max() <= 1  # of 255, as rounding differs with the size of a batch
-    assert len({image.tobytes() for image in alone}) == 5
 
 
 def test_sizes_that_cannot_be_halved_and_levels_that_are_not_there_are_refused():

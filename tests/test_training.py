@@ -36,7 +36,8 @@ from hf_genmod import (
 from hf_genmod.data import PictureDataset, load_pictures, to_model_range
 from hf_genmod.lora import attach_adapter
 from hf_genmod.randomness import BatchRandom
-from hf_genmod.recipe import NetworkArguments, class_rows
+from hf_genmod.recipe import NetworkArguments
+from hf_genmod.sampling import class_rows
 from hf_genmod.shapes import ShapesDataset
 from hf_genmod.text import TextConditionedUNet, Tokens, all_captions, make_text_encoder, train_tokenizer
 from hf_genmod.training import TrainingError, power_function_average

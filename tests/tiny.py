@@ -147,3 +147,13 @@ class LinearVAE:
         q, p = self.encode(x).latent_dist, LinearVAE(s=self.s).encode(x).latent_dist
         normals = (torch.distributions.Normal(d.mean, d.std) for d in (q, p))
         return torch.distributions.kl_divergence(*normals).flatten(1).sum(dim=1)
+
+
+def bars(n, seed=0, channels=3, size=16):
+    """Pictures in noise with a bright bar: upright for class 0, level for class 1."""
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 120, (n, channels, size, size), generator=rng, dtype=torch.uint8)
+    labels = torch.randint(0, 2, (n,), generator=rng)
+    for image, label, start in zip(images, labels, torch.randint(2, size - 4, (n,), generator=rng), strict=True):
+        image.narrow(2 if label == 0 else 1, int(start), 2).fill_(230)
+    return images, labels

@@ -17,7 +17,7 @@ from hf_genmod.data import PictureDataset, to_model_range
 from hf_genmod.latents import LatentDataset, weights_fingerprint
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
 from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
-from hf_genmod.recipe import draw_images
+from hf_genmod.sampling import draw_images
 from hf_genmod.text import all_captions
 
 ADAPTER = "default"  # its name while it is trained

@@ -7,16 +7,11 @@ import difflib
 import math
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import yaml
-from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, SchedulerMixin
-from diffusers.utils import make_image_grid
-from PIL import Image, ImageDraw
 from transformers import HfArgumentParser
 
 from hf_genmod.data import PictureDataset, load_pictures, splits_of, to_model_range
@@ -25,7 +20,7 @@ from hf_genmod.hub import load_vae
 from hf_genmod.latents import LatentDataset, standardised
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClassifier
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
-from hf_genmod.pipelines.genmod_pipelines import AutoencoderPipeline, GenerationPipeline
+from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
 from hf_genmod.plots import draw_accuracy
 from hf_genmod.processes import processes
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
@@ -64,26 +59,26 @@ class DataArguments:
         default="error",
         metadata={"help": "A picture that cannot be used: 'error' names it and stops, 'skip' leaves it out."},
     )
-    require_captions: ClassVar[bool] = False
 
     def load(
-        self, require_labels: bool = False, vae: str | None = None, mirrored: bool = False
+        self, vae: str | None = None, mirrored: bool = False, **required: bool
     ) -> tuple[PictureDataset | LatentDataset, PictureDataset | LatentDataset | None]:
         """
-        The pictures to train on, and up to 256 held-out ones, where the data set has such.
+        The pictures to train on, and up to 256 held-out ones, where the data set has such; `require_labels` or
+        `require_captions`, as [`~hf_genmod.data.load_pictures`] takes them.
 
         With a `vae`, a path or an id, they are its latents (with `mirrored`, of their mirror images too), standardised
         by what is measured on the pictures to train on; the `vae` of the result has these factors in its config.
         """
         if vae is None:
-            return self.load_in_pixels(require_labels)
+            return self.load_in_pixels(**required)
         value_range = _value_range_of(vae)
         vae = load_vae(vae).to(processes().device).eval()
         channels = vae.config.in_channels if value_range is None else None
         arguments = dataclasses.replace(self, channels=self.channels or channels)
         if isinstance(vae, ImageAutoencoder) and self.resolution is None:
             arguments.resolution = vae.config.sample_size
-        training, held_out = arguments.load_in_pixels(require_labels)
+        training, held_out = arguments.load_in_pixels(**required)
         _check_kind("vae: it", value_range, training)
         training.value_range = value_range
         latents = standardised(vae, training, mirrored)
@@ -99,7 +94,7 @@ class DataArguments:
         a tenth of them, where the data set has none."""
         names = list(getattr(pipeline, "labels", {}))
         training, held_out = self._as_of(pipeline).load_in_pixels(
-            require_labels=True, num_held_out=1000, hold_out=True
+            num_held_out=1000, hold_out=True, require_labels=True
         )
         if names and names != training.label_names:
             raise ValueError(
@@ -108,14 +103,31 @@ class DataArguments:
             )
         return tuple(_as_seen_by(pipeline, pictures, mirrored) for pictures in (training, held_out))
 
+    def load_beside(self, pipeline: GenerationPipeline) -> tuple[PictureDataset, PictureDataset]:
+        """Pictures as a pipeline makes them, to measure it by, and up to 1,000 held-out ones: a tenth of them, where
+        the data set has none."""
+        names = list(getattr(pipeline, "labels", {}))
+        training, held_out = self._as_of(pipeline).load_in_pixels(
+            num_held_out=1000,
+            hold_out=True,
+            require_labels=bool(names),
+            require_captions="tokenizer" in pipeline.components,
+        )
+        if names and names != training.label_names:
+            raise ValueError(
+                f"dataset: the labels of the model are {_shortened(names)}, and those of the pictures "
+                f"{_shortened(training.label_names)}; give the data set that it was trained on"
+            )
+        _check_kind("dataset: the model", pipeline.config.value_range, training)
+        training.value_range = held_out.value_range = pipeline.config.value_range
+        return training, held_out
+
     def load_more_for(self, pipeline: GenerationPipeline, mirrored: bool = False) -> PictureDataset | LatentDataset:
         """More pictures, or latents of them, for the U-Net of a pipeline to be trained on."""
-        return _as_seen_by(pipeline, self._as_of(pipeline).load_in_pixels(require_labels=False)[0], mirrored)
+        return _as_seen_by(pipeline, self._as_of(pipeline).load_in_pixels()[0], mirrored)
 
     def _as_of(self, pipeline: GenerationPipeline) -> "DataArguments":
         """These arguments, for pictures of the size that a pipeline makes."""
-        if "unet" not in pipeline.components:
-            raise ValueError("the model is an autoencoder and no diffusion model; give another")
         channels, height, width = pipeline.picture_shape
         if self.resolution is not None or self.channels is not None:
             raise ValueError(
@@ -125,14 +137,13 @@ class DataArguments:
         channels = channels if pipeline.config.value_range is None else None
         return dataclasses.replace(self, resolution=f"{height}x{width}", channels=channels)
 
-    def load_in_pixels(self, require_labels: bool, num_held_out: int = 256, hold_out: bool = False):
+    def load_in_pixels(self, num_held_out: int = 256, hold_out: bool = False, **required: bool):
         """Those to train on, and up to `num_held_out` of those held out; where the data set has none, a tenth of its
         pictures if `hold_out`, else `None`."""
-        arguments = dataclasses.asdict(self)
+        arguments = dataclasses.asdict(self) | required
         held_out = arguments.pop("validation_split")
-        arguments["require_captions"] = self.require_captions
-        training = load_pictures(**arguments, require_labels=require_labels)
-        if require_labels:
+        training = load_pictures(**arguments)
+        if required.get("require_labels"):
             untrained = _unseen(training)
             if untrained:
                 warnings.warn(
@@ -145,7 +156,7 @@ class DataArguments:
         if held_out is None:
             return training, training.hold_out(min(-(-len(training) // 10), num_held_out)) if hold_out else None
         arguments |= {"split": held_out, "resolution": training.resolution, "channels": training.channels}
-        validation = load_pictures(**arguments, require_labels=require_labels, limit=num_held_out)
+        validation = load_pictures(**arguments, limit=num_held_out)
         if validation.label_names != training.label_names:
             raise ValueError(
                 f"validation_split: the classes of {held_out!r} are not those of {self.split!r}; choose another"
@@ -156,10 +167,9 @@ class DataArguments:
 
 @dataclasses.dataclass
 class CaptionedDataArguments(DataArguments):
-    """Which pictures, with captions."""
+    """Which pictures, with captions where there are any."""
 
     caption_column: str | None = dataclasses.field(default=None, metadata={"help": "Column of the captions."})
-    require_captions: ClassVar[bool] = True
 
 
 @dataclasses.dataclass
@@ -383,83 +393,6 @@ class ModelArguments(NetworkArguments):
         )
 
 
-def draw_images(
-    pipeline,
-    class_labels: list | None = None,
-    prompt: list[str] | None = None,
-    count: int = 64,
-    seed: int = 0,
-    **kwargs,
-) -> list:
-    """
-    Pictures whose work all processes share; picture i has the seed `seed` + i, so they are the same on any number.
-
-    Args:
-        pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): What draws them.
-        class_labels (`list`, *optional*): The label of each picture.
-        prompt (`list[str]`, *optional*): The prompt of each picture.
-        count (`int`): How many, without either.
-        kwargs: Further arguments of the pipeline.
-
-    Returns:
-        `list` of `PIL.Image.Image`: All of them, on each process.
-
-    Raises:
-        RuntimeError: On all processes, if one of them fails.
-    """
-    state = processes()
-    each = {"class_labels": class_labels, "prompt": prompt}
-    each = {name: values for name, values in each.items() if values is not None}
-    count = len(next(iter(each.values()))) if each else count
-    mine = range(state.process_index, count, state.num_processes)
-    images, error = {}, None
-    try:
-        for start in range(0, len(mine), 16):
-            part = mine[start : start + 16]
-            request = {name: [values[i] for i in part] for name, values in each.items()} or {"batch_size": len(part)}
-            generators = [torch.Generator().manual_seed(seed + i) for i in part]
-            images |= zip(part, pipeline(**request, generator=generators, **kwargs).images, strict=True)
-    except Exception as caught:  # the others wait for this process, whatever happens to it
-        error = f"{type(caught).__name__}: {caught}"
-    together = {}
-    for others, others_error in gather_object([(images, error)]):
-        if others_error:
-            raise RuntimeError(others_error)
-        together |= others
-    return [together[i] for i in range(count)]
-
-
-def class_rows(pipeline, labels: Sequence[int] | None = None, num_columns: int = 8, max_rows: int = 10, **kwargs):
-    """
-    A grid with one row for each class (of the first `max_rows`), as a `PIL.Image.Image`.
-
-    Args:
-        pipeline ([`ClassifierFreeGuidedPipeline`] or [`ClassifierGuidedPipeline`]): What draws them.
-        labels (sequence of `int`, *optional*): Of which classes; by default of all.
-        num_columns, max_rows (`int`): Size of the grid.
-        kwargs: Further arguments of `draw_images`.
-    """
-    rows = (range(pipeline.num_classes) if labels is None else labels)[:max_rows]
-    each = [label for label in rows for _ in range(num_columns)]
-    return make_image_grid(draw_images(pipeline, each, **kwargs), len(rows), num_columns)
-
-
-def caption_rows(pipeline, captions: list[str], num_columns: int = 8, **kwargs) -> Image.Image:
-    """A grid with one row for each caption, which stands above it."""
-    prompts = [caption for caption in captions for _ in range(num_columns)]
-    pictures = draw_images(pipeline, prompt=prompts, **kwargs)
-    width, height = pictures[0].size
-    scale = max(1, 512 // (num_columns * width))  # for the captions to be read
-    size, line = (scale * width, scale * height), 16
-    grid = Image.new("RGB", (num_columns * size[0], len(captions) * (size[1] + line)), "white")
-    for i, picture in enumerate(pictures):
-        row, column = divmod(i, num_columns)
-        grid.paste(picture.resize(size, Image.Resampling.NEAREST), (column * size[0], row * (size[1] + line) + line))
-    for row, caption in enumerate(captions):
-        ImageDraw.Draw(grid).text((2, row * (size[1] + line) + 2), caption, fill="black")
-    return grid
-
-
 def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: PictureDataset, file: Path):
     """Prints how often a classifier is right about held-out pictures at each noise level, and draws the curve."""
     levels = accuracy_by_noise_level(classifier, scheduler, held_out)
@@ -476,20 +409,6 @@ def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: Pictu
         print(f"the curve could not be drawn: {error}")
 
 
-def draw_reconstructions(
-    pipeline: AutoencoderPipeline, dataset: PictureDataset, prior: str = "fitted", num_columns: int = 12
-) -> Image.Image:
-    """A grid of pictures and, below them, their reconstructions, twice; then two rows of samples of a prior."""
-    indices = [i * len(dataset) // (2 * num_columns) for i in range(2 * num_columns)]
-    x = to_model_range(dataset.__getitems__(indices)["images"]).to(pipeline.vae.device)
-    with torch.no_grad():
-        pairs = torch.stack([x, pipeline.vae(x).sample.to(x.dtype)]).unflatten(1, (2, num_columns))
-    seeds = [torch.Generator().manual_seed(seed) for seed in range(2 * num_columns)]
-    samples = pipeline(len(seeds), prior, generator=seeds).images
-    rows = pipeline.postprocess(pairs.transpose(0, 1).flatten(0, 2))
-    return make_image_grid([*rows, *samples], 6, num_columns)
-
-
 def _value_range_of(checkpoint: str) -> dict | None:
     """The measured values that -1 and 1 stand for in the pictures of a checkpoint, if it is of such."""
     try:
@@ -500,6 +419,8 @@ def _value_range_of(checkpoint: str) -> dict | None:
 
 def _as_seen_by(pipeline, pictures: PictureDataset, mirrored: bool) -> PictureDataset | LatentDataset:
     """Pictures, or latents of them, as the U-Net of a pipeline was trained on."""
+    if "unet" not in pipeline.components:
+        raise ValueError("the model is an autoencoder and no diffusion model; give another")
     value_range, channels = pipeline.config.value_range, pipeline.picture_shape[0]
     _check_kind("dataset: the model", value_range, pictures)
     if pictures.channels != channels:

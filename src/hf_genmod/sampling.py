@@ -1,0 +1,179 @@
+"""Samples of a pipeline, drawn by all processes together."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from diffusers.utils import make_image_grid
+from PIL import Image, ImageDraw
+from tqdm.auto import tqdm
+
+from hf_genmod.data import PictureDataset, to_model_range
+from hf_genmod.pipelines.genmod_pipelines import AutoencoderPipeline
+from hf_genmod.processes import processes
+
+CHUNK = 50  # pictures that are drawn, and kept, together
+
+
+def draw_to_folder(pipeline, folder: Path, each: dict[str, list], count: int, seed: int = 0, **request) -> dict:
+    """
+    Samples whose work all processes share, kept in a folder in parts, so that what is there is not drawn again; sample
+    i has the seed `seed` + i, so they are the same on any number of processes.
+
+    Args:
+        pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): What draws them.
+        folder (`Path`): Where they are kept, `00000.pt`, `00050.pt`, ...; of these settings and no others.
+        each (`dict`): What each sample is asked by, such as "class_labels" or "prompt"; nothing where they differ by
+            their seeds alone.
+        count (`int`): How many.
+        request: What all are asked by.
+
+    Returns:
+        `dict`: "images", `uint8` (n, C, H, W), as `to_bytes` makes them; "seconds" and "forward_passes" of the U-Net,
+        per picture.
+    """
+    state, starts = processes(), range(0, count, CHUNK)
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [start for start in starts if not _file(folder, start).is_file()]
+    mine = missing[state.process_index :: state.num_processes]
+    for start in tqdm(mine, "Drawing samples", disable=not state.is_main_process or not missing):
+        part = range(start, min(start + CHUNK, count))
+        asked = {name: [values[i] for i in part] for name, values in each.items()} or {"batch_size": len(part)}
+        generators = [torch.Generator().manual_seed(seed + i) for i in part]
+        passes = 0
+
+        def count_passes(module, inputs, output):
+            nonlocal passes
+            passes += len(inputs[0])
+
+        hook = pipeline.components.get("unet", pipeline.vae).register_forward_hook(count_passes)
+        started = time.perf_counter()
+        images = pipeline(**asked, **request, generator=generators, output_type="pt").images
+        seconds = time.perf_counter() - started
+        hook.remove()
+        chunk = {"images": to_bytes(images, pipeline), "seconds": seconds, "forward_passes": passes}
+        partial = _file(folder, start).with_suffix(".partial")
+        torch.save(chunk, partial)
+        partial.replace(_file(folder, start))
+    state.wait_for_everyone()
+    chunks = [torch.load(_file(folder, start), weights_only=True) for start in starts]
+    totals = {name: sum(chunk[name] for chunk in chunks) / count for name in ("seconds", "forward_passes")}
+    return {"images": torch.cat([chunk["images"] for chunk in chunks]), **totals}
+
+
+def _file(folder: Path, start: int) -> Path:
+    return folder / f"{start:05}.pt"
+
+
+def to_bytes(images: torch.Tensor, pipeline) -> torch.Tensor:
+    """Pictures as a pipeline gives them, (n, C, H, W) in [0, 1] or in the units of the data, as `uint8`: 0 and 255 are
+    the lowest and highest of these."""
+    value_range = pipeline.config.get("value_range")
+    if value_range is not None:
+        low, high = (torch.tensor(value_range[end], device=images.device)[:, None, None] for end in ("low", "high"))
+        images = (images - low) / (high - low).clamp(min=1e-30)
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def side_by_side(rows: list[torch.Tensor]) -> Image.Image:
+    """A grid of pictures, a row for each (n, C, H, W) `uint8`, enlarged where they are small; of more than four
+    channels it shows three."""
+    pixels = torch.cat(rows).permute(0, 2, 3, 1)  # (all, H, W, C)
+    pixels = pixels[..., :3] if pixels.shape[-1] > 4 else pixels
+    pictures = [Image.fromarray(picture.squeeze(-1).numpy()) for picture in pixels]
+    grid = make_image_grid(pictures, len(rows), len(rows[0]))
+    scale = max(1, 64 // min(pictures[0].size))
+    return grid.resize((scale * grid.width, scale * grid.height), Image.Resampling.NEAREST)
+
+
+def draw_images(
+    pipeline,
+    class_labels: list | None = None,
+    prompt: list[str] | None = None,
+    count: int = 64,
+    seed: int = 0,
+    **kwargs,
+) -> list:
+    """
+    Pictures whose work all processes share; picture i has the seed `seed` + i, so they are the same on any number.
+
+    Args:
+        pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): What draws them.
+        class_labels (`list`, *optional*): The label of each picture.
+        prompt (`list[str]`, *optional*): The prompt of each picture.
+        count (`int`): How many, without either.
+        kwargs: Further arguments of the pipeline.
+
+    Returns:
+        `list` of `PIL.Image.Image`: All of them, on each process.
+
+    Raises:
+        RuntimeError: On all processes, if one of them fails.
+    """
+    state = processes()
+    each = {"class_labels": class_labels, "prompt": prompt}
+    each = {name: values for name, values in each.items() if values is not None}
+    count = len(next(iter(each.values()))) if each else count
+    mine = range(state.process_index, count, state.num_processes)
+    images, error = {}, None
+    try:
+        for start in range(0, len(mine), 16):
+            part = mine[start : start + 16]
+            request = {name: [values[i] for i in part] for name, values in each.items()} or {"batch_size": len(part)}
+            generators = [torch.Generator().manual_seed(seed + i) for i in part]
+            images |= zip(part, pipeline(**request, generator=generators, **kwargs).images, strict=True)
+    except Exception as caught:  # the others wait for this process, whatever happens to it
+        error = f"{type(caught).__name__}: {caught}"
+    together = {}
+    for others, others_error in gather_object([(images, error)]):
+        if others_error:
+            raise RuntimeError(others_error)
+        together |= others
+    return [together[i] for i in range(count)]
+
+
+def class_rows(pipeline, labels: Sequence[int] | None = None, num_columns: int = 8, max_rows: int = 10, **kwargs):
+    """
+    A grid with one row for each class (of the first `max_rows`), as a `PIL.Image.Image`.
+
+    Args:
+        pipeline ([`ClassifierFreeGuidedPipeline`] or [`ClassifierGuidedPipeline`]): What draws them.
+        labels (sequence of `int`, *optional*): Of which classes; by default of all.
+        num_columns, max_rows (`int`): Size of the grid.
+        kwargs: Further arguments of `draw_images`.
+    """
+    rows = (range(pipeline.num_classes) if labels is None else labels)[:max_rows]
+    each = [label for label in rows for _ in range(num_columns)]
+    return make_image_grid(draw_images(pipeline, each, **kwargs), len(rows), num_columns)
+
+
+def caption_rows(pipeline, captions: list[str], num_columns: int = 8, **kwargs) -> Image.Image:
+    """A grid with one row for each caption, which stands above it."""
+    prompts = [caption for caption in captions for _ in range(num_columns)]
+    pictures = draw_images(pipeline, prompt=prompts, **kwargs)
+    width, height = pictures[0].size
+    scale = max(1, 512 // (num_columns * width))  # for the captions to be read
+    size, line = (scale * width, scale * height), 16
+    grid = Image.new("RGB", (num_columns * size[0], len(captions) * (size[1] + line)), "white")
+    for i, picture in enumerate(pictures):
+        row, column = divmod(i, num_columns)
+        grid.paste(picture.resize(size, Image.Resampling.NEAREST), (column * size[0], row * (size[1] + line) + line))
+    for row, caption in enumerate(captions):
+        ImageDraw.Draw(grid).text((2, row * (size[1] + line) + 2), caption, fill="black")
+    return grid
+
+
+def draw_reconstructions(
+    pipeline: AutoencoderPipeline, dataset: PictureDataset, prior: str = "fitted", num_columns: int = 12
+) -> Image.Image:
+    """A grid of pictures and, below them, their reconstructions, twice; then two rows of samples of a prior."""
+    indices = [i * len(dataset) // (2 * num_columns) for i in range(2 * num_columns)]
+    x = to_model_range(dataset.__getitems__(indices)["images"]).to(pipeline.vae.device)
+    with torch.no_grad():
+        pairs = torch.stack([x, pipeline.vae(x).sample.to(x.dtype)]).unflatten(1, (2, num_columns))
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(2 * num_columns)]
+    samples = pipeline(len(seeds), prior, generator=seeds).images
+    rows = pipeline.postprocess(pairs.transpose(0, 1).flatten(0, 2))
+    return make_image_grid([*rows, *samples], 6, num_columns)
