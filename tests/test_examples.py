@@ -1,5 +1,7 @@
 """The examples, run as a person runs them."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -7,7 +9,9 @@ import runpy
 import shutil
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -36,36 +40,34 @@ SMALL = ["--resolution", "16", "--block_out_channels", "16", "32", "--layers_per
          "--batch_size", "8", "--sampling_steps", "0"]  # fmt: skip
 
 
-def run(script, *arguments, **kwargs):
+def start(script, *arguments, **kwargs):
+    """A script in a process of its own, as a person starts it."""
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **kwargs)
 
 
-@pytest.fixture
-def run_here(monkeypatch, capsys):
-    """As `run`, but in this process, as starting one takes seconds."""
+def run(script, *arguments):
+    """The same in this process, as starting one takes seconds."""
+    output, errors, status = io.StringIO(), io.StringIO(), 0
+    with (
+        unittest.mock.patch.object(sys, "argv", [script, *map(str, arguments)]),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code
+    return SimpleNamespace(returncode=status, stdout=output.getvalue(), stderr=errors.getvalue())
 
-    def run_here(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
-        return capsys.readouterr()
 
-    return run_here
-
-
-@pytest.fixture
-def error_of(run_here, capsys):
+def error_of(script, *arguments):
     """The one sentence with which a script refuses its arguments."""
-
-    def error_of(script, *arguments):
-        with pytest.raises(SystemExit) as ended:
-            run_here(script, *arguments)
-        assert ended.value.code == 2
-        (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        return error
-
-    return error_of
+    done = run(script, *arguments)
+    assert done.returncode == 2
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return error
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def class_folders(tmp_path_factory):
 
 
 def test_training_on_a_folder_of_grey_class_folders_leaves_a_model_of_them(class_folders, tmp_path):
-    done = run("train_cfg.py", "--dataset", class_folders, "--output_dir", tmp_path, "--max_train_steps", 3, *SMALL)
+    done = start("train_cfg.py", "--dataset", class_folders, "--output_dir", tmp_path, "--max_train_steps", 3, *SMALL)
     assert done.returncode == 0, done.stderr
     pipe = load_pipeline(tmp_path)
     assert sorted(pipe.labels) == sorted(folder.name for folder in class_folders.iterdir())
@@ -126,9 +128,9 @@ def test_a_classifier_trained_for_a_model_guides_it(class_folders, tmp_path):
     done = run(*command, *flags)
     assert done.returncode == 2 and "holds a different run (weights.for_model was" in done.stderr
 
-    done = run("train_classifier.py", "--for_model", tmp_path / "no", "--max_train_steps", 1, cwd=tmp_path)
+    done = run("train_classifier.py", "--for_model", tmp_path / "no", "--max_train_steps", 1)
     assert done.returncode == 2 and "no' is not a folder" in done.stderr and "Traceback" not in done.stderr
-    done = run("train_classifier.py", "--max_train_steps", 1, cwd=tmp_path)
+    done = run("train_classifier.py", "--max_train_steps", 1)
     assert done.returncode == 2 and "the following arguments are required: --for_model" in done.stderr
     done = run("train_classifier.py", "--help")
     assert "Trains a classifier of noisy pictures" in done.stdout and "default: None" in done.stdout
@@ -137,8 +139,8 @@ def test_a_classifier_trained_for_a_model_guides_it(class_folders, tmp_path):
 
 
 def test_the_demo_checks_the_model_it_samples(tmp_path):
-    run("train_cfg.py", "--output_dir", tmp_path, "--max_train_steps", 1, *SMALL)
-    done = run("demo.py", "--model", tmp_path, "--samples_per_class", 8)
+    assert run("train_cfg.py", "--output_dir", tmp_path, "--max_train_steps", 1, *SMALL).returncode == 0
+    done = start("demo.py", "--model", tmp_path, "--samples_per_class", 8)
     assert done.returncode == 0, done.stderr
     assert " of 64 samples (" in done.stdout
     assert f'DiffusionPipeline.from_pretrained("{tmp_path}", trust_remote_code=True)' in done.stdout
@@ -155,14 +157,14 @@ def test_the_demo_checks_the_model_it_samples(tmp_path):
         (["--max_train_steps", 1, "--weighting", "snr"], "weighting: 'snr' is not one of"),
     ],
 )
-def test_mistakes_get_one_sentence_and_leave_nothing(arguments, message, tmp_path, monkeypatch, error_of):
+def test_mistakes_get_one_sentence_and_leave_nothing(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in error_of("train_cfg.py", "--output_dir", tmp_path / "run", *arguments)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_flag_gets_one_sentence(tmp_path):
-    done = run("train_cfg.py", "--datset", "shapes", cwd=tmp_path)
+    done = start("train_cfg.py", "--datset", "shapes", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: --datset: no such flag; did you mean --dataset?\n")
 
 
@@ -219,7 +221,7 @@ def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(c
     assert Image.open(next((tmp_path / "samples").glob("*.png"))).size == (12 * 16, 6 * 16)
 
 
-def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(class_folders, tmp_path, run_here):
+def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(class_folders, tmp_path):
     command = ["train_latent_cfg.py", "--dataset", class_folders, "--output_dir", f"{tmp_path}/run/",
                "--max_train_steps", 5, "--horizontal_flip", "--latent_channels", 3, *SMALL_AUTOENCODER,
                *SMALL_LATENT]  # fmt: skip
@@ -244,10 +246,10 @@ def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(
 
     cache = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", "latents")
     encoded = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
-    again = run_here(*command)
+    again = run(*command)
     assert encoded and {file: file.stat().st_mtime_ns for file in cache.iterdir()} == encoded
     complete = [f"{tmp_path}/{name} is complete; there is nothing left to train" for name in ("run-vae", "run/")]
-    assert again.out.splitlines() == [complete[0], names[0], complete[1], names[1]]
+    assert again.stdout.splitlines() == [complete[0], names[0], complete[1], names[1]]
 
 
 def test_a_model_of_latents_is_guided_by_a_classifier_of_them(class_folders, vae_run, latent_run, tmp_path):
@@ -305,12 +307,12 @@ def test_training_on_captions_leaves_a_model_with_a_text_encoder_of_its_own(capt
     assert frozen(["a star", "a ring"], num_inference_steps=2).images[1].size == (16, 16)
 
 
-def test_a_text_to_image_model_of_latents(captioned_folder, tmp_path, run_here):
+def test_a_text_to_image_model_of_latents(captioned_folder, tmp_path):
     vae = [*SMALL_AUTOENCODER, "--dataset", captioned_folder, "--max_train_steps", 1, "--latent_channels", 3]
-    run_here("train_vae.py", *vae, "--output_dir", tmp_path / "vae", "--sampling_steps", 0)
+    assert run("train_vae.py", *vae, "--output_dir", tmp_path / "vae", "--sampling_steps", 0).returncode == 0
     flags = ["--dataset", captioned_folder, "--vae", tmp_path / "vae", "--output_dir", tmp_path / "run",
              "--max_train_steps", 1, *SMALL_LATENT]  # fmt: skip
-    run_here("train_text_to_image.py", *flags)
+    assert run("train_text_to_image.py", *flags).returncode == 0
     pipe = load_pipeline(tmp_path / "run")
     assert pipe.unet.config.in_channels == 3
     assert pipe("a large ring", num_inference_steps=2).images[0].size == (16, 16)
@@ -325,7 +327,7 @@ def test_a_text_to_image_model_of_latents(captioned_folder, tmp_path, run_here):
         (["--guidance", "2"], "--guidance: no such flag"),
     ],
 )
-def test_mistakes_about_text_get_one_sentence(arguments, message, captioned_folder, class_folders, tmp_path, error_of):
+def test_mistakes_about_text_get_one_sentence(arguments, message, captioned_folder, class_folders, tmp_path):
     paths = {"missing": tmp_path / "missing", "classes": class_folders}
     arguments = [argument.format(**paths) for argument in arguments]
     flags = ["--dataset", str(captioned_folder), "--output_dir", str(tmp_path / "run"), "--max_train_steps", "1"]
@@ -373,9 +375,9 @@ FEW_STEPS = ["--max_train_steps", "2", "--batch_size", "4", "--prior_samples", "
         ("text", ["--caption", "a zorb", "--train_text_encoder"], {"prompt": "a zorb"}),
     ],
 )
-def test_an_adapter_learns_from_a_few_pictures(base, arguments, asked, bases, few_pictures, tmp_path, run_here):
+def test_an_adapter_learns_from_a_few_pictures(base, arguments, asked, bases, few_pictures, tmp_path):
     flags = ["--base", bases / base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS]
-    run_here("finetune_lora.py", *flags, *arguments)
+    assert run("finetune_lora.py", *flags, *arguments).returncode == 0
     pipe = load_pipeline(bases / base)
     pipe.load_lora_weights(tmp_path / "run")
     parts = {"unet", "text_encoder"} if base == "text" else {"unet"}
@@ -402,26 +404,25 @@ def test_an_adapter_is_trained_by_two_processes_as_by_one(base, bases, few_pictu
         torch.testing.assert_close(adapters[1][name], weight, atol=1e-4, rtol=0)
 
 
-def test_an_adapter_for_another_text_encoder_is_another_run(bases, few_pictures, tmp_path, run_here, error_of):
+def test_an_adapter_for_another_text_encoder_is_another_run(bases, few_pictures, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(bases / "text", base)
     flags = ["--base", base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS]
-    run_here("finetune_lora.py", *flags, "--caption", "a zorb")
+    assert run("finetune_lora.py", *flags, "--caption", "a zorb").returncode == 0
     weights = load_file(base / "text_encoder" / "model.safetensors")
     save_file({name: weight + 1 for name, weight in weights.items()}, base / "text_encoder" / "model.safetensors")
     assert "holds a different run (weights was" in error_of("finetune_lora.py", *flags, "--caption", "a zorb")
 
 
 def test_an_adapter_is_pushed_and_a_push_that_failed_is_made_up_for_by_the_same_command(
-    bases, few_pictures, tmp_path, run_here, hub, capsys
+    bases, few_pictures, tmp_path, hub
 ):
     repo_id = hub.new_repo_id("adapter")
     flags = ["--base", bases / "classes", "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS,
              "--class_name", "zebra"]  # fmt: skip
-    with pytest.raises(SystemExit) as ended:
-        run_here("finetune_lora.py", *flags, "--hub_model_id", "org-of-others/adapter")
-    assert ended.value.code == 1 and "error: " in capsys.readouterr().err
-    run_here("finetune_lora.py", *flags, "--hub_model_id", repo_id)
+    failed = run("finetune_lora.py", *flags, "--hub_model_id", "org-of-others/adapter")
+    assert failed.returncode == 1 and "error: " in failed.stderr
+    assert run("finetune_lora.py", *flags, "--hub_model_id", repo_id).returncode == 0
     pipe = load_pipeline(bases / "classes")
     pipe.load_lora_weights(repo_id)
     assert pipe.labels == {"cat": 0, "dog": 1, "zebra": 2}
@@ -443,17 +444,17 @@ def test_an_adapter_is_pushed_and_a_push_that_failed_is_made_up_for_by_the_same_
         ("classes", ["--clas_name", "zebra"], "--clas_name: no such flag; did you mean --class_name?"),
     ],
 )
-def test_mistakes_about_adapters_get_one_sentence(base, arguments, message, bases, few_pictures, tmp_path, error_of):
+def test_mistakes_about_adapters_get_one_sentence(base, arguments, message, bases, few_pictures, tmp_path):
     flags = ["--base", bases / base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS]
     assert message in error_of("finetune_lora.py", *flags, *arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_features_are_worth_is_a_table_of_four_rows(class_folders, vae_run, run_here):
+def test_what_features_are_worth_is_a_table_of_four_rows(class_folders, vae_run):
     flags = ["--labels_per_class", 1, "--num_seeds", 2, "--learning_rates", 1e-3, 3e-3, "--max_train_steps", 2,
              "--batch_size", 4, "--num_validation", 5]  # fmt: skip
-    done = run_here("transfer_features.py", "--dataset", class_folders, "--vae", vae_run, *flags)
-    title, header, *rows = done.out.splitlines()
+    done = run("transfer_features.py", "--dataset", class_folders, "--vae", vae_run, *flags)
+    title, header, *rows = done.stdout.splitlines()
     assert title.startswith("accuracy on 3 pictures, mean ± standard deviation of 2 seeds")
     assert header.split() == ["n", "=", "1"]
     names = ["encoder, frozen", "encoder, fine-tuned", "from scratch", "linear on pixels"]
@@ -498,7 +499,7 @@ def test_what_features_are_worth_is_a_table_of_four_rows(class_folders, vae_run,
     ],
 )
 def test_mistakes_about_autoencoders_get_one_sentence(
-    script, arguments, message, class_folders, vae_run, latent_run, tmp_path, monkeypatch, error_of
+    script, arguments, message, class_folders, vae_run, latent_run, tmp_path, monkeypatch
 ):
     paths = {"missing": tmp_path / "missing", "vae": vae_run, "latent": latent_run}
     arguments = [argument.format(**paths) for argument in arguments] + ["--dataset", str(class_folders)]
@@ -528,11 +529,11 @@ def measured_model(tmp_path_factory):
     return folder
 
 
-def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_was(measured_model, tmp_path, run_here):
+def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_was(measured_model, tmp_path):
     flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path,
              "--samples", 150, "--num_inference_steps", 2, "--guidance_scales", 1, 3,
              "--samplers", "DDIMScheduler"]  # fmt: skip
-    run_here("evaluate.py", *flags)
+    assert run("evaluate.py", *flags).returncode == 0
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["dataset"]["num_pictures"] == 1400 and report["dataset"]["num_held_out"] == 200
     assert [setting["guidance_scale"] for setting in report["settings"]] == [1.0, 3.0]
@@ -552,7 +553,7 @@ def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_wa
     kept = sorted(next((tmp_path / "samples").glob("DDIMScheduler-2-1.0-*")).iterdir())
     times = [file.stat().st_mtime_ns for file in kept]
     kept[1].unlink()
-    run_here("evaluate.py", *flags)
+    assert run("evaluate.py", *flags).returncode == 0
     assert [file.stat().st_mtime_ns == time for file, time in zip(kept, times, strict=True)] == [True, False, True]
     again = json.loads((tmp_path / "evaluation.json").read_text())
     for setting in (*report["settings"], *again["settings"]):
@@ -570,9 +571,7 @@ def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_wa
         (["--resolution", "16"], "resolution: the model was trained on 8x8 pictures of 3 channels"),
     ],
 )
-def test_mistakes_about_reports_get_one_sentence(
-    arguments, message, measured_model, class_folders, tmp_path, error_of
-):
+def test_mistakes_about_reports_get_one_sentence(arguments, message, measured_model, class_folders, tmp_path):
     paths = {"missing": tmp_path / "missing", "classes": class_folders}
     flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path]
     error = error_of("evaluate.py", *flags, *(argument.format(**paths) for argument in arguments))

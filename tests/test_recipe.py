@@ -219,14 +219,12 @@ def test_held_out_pictures_of_other_classes_are_refused(tmp_path):
 
 def test_where_there_is_no_held_out_split_a_tenth_is_held_out_on_demand(tmp_path):
     save_class_folders(tmp_path / "few", train=45)
-    training, held_out = DataArguments(dataset=str(tmp_path / "few")).load_in_pixels(False, hold_out=True)
+    training, held_out = DataArguments(dataset=str(tmp_path / "few")).load_in_pixels(hold_out=True)
     assert (len(training), len(held_out)) == (40, 5)
-    training, held_out = DataArguments(dataset=str(tmp_path / "few")).load_in_pixels(
-        False, hold_out=True, num_held_out=3
-    )
+    training, held_out = DataArguments(dataset=str(tmp_path / "few")).load_in_pixels(num_held_out=3, hold_out=True)
     assert (len(training), len(held_out)) == (42, 3)
     save_class_folders(tmp_path / "both", train=45, test=10)
-    training, held_out = DataArguments(dataset=str(tmp_path / "both")).load_in_pixels(False, hold_out=True)
+    training, held_out = DataArguments(dataset=str(tmp_path / "both")).load_in_pixels(hold_out=True)
     assert (len(training), len(held_out)) == (45, 10)
 
 

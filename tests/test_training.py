@@ -859,7 +859,9 @@ def test_a_full_disk_leaves_the_states_before_as_they_are(dataset, tmp_path, cap
     assert torch.load(tmp_path / "checkpoints" / "step-2" / "state.pt")["progress"]["step"] == 2
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_the_state_and_the_same_command_continues(dataset, tmp_path, number, status):
     arguments = command(tmp_path, tmp_path / "cut", "{'max_train_steps': 100}")
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which rounding depends on
