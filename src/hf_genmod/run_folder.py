@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "report_to", "base", "hub_model_id", "max_bad_steps", "gradient_accumulation_steps", "gradient_checkpointing",
 )  # fmt: skip
 
+PROVENANCE = "provenance.json"  # where the checkpoint comes from
 _INDICES = ("model_index.json", LORA_WEIGHT_NAME_SAFE)  # of a pipeline, of an adapter
 
 
@@ -41,6 +42,7 @@ class RunFolder:
             checkpoints/step-N/      training states
             samples/                 pictures drawn while it trains
             loss.png                 the losses in metrics.jsonl
+            provenance.json          by which command, versions and hardware
             model_index.json, ...    at the end: the checkpoint, or an adapter
     """
 
@@ -178,6 +180,9 @@ class RunFolder:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise OSError(_first_line(error)) from error
+
+    def save_provenance(self, facts: dict):
+        _write_atomically(self.path / PROVENANCE, json.dumps(facts, indent=2) + "\n")
 
     # ---- metrics and samples ----
 

@@ -29,6 +29,7 @@ from hf_genmod.data import to_model_range
 from hf_genmod.latents import draw_latents
 from hf_genmod.optimizer import Muon
 from hf_genmod.plots import draw_losses
+from hf_genmod.provenance import provenance
 from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip
 from hf_genmod.run_folder import RunFolder, TrainingError
 
@@ -616,6 +617,7 @@ class Trainer:
         pipeline = self._pipeline()
         if accelerator.is_main_process:
             try:
+                self.folder.save_provenance(self._provenance())
                 self.folder.save_checkpoint(lambda folder: self.save(pipeline, folder))
             except OSError as error:
                 states = self.folder.saved_states()
@@ -628,6 +630,20 @@ class Trainer:
         with self._optional("the tracker"):
             accelerator.end_training()
         return pipeline
+
+    def _provenance(self) -> dict:
+        labels, names = getattr(self.dataset, "labels", None), getattr(self.dataset, "label_names", None)
+        balance = {}
+        if labels is not None:
+            counts = torch.bincount(torch.as_tensor(labels), minlength=len(names)).tolist()
+            balance = dict(zip(names, counts, strict=True))
+        return {
+            **provenance(self.accelerator.num_processes),
+            "minutes": self.progress.elapsed / 60,
+            "steps": self.progress.step,
+            "class_balance": balance,
+            "captions": [caption for caption in (getattr(self.dataset, "captions", None) or [])[:3]],
+        }
 
     def _any_process(self, flag: bool) -> bool:
         if self.accelerator.num_processes == 1:
