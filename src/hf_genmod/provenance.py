@@ -20,7 +20,7 @@ def provenance(num_processes: int = 1) -> dict:
     By which command, versions and hardware this process runs.
 
     Returns:
-        `dict`: "command", as it can be pasted, the home folder as `~`; "versions" of the packages; "commit" of this one,
+        `dict`: "command", as it can be pasted, the home folder as `~`; "versions" of the packages; "commit" of this,
         `None` where it is no git checkout; "hardware", in words.
     """
     return {
