@@ -1,38 +1,43 @@
 """
 Measures a checkpoint on the data set that it was trained on: draws samples, compares them with the pictures, and
-writes `evaluation.json` and figures. What was drawn is kept, so that an interrupted command goes on where it was.
+writes `evaluation.json`, figures, and the card of the model. What was drawn is kept, so that an interrupted command
+goes on where it was.
 
-    python examples/evaluate.py --model runs/mine --dataset path/to/folder --guidance_scales 1 2 3
+    python examples/evaluate.py --model runs/mine --dataset path/to/folder --guidance_scales 1 2 3 --license mit
 """
 
 import dataclasses
 import hashlib
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
 import torch
 
-from hf_genmod import AncestralDDPMScheduler, load_pipeline
+from hf_genmod import AncestralDDPMScheduler, VariationalAutoencoder, load_pipeline
 from hf_genmod.evaluation import (
     Share,
     audit_memorisation,
+    bits_per_dimension,
     evaluate_features,
-    variational_bound,
+    nearest_of,
 )
 from hf_genmod.features import (
     FEATURE_DIM,
     FeatureClassifier,
-    PretrainedFeatures,
     all_bytes,
     extract_features,
+    find_features,
     train_features,
 )
 from hf_genmod.latents import weights_fingerprint
+from hf_genmod.model_card import write_card
+from hf_genmod.plots import draw_guidance
 from hf_genmod.processes import processes
 from hf_genmod.recipe import CaptionedDataArguments, one_line_errors, parse_arguments
-from hf_genmod.sampling import draw_to_folder, side_by_side
+from hf_genmod.sampling import draw_steps, draw_to_folder, draw_trajectory, side_by_side
 
 
 @dataclasses.dataclass
@@ -40,7 +45,8 @@ class EvaluationArguments:
     model: str = dataclasses.field(metadata={"help": "The checkpoint: the folder of its run, or its id on the Hub."})
     samples: int = dataclasses.field(default=1000, metadata={"help": "Samples of each setting."})
     guidance_scales: list[float] = dataclasses.field(
-        default_factory=list, metadata={"help": "γ, one setting each; by default that of the pipeline."}
+        default_factory=list,
+        metadata={"help": "γ, or s of a classifier, one setting each; by default that of the pipeline."},
     )
     num_inference_steps: list[int] = dataclasses.field(
         default_factory=lambda: [20], metadata={"help": "Steps of the sampler, one setting each."}
@@ -52,26 +58,34 @@ class EvaluationArguments:
     features: str | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "Vision model of transformers whose features are compared, a folder or id; by default a small "
-            "network that is trained on the data set, and kept beside the report."
+            "help": "What is compared: a vision model of transformers, a folder or id, or features-*.safetensors of "
+            "another report; by default a small network is trained on the data set, and kept beside the report."
         },
     )
     seed: int = dataclasses.field(default=0, metadata={"help": "Sample i has this seed plus i."})
     output_dir: str | None = dataclasses.field(
         default=None, metadata={"help": "Folder of the report; by default `evaluation` in that of the model."}
     )
+    license: str | None = dataclasses.field(
+        default=None, metadata={"help": "Licence of the model for its card; by default that of the card there is."}
+    )
 
 
 def what_to_draw(arguments: EvaluationArguments, pipeline) -> list[dict]:
     """The settings: by which sampler, and what is asked of the pipeline beside labels or prompts."""
-    if "scheduler" not in pipeline.components:  # an autoencoder
-        return [{"prior": "fitted" if pipeline.vae.config.get("prior_rank") else "standard"}]
+    if "unet" not in pipeline.components:
+        priors = ["standard"] if isinstance(pipeline.vae, VariationalAutoencoder) else []
+        return [{"prior": prior} for prior in priors + ["fitted"] * bool(pipeline.vae.config.get("prior_rank"))]
     samplers = arguments.samplers or [type(pipeline.scheduler).__name__]
-    scales = [{"guidance_scale": scale} for scale in arguments.guidance_scales] or [{}]
+    scales = [{scale_of(pipeline): scale} for scale in arguments.guidance_scales] or [{}]
     return [
         {"sampler": sampler, "num_inference_steps": steps} | scale
         for sampler, steps, scale in itertools.product(samplers, arguments.num_inference_steps, scales)
     ]
+
+
+def scale_of(pipeline) -> str:
+    return "classifier_scale" if "classifier" in pipeline.components else "guidance_scale"
 
 
 def make_sampler(name: str, own):
@@ -83,15 +97,22 @@ def make_sampler(name: str, own):
     return cls.from_config(own.config)
 
 
-def what_to_ask(pipeline, pictures, count: int, seed: int) -> dict[str, list]:
-    """Labels or captions in the data's own proportions."""
-    some = torch.randint(len(pictures), (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+def what_to_ask(pipeline, pictures, indices: Sequence[int]) -> dict[str, list]:
+    """The labels or captions of pictures, so that samples have these in the data's own proportions."""
     if hasattr(pipeline, "labels"):
-        return {"class_labels": pictures.labels[some].tolist()}
+        return {"class_labels": pictures.labels[indices].tolist()}
     if "tokenizer" in pipeline.components:
-        captions = [pictures.captions[i] for i in some]
+        captions = [pictures.captions[i] for i in indices]
         return {"prompt": [caption if isinstance(caption, str) else caption[0] for caption in captions]}
     return {}
+
+
+def what_the_unet_is_told(pipeline, pictures) -> dict[str, torch.Tensor]:
+    """Of each picture: its label, or its caption encoded."""
+    if "tokenizer" in pipeline.components:
+        tokens, mask = pipeline.encode_prompt(what_to_ask(pipeline, pictures, range(len(pictures)))["prompt"])
+        return {"encoder_hidden_states": tokens, "encoder_attention_mask": mask}
+    return {"class_labels": pictures.labels.to(pipeline.device)} if pipeline.unet.config.num_classes else {}
 
 
 def recognised(classifier, images, labels, names: list[str]) -> dict:
@@ -102,35 +123,46 @@ def recognised(classifier, images, labels, names: list[str]) -> dict:
     return {"recognised_share": Share.of(right), "recognised_share_by_class": by_class}
 
 
-def audit(images, real, unseen, feature_fn, file: Path) -> dict:
+def audit(spaces: dict, images, real, file: Path) -> dict:
     """In pixels and in features; the file shows the ten samples that are closest to a picture, above these."""
     result = {}
-    for space, sets in (
-        ("pixels", [x.float() for x in (images, real, unseen)]),
-        ("features", [extract_features(x, feature_fn) for x in (images, real, unseen)]),
-    ):
-        found = audit_memorisation(*sets)
+    for space, (look, training, distances_of_held_out) in spaces.items():
+        found = audit_memorisation(look(images), training, distances_of_held_out)
         closest = found.distances.argsort()[:10]
         side_by_side([images[closest], real[found.nearest[closest]]]).save(file.with_name(f"{file.stem}_{space}.png"))
         result[space] = {"threshold": found.threshold, "share": found.share, "flagged": found.flagged}
     return result
 
 
+def draw_figures(pipeline, settings: list[dict], each: dict[str, list], folder: Path):
+    """What people look at: guidance against quality, guidance by steps, and how pictures come out of noise."""
+    scale = scale_of(pipeline)
+    some = {name: values[:4] for name, values in each.items()} or {"count": 4}
+    scales = sorted({setting[scale] for setting in settings if scale in setting}) or [1.0, 2.0, 4.0]
+    if len(settings) > 1 and all(scale in setting for setting in settings):
+        draw_guidance(settings, scale, folder / "guidance.png")
+    draw_steps(pipeline, some, {scale: scales} if each else {}).save(folder / "steps.png")
+    draw_trajectory(pipeline, some).save(folder / "trajectory.png")
+
+
 with one_line_errors():
     data, arguments = parse_arguments(CaptionedDataArguments, EvaluationArguments)
     state = processes()
+    if not Path(arguments.model).is_dir() and arguments.output_dir is None:
+        raise ValueError("output_dir: the model is no folder here; say where its report is to be")
     pipeline = load_pipeline(arguments.model).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
     own_sampler = pipeline.components.get("scheduler")
     settings = what_to_draw(arguments, pipeline)
     samplers = {name: make_sampler(name, own_sampler) for name in arguments.samplers}
-    pretrained = PretrainedFeatures(arguments.features) if arguments.features else None
+    given = find_features(arguments.features) if arguments.features else None
     training, held_out = data.load_beside(pipeline)
     real, unseen = (all_bytes(pictures) for pictures in (training, held_out))
     out = Path(arguments.output_dir or Path(arguments.model, "evaluation"))
-    each = what_to_ask(pipeline, training, arguments.samples, arguments.seed)
+    drawn_of = torch.randint(len(real), (arguments.samples,), generator=torch.Generator().manual_seed(arguments.seed))
+    each = what_to_ask(pipeline, training, drawn_of.tolist())
 
-    width = FEATURE_DIM if pretrained is None else extract_features(real[:2], pretrained).shape[1]
+    width = FEATURE_DIM if given is None else extract_features(real[:2], given).shape[1]
     least = 2 * (width + 1)  # for the Fréchet distance of halves
     for kind, count, needed in (
         ("samples", arguments.samples, least),
@@ -140,15 +172,17 @@ with one_line_errors():
             raise ValueError(f"{kind}: {count} are too few for features of {width} dimensions; {needed} or more")
 
     file = out / f"features-{training.fingerprint}.safetensors"
-    with state.main_process_first():
-        if not file.is_file() and (training.labels is not None or pretrained is None):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            train_features(real, training.labels, len(training.label_names or [])).save(file)
-    classifier = FeatureClassifier.load(file) if file.is_file() else None
-    feature_fn = pretrained or classifier
-    of_real, of_unseen = (extract_features(x, feature_fn) for x in (real, unseen))
-    model = pipeline.components.get("unet", pipeline.vae)
-    drawn_by = hashlib.blake2b(f"{weights_fingerprint(model)} {each} {arguments.seed}".encode(), digest_size=4)
+    if isinstance(given, FeatureClassifier):
+        classifier = given
+    else:
+        with state.main_process_first():
+            if not file.is_file() and (training.labels is not None or given is None):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                train_features(real, training.labels, len(training.label_names or [])).save(file)
+        classifier = FeatureClassifier.load(file) if file.is_file() else None
+    feature_fn = given or classifier
+    drawn_by = f"{weights_fingerprint(pipeline.components.get('unet', pipeline.vae))} {each} {arguments.seed}"
+    drawn_by = hashlib.blake2b(drawn_by.encode(), digest_size=4).hexdigest()
 
 report = {
     "model": arguments.model,
@@ -156,34 +190,44 @@ report = {
                 "fingerprint": training.fingerprint},
     "features": arguments.features or "a network trained on the data set",
     "seed": arguments.seed,
-    "settings": [],
+    "settings": settings,
 }  # fmt: skip
+drawn = []
 for setting in settings:
     request = {name: value for name, value in setting.items() if name != "sampler"}
     if arguments.samplers:
         pipeline.scheduler = samplers[setting["sampler"]]
     name = "-".join(map(str, setting.values()))
-    folder = out / "samples" / f"{name}-{drawn_by.hexdigest()}"
-    drawn = draw_to_folder(pipeline, folder, each, arguments.samples, arguments.seed, **request)
-    if state.is_main_process:
-        images = drawn.pop("images")
-        measured = setting | drawn | evaluate_features(extract_features(images, feature_fn), of_real)
-        if "class_labels" in each:
-            measured |= recognised(classifier, images, torch.tensor(each["class_labels"]), training.label_names)
-        measured["memorisation"] = audit(images, real, unseen, feature_fn, out / f"closest_{name}.png")
-        report["settings"].append(measured)
-        print(
-            f"{name}: "
-            + ", ".join(f"{key} {value}" for key, value in measured.items() if not isinstance(value, (dict, str)))
+    drawn.append(
+        draw_to_folder(
+            pipeline, out / "samples" / f"{name}-{drawn_by}", each, arguments.samples, arguments.seed, **request
         )
+    )
 
 if state.is_main_process:
+    of_real, of_unseen = (extract_features(x, feature_fn) for x in (real, unseen))
+    flat = [x.flatten(1).float() for x in (real, unseen)]
+    spaces = {
+        "pixels": (lambda images: images.flatten(1).float(), flat[0], nearest_of(flat[1], flat[0])[0]),
+        "features": (lambda images: extract_features(images, feature_fn), of_real, nearest_of(of_unseen, of_real)[0]),
+    }
+    for setting, samples in zip(settings, drawn, strict=True):
+        name, images = "-".join(map(str, setting.values())), samples.pop("images")
+        setting |= samples | evaluate_features(extract_features(images, feature_fn), of_real)
+        if "class_labels" in each:
+            setting |= recognised(classifier, images, torch.tensor(each["class_labels"]), training.label_names)
+        setting["memorisation"] = audit(spaces, images, real, out / f"closest_{name}.png")
+        numbers = {key: value for key, value in setting.items() if not isinstance(value, (dict, str))}
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in numbers.items()), flush=True)
     report["held_out"] = evaluate_features(of_unseen, of_real)
-    if "unet" in pipeline.components and pipeline.vae is None and "tokenizer" not in pipeline.components:
-        process = AncestralDDPMScheduler.from_config(own_sampler.config)
-        labels = {"class_labels": held_out.labels} if "class_labels" in each else {}
-        bits, error = variational_bound(pipeline.unet, process, unseen, **labels)
-        report["bits_per_dimension"] = {"value": bits, "standard_error": error, "count": len(unseen)}
+    if "class_labels" in each:
+        report["held_out"] |= recognised(classifier, unseen, held_out.labels, training.label_names)
+    told = what_the_unet_is_told(pipeline, held_out) if "unet" in pipeline.components else {}
+    report["bits_per_dimension"] = bits_per_dimension(pipeline, unseen.to(state.device), **told)
     text = json.dumps(report, indent=2, default=dataclasses.asdict)
     (out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    if "unet" in pipeline.components:
+        draw_figures(pipeline, settings, each, out)
     print(f"{out}/evaluation.json holds all of it; closest_*.png shows the samples that are closest to a picture")
+    if arguments.license or Path(arguments.model, "README.md").is_file():
+        write_card(arguments.model, arguments.license)

@@ -14,7 +14,7 @@ from diffusers.utils import make_image_grid
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, load_pipeline
 from hf_genmod.latents import weights_fingerprint
-from hf_genmod.lora import WithPrior, attach_adapter, name_pictures, push_adapter, write_card
+from hf_genmod.lora import WithPrior, attach_adapter, name_pictures
 from hf_genmod.processes import processes
 from hf_genmod.recipe import CaptionedDataArguments, one_line_errors, parse_arguments
 from hf_genmod.sampling import caption_rows, class_rows, draw_images
@@ -45,9 +45,6 @@ class LoraArguments:
         default=0.1, metadata={"help": "How often a class or caption is left out."}
     )
     guidance_scale: float = dataclasses.field(default=2.0, metadata={"help": "γ of the samples drawn while training."})
-    hub_model_id: str | None = dataclasses.field(
-        default=None, metadata={"help": "Repository on the Hub that the adapter is pushed to, when it is trained."}
-    )
 
     def __post_init__(self):
         if self.rank < 1:
@@ -116,8 +113,3 @@ with one_line_errors():
 
 with one_line_errors(TrainingError, status=1):
     trainer.train()
-if trainer.accelerator.is_main_process:
-    write_card(config.output_dir, lora.base, lora.rank, asked, lora.hub_model_id)
-    if lora.hub_model_id is not None:
-        with one_line_errors(Exception, status=1):  # repeated, the command finds the adapter trained, and pushes it
-            print(push_adapter(config.output_dir, lora.hub_model_id))

@@ -78,7 +78,9 @@ with one_line_errors():
     )
     if model.vae is None:
         model.vae = f"{Path(config.output_dir)}-vae"
-        train_autoencoder(data, autoencoder, model, latent, part_of(config, latent.autoencoder_share, model.vae))
+        first = part_of(config, latent.autoencoder_share, model.vae)
+        first = dataclasses.replace(first, push_to_hub=False, hub_model_id=None, hub_private_repo=False)
+        train_autoencoder(data, autoencoder, model, latent, first)
         config = part_of(config, 1 - latent.autoencoder_share, config.output_dir)
 
     latents, held_out = data.load(require_labels=True, vae=model.vae, mirrored=config.horizontal_flip)

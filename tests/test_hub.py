@@ -1,8 +1,13 @@
+import json
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
-from huggingface_hub import HfApi
-from tiny import tiny_autoencoder, tiny_unet, tiny_vae
+from huggingface_hub import HfApi, ModelCard
+from tiny import tiny_autoencoder, tiny_text_pipeline, tiny_unet, tiny_vae
 
 from hf_genmod import (
     AncestralDDPMScheduler,
@@ -14,7 +19,10 @@ from hf_genmod import (
     VariationalAutoencoder,
     load_pipeline,
     load_vae,
+    push_checkpoint,
 )
+from hf_genmod.hub import PushError, sample_without_package
+from hf_genmod.lora import attach_adapter
 
 
 def pipeline(num_classes=None):
@@ -175,3 +183,144 @@ class TestLoadVAE:
             message = str(error.value)
             assert message.startswith(f"vae: {path!r} is neither an autoencoder nor a checkpoint with one (")
             assert "\n" not in message and len(message) < 400
+
+
+CHECKPOINTS = {
+    "unconditional": pipeline,
+    "classes": lambda: pipeline(2),
+    "text": tiny_text_pipeline,
+    "latent": lambda: UnconditionalPipeline(
+        tiny_unet(in_channels=4, out_channels=4), AncestralDDPMScheduler(clip_sample=False), tiny_vae()
+    ),
+    "autoencoder": lambda: AutoencoderPipeline(tiny_autoencoder(VariationalAutoencoder)),
+}
+NOT_FOR_THE_HUB = ("checkpoints/step-9/state.pt", "samples/step-9.png", "evaluation/closest_20_pixels.png",
+                   "evaluation/samples/20/00000.pt", "logs/events.1", "unet/notes.md", "secret.txt")  # fmt: skip
+
+
+class TestPushCheckpoint:
+    @pytest.fixture
+    def run(self, tmp_path):
+        """The folder of a run that is over, with all that such a folder may hold."""
+
+        def make(kind="classes"):
+            folder = tmp_path / f"run-{kind}"
+            CHECKPOINTS[kind]().save_pretrained(folder)
+            for name in (*NOT_FOR_THE_HUB, "loss.png", "training_config.json", "metrics.jsonl"):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text("{}")
+            return folder
+
+        return make
+
+    @pytest.mark.parametrize(
+        "kind", ["classes", *(pytest.param(kind, marks=pytest.mark.slow) for kind in CHECKPOINTS if kind != "classes")]
+    )
+    def test_uploads_the_checkpoint_its_card_and_figures_alone_and_proves_that_it_loads(self, kind, run, hub):
+        folder, repo_id = run(kind), hub.new_repo_id()
+        report = push_checkpoint(folder, repo_id, license="mit")
+        files = hub.files(repo_id)
+        assert set(files) == {*report.files, ".gitattributes"}
+        assert {"README.md", "samples.png", "loss.png", "model_index.json", "genmod_pipelines.py"} <= set(files)
+        assert not set(files) & {*NOT_FOR_THE_HUB, "training_config.json", "metrics.jsonl", "push_report.json"}
+        for name in report.files:
+            assert files[name] == (folder / name).read_bytes()
+        written = json.loads((folder / "push_report.json").read_text())
+        assert written["sample"] == report.sample == sample_without_package(repo_id, token=hub.token)
+        assert written["revision"] == HfApi().model_info(repo_id).sha
+        card = ModelCard.load(repo_id)
+        card.validate()
+        assert card.data.license == "mit" and {"diffusers", "hf_genmod"} <= set(card.data.tags)
+        assert f'from_pretrained("{repo_id}"' in card.text
+        assert type(load_pipeline(repo_id)) is type(load_pipeline(folder))
+
+    def test_a_branch_a_pull_request_and_a_private_repository(self, run, hub):
+        folder, repo_id = run(), hub.new_repo_id()
+        first = push_checkpoint(folder, repo_id, private=True, revision="v2", license="mit")
+        assert hub.repos["models", repo_id].private
+        assert "model_index.json" in hub.files(repo_id, revision="v2")
+        assert "model_index.json" not in hub.files(repo_id)
+        second = push_checkpoint(folder, repo_id, create_pr=True)
+        assert second.url.endswith("/discussions/1") and second.sample == first.sample
+        assert "model_index.json" not in hub.files(repo_id)
+        assert "model_index.json" in hub.files(repo_id, revision="refs/pr/1")
+
+    @pytest.mark.parametrize(
+        "pattern, how",
+        [
+            pytest.param("POST /api/repos/create", 500, marks=pytest.mark.slow),
+            pytest.param("POST .*/preupload", 503, marks=pytest.mark.slow),
+            pytest.param("PUT /lfs", "reset", marks=pytest.mark.slow),
+            pytest.param("POST .*/commit/", 500, marks=pytest.mark.slow),
+            ("POST .*/commit/", "reset"),
+            ("POST .*/commit/", "lost"),
+            pytest.param("GET .*/resolve/.*safetensors", "cut", marks=pytest.mark.slow),
+            pytest.param("GET .*/resolve/.*safetensors", "slow", marks=pytest.mark.slow),
+        ],
+    )
+    def test_what_may_pass_is_tried_again(self, pattern, how, run, hub):
+        folder, repo_id = run(), hub.new_repo_id()
+        fault = hub.fail_next(pattern, how, seconds=1.0)
+        report = push_checkpoint(folder, repo_id, license="mit")
+        assert fault.left == 0
+        assert set(hub.files(repo_id)) == {*report.files, ".gitattributes"}
+
+    def test_what_does_not_pass_leaves_the_command_that_finishes_it(self, run, hub, monkeypatch, tmp_path):
+        folder, repo_id = run(), hub.new_repo_id()
+        hub.fail_next("POST .*/commit/", 403, times=9)
+        with pytest.raises(PushError, match="is not done") as error:
+            push_checkpoint(folder, repo_id, license="mit", private=True)
+        assert hub.token not in str(error.value) and "\n" not in str(error.value)
+        assert set(hub.files(repo_id)) == {".gitattributes"}
+        hub.faults.clear()
+        command = re.search(r"finish it by: python (.*)", str(error.value))[1]
+        done = subprocess.run(
+            f'"{sys.executable}" {command}', shell=True, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        assert "loads and draws what" in done.stdout and hub.token not in done.stdout + done.stderr
+        assert "model_index.json" in hub.files(repo_id)
+        for file in folder.rglob("*"):
+            assert not file.is_file() or hub.token.encode() not in file.read_bytes()
+
+    def test_a_repository_that_gives_another_picture_is_no_success(self, run, hub):
+        """Here one whose code lets each process draw another."""
+        folder, repo_id = run(), hub.new_repo_id()
+        with open(folder / "genmod_pipelines.py", "a") as code:
+            code.write("\n_drawn = GenerationPipeline._decode\n")
+            code.write("GenerationPipeline._decode = lambda pipe, x: _drawn(pipe, x) * (os.getpid() % 997 / 997)\n")
+        with pytest.raises(PushError, match="gives another picture .* than the folder"):
+            push_checkpoint(folder, repo_id, license="mit")
+        assert not (folder / "push_report.json").exists()
+
+    def test_what_is_no_checkpoint_or_has_no_licence_is_refused_at_once(self, run, hub, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no model_index.json in it, so there is no checkpoint to push"):
+            push_checkpoint(tmp_path, hub.new_repo_id(), license="mit")
+        with pytest.raises(ValueError, match="license: a model that is shared needs one"):
+            push_checkpoint(run(), hub.new_repo_id())
+        assert not hub.requests
+
+    def test_a_card_that_somebody_changed_is_pushed_as_it_is(self, run, hub):
+        folder, repo_id = run(), hub.new_repo_id()
+        push_checkpoint(folder, repo_id, license="mit")
+        card = (folder / "README.md").read_text() + "\nMine.\n"
+        (folder / "README.md").write_text(card)
+        push_checkpoint(folder, repo_id)
+        assert hub.files(repo_id)["README.md"].decode() == card
+
+    def test_an_adapter_is_pushed_alone_and_drawn_with_its_base(self, run, hub, tmp_path):
+        base, repo_id = hub.new_repo_id("base"), hub.new_repo_id("adapter")
+        push_checkpoint(run(), base, license="mit")
+        pipe = load_pipeline(base)
+        pipe.add_class("zebra", adapter_name="default")
+        attach_adapter(pipe.unet, rank=2, num_new_classes=1)
+        for name, parameter in pipe.unet.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        pipe.save_lora_weights(tmp_path / "adapter")
+        (tmp_path / "adapter" / "training_config.json").write_text(json.dumps({"lora": {"base": base}}))
+        report = push_checkpoint(tmp_path / "adapter", repo_id, license="mit")
+        assert report.files == ["README.md", "pytorch_lora_weights.safetensors"]
+        assert report.sample != sample_without_package(base, token=hub.token)
+        card = ModelCard.load(repo_id)
+        assert card.data.base_model == base and card.data.base_model_relation == "adapter"

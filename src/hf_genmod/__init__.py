@@ -26,6 +26,7 @@ _MODULES = {
     "VariationalAutoencoder": "models.image_autoencoder",
     "load_pipeline": "hub",
     "load_vae": "hub",
+    "push_checkpoint": "hub",
 }
 
 __all__ = sorted(_MODULES)

@@ -2,8 +2,6 @@
 
 import hashlib
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,24 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hf_genmod.data import PictureDataset, load_pictures, to_model_range
-from hf_genmod.hub import load_pipeline
+from hf_genmod.hub import load_pipeline, sample_without_package
 from hf_genmod.run_folder import RunFolder
 
 _THUMBNAIL = 32  # pixels; at this size pictures are compared
-
-# A machine without this package: its name leads nowhere, and only what the checkpoint carries can be loaded.
-_SAMPLE_WITHOUT_PACKAGE = """
-import sys
-sys.modules["hf_genmod"] = None
-import torch
-from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
-if hasattr(pipe, "reconstruct"):
-    pipe.reconstruct(torch.zeros(1, *pipe.picture_shape))
-else:
-    request = {"class_labels": 0} if hasattr(pipe, "labels") else {"prompt": ""} if hasattr(pipe, "tokenizer") else {}
-    pipe(**request, num_inference_steps=1)
-"""
 
 
 def examine(path: str, split: str = "train") -> Iterator[str]:
@@ -123,11 +107,11 @@ def _shipped_code(folder: Path, sample: bool) -> Iterator[str]:
         else:
             yield f"{file.relative_to(folder)} is no file of this package; do not trust the code of this checkpoint"
             return
-    command = [sys.executable, "-c", _SAMPLE_WITHOUT_PACKAGE, str(folder)]
-    sampled = subprocess.run(command, capture_output=True, text=True) if sample else None
-    if sampled and sampled.returncode:
-        reason = (sampled.stderr.strip() or f"status {sampled.returncode}").splitlines()[-1]
-        yield f"it does not sample where this package is not installed ({reason}); save it again by `save_pretrained`"
+    try:
+        if sample:
+            sample_without_package(folder)
+    except RuntimeError as error:
+        yield f"it does not sample where this package is not installed ({error}); save it again by `save_pretrained`"
 
 
 def _process(pipeline) -> Iterator[str]:

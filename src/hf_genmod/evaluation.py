@@ -17,6 +17,7 @@ from hf_genmod.features import as_floats
 from hf_genmod.latents import draw_latents
 from hf_genmod.objectives import log_likelihood, variational_bound_term
 from hf_genmod.randomness import BatchRandom
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,9 @@ def kernel_distance(a: Tensor, b: Tensor, biased: bool = False, batch_size: int 
     return (mean_kernel(a, a, not biased) + mean_kernel(b, b, not biased) - 2 * mean_kernel(a, b, False)).item()
 
 
-def neighbourhoods(real: Tensor, generated: Tensor, k: int = 5, batch_size: int = 2048) -> dict[str, "float | Share"]:
+def neighbourhoods(
+    real: Tensor, generated: Tensor, k: int = 5, batch_size: int = 2048
+) -> dict[str, "Estimate | Share"]:
     """Whether generated pictures lie where real ones do, and the other way round. With B(x) the ball around x that
     reaches to its k-th nearest neighbour in its own set:
 
@@ -144,19 +147,19 @@ def neighbourhoods(real: Tensor, generated: Tensor, k: int = 5, batch_size: int 
     """
     real, generated = _as_features(real, generated, least=k + 1)
     of_real, of_generated = (_distance_to_neighbour(x, k, batch_size) for x in (real, generated))
-    precise, density = [], 0
+    precise, density = [], []
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
     for part, radii in zip(generated.split(batch_size), of_generated.split(batch_size), strict=True):
         distance = torch.cdist(part, real)  # (part, n)
         within_real = distance <= of_real
         precise.append(within_real.any(dim=1))
-        density += within_real.sum().item()
+        density.append(within_real.sum(dim=1))
         covered |= within_real.any(dim=0)
         recalled |= (distance <= radii[:, None]).any(dim=0)
     return {
         "precision": Share.of(torch.cat(precise)),
         "recall": Share.of(recalled),
-        "density": density / (k * len(generated)),
+        "density": Estimate.of(torch.cat(density) / k),
         "coverage": Share.of(covered),
     }
 
@@ -198,7 +201,7 @@ class MemorisationAudit:
 
 
 def audit_memorisation(
-    samples: Tensor, training: Tensor, held_out: Tensor, quantile: float = 0.01
+    samples: Tensor, training: Tensor, held_out_distances: Tensor, quantile: float = 0.01
 ) -> MemorisationAudit:
     """Whether samples copy training pictures, by the distances of pixels or of features.
 
@@ -206,16 +209,20 @@ def audit_memorisation(
     estimate the threshold.
 
     Args:
-        samples, training, held_out (`torch.Tensor`): (n, ...), (N, ...) and (m, ...), pictures or features.
+        samples, training (`torch.Tensor`): (n, ...) and (N, ...), pictures or features.
+        held_out_distances (`torch.Tensor`): (m,), of held-out pictures to the nearest training pictures, as
+            `nearest_of` gives them.
         quantile (`float`, defaults to 0.01): of the held-out pictures' distances; 1/m or more.
 
     Raises:
         `ValueError`: too few held-out pictures for the quantile.
     """
-    n, m = len(samples), len(held_out)
+    n, m = len(samples), len(held_out_distances)
     if m * quantile < 1:
-        raise ValueError(f"held_out: {m} pictures have no {quantile:.0%} quantile; hold out {math.ceil(1 / quantile)}")
-    threshold = nearest_of(held_out, training)[0].quantile(quantile).item()
+        raise ValueError(
+            f"held_out_distances: {m} pictures have no {quantile:.0%} quantile; hold out {math.ceil(1 / quantile)}"
+        )
+    threshold = held_out_distances.quantile(quantile).item()
     distances, nearest = nearest_of(samples, training)
     share = Share.of(distances < threshold)
     error = math.sqrt(share.value * (1 - share.value) * (1 / n + 1 / m))
@@ -230,8 +237,8 @@ def nearest_of(x: Tensor, others: Tensor, batch_size: int = 256) -> tuple[Tensor
 
 
 @dataclass(frozen=True)
-class Distance:
-    """A distance of `count` pictures from real ones with its 95% interval, printed as "1.23 (1.1–1.36, n = 1000)"."""
+class Estimate:
+    """What `count` pictures tell of a number, with its 95% interval, printed as "1.23 (1.1–1.36, n = 1000)"."""
 
     value: float
     count: int
@@ -241,8 +248,18 @@ class Distance:
     def __str__(self) -> str:
         return f"{self.value:.3g} ({self.low:.3g}–{self.high:.3g}, n = {self.count})"
 
+    @classmethod
+    def of(cls, values: Tensor) -> "Estimate":
+        """The mean of a value of each picture, (n,), ± 1.96 standard errors."""
+        values = values.double()
+        return cls._with_error(values.mean().item(), len(values), values.std().item() / len(values) ** 0.5)
 
-def with_interval(distance: Callable[[Tensor], float], features: Tensor, draws: int = 20, seed: int = 0) -> Distance:
+    @classmethod
+    def _with_error(cls, value, count, error):
+        return cls(value, count, value - 1.96 * error, value + 1.96 * error)
+
+
+def with_interval(distance: Callable[[Tensor], float], features: Tensor, draws: int = 20, seed: int = 0) -> Estimate:
     """A distance of features, and how much chance is in it: ± 1.96 standard errors, by subsampling without replacement
     (Politis, Romano and Wolf 1999). Of halves drawn so, the variance around the whole is that of the whole around the
     truth, (σ²/(n/2)) (1 − 1/2) = σ²/n.
@@ -255,8 +272,8 @@ def with_interval(distance: Callable[[Tensor], float], features: Tensor, draws: 
     """
     rng, half = torch.Generator().manual_seed(seed), len(features) // 2
     halves = [distance(features[torch.randperm(len(features), generator=rng)[:half]]) for _ in range(draws)]
-    value, error = distance(features), torch.tensor(halves, dtype=torch.float64).std().item()
-    return Distance(value, len(features), value - 1.96 * error, value + 1.96 * error)
+    error = torch.tensor(halves, dtype=torch.float64).std().item()
+    return Estimate._with_error(distance(features), len(features), error)
 
 
 @dataclass(frozen=True)
@@ -306,7 +323,7 @@ def recognised_share(predictions: Tensor, labels: Tensor | Sequence[int]) -> Sha
     return Share.of(predictions == labels)
 
 
-def evaluate_features(generated: Tensor, real: Tensor, seed: int = 0) -> dict[str, "Distance | Share | float"]:
+def evaluate_features(generated: Tensor, real: Tensor, seed: int = 0) -> dict[str, "Estimate | Share"]:
     """All that features of generated pictures tell beside those of real ones.
 
     Args:
@@ -377,60 +394,61 @@ def variational_bound(
     unet: nn.Module,
     scheduler,
     pictures: Tensor,
-    class_labels: Tensor | None = None,
     draws: int = 10,
     seed: int = 0,
     batch_size: int = 256,
-) -> tuple[float, float]:
+    **condition: Tensor,
+) -> Tensor:
     """The variational bound on −log p(x_0) of a diffusion model, in bits per dimension (Ho et al. 2020, Eq. 5):
 
         Σ_t L_t + L_T,   L_T = KL( q(x_T | x_0) ‖ N(0, I) )
 
     L_0, the largest term, is taken of every picture; the sum of the others is estimated, without bias, from `draws`
     timesteps of each picture, stratified over the pictures, so that a thousand pictures cover them all.
-    The same seed draws the same timesteps and noise for every model, so differences are paired.
+    The same seed draws the same timesteps and noise for every model, so differences of two models are paired.
 
     Args:
         unet ([`DenoisingUNet2DModel`]): the model.
         scheduler ([`AncestralDDPMScheduler`]): its process; clips x̂_0 if it does so in sampling.
         pictures (`torch.Tensor`): (n, C, H, W), uint8.
-        class_labels (`torch.Tensor`, *optional*): (n,), for a model with labels.
-        draws (`int`, defaults to 10): timesteps per picture, 2 or more.
+        draws (`int`, defaults to 10): timesteps per picture.
         seed (`int`, defaults to 0): decides timesteps and noise.
         batch_size (`int`, defaults to 256): pictures per forward pass.
+        condition (`torch.Tensor`): (n, ...), what the U-Net is told of each picture, such as `class_labels`.
 
     Returns:
-        `tuple[float, float]`: the bound, and the standard error of its estimate over the draws.
+        `torch.Tensor`: (n,), an estimate for each picture, fp64 on the CPU; their mean is that of the bound.
     """
     T, n = scheduler.config.num_train_timesteps, len(pictures)
-    bounds = []
+    bounds = torch.zeros(n, dtype=torch.float64)
     for draw in range(draws):
         # Which picture is in which stratum of time has nothing to do with their order, which may be that of classes.
         stratum = torch.randperm(n, generator=torch.Generator().manual_seed(seed + draw))
-        total = 0.0
-        for start in range(0, n, batch_size):
-            part = slice(start, min(start + batch_size, n))
+        for part in torch.arange(n).split(batch_size):
             rng = BatchRandom(seed, draw, stratum[part], n, pictures.device)
             x_0 = as_floats(pictures[part])
-            condition = {} if class_labels is None else {"class_labels": class_labels[part]}
+            told = {name: values[part] for name, values in condition.items()}
             later = 1 + ((T - 1) * rng.stratified()).long()
             for t, terms in ((torch.zeros_like(later), 1), (later, T - 1)):
                 x_t = scheduler.add_noise(x_0, rng.normal(x_0.shape[1:]), t)
-                model_output = unet(x_t, t, **condition).sample.float()
+                model_output = unet(x_t, t, **told).sample.float()
                 L_t = variational_bound_term(scheduler, model_output, x_0, x_t, t, clip=True)  # (n,)
-                total += terms * L_t.cpu().double().sum().item()
-        bounds.append(total / n)
+                bounds[part] += terms * L_t.cpu().double() / draws
 
     alpha_bar_T = scheduler.alphas_cumprod[-1].cpu().double()
-    mean_square = as_floats(pictures).cpu().double().square().mean()
+    mean_square = as_floats(pictures).cpu().double().square().flatten(1).mean(dim=1)
     prior = 0.5 * (alpha_bar_T * mean_square - alpha_bar_T - torch.log1p(-alpha_bar_T)) / math.log(2)  # L_T
-    bounds = torch.tensor(bounds, dtype=torch.float64) + prior
-    return bounds.mean().item(), (bounds.std() / draws**0.5).item()
+    return bounds + prior
 
 
 @torch.no_grad()
 def importance_log_likelihood(
-    vae: nn.Module, x: Tensor, k: int, generator: torch.Generator | None = None, batch_size: int = 256
+    vae: nn.Module,
+    x: Tensor,
+    k: int,
+    generator: torch.Generator | None = None,
+    batch_size: int = 256,
+    likelihood: str | None = None,
 ) -> Tensor:
     """log p(x) under a variational autoencoder, estimated from below (Burda et al. 2016, Eq. 8):
 
@@ -444,6 +462,8 @@ def importance_log_likelihood(
         k (`int`): samples for each picture.
         generator (`torch.Generator`, *optional*): decides the z_i, which belong to the pictures, whatever the batches.
         batch_size (`int`, defaults to 256): z decoded at once.
+        likelihood (`str`, *optional*): p(x | z), by default as it was trained; `"discretised_gaussian"` for the
+            probability of pictures of 8 bits under a Gaussian.
 
     Returns:
         `torch.Tensor`: (n,), in nats, fp64 on the CPU.
@@ -451,7 +471,7 @@ def importance_log_likelihood(
     Raises:
         `ValueError`: no samples; values other than -1 and 1 for a Bernoulli likelihood.
     """
-    likelihood, n = vae.config.likelihood, len(x)
+    likelihood, n = likelihood or vae.config.likelihood, len(x)
     if k < 1:
         raise ValueError(f"k: {k} is not positive; give the number of samples for each picture.")
     if likelihood == "bernoulli" and not (x.abs() == 1).all():
@@ -471,6 +491,39 @@ def importance_log_likelihood(
             log_weights.append((log_p_x.unflatten(0, log_ratio.shape) + log_ratio).cpu().double())
         estimates.append(torch.cat(log_weights).logsumexp(dim=0) - math.log(k))
     return torch.cat(estimates)
+
+
+def bits_per_dimension(pipeline, pictures: Tensor, num_latents: int = 64, **condition: Tensor) -> dict[str, Estimate]:
+    """Upper bounds of −log p(x) in bits per dimension, of pictures of 8 bits that a model was not trained on: the
+    variational bound of a diffusion model in pixels; of a variational autoencoder the evidence lower bound, and the
+    tighter one of `num_latents` z for each picture. A Gaussian p(x | z) is integrated over the 8-bit bins; of a
+    Bernoulli the pictures are thresholded, and have one bit. Others have no likelihood.
+
+    Args:
+        pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): the model.
+        pictures (`torch.Tensor`): (n, C, H, W), uint8.
+        num_latents (`int`, defaults to 64): z for each picture.
+        condition (`torch.Tensor`): (n, ...), what the U-Net is told of each picture.
+
+    Returns:
+        `dict`: "variational bound", or "evidence lower bound" and "importance-sampled bound (64 z)"; or nothing.
+    """
+    if pipeline.config.get("value_range") is not None:  # measured values have no 8 bits
+        return {}
+    if "unet" in pipeline.components:
+        if pipeline.vae is not None:
+            return {}
+        scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
+        return {"variational bound": Estimate.of(variational_bound(pipeline.unet, scheduler, pictures, **condition))}
+    likelihood = pipeline.vae.config.get("likelihood")
+    if likelihood is None:
+        return {}
+    x = as_floats(pictures)
+    x = torch.where(x < 0, -1.0, 1.0) if likelihood == "bernoulli" else x
+    likelihood = "bernoulli" if likelihood == "bernoulli" else "discretised_gaussian"
+    bounds = {"evidence lower bound": 1, f"importance-sampled bound ({num_latents} z)": num_latents}
+    log_p = {name: importance_log_likelihood(pipeline.vae, x, k, likelihood=likelihood) for name, k in bounds.items()}
+    return {name: Estimate.of(-values / (x[0].numel() * math.log(2))) for name, values in log_p.items()}
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -202,6 +202,15 @@ def train_features(images: Tensor, labels: Tensor | None, num_classes: int, **op
     return train_feature_classifier(images, labels, num_classes, **options)
 
 
+def find_features(name: str) -> "FeatureClassifier | PretrainedFeatures":
+    """The features of a file that `FeatureClassifier.save` wrote, else of a model of transformers, a folder or an id.
+
+    Raises:
+        ValueError, FileNotFoundError: If it is neither.
+    """
+    return FeatureClassifier.load(name) if name.endswith(".safetensors") else PretrainedFeatures(name)
+
+
 class PretrainedFeatures:
     """Features of a vision model of transformers (DINOv2, CLIP, ViT, ...): its pooled output, or the mean of its last
     hidden states where it has none. Pictures are brought to its size by its own processor; grey ones are made RGB.

@@ -3,13 +3,9 @@ while its own weights stay as they are, and the samples that keep it from forget
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from huggingface_hub import HfApi, ModelCardData
 from peft import LoraConfig
 from torch.nn.utils import parametrize
 
@@ -145,7 +141,7 @@ class WithPrior(torch.utils.data.Dataset):
         if count < 0:
             raise ValueError(f"prior_samples: {count} is negative")
         self.name, self.skipped, self.resolution = pictures.name, pictures.skipped, pictures.resolution
-        self.mirrored = getattr(pictures, "mirrored", True)
+        self.mirrored, self.captions = getattr(pictures, "mirrored", True), pictures.captions
         self.num_new, self.count = len(pictures), count
         drawn = f"{weights_fingerprint(pipeline.unet)} {conditions} {count} {seed}"
         self.fingerprint = hashlib.blake2b(f"{pictures.fingerprint} {drawn}".encode(), digest_size=8).hexdigest()
@@ -189,54 +185,3 @@ def draw_samples(pipeline: GenerationPipeline, asked: dict[str, list], count: in
 
 def _joined(new, old):
     return torch.cat([new, torch.as_tensor(old)]) if isinstance(new, torch.Tensor) else new + old
-
-
-def write_card(folder: str, base: str, rank: int, asked: dict[str, list[str]], repo_id: str | None = None) -> None:
-    """
-    Writes the card of an adapter, `README.md`, unless there is one that was changed since.
-
-    Args:
-        folder (`str`): Where the adapter is.
-        base (`str`): The model that it is for: its id on the Hub, or a folder, which the metadata cannot name.
-        rank (`int`): Its rank.
-        asked (`dict`): How to ask for what it learned, as `name_pictures` gives it.
-        repo_id (`str`, *optional*): Where on the Hub it is to be.
-    """
-    on_hub = {} if os.path.isdir(base) else {"base_model": base, "base_model_relation": "adapter"}
-    data = ModelCardData(library_name="diffusers", tags=["lora", "hf_genmod"], **on_hub)
-    request = ", ".join(f"{name}={values[0]!r}" for name, values in asked.items())
-    learned = "".join(f"; it learned {', '.join(map(repr, values[:10]))}" for values in asked.values())
-
-    def card(where):
-        return f"""---
-{data.to_yaml()}
----
-
-# {Path(where).name}: a LoRA for {base}
-
-An adapter of rank {rank} for the model `{base}`, which it needs{learned}.
-
-```python
-from hf_genmod import load_pipeline
-
-pipe = load_pipeline("{base}")
-pipe.load_lora_weights("{where}")
-pipe({request}).images[0].save("sample.png")
-```
-"""
-
-    file = Path(folder, "README.md")
-    if not file.is_file() or file.read_text(encoding="utf-8") == card(folder):
-        file.write_text(card(repo_id or folder), encoding="utf-8")
-
-
-def push_adapter(folder: str, repo_id: str) -> str:
-    """Uploads an adapter and its card, and nothing else of the folder, in one commit; returns its address."""
-    api = HfApi()
-    repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
-    return api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        allow_patterns=["README.md", LORA_WEIGHT_NAME_SAFE],
-        commit_message="Upload the adapter",
-    ).repo_url.url

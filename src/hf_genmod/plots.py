@@ -72,11 +72,42 @@ def draw_accuracy(levels: list[dict], chance: float, file: Path):
     _save(figure, file)
 
 
-def _figure():
+def draw_guidance(settings: list[dict], scale: str, file: Path):
+    """
+    Draws the Fréchet distance of samples, and how many are of the class asked for, over the strength of guidance.
+
+    Args:
+        settings (`list[dict]`): Of `evaluation.json`; those of one sampler and number of steps are one line.
+        scale (`str`): The setting that is the strength.
+        file (`Path`): PNG to write.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    panels = {"frechet_distance": "Fréchet distance", "recognised_share": "share recognised", "recall": "recall"}
+    panels = {name: label for name, label in panels.items() if all(name in setting for setting in settings)}
+    figure, axes = _figure(len(panels))
+    lines = {}
+    for setting in sorted(settings, key=lambda setting: setting[scale]):
+        name = f"{setting['sampler'].removesuffix('Scheduler')}, {setting['num_inference_steps']} steps"
+        lines.setdefault(name, []).append(setting)
+    for panel, (name, label) in zip(axes, panels.items(), strict=True):
+        for line, of_line in lines.items():
+            values = [setting[name] for setting in of_line]
+            errors = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
+            x = [setting[scale] for setting in of_line]
+            panel.errorbar(x, [v.value for v in values], errors, marker=".", capsize=3, label=line)
+        panel.set(xlabel=scale.replace("_", " "), ylabel=label)
+        panel.grid(alpha=0.2)
+    axes[0].legend()
+    _save(figure, file)
+
+
+def _figure(num_panels: int | None = None):
     from matplotlib.figure import Figure  # optional, and slow to import
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    return figure, figure.subplots()
+    figure = Figure(figsize=(9, 5) if num_panels is None else (4 * num_panels, 4), layout="constrained")
+    return figure, figure.subplots() if num_panels is None else figure.subplots(1, num_panels, squeeze=False)[0]
 
 
 def _save(figure, file: Path):

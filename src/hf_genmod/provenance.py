@@ -73,4 +73,4 @@ def _hardware(num_processes):
         named = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = named[0] if named else name
     each = f" in each of {num_processes} processes" if num_processes > 1 else ""
-    return f"{os.cpu_count()} CPU cores ({name}), {torch.get_num_threads()} threads{each}"
+    return f"{os.cpu_count()} CPU cores ({name}), {torch.get_num_threads()} used{each}"

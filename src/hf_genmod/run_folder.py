@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 MAY_CHANGE = (
     "output_dir", "num_workers", "logging_steps", "sampling_steps", "validation_steps", "validation_split",
     "checkpointing_steps", "checkpoints_total_limit",
-    "report_to", "base", "hub_model_id", "max_bad_steps", "gradient_accumulation_steps", "gradient_checkpointing",
+    "report_to", "base", "license", "push_to_hub", "hub_model_id", "hub_private_repo",
+    "max_bad_steps", "gradient_accumulation_steps", "gradient_checkpointing",
 )  # fmt: skip
 
 PROVENANCE = "provenance.json"  # where the checkpoint comes from

@@ -1,5 +1,6 @@
 """Samples of a pipeline, drawn by all processes together."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from hf_genmod.data import PictureDataset, to_model_range
+from hf_genmod.models.image_autoencoder import VariationalAutoencoder
 from hf_genmod.pipelines.genmod_pipelines import AutoencoderPipeline
 from hf_genmod.processes import processes
 
@@ -94,6 +96,7 @@ def draw_images(
     prompt: list[str] | None = None,
     count: int = 64,
     seed: int = 0,
+    shared: bool = True,
     **kwargs,
 ) -> list:
     """
@@ -104,6 +107,7 @@ def draw_images(
         class_labels (`list`, *optional*): The label of each picture.
         prompt (`list[str]`, *optional*): The prompt of each picture.
         count (`int`): How many, without either.
+        shared (`bool`): `False` where not all processes call this: then this one does all the work.
         kwargs: Further arguments of the pipeline.
 
     Returns:
@@ -116,7 +120,7 @@ def draw_images(
     each = {"class_labels": class_labels, "prompt": prompt}
     each = {name: values for name, values in each.items() if values is not None}
     count = len(next(iter(each.values()))) if each else count
-    mine = range(state.process_index, count, state.num_processes)
+    mine = range(state.process_index, count, state.num_processes) if shared else range(count)
     images, error = {}, None
     try:
         for start in range(0, len(mine), 16):
@@ -127,7 +131,7 @@ def draw_images(
     except Exception as caught:  # the others wait for this process, whatever happens to it
         error = f"{type(caught).__name__}: {caught}"
     together = {}
-    for others, others_error in gather_object([(images, error)]):
+    for others, others_error in gather_object([(images, error)]) if shared else [(images, error)]:
         if others_error:
             raise RuntimeError(others_error)
         together |= others
@@ -177,3 +181,81 @@ def draw_reconstructions(
     samples = pipeline(len(seeds), prior, generator=seeds).images
     rows = pipeline.postprocess(pairs.transpose(0, 1).flatten(0, 2))
     return make_image_grid([*rows, *samples], 6, num_columns)
+
+
+def draw_checkpoint(pipeline, captions: Sequence[str] = ()) -> Image.Image:
+    """What a checkpoint makes, not chosen: a row for each class or caption, else 8 rows; sample i has the seed i. This
+    process draws it alone."""
+    if "unet" not in pipeline.components:
+        prior = "standard" if isinstance(pipeline.vae, VariationalAutoencoder) else "fitted"
+        return make_image_grid(draw_images(pipeline, shared=False, prior=prior), 8, 8)
+    options = {"shared": False, "num_inference_steps": 20}
+    if hasattr(pipeline, "labels"):
+        return class_rows(pipeline, **options)
+    if "tokenizer" in pipeline.components:
+        return caption_rows(pipeline, list(captions) or [""], **options)
+    return make_image_grid(draw_images(pipeline, **options), 8, 8)
+
+
+def draw_steps(pipeline, request: dict, scales: dict[str, list[float]], steps: Sequence[int] = (5, 10, 20, 50)):
+    """
+    The same noise by several strengths of guidance (rows) and numbers of steps (columns), as a `PIL.Image.Image`.
+
+    Args:
+        pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): What draws them.
+        request (`dict`): What each picture of a cell is asked by, as `draw_images` takes it; picture i has the seed i.
+        scales (`dict`): The argument of the pipeline that is the strength, and its values; empty for one row.
+        steps (sequence of `int`): Numbers of steps.
+    """
+    rows = [(f"{name} {value:g}", {name: value}) for name, values in scales.items() for value in values] or [("", {})]
+    columns = [(f"{count} steps", {"num_inference_steps": count}) for count in steps]
+    cells = [
+        [draw_images(pipeline, **request, **row, **column, shared=False) for _, column in columns] for _, row in rows
+    ]
+    return _labelled(cells, [name for name, _ in rows], [name for name, _ in columns])
+
+
+def draw_trajectory(pipeline, request: dict, num_columns: int = 8, num_inference_steps: int = 50) -> Image.Image:
+    """
+    How pictures come out of noise: x_t after some of the steps, decoded where they are latents.
+
+    Args:
+        pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): What draws them.
+        request (`dict`): What each picture is asked by, up to 16 of them, as `draw_images` takes it.
+        num_columns (`int`): How many steps are shown, the first and the last among them.
+        num_inference_steps (`int`): Of how many.
+    """
+    shown = torch.linspace(0, num_inference_steps - 1, num_columns).round().int().tolist()
+    columns, names = [], []
+
+    def keep(pipe, i, t, tensors):
+        if i in shown:
+            columns.append(pipe.postprocess(pipe._decode(tensors["latents"])))
+            names.append(f"after t = {int(t)}")
+        return {}
+
+    draw_images(pipeline, **request, shared=False, num_inference_steps=num_inference_steps, callback_on_step_end=keep)
+    cells = [[[picture] for picture in row] for row in zip(*columns, strict=True)]
+    return _labelled(cells, [""] * len(cells), names)
+
+
+def _labelled(cells: list[list[list[Image.Image]]], row_names: list[str], column_names: list[str]) -> Image.Image:
+    """Cells of one or more pictures, with the names of rows and columns beside them."""
+    side = math.ceil(len(cells[0][0]) ** 0.5)
+    width, height = cells[0][0][0].size
+    scale = max(1, 128 // (side * width))
+    width, height = scale * width, scale * height
+    left, top, gap = (110 if any(row_names) else 0), 16, 6
+    size = (left + len(column_names) * (side * width + gap), top + len(row_names) * (side * height + gap))
+    grid = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(grid)
+    for column, name in enumerate(column_names):
+        pen.text((left + column * (side * width + gap) + 2, 2), name, fill="black")
+    for row, name in enumerate(row_names):
+        pen.text((2, top + row * (side * height + gap) + 2), name, fill="black")
+        for column, pictures in enumerate(cells[row]):
+            for i, picture in enumerate(pictures):
+                x, y = left + column * (side * width + gap) + i % side * width, top + row * (side * height + gap)
+                resized = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+                grid.paste(resized, (x, y + i // side * height))
+    return grid

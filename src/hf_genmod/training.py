@@ -26,7 +26,9 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from hf_genmod.data import to_model_range
+from hf_genmod.hub import PushError, push_checkpoint
 from hf_genmod.latents import draw_latents
+from hf_genmod.model_card import write_card
 from hf_genmod.optimizer import Muon
 from hf_genmod.plots import draw_losses
 from hf_genmod.provenance import provenance
@@ -107,6 +109,19 @@ class TrainingConfig:
     report_to: str | None = dataclasses.field(
         default=None, metadata={"help": "Tracker: 'tensorboard', 'wandb', 'trackio', ... as Accelerate knows them."}
     )
+    license: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Licence of the model, such as 'mit'; with one the run ends with a model card."},
+    )
+    push_to_hub: bool = dataclasses.field(
+        default=False, metadata={"help": "Push the checkpoint and its card to the Hub at the end; takes a --license."}
+    )
+    hub_model_id: str | None = dataclasses.field(
+        default=None, metadata={"help": "Repository that it is pushed to; by default named as the output_dir."}
+    )
+    hub_private_repo: bool = dataclasses.field(
+        default=False, metadata={"help": "Make that repository private, if there is none yet."}
+    )
 
     def __post_init__(self):
         if self.mixed_precision is None:
@@ -132,6 +147,10 @@ class TrainingConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
         power_function_average(self.ema_length)  # raises if it is too long
+        if self.push_to_hub and self.license is None:
+            raise ValueError("push_to_hub: a model that is shared needs a licence; give one, such as --license mit")
+        if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
+            raise ValueError("hub_model_id: it is where --push_to_hub pushes to; give that too")
 
     def learning_rate_at(self, fraction: float) -> float:
         """The learning rate when `fraction`, in [0, 1], of the budget is used: warm-up, then cosine or constant."""
@@ -243,9 +262,12 @@ class Trainer:
         """
         with self.folder.locked() if self.accelerator.is_main_process else contextlib.nullcontext():
             try:
-                return self._train()
+                pipeline = self._train()
             finally:
                 self.batches = None  # ends the processes that load pictures
+            if self.accelerator.is_main_process and self.config.license is not None:
+                self._share()
+        return pipeline
 
     def _train(self):
         config, accelerator, progress = self.config, self.accelerator, self.progress
@@ -642,8 +664,23 @@ class Trainer:
             "minutes": self.progress.elapsed / 60,
             "steps": self.progress.step,
             "class_balance": balance,
-            "captions": [caption for caption in (getattr(self.dataset, "captions", None) or [])[:3]],
+            "captions": (getattr(self.dataset, "captions", None) or [])[:3],
         }
+
+    def _share(self):
+        """Writes the card, and pushes the checkpoint with it; the run is over, whether or not that succeeds."""
+        config = self.config
+        with self._optional("writing the card"):
+            write_card(config.output_dir, config.license)
+        if config.push_to_hub:
+            repo_id = config.hub_model_id or self.folder.path.resolve().name
+            try:
+                report = push_checkpoint(
+                    config.output_dir, repo_id, private=config.hub_private_repo or None, license=config.license
+                )
+                self._say(f"{report.url} loads and draws what {config.output_dir} does ({report.sample})")
+            except PushError as error:
+                self._say(str(error))
 
     def _any_process(self, flag: bool) -> bool:
         if self.accelerator.num_processes == 1:

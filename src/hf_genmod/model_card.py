@@ -1,0 +1,476 @@
+"""The card of a checkpoint, `README.md`: what a run knows of it, and what was measured. Nothing in it is typed."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+
+from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
+from hf_genmod.processes import processes
+from hf_genmod.run_folder import PROVENANCE, RunFolder
+from hf_genmod.sampling import draw_checkpoint
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+
+_KINDS = {
+    "UnconditionalPipeline": "A diffusion model (DDPM)",
+    "ClassifierGuidedPipeline": "A diffusion model (DDPM), guided to a class by a classifier of noisy pictures,",
+    "ClassifierFreeGuidedPipeline": "A class-conditional diffusion model (DDPM with classifier-free guidance)",
+    "TextToImagePipeline": "A text-to-image diffusion model (DDPM with classifier-free guidance)",
+    "AutoencoderPipeline": "An autoencoder",
+}
+_CURVES = {
+    "loss.png": "Loss of training and of held-out pictures",
+    "accuracy.png": "Accuracy of the classifier by noise level",
+}
+_FIGURES = {
+    "evaluation/guidance.png": "The strength of guidance against quality, with 95% intervals",
+    "evaluation/steps.png": "The same noise by strengths of guidance and numbers of steps",
+    "evaluation/trajectory.png": "How pictures come out of noise",
+}
+# Name in evaluation.json -> heading here, and metric on the Hub.
+_METRICS = {
+    "frechet_distance": ("Fréchet distance", "frechet-distance"),
+    "kernel_distance": ("kernel distance", "kernel-distance"),
+    "precision": ("precision", "precision"),
+    "recall": ("recall", "recall"),
+    "density": ("density", "density"),
+    "coverage": ("coverage", "coverage"),
+    "recognised_share": ("recognised", "accuracy"),
+}
+_SCALES = {"guidance_scale": "γ", "classifier_scale": "s"}
+_SHARES = ("precision", "recall", "coverage", "recognised_share")
+
+
+def write_card(folder: str | os.PathLike, license: str | None = None, repo_id: str | None = None) -> ModelCard:
+    """
+    Writes the card of a checkpoint or an adapter, from what the run has written down and, where there is an
+    `evaluation/` in the folder, from what was measured; and `samples.png`, if there is none. A card that somebody has
+    changed since is left as it is.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder of a run that is over.
+        license (`str`, *optional*): Licence of the model, as the Hub calls it, such as "mit"; by default that of the
+            card that is there.
+        repo_id (`str`, *optional*): Where on the Hub it is to be. Such a card shows no training pictures.
+
+    Raises:
+        ValueError: If there is no licence.
+        FileNotFoundError: If there is no checkpoint in the folder.
+    """
+    run, folder = RunFolder(folder), Path(folder)
+    if not run.is_complete:
+        raise FileNotFoundError(f"{folder}: no model_index.json in it, so there is no checkpoint to write a card for")
+    file = folder / "README.md"
+    license = license or license_of(folder)
+    if file.is_file() and not _is_as_written(file.read_text(encoding="utf-8")):
+        return ModelCard.load(file)
+    facts = _Facts(folder)
+    if not (folder / "samples.png").is_file():
+        _draw_samples(facts)
+    card = ModelCard.from_template(
+        _metadata(facts, license, repo_id), template_path=TEMPLATE, **_words(facts, license, repo_id)
+    )
+    text = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
+    file.write_text(f"{text}\n<!-- {_digest(text)} -->\n", encoding="utf-8")
+    return ModelCard.load(file)
+
+
+def license_of(folder: str | os.PathLike) -> str:
+    """The licence that the card in a folder names.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    file = Path(folder, "README.md")
+    license = ModelCard.load(file).data.license if file.is_file() else None
+    if not license:
+        raise ValueError("license: a model that is shared needs one; give it, such as --license mit")
+    return license
+
+
+def base_of(folder: str | os.PathLike) -> str | None:
+    """The model that an adapter in a folder is for; `None` of a checkpoint of its own."""
+    return _Facts(Path(folder)).base
+
+
+def figures_of(folder: str | os.PathLike) -> list[str]:
+    """The figures in a folder that show no training pictures and belong to its card."""
+    return [name for name in ("samples.png", *_CURVES, *_FIGURES) if Path(folder, name).is_file()]
+
+
+def _digest(text: str) -> str:
+    return f"hf_genmod {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def _is_as_written(text: str) -> bool:
+    written, _, last = text.rstrip().rpartition("\n\n<!-- ")
+    return last == f"{_digest(written + chr(10))} -->"
+
+
+class _Facts:
+    """What is known of a checkpoint or an adapter, from the files in its folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.name = folder.resolve().name
+        self.index = _read(folder / "model_index.json")  # empty for an adapter
+        self.config = config = _read(folder / "training_config.json")
+        self.lora = config.get("lora", {})
+        self.provenance = _read(folder / PROVENANCE)
+        self.report = _read(folder / "evaluation" / "evaluation.json")
+        self.base = None if self.index else self.lora.get("base")
+        self.configs = {
+            name: _read(folder / name / "config.json")
+            for name, entry in self.index.items()
+            if isinstance(entry, list) and entry[0] is not None and name != "_class_name"
+        }
+        self.is_autoencoder = "vae" in self.configs and "unet" not in self.configs
+        self.classes = list((self.index.get("id2label") or {}).values())
+        self.num_parameters = 0
+        for file in folder.glob("*/*.safetensors" if self.index else LORA_WEIGHT_NAME_SAFE):
+            with safe_open(file, framework="pt") as opened:
+                shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118 (no dict)
+                self.num_parameters += sum(math.prod(shape) for shape in shapes)
+                if not self.index:
+                    adapters = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+                    self.classes = adapters.get("class_names", [])
+        captions = [self.lora.get("caption"), *self.provenance.get("captions", [])]
+        captions = [caption if isinstance(caption, str) else caption[0] for caption in captions if caption]
+        self.captions = captions if "tokenizer" in self.index or not self.index else []  # others were not told them
+
+    @property
+    def stages(self) -> list[tuple[str, "_Facts"]]:
+        """The runs that led to it, the last one its own."""
+        before = {
+            "The autoencoder": self.config.get("model", {}).get("vae"),
+            "The diffusion model": self.config.get("guidance", {}).get("for_model"),
+        }
+        before = [(what, _Facts(Path(path))) for what, path in before.items() if path and os.path.isdir(path)]
+        return [*(earlier for what, facts in before for earlier in [*facts.stages[:-1], (what, facts)]),
+                ("Then" if before else "", self)]  # fmt: skip
+
+    @property
+    def request(self) -> str:
+        """How to ask the pipeline for a picture, in Python."""
+        if self.classes:
+            return f"class_labels={self.classes[0]!r}"
+        if "tokenizer" in self.index or self.captions:
+            return f"prompt={(self.captions or [''])[0]!r}"
+        return 'prior="fitted"' if self.is_autoencoder and self.index["vae"][1] == "Autoencoder" else ""
+
+    @property
+    def model_size(self) -> str:
+        millions = self.num_parameters / 1e6
+        return f"{millions:.1f} million numbers" if millions >= 1 else f"{self.num_parameters:,} numbers"
+
+    @property
+    def picture_size(self) -> str:
+        config = self.configs.get("vae") or self.configs.get("unet")
+        if not config:
+            return ""
+        channels = config["in_channels"]
+        kind = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
+        if self.index.get("value_range") is not None:
+            kind = f"measured values in {channels} channels"
+        size = config["sample_size"]
+        return f"{size[0]}×{size[1]} pixels, {kind}" if isinstance(size, list) else f"{size}×{size} pixels, {kind}"
+
+
+def _read(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _draw_samples(facts: _Facts):
+    file = facts.folder / "samples.png"
+    if facts.base is None:
+        pipeline = GenerationPipeline.from_pretrained(facts.folder).to(processes().device)
+        pipeline.set_progress_bar_config(disable=True)
+        draw_checkpoint(pipeline, facts.captions).save(file)
+    else:
+        drawn = sorted((facts.folder / "samples").glob("step-*.png"))  # by the model with the adapter
+        if drawn:
+            shutil.copyfile(drawn[-1], file)
+
+
+# ---- the words of the card ----
+
+
+def _metadata(facts: _Facts, license: str, repo_id: str | None) -> ModelCardData:
+    is_text = "tokenizer" in facts.configs
+    on_hub = facts.base is not None and not os.path.isdir(facts.base)
+    task = "text-to-image" if is_text else "unconditional-image-generation"
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=facts.report["dataset"]["fingerprint"],
+            dataset_name=_shared_name(facts.report["dataset"]["name"]),
+            metric_type=_METRICS[name][1],
+            metric_name=f"{_METRICS[name][0]} ({_called(setting)})",
+            metric_value=setting[name]["value"],
+            metric_args={"interval": [setting[name]["low"], setting[name]["high"]], "samples": setting[name]["count"]},
+        )
+        for setting in facts.report.get("settings", [])
+        for name in _METRICS
+        if name in setting
+    ]
+    return ModelCardData(
+        license=license,
+        library_name="diffusers",
+        pipeline_tag=task,
+        tags=["diffusers", "hf_genmod", *(["lora"] if facts.base else [])],
+        base_model=facts.base if on_hub else None,
+        base_model_relation="adapter" if on_hub else None,
+        model_name=(repo_id or facts.name).split("/")[-1] if results else None,
+        eval_results=results or None,
+    )
+
+
+def _words(facts: _Facts, license: str, repo_id: str | None) -> dict:
+    """What the template is filled with."""
+    report, where = facts.report, repo_id or str(facts.folder)
+
+    def there(names):
+        return [(name, alt) for name, alt in names.items() if (facts.folder / name).is_file()]
+
+    closest = {
+        f"evaluation/{file.name}": "The samples closest to a training picture, and below them these pictures: "
+        + ", by ".join(file.stem.split("_")[1:])
+        for file in sorted((facts.folder / "evaluation").glob("closest_*.png"))
+    }
+    return {
+        "title": repo_id or facts.name,
+        "summary": _summary(facts),
+        "has_samples": (facts.folder / "samples.png").is_file(),
+        "usage": _usage(facts, where),
+        "needs": _needs(facts),
+        "data": _data(facts),
+        "balance": list(facts.provenance.get("class_balance", {}).items()),
+        "stages": [(what, *_procedure(stage)) for what, stage in facts.stages if stage.provenance],
+        "curves": there(_CURVES),
+        "evaluation": _evaluation(facts),
+        "settings": _settings(report) if report else "",
+        "by_class": _by_class(report),
+        "figures": there(_FIGURES),
+        "audit": _audit(report, shared=repo_id is not None),
+        "closest": [] if repo_id else list(closest.items()),
+        "limits": _limits(facts),
+        "license": license,
+    }
+
+
+def _summary(facts: _Facts) -> str:
+    if facts.base:
+        learned = facts.classes or facts.captions[:1]
+        teaches = f", to which it teaches {_listed(learned)}" if learned else ""
+        return (
+            f"An adapter (LoRA) of {facts.model_size} for the model `{facts.base}`{teaches}. It does nothing without "
+            "that model."
+        )
+    kind = _KINDS[facts.index["_class_name"][1]]
+    if facts.is_autoencoder and facts.index["vae"][1] != "Autoencoder":
+        kind = "A variational autoencoder"
+    if "unet" in facts.configs and "vae" in facts.configs:
+        kind += " in the latent space of an autoencoder"
+    classes = f", of {len(facts.classes)} classes: {_listed(facts.classes)}" if facts.classes else ""
+    return (
+        f"{kind}, which makes pictures of {facts.picture_size}{classes}. It has {facts.model_size}, trained from "
+        "scratch by `hf_genmod`."
+    )
+
+
+def _usage(facts: _Facts, where: str) -> str:
+    lines = ["from diffusers import DiffusionPipeline", ""]
+    lines.append(f'pipe = DiffusionPipeline.from_pretrained("{facts.base or where}", trust_remote_code=True)')
+    if facts.base:
+        lines.append(f'pipe.load_lora_weights("{where}")')
+    lines.append(f'pipe({facts.request}).images[0].save("sample.png")')
+    return "\n".join(lines)
+
+
+def _needs(facts: _Facts) -> str:
+    versions = facts.provenance.get("versions", {})
+    packages = ["torch", "diffusers", *(["transformers"] if "tokenizer" in facts.configs else [])]
+    packages += ["transformers", "peft"] if facts.base else []
+    known = ", ".join(f"{name} {versions[name]}" if name in versions else name for name in packages)
+    return (
+        f"It was made with {known}. `trust_remote_code` agrees to run the Python files that the checkpoint carries; "
+        "where `hf_genmod` is installed, its `load_pipeline` opens the same checkpoint and runs none of them."
+    )
+
+
+def _data(facts: _Facts) -> str:
+    pictures = facts.config.get("pictures")
+    if not pictures:
+        return "The folder of the model does not say what it was trained on."
+    held_out = f"; the loss of {pictures['num_held_out']:,} others was watched" if pictures["num_held_out"] else ""
+    skipped = f"; {len(pictures['skipped'])} that could not be used were left out" if pictures["skipped"] else ""
+    return (
+        f"{pictures['num_pictures']:,} pictures of `{_shared_name(pictures['name'])}`{held_out}{skipped}. Their "
+        f"fingerprint, of all pixels, labels and captions: `{pictures['fingerprint']}`."
+    )
+
+
+def _shared_name(name: str) -> str:
+    """A data set as others may call it: the id, or the last name of a folder."""
+    is_path = Path(name).expanduser().exists() or name.startswith(("/", ".", "~"))
+    return Path(name).name if is_path else name
+
+
+def _procedure(facts: _Facts) -> tuple[str, str]:
+    """The command, and what became of it."""
+    made = facts.provenance
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    commit = made["commit"]
+    if commit:
+        versions += f"; commit {commit.rstrip('+')} of hf_genmod" + (", with changes" if commit.endswith("+") else "")
+    precision = facts.config.get("training", {}).get("mixed_precision", "no")
+    return made["command"], (
+        f"{made['steps']:,} steps in {made['minutes']:.1f} minutes on {made['hardware']}"
+        f"{'' if precision == 'no' else f', in {precision}'}. The weights are a moving average. Versions: {versions}."
+    )
+
+
+def _evaluation(facts: _Facts) -> str:
+    report = facts.report
+    if not report:
+        return "How good it is has not been measured. `examples/evaluate.py` of `hf_genmod` does, and writes it here."
+    count = report["settings"][0]["frechet_distance"]["count"]
+    text = (
+        f"{count:,} samples of each setting, seeds {report['seed']} to {report['seed'] + count - 1}, beside the "
+        f"{report['dataset']['num_pictures']:,} training pictures, and {report['dataset']['num_held_out']:,} held-out "
+        f"pictures, which a perfect model would come close to. The features are of {_features(report)}; distances by "
+        "other features or of other numbers of samples cannot be compared with these. In brackets 95% intervals: "
+        "Wilson's of shares, of distances by halves of the samples."
+    )
+    for name, bits in report.get("bits_per_dimension", {}).items():
+        of = f"{bits['count']:,} held-out pictures of 8 bits"
+        text += f"\n\n{name.capitalize()}: {_shown(bits)} bits per dimension, of {of}."
+    return text
+
+
+def _features(report: dict) -> str:
+    name = report["features"]
+    if name.endswith(".safetensors"):
+        return "a small network that was trained on the data set, for this report and others"
+    return f"`{_shared_name(name)}`" if "/" in name else name
+
+
+def _settings(report: dict) -> str:
+    """A table, a row for each setting."""
+    names = [name for name in _METRICS if any(name in setting for setting in report["settings"])]
+    rows = [["", *(_METRICS[name][0] for name in names), "passes", "seconds"]]
+    for setting in report["settings"]:
+        cost = [f"{setting['forward_passes']:.0f}", f"{setting['seconds']:.2g}"]
+        rows.append([_called(setting), *(_shown(setting[name], name) for name in names), *cost])
+    rows.append(["held-out pictures", *(_shown(report["held_out"].get(name), name) for name in names), "", ""])
+    return _table(rows)
+
+
+def _by_class(report: dict) -> str:
+    """A table of how well each class is recognised, of the settings that have classes."""
+    settings = [setting for setting in report.get("settings", []) if "recognised_share_by_class" in setting]
+    if not settings:
+        return ""
+    rows = [["recognised", *(_called(setting) for setting in settings), "held-out pictures"]]
+    columns = [setting["recognised_share_by_class"] for setting in [*settings, report["held_out"]]]
+    for name in columns[0]:
+        rows.append([name, *(_shown(column.get(name), "recognised_share") for column in columns)])
+    return _table(rows)
+
+
+def _called(setting: dict) -> str:
+    words = [setting.get("sampler", "").removesuffix("Scheduler").removesuffix("Multistep")]
+    words += [f"{setting['num_inference_steps']} steps"] if "num_inference_steps" in setting else []
+    words += [f"{symbol} = {setting[name]:g}" for name, symbol in _SCALES.items() if name in setting]
+    words += [f"{setting['prior']} prior"] if "prior" in setting else []
+    return ", ".join(word for word in words if word)
+
+
+def _shown(estimate: dict | None, name: str = "") -> str:
+    """A value with its interval."""
+    if estimate is None:
+        return ""
+    value, low, high = (estimate[key] * (100 if name in _SHARES else 1) for key in ("value", "low", "high"))
+    return f"{value:.1f}% ({low:.1f}–{high:.1f})" if name in _SHARES else f"{value:.3g} ({low:.3g}–{high:.3g})"
+
+
+def _audit(report: dict, shared: bool) -> str:
+    if not report:
+        return "Whether it has learned pictures by heart has not been measured."
+    lines = [
+        "For each sample the nearest training picture was sought. Of held-out pictures, which cannot be copies, 1% "
+        "are nearer to one than the threshold; of the samples these are:",
+        "",
+        _table(
+            [["samples", "compared by", "nearer than the threshold", "copies"]]
+            + [
+                [_called(setting), space, _shown(found["share"], "recognised_share"), _verdict(found)]
+                for setting in report["settings"]
+                for space, found in setting["memorisation"].items()
+            ]
+        ),
+    ]
+    if shared:
+        lines += ["", "The closest pairs are not shown here, as they show training pictures."]
+    return "\n".join(lines)
+
+
+def _verdict(found: dict) -> str:
+    return "**yes**: more than 1% by over three standard errors" if found["flagged"] else "no more than by chance"
+
+
+def _limits(facts: _Facts) -> list[str]:
+    """What follows from the data and the measurements."""
+    limits, report = [], facts.report
+    balance = facts.provenance.get("class_balance", {})
+    if "pictures" in facts.config:
+        count = facts.config["pictures"]["num_pictures"]
+        limits.append(f"It knows {count:,} pictures and nothing else; what is not among them it cannot make.")
+    rare = [name for name, count in balance.items() if count < sum(balance.values()) / len(balance) / 2]
+    if rare:
+        limits.append(f"Of {_listed(rare)} there were less than half as many pictures as of the average class.")
+    settings, held_out = report.get("settings", []), report.get("held_out", {})
+    for setting in settings:
+        by, distances = _called(setting), [measured["frechet_distance"] for measured in (setting, held_out)]
+        if distances[0]["count"] == distances[1]["count"] and distances[0]["low"] > distances[1]["high"]:
+            limits.append(
+                "Its samples can be told from pictures: their Fréchet distance is "
+                f"{distances[0]['value'] / distances[1]['value']:.1f} times that of held-out pictures ({by})."
+            )
+        if setting["coverage"]["high"] < held_out["coverage"]["low"]:
+            limits.append(
+                f"Its samples are less varied than the pictures: coverage {_shown(setting['coverage'], 'coverage')} "
+                f"where held-out pictures have {_shown(held_out['coverage'], 'coverage')} ({by})."
+            )
+        overall, classes = setting.get("recognised_share"), setting.get("recognised_share_by_class", {})
+        worse = [name for name, share in classes.items() if share["high"] < overall["value"]]
+        if worse:
+            limits.append(f"Worse than the others are {_listed(worse)} ({by}).")
+    flagged = [setting for setting in settings if any(found["flagged"] for found in setting["memorisation"].values())]
+    if flagged:
+        limits.append(
+            "**Some samples are copies of training pictures, or close to it.** Do not share them, or the model, where "
+            "these pictures are not to be shared."
+        )
+    if not report:
+        limits.append("Its quality and whether it copies are not known: look at its samples before you rely on them.")
+    limits.append("Its pictures are invented. Do not pass them off as photographs, measurements or anybody's work.")
+    return limits
+
+
+def _table(rows: list[list[str]]) -> str:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
