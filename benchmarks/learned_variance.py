@@ -12,7 +12,7 @@ import torch
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, UnconditionalPipeline
 from hf_genmod.data import load_pictures
-from hf_genmod.evaluation import Estimate, variational_bound
+from hf_genmod.evaluation import variational_bound
 from hf_genmod.recipe import ModelArguments
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,5 +50,5 @@ for learn_variance, variance_types in ((False, ("fixed_small", "fixed_large")), 
     pipeline, steps = trained(learn_variance)
     for variance_type in variance_types:
         scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config, variance_type=variance_type)
-        bound = Estimate.of(variational_bound(pipeline.unet, scheduler, pictures.to(pipeline.device)))
+        bound = variational_bound(pipeline.unet, scheduler, pictures.to(pipeline.device))
         print(f"| {variance_type} | {steps} | {bound} |")

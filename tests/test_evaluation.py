@@ -8,25 +8,35 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny import LinearVAE, bars, tiny_autoencoder
+from tiny import LinearVAE, bars, tiny_autoencoder, tiny_unet, tiny_vae
 
-from hf_genmod import AncestralDDPMScheduler, ElboObjective
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    Autoencoder,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    ElboObjective,
+    UnconditionalPipeline,
+    VariationalAutoencoder,
+)
 from hf_genmod.data import PictureDataset
 from hf_genmod.evaluation import (
     FeatureStatistics,
     Share,
     accuracy_by_noise_level,
     audit_memorisation,
+    bits_per_dimension,
     evaluate_features,
     frechet_distance,
     importance_log_likelihood,
     kernel_distance,
+    nearest_of,
     neighbourhoods,
     recognised_share,
     variational_bound,
     with_interval,
 )
-from hf_genmod.features import extract_features, train_feature_classifier
+from hf_genmod.features import as_floats, extract_features, train_feature_classifier
 from hf_genmod.randomness import BatchRandom
 
 DATA = Path(__file__).parents[2] / "shared/data"
@@ -259,6 +269,28 @@ def test_classifier_recognises_real_pictures(name, augmentation, accuracy):
     print(f"{name}: {share}, test set {frechet_distance(features, real):.4f}, floor {floor:.4f}")
 
 
+def mean_and_error(estimate):
+    return estimate.value, (estimate.high - estimate.low) / 2 / 1.96
+
+
+def test_bound_of_the_exact_denoiser_of_unit_variance_is_the_likelihood():
+    """For x_0 ~ N(0, 1) the exact reverse process has the variances `fixed_large`, so that the bound of each picture
+    is −log p of its values, integrated over their 8-bit bins."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(1, 255, (1000, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    scheduler = AncestralDDPMScheduler(num_train_timesteps=1000, variance_type="fixed_large", clip_sample=False)
+
+    def exact(x_t, t):
+        return SimpleNamespace(sample=(1 - scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)).sqrt() * x_t)
+
+    x = pictures.double() / 127.5 - 1
+    cdf = torch.distributions.Normal(0, 1).cdf
+    truth = -torch.log2(cdf(x + 1 / 255) - cdf(x - 1 / 255)).mean().item()
+    bound, error = mean_and_error(variational_bound(exact, scheduler, pictures, draws=60))
+    assert error < 0.01
+    assert abs(bound - truth) < 0.02
+
+
 def test_bound_of_the_exact_denoiser_of_gaussian_data_is_its_entropy():
     """For x_0 ~ N(0, s²) per pixel the optimal ε̂ is known; with small steps the bound is close to the likelihood of
     the pixels rounded to 8 bits, log2(127.5) − h(x_0) bits per dimension."""
@@ -272,7 +304,7 @@ def test_bound_of_the_exact_denoiser_of_gaussian_data_is_its_entropy():
         return SimpleNamespace(sample=(1 - alpha_bar).sqrt() / (alpha_bar * s**2 + 1 - alpha_bar) * x_t)
 
     truth = math.log2(127.5) + 0.5 * math.log2(2 * math.pi * math.e * s**2)
-    bound, error = variational_bound(exact, scheduler, pictures, draws=10)
+    bound, error = mean_and_error(variational_bound(exact, scheduler, pictures, draws=10))
     assert error < 0.02
     assert truth - 3 * error < bound < truth + 0.03 + 3 * error
 
@@ -282,8 +314,12 @@ def test_bound_does_not_depend_on_the_order_of_the_pictures():
     grey, noise = torch.full((500, 1, 4, 4), 128), torch.randint(0, 256, (500, 1, 4, 4))
     kinds = torch.cat([grey, noise]).to(torch.uint8)
     scheduler = AncestralDDPMScheduler(variance_type="fixed_large")
+
+    def half(x_t, t):
+        return SimpleNamespace(sample=0.5 * x_t)
+
     bounds = [
-        variational_bound(lambda x_t, t: SimpleNamespace(sample=0.5 * x_t), scheduler, pictures, draws=20)
+        mean_and_error(variational_bound(half, scheduler, pictures, draws=20))
         for pictures in (kinds, kinds.flip(0), kinds[torch.randperm(1000)])
     ]
     for bound, error in bounds[1:]:
@@ -294,10 +330,10 @@ def test_bound_does_not_depend_on_the_batch_size():
     pictures = torch.randint(0, 256, (50, 1, 4, 4), dtype=torch.uint8)
     scheduler = AncestralDDPMScheduler()
     bounds = [
-        variational_bound(lambda x_t, t: SimpleNamespace(sample=x_t), scheduler, pictures, draws=2, batch_size=size)[0]
+        variational_bound(lambda x_t, t: SimpleNamespace(sample=x_t), scheduler, pictures, draws=2, batch_size=size)
         for size in (7, 50)
     ]
-    assert math.isclose(*bounds, rel_tol=1e-6)
+    assert math.isclose(bounds[0].value, bounds[1].value, rel_tol=1e-6)
 
 
 class TestImportanceLogLikelihood:
@@ -360,6 +396,52 @@ class TestImportanceLogLikelihood:
             self.estimate(LinearVAE(), randn(1, 4, 1, 1), 0)
         with pytest.raises(ValueError, match="x: a bernoulli likelihood is of values -1 and 1"):
             self.estimate(tiny_autoencoder(likelihood="bernoulli"), torch.zeros(1, 3, 8, 8), 1)
+
+
+class TestBitsPerDimension:
+    pictures = torch.randint(0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+    def vae(self, likelihood):
+        return tiny_autoencoder(VariationalAutoencoder, in_channels=1, likelihood=likelihood)
+
+    def test_of_a_gaussian_is_that_of_bins_and_falls_with_the_number_of_latents(self):
+        vae = self.vae("gaussian")
+        bits = bits_per_dimension(AutoencoderPipeline(vae), self.pictures)
+        bound, tighter = bits["evidence lower bound"], bits["importance-sampled bound (64 z)"]
+        assert tighter.value < bound.value and bound.count == 20 and bound.low < bound.value < bound.high
+        # Of a variance far wider than a bin, the integral over it is the density at its middle times its width.
+        vae.log_variance.data.fill_(2.0)
+        smooth = self.pictures.clamp(1, 254)  # the outermost bins are open
+        (wide, _) = bits_per_dimension(AutoencoderPipeline(vae), smooth, num_latents=2).values()
+        log_p = importance_log_likelihood(vae, as_floats(smooth), 1) / 64 + math.log(2 / 255)
+        assert math.isclose(wide.value, -log_p.mean().item() / math.log(2), rel_tol=0.02)
+
+    def test_of_a_bernoulli_is_at_most_one_bit_when_it_guesses(self):
+        vae = self.vae("bernoulli")
+        for parameter in vae.parameters():
+            torch.nn.init.zeros_(parameter)
+        bits = bits_per_dimension(AutoencoderPipeline(vae), self.pictures)
+        assert all(math.isclose(estimate.value, 1, rel_tol=1e-6) for estimate in bits.values())
+
+    def test_of_a_diffusion_model_knows_what_the_model_is_told(self):
+        unet = tiny_unet(in_channels=1, out_channels=1, num_classes=2)
+        pipe = ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler())
+        labels = torch.arange(20) % 2
+        (bits,) = bits_per_dimension(pipe, self.pictures, class_labels=labels).values()
+        assert bits == variational_bound(unet, pipe.scheduler, self.pictures, class_labels=labels)
+        (others,) = bits_per_dimension(pipe, self.pictures, class_labels=1 - labels).values()
+        assert others != bits
+
+    def test_models_without_a_likelihood_of_eight_bits_have_none(self):
+        plain = AutoencoderPipeline(tiny_autoencoder(Autoencoder, in_channels=1))
+        latent = UnconditionalPipeline(tiny_unet(in_channels=4, out_channels=4), AncestralDDPMScheduler(), tiny_vae())
+        measured = UnconditionalPipeline(
+            tiny_unet(in_channels=1, out_channels=1),
+            AncestralDDPMScheduler(),
+            value_range={"low": [0.0], "high": [9.0]},
+        )
+        for pipe in (plain, latent, measured):
+            assert bits_per_dimension(pipe, self.pictures) == {}
 
 
 class TestAccuracyByNoiseLevel:
@@ -484,8 +566,9 @@ class TestNeighbourhoods:
             measured = neighbourhoods(real, generated, k, batch_size)
             for name in ("precision", "recall", "coverage"):
                 assert measured[name].value == pytest.approx(expected[name])
-            assert measured["density"] == pytest.approx(expected["density"])
-            assert (measured["precision"].count, measured["recall"].count) == (30, 40)
+            assert measured["density"].value == pytest.approx(expected["density"])
+            counts = [measured[name].count for name in ("precision", "recall", "density", "coverage")]
+            assert counts == [30, 40, 30, 40]
 
     def test_tell_what_is_missing_from_what_is_wrong(self):
         real = torch.cat([randn(200, 2), randn(200, 2, seed=1) + 20])  # two modes
@@ -495,7 +578,7 @@ class TestNeighbourhoods:
         assert 0.3 < of_one["coverage"].value < 0.6
         of_none = neighbourhoods(real, elsewhere)
         assert [of_none[name].value for name in ("precision", "recall", "coverage")] == [0, 0, 0]
-        assert of_none["density"] == 0
+        assert of_none["density"].value == 0
 
     def test_need_more_pictures_than_neighbours(self):
         with pytest.raises(ValueError, match="at least 6 pictures"):
@@ -518,26 +601,29 @@ class TestMemorisation:
     def pictures(n, seed):
         return torch.randint(0, 256, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
+    def held_out(self, training, seed):
+        return nearest_of(self.pictures(200, seed), training)[0]
+
     def test_fresh_pictures_are_not_flagged(self):
         training = self.pictures(500, 0)
         for i in range(100):
-            audit = audit_memorisation(self.pictures(200, 2 * i + 1), training, self.pictures(200, 2 * i + 2))
+            audit = audit_memorisation(self.pictures(200, 2 * i + 1), training, self.held_out(training, 2 * i + 2))
             assert not audit.flagged
 
     def test_training_pictures_are(self):
         training = self.pictures(500, 0)
-        audit = audit_memorisation(training[:200], training, self.pictures(200, 1))
+        audit = audit_memorisation(training[:200], training, self.held_out(training, 1))
         assert audit.flagged and audit.share.value == 1 and audit.distances.max() == 0
         assert torch.equal(audit.nearest, torch.arange(200))
 
     def test_a_tenth_of_copies_is_enough_and_they_are_named(self):
         training = self.pictures(500, 0)
         samples = torch.cat([training[7:27] ^ 1, self.pictures(180, 1)])  # with one bit changed in each pixel
-        audit = audit_memorisation(samples, training, self.pictures(200, 2))
+        audit = audit_memorisation(samples, training, self.held_out(training, 2))
         assert audit.flagged
         assert torch.equal(audit.distances.argsort()[:20].sort().values, torch.arange(20))
         assert torch.equal(audit.nearest[:20], torch.arange(7, 27))
 
     def test_needs_as_many_held_out_pictures_as_the_quantile_says(self):
-        with pytest.raises(ValueError, match="held_out: 99 pictures have no 1% quantile; hold out 100"):
-            audit_memorisation(self.pictures(5, 0), self.pictures(5, 1), self.pictures(99, 2))
+        with pytest.raises(ValueError, match="held_out_distances: 99 pictures have no 1% quantile; hold out 100"):
+            audit_memorisation(self.pictures(5, 0), self.pictures(5, 1), torch.ones(99))

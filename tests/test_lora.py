@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from tiny import tiny_autoencoder, tiny_text_pipeline, tiny_unet
 
@@ -17,7 +16,7 @@ from hf_genmod import (
 )
 from hf_genmod.data import PictureDataset, to_model_range
 from hf_genmod.latents import LatentDataset
-from hf_genmod.lora import WithPrior, attach_adapter, draw_samples, name_pictures, push_adapter, write_card
+from hf_genmod.lora import WithPrior, attach_adapter, draw_samples, name_pictures
 from hf_genmod.optimizer import Muon
 from hf_genmod.training import TrainingError
 
@@ -289,40 +288,3 @@ def draw_with(base, file):
     pipeline = load_pipeline(base)
     pipeline.load_lora_weights(file)
     return draw(pipeline)
-
-
-def test_an_adapter_is_pushed_alone_with_a_card_that_names_its_base(base, tmp_path, hub):
-    base_id, repo_id = hub.new_repo_id("base"), hub.new_repo_id("zebra")
-    load_pipeline(base).push_to_hub(base_id)
-    make_trainer(tmp_path / "run", base).train()
-    write_card(str(tmp_path / "run"), base_id, 2, {"class_labels": ["zebra"]}, repo_id)
-    push_adapter(str(tmp_path / "run"), repo_id)
-    assert {*HfApi().list_repo_files(repo_id)} == {".gitattributes", "README.md", "pytorch_lora_weights.safetensors"}
-    card = ModelCard.load(repo_id)
-    card.validate()
-    assert card.data.base_model == base_id
-    (snippet,) = card.content.split("```python\n")[1:]
-    before = Image.open(_run(snippet.split("```")[0], tmp_path))
-    assert before.size == (8, 8)
-
-
-def _run(code, folder):
-    """Runs the code of a card as a person pastes it, but for the picture, which goes to the folder."""
-    exec(code.replace("sample.png", str(folder / "sample.png")), {})
-    return folder / "sample.png"
-
-
-def test_a_card_that_was_changed_is_left_alone(base, tmp_path):
-    write_card(str(tmp_path), str(base), 2, {"prompt": ["a zorb"]})
-    write_card(str(tmp_path), str(base), 2, {"prompt": ["a zorb"]}, "user/zorb")
-    assert 'load_lora_weights("user/zorb")' in (tmp_path / "README.md").read_text()
-    (tmp_path / "README.md").write_text("my own words")
-    write_card(str(tmp_path), str(base), 2, {"prompt": ["a zorb"]}, "user/zorb")
-    assert (tmp_path / "README.md").read_text() == "my own words"
-
-
-def test_the_card_of_a_base_that_is_a_folder_is_valid_too(base, tmp_path):
-    write_card(str(tmp_path), str(base), 2, {"prompt": ["a zorb", "a dog"]})
-    card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.base_model is None and card.data.tags == ["lora", "hf_genmod"]
-    assert str(base) in card.text and "pipe(prompt='a zorb')" in card.text and "'a zorb', 'a dog'" in card.text

@@ -398,7 +398,7 @@ def variational_bound(
     seed: int = 0,
     batch_size: int = 256,
     **condition: Tensor,
-) -> Tensor:
+) -> Estimate:
     """The variational bound on −log p(x_0) of a diffusion model, in bits per dimension (Ho et al. 2020, Eq. 5):
 
         Σ_t L_t + L_T,   L_T = KL( q(x_T | x_0) ‖ N(0, I) )
@@ -411,16 +411,16 @@ def variational_bound(
         unet ([`DenoisingUNet2DModel`]): the model.
         scheduler ([`AncestralDDPMScheduler`]): its process; clips x̂_0 if it does so in sampling.
         pictures (`torch.Tensor`): (n, C, H, W), uint8.
-        draws (`int`, defaults to 10): timesteps per picture.
+        draws (`int`, defaults to 10): timesteps per picture, 2 or more.
         seed (`int`, defaults to 0): decides timesteps and noise.
         batch_size (`int`, defaults to 256): pictures per forward pass.
         condition (`torch.Tensor`): (n, ...), what the U-Net is told of each picture, such as `class_labels`.
 
     Returns:
-        `torch.Tensor`: (n,), an estimate for each picture, fp64 on the CPU; their mean is that of the bound.
+        [`Estimate`]: the bound, whose interval, ± 1.96 standard errors over the draws, is for these pictures.
     """
     T, n = scheduler.config.num_train_timesteps, len(pictures)
-    bounds = torch.zeros(n, dtype=torch.float64)
+    bounds = torch.zeros(draws, dtype=torch.float64)
     for draw in range(draws):
         # Which picture is in which stratum of time has nothing to do with their order, which may be that of classes.
         stratum = torch.randperm(n, generator=torch.Generator().manual_seed(seed + draw))
@@ -433,12 +433,12 @@ def variational_bound(
                 x_t = scheduler.add_noise(x_0, rng.normal(x_0.shape[1:]), t)
                 model_output = unet(x_t, t, **told).sample.float()
                 L_t = variational_bound_term(scheduler, model_output, x_0, x_t, t, clip=True)  # (n,)
-                bounds[part] += terms * L_t.cpu().double() / draws
+                bounds[draw] += terms * L_t.cpu().double().sum() / n
 
     alpha_bar_T = scheduler.alphas_cumprod[-1].cpu().double()
-    mean_square = as_floats(pictures).cpu().double().square().flatten(1).mean(dim=1)
+    mean_square = as_floats(pictures).cpu().double().square().mean()
     prior = 0.5 * (alpha_bar_T * mean_square - alpha_bar_T - torch.log1p(-alpha_bar_T)) / math.log(2)  # L_T
-    return bounds + prior
+    return Estimate._with_error((bounds.mean() + prior).item(), n, (bounds.std() / draws**0.5).item())
 
 
 @torch.no_grad()
@@ -514,7 +514,7 @@ def bits_per_dimension(pipeline, pictures: Tensor, num_latents: int = 64, **cond
         if pipeline.vae is not None:
             return {}
         scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
-        return {"variational bound": Estimate.of(variational_bound(pipeline.unet, scheduler, pictures, **condition))}
+        return {"variational bound": variational_bound(pipeline.unet, scheduler, pictures, **condition)}
     likelihood = pipeline.vae.config.get("likelihood")
     if likelihood is None:
         return {}
