@@ -64,7 +64,7 @@ KINDS = {
     "latent": (in_latent_space, "in the latent space of an autoencoder"),
     "text": (tiny_text_pipeline, "A text-to-image diffusion model"),
     "variational": (
-        lambda: AutoencoderPipeline(tiny_autoencoder(VariationalAutoencoder)),
+        lambda: AutoencoderPipeline(tiny_autoencoder()),
         "A variational autoencoder",
     ),
     "plain": (with_prior, "An autoencoder"),

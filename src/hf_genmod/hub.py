@@ -9,15 +9,17 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from diffusers import AutoencoderKL, ModelMixin
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, get_token, snapshot_download
 from huggingface_hub.utils import HfHubHTTPError
 
 from hf_genmod.model_card import base_of, figures_of, license_of, write_card
 from hf_genmod.models.image_autoencoder import Autoencoder, VariationalAutoencoder
 from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
 from hf_genmod.run_folder import RunFolder
+from hf_genmod.untrusted import check_component
 
 # A machine without this package: its name leads nowhere, and only what the checkpoint carries can be loaded.
 _SAMPLE_WITHOUT_PACKAGE = """
@@ -220,7 +222,8 @@ def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) ->
 
     Raises:
         FileNotFoundError: If there is no checkpoint at the path, or a component lacks its weights.
-        ValueError: If the checkpoint is not one of this package.
+        ValueError: If the checkpoint is not one of this package, or asks for code, for files elsewhere or for more
+            memory than its weights take.
     """
     return GenerationPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
@@ -235,6 +238,7 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
         kwargs: As `from_pretrained` takes them (`torch_dtype`, `revision`, `token`, ...).
 
     Raises:
+        ValueError: If it asks for code, for files elsewhere or for more memory than its weights take.
         FileNotFoundError: If there is none that is an [`Autoencoder`], [`VariationalAutoencoder`] or `AutoencoderKL`,
             or it lacks its weights.
     """
@@ -252,6 +256,11 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
             reason = f"its class is {name} and not one of {', '.join(known)}"
             break
         try:
+            folder = path
+            if not os.path.isdir(path):
+                patterns = [f"{subfolder}/*{kind}" if subfolder else f"*{kind}" for kind in (".json", ".safetensors")]
+                folder = snapshot_download(path, allow_patterns=patterns, **options)
+            check_component(Path(folder, subfolder or ""), known[name])
             return known[name].from_pretrained(path, subfolder=subfolder, use_safetensors=True, **kwargs)
         except OSError as error:
             reason = str(error).splitlines()[0]

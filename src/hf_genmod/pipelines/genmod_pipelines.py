@@ -266,8 +266,8 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
             component: tuple(_without_prefix(part, f"{component}.") for part in (state, metadata))
             for component in {key.split(".")[0] for key in state}
         }
-        for component, (weights, _) in parts.items():
-            _check_adapter(path, component, getattr(self, component, None), weights)
+        for component, (weights, config) in parts.items():
+            _check_adapter(path, component, getattr(self, component, None), weights, config)
         if names or len(rows):
             self._check_new_classes(path, names, rows)
         with self._without_offloading(), warnings.catch_warnings():
@@ -495,6 +495,8 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
         if cls is GenerationPipeline:
             cls = _pipeline_class(folder)
             return cls.from_pretrained(folder, **kwargs)
+        checks = importlib.import_module("hf_genmod.untrusted")
+        checks.check_checkpoint(folder, cls.load_config(folder), cls, replaced=kwargs)
         return super().from_pretrained(folder, use_safetensors=True, **kwargs)
 
 
@@ -1516,8 +1518,7 @@ def _download(repo_id: str, kwargs: dict) -> str:
         lines = [line for line in str(error).splitlines() if line and "Client Error." not in line]
         reason = lines[0] if lines else type(error).__name__
         raise FileNotFoundError(f"{repo_id!r} is not a folder here, nor a pipeline on the Hub: {reason}") from error
-    index = json.loads(Path(index_file).read_text(encoding="utf-8"))
-    components = [name for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"]
+    components = [name for name, entry in _read_index(index_file).items() if isinstance(entry, list)]
     patterns = [f"{name}/*{ending}" for name in components for ending in (".json", ".safetensors", ".txt", ".model")]
     return snapshot_download(repo_id, allow_patterns=[DiffusionPipeline.config_name, *patterns], **options)
 
@@ -1546,8 +1547,14 @@ def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, tor
         raise ValueError(f"{file}: not a file of safetensors ({str(error).splitlines()[0]})") from error
 
 
-def _check_adapter(path: str, component: str, model, weights: dict[str, torch.Tensor]) -> None:
-    """Says that an adapter is of another model before it is half attached."""
+def _check_adapter(path: str, component: str, model, weights: dict[str, torch.Tensor], config: dict) -> None:
+    """Says that an adapter is of another model before it is half attached, or more memory taken than it fills."""
+    ranks = {weight.shape[0] for key, weight in weights.items() if ".lora_A" in key}
+    for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
+        if rank is not None and rank not in ranks:
+            raise ValueError(f"{path}: it says that it is of rank {rank!r}, and its weights are not")
+    if config.get("megatron_config") or config.get("megatron_core", "megatron.core") != "megatron.core":
+        raise ValueError(f"{path}: it names code that is not of this package; it is not loaded")
     modules = {} if model is None else dict(model.named_modules())
     for key, weight in weights.items():
         name, _, kind = key.partition(".lora_")
@@ -1573,13 +1580,27 @@ def _check_complete(folder: str | os.PathLike, replaced: dict) -> None:
         if Path(folder, LORA_WEIGHT_NAME_SAFE).is_file():
             kind = "an adapter; load the model that it is for, and then it by load_lora_weights"
         raise FileNotFoundError(f"{folder}: no {index_file.name} in it, so it is {kind}")
-    for name, entry in json.loads(index_file.read_text(encoding="utf-8")).items():
-        if not isinstance(entry, list) or name == "_class_name" or entry[0] is None or name in replaced:
+    for name, entry in _read_index(index_file).items():
+        if not isinstance(entry, list) or entry[0] is None or name in replaced:
             continue
         if Path(folder, name, "config.json").is_file() and not list(Path(folder, name).glob("*.safetensors")):
             raise FileNotFoundError(f"{Path(folder, name)}: the weights of {name!r} (*.safetensors) are missing")
         if not Path(folder, name).is_dir():
             raise FileNotFoundError(f"{Path(folder, name)}: the folder of the component {name!r} is missing")
+
+
+def _read_index(file: str | os.PathLike) -> dict:
+    """The index of a checkpoint, without its first line, whose components are (module, class)."""
+    try:
+        index = dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file}: not the index of a checkpoint ({type(error).__name__})") from error
+    index.pop("_class_name", None)
+    for name, entry in index.items():
+        words = entry if isinstance(entry, list) else []
+        if (words and not name.isidentifier()) or not all(word is None or isinstance(word, str) for word in words):
+            raise ValueError(f"{file}: {name!r}: {entry!r} is no component of a pipeline")
+    return index
 
 
 def _pipeline_class(folder: str | os.PathLike) -> type[GenerationPipeline]:

@@ -1,0 +1,170 @@
+"""Checkpoints that mean harm: each is refused in a sentence, and nothing of it is run, read elsewhere or allocated."""
+
+import json
+import resource
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_autoencoder, tiny_text_pipeline, tiny_unet, tiny_vae
+
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    UnconditionalPipeline,
+    load_pipeline,
+    load_vae,
+)
+
+KINDS = {
+    "classes": lambda: ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler()),
+    "text": tiny_text_pipeline,
+    "autoencoder": lambda: AutoencoderPipeline(tiny_autoencoder()),
+    "latent": lambda: UnconditionalPipeline(
+        tiny_unet(in_channels=4, out_channels=4), AncestralDDPMScheduler(clip_sample=False), tiny_vae()
+    ),
+}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def make(kind):
+        KINDS[kind]().save_pretrained(tmp_path / kind)
+        return tmp_path / kind
+
+    return make
+
+
+def change(file, **settings):
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    "kind, file, settings, message",
+    [
+        ("classes", "unet/config.json", {"num_classes": 10**10}, "its config is of .* numbers, and its weights"),
+        ("classes", "unet/config.json", {"block_out_channels": [10**6] * 2}, "its weights are only"),
+        ("classes", "unet/config.json", {"layers_per_block": 10**9}, "layers_per_block is 1,000,000,000"),
+        ("classes", "unet/config.json", {"sample_size": 10**9}, "pictures of the size 1000000000"),
+        ("classes", "unet/config.json", {"sample_size": [10**5, 10**5]}, "pictures of the size"),
+        ("classes", "unet/config.json", {"attention_head_dim": 0}, "its config is that of no DenoisingUNet2DModel"),
+        ("classes", "unet/config.json", {"auto_map": {"AutoModel": "evil.Evil"}}, "'auto_map' names code"),
+        ("classes", "scheduler/scheduler_config.json", {"num_train_timesteps": 10**11}, "are no diffusion process"),
+        ("classes", "model_index.json", {"unet": ["os", "system"]}, "names the module 'os'"),
+        ("classes", "model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, "which is none of its kind"),
+        (
+            "classes",
+            "model_index.json",
+            {"scheduler": ["diffusers", "DiffusionPipeline"]},
+            "which is none of its kind",
+        ),
+        ("classes", "model_index.json", {"unet": ["transformers", "AutoModel"]}, "which is none of its kind"),
+        ("classes", "model_index.json", {"unet": ["denoising_unet", "torch"]}, "which is none of its kind"),
+        ("classes", "model_index.json", {"../unet": ["denoising_unet", "DenoisingUNet2DModel"]}, "'../unet'"),
+        ("classes", "model_index.json", {"unet": [["denoising_unet"], 5]}, "is no component of a pipeline"),
+        ("classes", "model_index.json", {"_class_name": ["evil", "Evil"]}, "'Evil', is not one of this package"),
+        ("text", "model_index.json", {"tokenizer": ["transformers", "AutoTokenizer"]}, "which is none of its kind"),
+        ("text", "text_encoder/config.json", {"num_hidden_layers": 10**8}, "num_hidden_layers is 100,000,000"),
+        ("text", "text_encoder/config.json", {"num_hidden_layers": 5}, "its config is of"),  # would be random
+        ("text", "text_encoder/config.json", {"vocab_size": 10**11}, "its config is of"),
+        ("text", "text_encoder/config.json", {"_attn_implementation": "evil/kernel"}, "names code"),
+        ("text", "text_encoder/config.json", {"quantization_config": {"quant_method": "gptq"}}, "names code"),
+        ("text", "tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Evil"]}}, "names code"),
+        ("autoencoder", "vae/config.json", {"latent_channels": 10**10}, "its config is of"),
+        ("latent", "vae/config.json", {"block_out_channels": [10**6] * 2}, "its config is of"),
+        ("latent", "vae/config.json", {"layers_per_block": 10**9}, "layers_per_block is 1,000,000,000"),
+    ],
+)
+def test_a_config_that_asks_for_more_than_the_weights_is_refused(kind, file, settings, message, checkpoint):
+    folder = checkpoint(kind)
+    change(folder / file, **settings)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=message) as error:
+        load_pipeline(folder)
+    assert "\n" not in str(error.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+    if file.startswith("vae"):
+        with pytest.raises(ValueError, match=message):
+            load_vae(folder)
+
+
+@pytest.mark.parametrize("content", ["[1, 2", "[1, 2]", '"text"', "[" * 100_000, "\x00\xff"])
+def test_files_that_are_no_json_are_named(content, checkpoint):
+    folder = checkpoint("classes")
+    for file in ("unet/config.json", "model_index.json"):
+        (folder / file).write_text(content, encoding="latin-1")
+        with pytest.raises(ValueError, match=file.split("/")[-1]) as error:
+            load_pipeline(folder)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["../../outside.safetensors", "/{root}/outside.safetensors", "evil.bin", 7])
+def test_an_index_of_shards_leads_nowhere_else(where, checkpoint, tmp_path):
+    folder = checkpoint("classes")
+    weights = load_file(folder / "unet" / WEIGHTS)
+    shutil.move(folder / "unet" / WEIGHTS, tmp_path / "outside.safetensors")
+    save_file({"none": torch.zeros(1)}, folder / "unet" / "other.safetensors")
+    where = where.format(root=tmp_path) if isinstance(where, str) else where
+    index = {"metadata": {}, "weight_map": {name: where for name in weights}}
+    (folder / "unet" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="is no file of safetensors beside it"):
+        load_pipeline(folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "huge header", "shape"])
+def test_weights_that_are_not_what_they_say(damage, checkpoint):
+    file = checkpoint("classes") / "unet" / WEIGHTS
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    if damage == "cut":
+        file.write_bytes(content[:-100])
+    elif damage == "huge header":
+        file.write_bytes((2**62).to_bytes(8, "little") + content[8:])
+    else:
+        header = json.loads(content[8 : 8 + length])
+        next(value for name, value in header.items() if name != "__metadata__")["shape"] = [10**9, 10**9]
+        header = json.dumps(header).encode()
+        file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    with pytest.raises(ValueError, match="not a file of safetensors"):
+        load_pipeline(file.parents[1])
+
+
+def test_code_and_pickles_are_neither_run_nor_downloaded(checkpoint, tmp_path, hub):
+    folder, ran = checkpoint("text"), tmp_path / "ran"
+    for file in folder.rglob("*.py"):
+        file.write_text(f"open({str(ran)!r}, 'w')")
+    for component in ("unet", "text_encoder", "tokenizer"):
+        (folder / component / "evil.py").write_text(f"open({str(ran)!r}, 'w')")
+        torch.save({"weights": torch.zeros(1)}, folder / component / "pytorch_model.bin")
+    load_pipeline(folder)
+    repo_id = hub.new_repo_id()
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repo_id)
+    HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
+    hub.requests.clear()
+    load_pipeline(repo_id)
+    assert not ran.exists()
+    assert not [request for request in hub.requests if request.path.endswith((".py", ".bin"))]
+    (folder / "unet" / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=r"the weights of 'unet' \(\*.safetensors\) are missing"):
+        load_pipeline(folder)
+
+
+def test_a_repository_whose_files_climb_out_of_the_cache_writes_nothing_there(checkpoint, tmp_path, hub):
+    pipe = KINDS["classes"]()
+    repo_id = hub.new_repo_id()
+    pipe.push_to_hub(repo_id)
+    main = hub.repos["models", repo_id].branches["main"]
+    some = next(iter(main.files.values()))
+    for name in ("unet/../../../../../escaped.json", "../escaped.json", "unet/..\\escaped.json"):
+        main.files[name] = some
+    try:
+        load_pipeline(repo_id, cache_dir=tmp_path / "deep" / "cache")
+    except (ValueError, OSError) as error:
+        assert "\n" not in str(error)
+    written = [file for file in tmp_path.rglob("*escaped*") if not file.is_relative_to(tmp_path / "deep" / "cache")]
+    assert not written
