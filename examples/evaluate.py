@@ -73,6 +73,8 @@ class EvaluationArguments:
 
 def what_to_draw(arguments: EvaluationArguments, pipeline) -> list[dict]:
     """The settings: by which sampler, and what is asked of the pipeline beside labels or prompts."""
+    if arguments.guidance_scales and not (hasattr(pipeline, "labels") or "tokenizer" in pipeline.components):
+        raise ValueError(f"guidance_scales: a {type(pipeline).__name__} is not guided; leave them out")
     if "unet" not in pipeline.components:
         priors = ["standard"] if isinstance(pipeline.vae, VariationalAutoencoder) else []
         return [{"prior": prior} for prior in priors + ["fitted"] * bool(pipeline.vae.config.get("prior_rank"))]
@@ -148,9 +150,10 @@ def draw_figures(pipeline, settings: list[dict], each: dict[str, list], folder: 
 with one_line_errors():
     data, arguments = parse_arguments(CaptionedDataArguments, EvaluationArguments)
     state = processes()
-    if not Path(arguments.model).is_dir() and arguments.output_dir is None:
-        raise ValueError("output_dir: the model is no folder here; say where its report is to be")
     pipeline = load_pipeline(arguments.model).to(state.device)
+    is_folder = Path(arguments.model).is_dir()
+    if not is_folder and (arguments.output_dir is None or arguments.license is not None):
+        raise ValueError("output_dir: the model is no folder here; say where its report is to be, which has no card")
     pipeline.set_progress_bar_config(disable=True)
     own_sampler = pipeline.components.get("scheduler")
     settings = what_to_draw(arguments, pipeline)
@@ -229,5 +232,5 @@ if state.is_main_process:
     if "unet" in pipeline.components:
         draw_figures(pipeline, settings, each, out)
     print(f"{out}/evaluation.json holds all of it; closest_*.png shows the samples that are closest to a picture")
-    if arguments.license or Path(arguments.model, "README.md").is_file():
+    if is_folder and (arguments.license or Path(arguments.model, "README.md").is_file()):
         write_card(arguments.model, arguments.license)

@@ -156,6 +156,16 @@ def test_statistics_do_not_depend_on_the_batches(batch_size):
     assert frechet_distance(features, reference) == expected
 
 
+@pytest.mark.parametrize("num_processes", [2, 3, 8])
+def test_statistics_do_not_depend_on_how_many_processes_share_the_pictures(num_processes):
+    features = (1000 + randn(500, 12) @ randn(12, 12, seed=1)).float()
+    shares = [features[rank::num_processes].split(64) for rank in range(num_processes)]
+    of_each = [reduce(FeatureStatistics.merge, map(FeatureStatistics.of, parts)) for parts in shares]
+    reference = randn(100, 12, seed=2)
+    merged = frechet_distance(reduce(FeatureStatistics.merge, of_each), reference)
+    assert merged == pytest.approx(frechet_distance(features, reference), rel=1e-9)
+
+
 # Share
 
 

@@ -34,6 +34,7 @@ from hf_genmod import (
     load_vae,
     shapes,
 )
+from hf_genmod.features import FeatureClassifier
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ["--resolution", "16", "--block_out_channels", "16", "32", "--layers_per_block", "1",
@@ -155,6 +156,10 @@ def test_the_demo_checks_the_model_it_samples(tmp_path):
         (["--max_train_steps", 1, "--max_train_minutes", 1], "a run has one budget"),
         (["--max_train_steps", 1, "--resolution", 30, "--block_out_channels", 48, 96, 128], "such as 24x24 or 32x32"),
         (["--max_train_steps", 1, "--weighting", "snr"], "weighting: 'snr' is not one of"),
+        (["--max_train_steps", 1, "--license", "MIT License"], "license: 'MIT License' is not as the Hub calls one"),
+        (["--max_train_steps", 1, "--push_to_hub"], "push_to_hub: a model that is shared needs a licence"),
+        (["--max_train_steps", 1, "--hub_model_id", "user/name"], "hub_model_id: it is where --push_to_hub pushes to"),
+        (["--max_train_steps", 1, "--license", "mit", "--push_to_hub", "--hub_model_id", "a b"], "'a b'"),
     ],
 )
 def test_mistakes_get_one_sentence_and_leave_nothing(arguments, message, tmp_path, monkeypatch):
@@ -224,9 +229,10 @@ def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(c
 def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(class_folders, tmp_path):
     command = ["train_latent_cfg.py", "--dataset", class_folders, "--output_dir", f"{tmp_path}/run/",
                "--max_train_steps", 5, "--horizontal_flip", "--latent_channels", 3, *SMALL_AUTOENCODER,
-               *SMALL_LATENT]  # fmt: skip
+               *SMALL_LATENT, "--license", "mit"]  # fmt: skip
     done = run(*command)
     assert done.returncode == 0, done.stderr
+    assert "The autoencoder:" in (tmp_path / "run" / "README.md").read_text()
     names = [
         f"{tmp_path}/run-vae is the checkpoint of the autoencoder",
         f"{tmp_path}/run/ is the checkpoint of the whole",
@@ -376,7 +382,8 @@ FEW_STEPS = ["--max_train_steps", "2", "--batch_size", "4", "--prior_samples", "
     ],
 )
 def test_an_adapter_learns_from_a_few_pictures(base, arguments, asked, bases, few_pictures, tmp_path):
-    flags = ["--base", bases / base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS]
+    flags = ["--base", bases / base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS,
+             "--license", "mit"]  # fmt: skip
     assert run("finetune_lora.py", *flags, *arguments).returncode == 0
     pipe = load_pipeline(bases / base)
     pipe.load_lora_weights(tmp_path / "run")
@@ -384,7 +391,9 @@ def test_an_adapter_learns_from_a_few_pictures(base, arguments, asked, bases, fe
     assert set(pipe.get_list_adapters()) == parts
     assert pipe(**asked, num_inference_steps=2).images[0].size == pipe.picture_shape[:0:-1]
     assert Image.open(tmp_path / "run" / "samples" / "step-000002.png").width >= 64
-    assert str(bases / base) in (tmp_path / "run" / "README.md").read_text()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f'from_pretrained("{bases / base}"' in card and f'pipe.load_lora_weights("{tmp_path / "run"}")' in card
+    assert all(f"pipe({name}={value!r})" in card for name, value in asked.items())
     assert not (tmp_path / "run" / "model_index.json").exists()
 
 
@@ -520,7 +529,9 @@ def measured_model(tmp_path_factory):
         labels = [i % 2 for i in range(count)]
         pictures = [rng.integers(0, 128, (8, 8, 3), dtype=np.uint8) + np.uint8(100 * label) for label in labels]
         rows = {"image": [Image.fromarray(picture) for picture in pictures], "label": labels}
+        rows["text"] = [f"a {'bright' if label else 'dark'} picture" for label in labels]
         columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])}
+        columns["text"] = datasets.Value("string")
         split_of = datasets.Dataset.from_dict(rows, datasets.Features(columns))
         (folder / "data").mkdir(exist_ok=True)
         split_of.to_parquet(folder / "data" / f"{split}-00000.parquet")
@@ -562,6 +573,67 @@ def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_wa
     assert again == report
 
 
+REPORTED = {
+    "unconditional": lambda: UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()),
+    "guided": lambda: ClassifierGuidedPipeline(
+        tiny_unet(), tiny_classifier(num_classes=2), AncestralDDPMScheduler(), id2label={0: "dark", 1: "bright"}
+    ),
+    "text": tiny_text_pipeline,
+    "autoencoder": lambda: AutoencoderPipeline(tiny_autoencoder(sample_size=8, in_channels=3)),
+}
+
+
+@pytest.mark.parametrize("kind", REPORTED)
+def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, tmp_path):
+    REPORTED[kind]().save_pretrained(tmp_path)
+    features = measured_model / "features.safetensors"
+    if not features.is_file():
+        FeatureClassifier(3, 2).eval().save(features)
+    scales = {"guided": [0, 2], "text": [1, 2]}.get(kind, [])
+    flags = ["--model", tmp_path, "--dataset", measured_model / "data", "--samples", 130, "--features", features,
+             "--num_inference_steps", 2, *(["--guidance_scales", *scales] if scales else []),
+             "--license", "mit"]  # fmt: skip
+    done = run("evaluate.py", *flags)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert report["features"] == str(features)
+    scale = "classifier_scale" if kind == "guided" else "guidance_scale"
+    assert [setting.get(scale) for setting in report["settings"]] == (scales or [None])
+    for setting in report["settings"]:
+        assert setting["density"]["count"] == 130 and setting["coverage"]["count"] == 130
+        assert ("recognised_share" in setting) == (kind == "guided")
+    bits = report["bits_per_dimension"]
+    assert len(bits) == (2 if kind == "autoencoder" else 1)
+    assert all(bound["low"] < bound["value"] < bound["high"] and bound["count"] == 200 for bound in bits.values())
+    figures = {file.name for file in (tmp_path / "evaluation").glob("*.png")}
+    expected = set() if kind == "autoencoder" else {"steps.png", "trajectory.png"}
+    expected |= {"guidance.png"} if scales else set()
+    assert expected <= figures and len(figures - expected) == 2 * len(report["settings"])  # the closest
+    card = (tmp_path / "README.md").read_text()
+    assert all(f"evaluation/{name}" in card for name in figures)
+    assert f"{report['settings'][0]['frechet_distance']['value']:.3g} (" in card
+
+
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_ends_with_a_card_and_a_push(number, class_folders, tmp_path, hub):
+    repo_id = hub.new_repo_id("pushed")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", number] if number > 1 else []
+    flags = ["--dataset", class_folders, "--output_dir", tmp_path / repo_id.split("/")[1], "--max_train_steps", 2,
+             "--license", "mit", "--push_to_hub", "--hub_private_repo", *SMALL]  # fmt: skip
+    command = [sys.executable, *launcher, EXAMPLES / "train_unconditional.py", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "loads and draws what" in done.stderr and hub.token not in done.stdout + done.stderr
+    assert hub.repos["models", repo_id].private
+    files = hub.files(repo_id)
+    assert {"README.md", "samples.png", "model_index.json"} <= set(files)
+    assert not [name for name in files if name.startswith(("checkpoints/", "samples/")) or "training" in name]
+    card = files["README.md"].decode()
+    assert f'from_pretrained("{repo_id}"' in card and "--push_to_hub" in card and "2 steps in" in card
+    assert ("torchrun --nproc_per_node 2" in card) == (number == 2)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -570,10 +642,13 @@ def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_wa
         (["--features", "{missing}"], "features: '{missing}' is no vision model of transformers"),
         (["--dataset", "{classes}"], "dataset: the labels of the model are dark, bright, and those of the pictures"),
         (["--resolution", "16"], "resolution: the model was trained on 8x8 pictures of 3 channels"),
+        (["--model", "{plain}", "--guidance_scales", "2"], "guidance_scales: a UnconditionalPipeline is not guided"),
+        (["--model", "{missing}"], "missing' is not a folder"),
     ],
 )
 def test_mistakes_about_reports_get_one_sentence(arguments, message, measured_model, class_folders, tmp_path):
-    paths = {"missing": tmp_path / "missing", "classes": class_folders}
+    paths = {"missing": tmp_path / "missing", "classes": class_folders, "plain": tmp_path / "plain"}
+    REPORTED["unconditional"]().save_pretrained(paths["plain"])
     flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path]
     error = error_of("evaluate.py", *flags, *(argument.format(**paths) for argument in arguments))
     assert message.format(**paths) in error

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, ModelMixin
 from huggingface_hub import CommitOperationAdd, HfApi, get_token, snapshot_download
 from huggingface_hub.utils import HfHubHTTPError
 
-from hf_genmod.model_card import base_of, figures_of, license_of, write_card
+from hf_genmod.model_card import base_of, check_license, figures_of, license_of, write_card
 from hf_genmod.models.image_autoencoder import Autoencoder, VariationalAutoencoder
 from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
 from hf_genmod.run_folder import RunFolder
@@ -100,7 +100,7 @@ def push_checkpoint(
     folder, api = RunFolder(path), HfApi(token=token)
     if not folder.is_complete:
         raise FileNotFoundError(f"{path}: no model_index.json in it, so there is no checkpoint to push")
-    license = license or license_of(path)
+    license = check_license(license) if license else license_of(path)
     try:
         repo_id = _retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
         if revision is not None:

@@ -62,14 +62,14 @@ def write_card(folder: str | os.PathLike, license: str | None = None, repo_id: s
         repo_id (`str`, *optional*): Where on the Hub it is to be. Such a card shows no training pictures.
 
     Raises:
-        ValueError: If there is no licence.
+        ValueError: If there is no licence, or the Hub knows none of that name.
         FileNotFoundError: If there is no checkpoint in the folder.
     """
     run, folder = RunFolder(folder), Path(folder)
     if not run.is_complete:
         raise FileNotFoundError(f"{folder}: no model_index.json in it, so there is no checkpoint to write a card for")
     file = folder / "README.md"
-    license = license or license_of(folder)
+    license = check_license(license) if license else license_of(folder)
     if file.is_file() and not _is_as_written(file.read_text(encoding="utf-8")):
         return ModelCard.load(file)
     facts = _Facts(folder)
@@ -81,6 +81,20 @@ def write_card(folder: str | os.PathLike, license: str | None = None, repo_id: s
     text = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
     file.write_text(f"{text}\n<!-- {_digest(text)} -->\n", encoding="utf-8")
     return ModelCard.load(file)
+
+
+def check_license(license: str) -> str:
+    """A licence, if it is spelled as the Hub does.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not re.fullmatch(r"[a-z0-9]+([.+-][a-z0-9]+)*", license):
+        raise ValueError(
+            f"license: {license!r} is not as the Hub calls one, such as mit, apache-2.0, cc-by-4.0 or other; "
+            "https://huggingface.co/docs/hub/repositories-licenses lists them"
+        )
+    return license
 
 
 def license_of(folder: str | os.PathLike) -> str:

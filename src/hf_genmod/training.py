@@ -22,13 +22,15 @@ from accelerate.utils import (
     broadcast,
     gather_object,
 )
+from huggingface_hub import get_token
+from huggingface_hub.utils import validate_repo_id
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from hf_genmod.data import to_model_range
 from hf_genmod.hub import PushError, push_checkpoint
 from hf_genmod.latents import draw_latents
-from hf_genmod.model_card import write_card
+from hf_genmod.model_card import check_license, write_card
 from hf_genmod.optimizer import Muon
 from hf_genmod.plots import draw_losses
 from hf_genmod.provenance import provenance
@@ -147,8 +149,14 @@ class TrainingConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
         power_function_average(self.ema_length)  # raises if it is too long
+        if self.license is not None:
+            check_license(self.license)
         if self.push_to_hub and self.license is None:
             raise ValueError("push_to_hub: a model that is shared needs a licence; give one, such as --license mit")
+        if self.push_to_hub and get_token() is None:
+            raise ValueError("push_to_hub: nobody is logged in to the Hub; run `hf auth login`, or set HF_TOKEN")
+        if self.hub_model_id is not None:
+            validate_repo_id(self.hub_model_id)
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
             raise ValueError("hub_model_id: it is where --push_to_hub pushes to; give that too")
 
