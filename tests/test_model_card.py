@@ -44,6 +44,12 @@ def with_prior():
     return AutoencoderPipeline(vae)
 
 
+def of_twelve():
+    """More classes than digits."""
+    names = {index: f"class {index}" for index in range(12)}
+    return ClassifierFreeGuidedPipeline(tiny_unet(num_classes=12), AncestralDDPMScheduler(), id2label=names)
+
+
 def in_latent_space():
     unet = tiny_unet(in_channels=4, out_channels=4, num_classes=2)
     return ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(clip_sample=False), tiny_vae(), id2label=NAMES)
@@ -55,6 +61,11 @@ KINDS = {
         lambda: ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler(), id2label=NAMES),
         "A class-conditional diffusion model",
     ),
+    "unnamed": (
+        lambda: ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler()),
+        "A class-conditional diffusion model",
+    ),
+    "twelve": (of_twelve, "class 9, class 10, class 11."),
     "guided": (
         lambda: ClassifierGuidedPipeline(
             tiny_unet(), tiny_classifier(num_classes=2), AncestralDDPMScheduler(), id2label=NAMES

@@ -147,7 +147,8 @@ class _Facts:
             if isinstance(entry, list) and entry[0] is not None and name != "_class_name"
         }
         self.is_autoencoder = "vae" in self.configs and "unet" not in self.configs
-        self.classes = list((self.index.get("id2label") or {}).values())
+        names = self.index.get("id2label") or {}  # JSON has made the keys strings, and sorted them as such
+        self.classes = [names[index] for index in sorted(names, key=int)]
         self.num_parameters = 0
         for file in folder.glob("*/*.safetensors" if self.index else LORA_WEIGHT_NAME_SAFE):
             with safe_open(file, framework="pt") as opened:
@@ -176,6 +177,8 @@ class _Facts:
         """How to ask the pipeline for a picture, in Python."""
         if self.classes:
             return f"class_labels={self.classes[0]!r}"
+        if self.configs.get("classifier", self.configs.get("unet", {})).get("num_classes"):
+            return "class_labels=0"  # they have no names
         if "tokenizer" in self.index or self.captions:
             return f"prompt={(self.captions or [''])[0]!r}"
         return 'prior="fitted"' if self.is_autoencoder and self.index["vae"][1] == "Autoencoder" else ""
