@@ -1,5 +1,6 @@
 """Where a checkpoint comes from: what a card says of a run that nobody could find out afterwards."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -48,6 +49,7 @@ def _quoted(word):
     return shlex.quote(word)
 
 
+@functools.cache
 def _commit() -> str | None:
     """The commit of this package, "+" after it where files were changed since."""
     folder = Path(__file__).parent

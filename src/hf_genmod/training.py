@@ -252,6 +252,7 @@ class Trainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self._pipeline()  # raises if its parts do not fit
+        self.provenance = provenance(self.accelerator.num_processes)  # now, as files may change while it trains
         self.progress = Progress()
         self.accumulated = {}  # name -> values of the steps since the last line of metrics
         self._open_run(description or {})
@@ -668,7 +669,7 @@ class Trainer:
             counts = torch.bincount(torch.as_tensor(labels), minlength=len(names)).tolist()
             balance = dict(zip(names, counts, strict=True))
         return {
-            **provenance(self.accelerator.num_processes),
+            **self.provenance,
             "minutes": self.progress.elapsed / 60,
             "steps": self.progress.step,
             "class_balance": balance,
