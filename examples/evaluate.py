@@ -8,22 +8,13 @@ goes on where it was.
 
 import dataclasses
 import hashlib
-import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-import diffusers
 import torch
 
-from hf_genmod import AncestralDDPMScheduler, VariationalAutoencoder, load_pipeline
-from hf_genmod.evaluation import (
-    Share,
-    audit_memorisation,
-    bits_per_dimension,
-    evaluate_features,
-    nearest_of,
-)
+from hf_genmod import load_pipeline
+from hf_genmod.evaluation import bits_per_dimension, evaluate_features, nearest_of
 from hf_genmod.features import (
     FEATURE_DIM,
     FeatureClassifier,
@@ -34,10 +25,18 @@ from hf_genmod.features import (
 )
 from hf_genmod.latents import weights_fingerprint
 from hf_genmod.model_card import write_card
-from hf_genmod.plots import draw_guidance
 from hf_genmod.processes import processes
 from hf_genmod.recipe import CaptionedDataArguments, one_line_errors, parse_arguments
-from hf_genmod.sampling import draw_steps, draw_to_folder, draw_trajectory, side_by_side
+from hf_genmod.report import (
+    audit,
+    draw_figures,
+    make_sampler,
+    recognised,
+    settings_of,
+    what_the_unet_is_told,
+    what_to_ask,
+)
+from hf_genmod.sampling import draw_to_folder
 
 
 @dataclasses.dataclass
@@ -71,82 +70,6 @@ class EvaluationArguments:
     )
 
 
-def what_to_draw(arguments: EvaluationArguments, pipeline) -> list[dict]:
-    """The settings: by which sampler, and what is asked of the pipeline beside labels or prompts."""
-    if arguments.guidance_scales and not (hasattr(pipeline, "labels") or "tokenizer" in pipeline.components):
-        raise ValueError(f"guidance_scales: a {type(pipeline).__name__} is not guided; leave them out")
-    if "unet" not in pipeline.components:
-        priors = ["standard"] if isinstance(pipeline.vae, VariationalAutoencoder) else []
-        return [{"prior": prior} for prior in priors + ["fitted"] * bool(pipeline.vae.config.get("prior_rank"))]
-    samplers = arguments.samplers or [type(pipeline.scheduler).__name__]
-    scales = [{scale_of(pipeline): scale} for scale in arguments.guidance_scales] or [{}]
-    return [
-        {"sampler": sampler, "num_inference_steps": steps} | scale
-        for sampler, steps, scale in itertools.product(samplers, arguments.num_inference_steps, scales)
-    ]
-
-
-def scale_of(pipeline) -> str:
-    return "classifier_scale" if "classifier" in pipeline.components else "guidance_scale"
-
-
-def make_sampler(name: str, own):
-    if name == type(own).__name__:
-        return own
-    cls = AncestralDDPMScheduler if name == "AncestralDDPMScheduler" else getattr(diffusers, name, None)
-    if not hasattr(cls, "add_noise"):
-        raise ValueError(f"samplers: {name!r} is no scheduler of diffusers, such as DDIMScheduler")
-    return cls.from_config(own.config)
-
-
-def what_to_ask(pipeline, pictures, indices: Sequence[int]) -> dict[str, list]:
-    """The labels or captions of pictures, so that samples have these in the data's own proportions."""
-    if hasattr(pipeline, "labels"):
-        return {"class_labels": pictures.labels[indices].tolist()}
-    if "tokenizer" in pipeline.components:
-        captions = [pictures.captions[i] for i in indices]
-        return {"prompt": [caption if isinstance(caption, str) else caption[0] for caption in captions]}
-    return {}
-
-
-def what_the_unet_is_told(pipeline, pictures) -> dict[str, torch.Tensor]:
-    """Of each picture: its label, or its caption encoded."""
-    if "tokenizer" in pipeline.components:
-        tokens, mask = pipeline.encode_prompt(what_to_ask(pipeline, pictures, range(len(pictures)))["prompt"])
-        return {"encoder_hidden_states": tokens, "encoder_attention_mask": mask}
-    return {"class_labels": pictures.labels.to(pipeline.device)} if pipeline.unet.config.num_classes else {}
-
-
-def recognised(classifier, images, labels, names: list[str]) -> dict:
-    """How often a classifier finds the class that was asked for, in all and for each class."""
-    with torch.no_grad():
-        right = classifier.head(extract_features(images, classifier)).argmax(dim=1) == labels
-    by_class = {name: Share.of(right[labels == i]) for i, name in enumerate(names) if (labels == i).any()}
-    return {"recognised_share": Share.of(right), "recognised_share_by_class": by_class}
-
-
-def audit(spaces: dict, images, real, file: Path) -> dict:
-    """In pixels and in features; the file shows the ten samples that are closest to a picture, above these."""
-    result = {}
-    for space, (look, training, distances_of_held_out) in spaces.items():
-        found = audit_memorisation(look(images), training, distances_of_held_out)
-        closest = found.distances.argsort()[:10]
-        side_by_side([images[closest], real[found.nearest[closest]]]).save(file.with_name(f"{file.stem}_{space}.png"))
-        result[space] = {"threshold": found.threshold, "share": found.share, "flagged": found.flagged}
-    return result
-
-
-def draw_figures(pipeline, settings: list[dict], each: dict[str, list], folder: Path):
-    """What people look at: guidance against quality, guidance by steps, and how pictures come out of noise."""
-    scale = scale_of(pipeline)
-    some = {name: values[:4] for name, values in each.items()} or {"count": 4}
-    scales = sorted({setting[scale] for setting in settings if scale in setting}) or [1.0, 2.0, 4.0]
-    if len(settings) > 1 and all(scale in setting for setting in settings):
-        draw_guidance(settings, scale, folder / "guidance.png")
-    draw_steps(pipeline, some, {scale: scales} if each else {}).save(folder / "steps.png")
-    draw_trajectory(pipeline, some).save(folder / "trajectory.png")
-
-
 with one_line_errors():
     data, arguments = parse_arguments(CaptionedDataArguments, EvaluationArguments)
     state = processes()
@@ -156,7 +79,7 @@ with one_line_errors():
         raise ValueError("output_dir: the model is no folder here; say where its report is to be, which has no card")
     pipeline.set_progress_bar_config(disable=True)
     own_sampler = pipeline.components.get("scheduler")
-    settings = what_to_draw(arguments, pipeline)
+    settings = settings_of(pipeline, arguments.samplers, arguments.num_inference_steps, arguments.guidance_scales)
     samplers = {name: make_sampler(name, own_sampler) for name in arguments.samplers}
     given = find_features(arguments.features) if arguments.features else None
     training, held_out = data.load_beside(pipeline)

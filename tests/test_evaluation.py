@@ -442,15 +442,40 @@ class TestBitsPerDimension:
         (others,) = bits_per_dimension(pipe, self.pictures, class_labels=1 - labels).values()
         assert others != bits
 
+    @pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (0.6, 0.3)])
+    def test_of_latents_whose_prior_is_exactly_normal_is_the_evidence_lower_bound(self, scale, shift):
+        """The exact denoiser of unit variance makes N(0, I) of what the U-Net sees, N(shift, 1/scale²) of z."""
+        vae = self.vae("gaussian")
+        vae.register_to_config(scaling_factor=scale, shift_factor=shift)
+        c, *size = vae.latent_shape(8, 8)
+        scheduler = AncestralDDPMScheduler(variance_type="fixed_large", clip_sample=False)
+        pipe = UnconditionalPipeline(tiny_unet(in_channels=c, out_channels=c, sample_size=size), scheduler, vae)
+
+        def exact(x_t, t):
+            return SimpleNamespace(sample=(1 - scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)).sqrt() * x_t)
+
+        pipe.unet.forward = exact
+        pictures = self.pictures.repeat(20, 1, 1, 1)
+        (bound,) = bits_per_dimension(pipe, pictures).values()
+        lower = importance_log_likelihood(vae, as_floats(pictures), 1, likelihood="discretised_gaussian")
+        expected = -lower.mean().item()
+        if scale != 1:  # the other prior in the place of N(0, I)
+            z = vae.encode(as_floats(pictures)).latent_dist.sample(torch.Generator().manual_seed(0))
+            priors = [torch.distributions.Normal(mean, std) for mean, std in ((0.0, 1.0), (shift, 1 / scale))]
+            at_home, other = (prior.log_prob(z).flatten(1).sum(dim=1).mean().item() for prior in priors)
+            expected += at_home - other
+        expected /= 64 * math.log(2)
+        assert abs(bound.value - expected) < 3 * (bound.high - bound.value) + 0.02
+
     def test_models_without_a_likelihood_of_eight_bits_have_none(self):
         plain = AutoencoderPipeline(tiny_autoencoder(Autoencoder, in_channels=1))
-        latent = UnconditionalPipeline(tiny_unet(in_channels=4, out_channels=4), AncestralDDPMScheduler(), tiny_vae())
+        kl = AutoencoderPipeline(tiny_vae(in_channels=1, out_channels=1))
         measured = UnconditionalPipeline(
             tiny_unet(in_channels=1, out_channels=1),
             AncestralDDPMScheduler(),
             value_range={"low": [0.0], "high": [9.0]},
         )
-        for pipe in (plain, latent, measured):
+        for pipe in (plain, kl, measured):
             assert bits_per_dimension(pipe, self.pictures) == {}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from hf_genmod import (
     ClassifierGuidedPipeline,
     UnconditionalPipeline,
 )
-from hf_genmod.model_card import figures_of, license_of, write_card
+from hf_genmod.model_card import _is_as_written, figures_of, license_of, write_card
 
 NAMES = {0: "cat", 1: "dog"}
 PROVENANCE = {
@@ -252,3 +253,24 @@ def test_a_changed_card_is_left_alone_and_an_unchanged_one_brought_up_to_date(ru
 def test_there_is_no_card_without_a_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model_index.json in it"):
         write_card(tmp_path, "mit")
+
+
+CARDS = sorted((Path(__file__).parents[1] / "model_cards").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("file", CARDS, ids=lambda file: file.parent.name)
+def test_the_reference_cards_are_as_the_runs_wrote_them(file, hub):
+    text = file.read_text(encoding="utf-8")
+    assert _is_as_written(text)
+    card = ModelCard(text)
+    card.validate()
+    pictures = re.findall(r"\]\(([^)]*\.png)\)", text)
+    assert len(pictures) >= 5
+    for name in pictures:
+        assert Image.open(file.parent / name).width >= 64
+    assert card.data.eval_results and "not been measured" not in text
+
+
+def test_there_are_four_reference_cards():
+    names = {file.parent.name for file in CARDS}
+    assert names == {"shapes-cfg", "mnist-classifier-guided", "mnist-vae", "cats-dogs-latent"}

@@ -8,11 +8,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_unet
+from tiny import tiny_autoencoder, tiny_text_pipeline, tiny_unet
 
-from hf_genmod import ClassifierFreeGuidedPipeline, UnconditionalPipeline
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    Autoencoder,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    UnconditionalPipeline,
+)
 from hf_genmod.recipe import ModelArguments
-from hf_genmod.sampling import CHUNK, draw_images, draw_to_folder, side_by_side, to_bytes
+from hf_genmod.sampling import (
+    CHUNK,
+    draw_checkpoint,
+    draw_images,
+    draw_steps,
+    draw_to_folder,
+    draw_trajectory,
+    side_by_side,
+    to_bytes,
+)
 
 DRAW = """
 import sys
@@ -101,3 +116,58 @@ def test_rows_of_pictures_are_laid_out_and_enlarged(channels):
     assert (grid.mode, grid.size) == ("RGB", (3 * 16 * 8, 2 * 8 * 8))
     pixels = np.asarray(grid).reshape(2 * 64, -1)
     assert (pixels[:64] == 10).all() and (pixels[64:] == 20).all()
+
+
+def cell(figure, column, row, width, left=0, height=None):
+    """A cell of a labelled figure, without the gap after it."""
+    height = height or width
+    x, y = left + column * (width + 6), 16 + row * (height + 6)
+    return figure.crop((x, y, x + width, y + height))
+
+
+def enlarged(picture, width):
+    return picture.convert("RGB").resize((width, width), Image.Resampling.NEAREST)
+
+
+def test_a_trajectory_ends_at_the_picture_itself():
+    pipe = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    figure = draw_trajectory(pipe, {"count": 2}, num_columns=3, num_inference_steps=5)
+    pictures = draw_images(pipe, count=2, num_inference_steps=5)
+    for row, picture in enumerate(pictures):
+        assert cell(figure, 2, row, 128).tobytes() == enlarged(picture, 128).tobytes()
+        assert cell(figure, 0, row, 128).tobytes() != enlarged(picture, 128).tobytes()
+
+
+def test_a_grid_of_steps_shows_what_each_setting_draws():
+    pipe = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    figure = draw_steps(pipe, {"class_labels": [1]}, {"guidance_scale": [1.0, 4.0]}, steps=(2, 3))
+    for row, scale in enumerate((1.0, 4.0)):
+        for column, steps in enumerate((2, 3)):
+            (picture,) = draw_images(pipe, [1], guidance_scale=scale, num_inference_steps=steps)
+            assert cell(figure, column, row, 128, left=110).tobytes() == enlarged(picture, 128).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["classes", "text", "none", "variational", "plain"])
+def test_what_a_checkpoint_makes_is_drawn_by_the_seeds_from_0(kind):
+    vae = tiny_autoencoder(Autoencoder)
+    vae.fit_prior(torch.randn(50, *vae.latent_shape(8, 8), generator=torch.Generator().manual_seed(0)))
+    pipe, first = {
+        "classes": lambda: (
+            ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler()), {"class_labels": [0]}
+        ),
+        "text": lambda: (tiny_text_pipeline(), {"prompt": ["two lizards"]}),
+        "none": lambda: (UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()), {}),
+        "variational": lambda: (AutoencoderPipeline(tiny_autoencoder()), {"prior": "standard"}),
+        "plain": lambda: (AutoencoderPipeline(vae), {"prior": "fitted"}),
+    }[kind]()  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    steps = {"num_inference_steps": 20} if "unet" in pipe.components else {}
+    figure = draw_checkpoint(pipe, ["two lizards", "a cat"])
+    picture = pipe(**first, **steps, generator=[torch.Generator().manual_seed(0)]).images[0]
+    scale = 8 if kind == "text" else 1  # below its caption, and enlarged
+    shown = figure.crop((0, 16, 64, 80)) if kind == "text" else figure.crop((0, 0, 8, 8))
+    expected = picture.resize((8 * scale, 8 * scale), Image.Resampling.NEAREST)
+    difference = np.abs(np.asarray(shown.convert("RGB"), float) - np.asarray(expected.convert("RGB"), float))
+    assert difference.max() <= 1  # the shapes of a batch alter rounding

@@ -397,6 +397,7 @@ def variational_bound(
     draws: int = 10,
     seed: int = 0,
     batch_size: int = 256,
+    likelihood: str = "discretised_gaussian",
     **condition: Tensor,
 ) -> Estimate:
     """The variational bound on −log p(x_0) of a diffusion model, in bits per dimension (Ho et al. 2020, Eq. 5):
@@ -410,10 +411,11 @@ def variational_bound(
     Args:
         unet ([`DenoisingUNet2DModel`]): the model.
         scheduler ([`AncestralDDPMScheduler`]): its process; clips x̂_0 if it does so in sampling.
-        pictures (`torch.Tensor`): (n, C, H, W), uint8.
+        pictures (`torch.Tensor`): (n, C, H, W), uint8, or latents.
         draws (`int`, defaults to 10): timesteps per picture, 2 or more.
         seed (`int`, defaults to 0): decides timesteps and noise.
         batch_size (`int`, defaults to 256): pictures per forward pass.
+        likelihood (`str`): of x_0, as `variational_bound_term` takes it; `"gaussian"` for latents.
         condition (`torch.Tensor`): (n, ...), what the U-Net is told of each picture, such as `class_labels`.
 
     Returns:
@@ -432,7 +434,9 @@ def variational_bound(
             for t, terms in ((torch.zeros_like(later), 1), (later, T - 1)):
                 x_t = scheduler.add_noise(x_0, rng.normal(x_0.shape[1:]), t)
                 model_output = unet(x_t, t, **told).sample.float()
-                L_t = variational_bound_term(scheduler, model_output, x_0, x_t, t, clip=True)  # (n,)
+                L_t = variational_bound_term(
+                    scheduler, model_output, x_0, x_t, t, clip=True, likelihood=likelihood
+                )  # (n,)
                 bounds[draw] += terms * L_t.cpu().double().sum() / n
 
     alpha_bar_T = scheduler.alphas_cumprod[-1].cpu().double()
@@ -495,9 +499,9 @@ def importance_log_likelihood(
 
 def bits_per_dimension(pipeline, pictures: Tensor, num_latents: int = 64, **condition: Tensor) -> dict[str, Estimate]:
     """Upper bounds of −log p(x) in bits per dimension, of pictures of 8 bits that a model was not trained on: the
-    variational bound of a diffusion model in pixels; of a variational autoencoder the evidence lower bound, and the
-    tighter one of `num_latents` z for each picture. A Gaussian p(x | z) is integrated over the 8-bit bins; of a
-    Bernoulli the pictures are thresholded, and have one bit. Others have no likelihood.
+    variational bound of a diffusion model; of a variational autoencoder the evidence lower bound, and the tighter one
+    of `num_latents` z for each picture. A Gaussian p(x | z) is integrated over the 8-bit bins; of a Bernoulli the
+    pictures are thresholded, and have one bit. Others have no likelihood.
 
     Args:
         pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): the model.
@@ -510,10 +514,10 @@ def bits_per_dimension(pipeline, pictures: Tensor, num_latents: int = 64, **cond
     """
     if pipeline.config.get("value_range") is not None:  # measured values have no 8 bits
         return {}
-    if "unet" in pipeline.components:
-        if pipeline.vae is not None:
-            return {}
-        scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
+    scheduler = (
+        AncestralDDPMScheduler.from_config(pipeline.scheduler.config) if "unet" in pipeline.components else None
+    )
+    if pipeline.vae is None:
         return {"variational bound": variational_bound(pipeline.unet, scheduler, pictures, **condition)}
     likelihood = pipeline.vae.config.get("likelihood")
     if likelihood is None:
@@ -521,9 +525,38 @@ def bits_per_dimension(pipeline, pictures: Tensor, num_latents: int = 64, **cond
     x = as_floats(pictures)
     x = torch.where(x < 0, -1.0, 1.0) if likelihood == "bernoulli" else x
     likelihood = "bernoulli" if likelihood == "bernoulli" else "discretised_gaussian"
+    if scheduler is not None:
+        bound = _bound_through_latents(pipeline.vae, pipeline.unet, scheduler, x, likelihood, **condition)
+        return {"variational bound": bound}
     bounds = {"evidence lower bound": 1, f"importance-sampled bound ({num_latents} z)": num_latents}
     log_p = {name: importance_log_likelihood(pipeline.vae, x, k, likelihood=likelihood) for name, k in bounds.items()}
     return {name: Estimate.of(-values / (x[0].numel() * math.log(2))) for name, values in log_p.items()}
+
+
+@torch.no_grad()
+def _bound_through_latents(vae, unet, scheduler, x, likelihood, batch_size=256, **condition) -> Estimate:
+    """The evidence lower bound of an autoencoder whose prior is a diffusion model of its latents (Vahdat et al. 2021,
+    https://arxiv.org/abs/2106.05931, Eq. 1), in bits per dimension:
+
+        −log p(x) ≤ E [ log q(z | x) − log p(x | z) − log p(z) ],   −log p(z) ≤ Σ_t L_t + L_T − d log s
+
+    with z ~ q(z | x), the bound of s (z − shift), as the U-Net sees it, and s its `scaling_factor`.
+    """
+    latents, rest, bits = [], [], x[0].numel() * math.log(2)
+    for part in torch.arange(len(x)).split(batch_size):
+        q = vae.encode(x[part]).latent_dist
+        epsilon = BatchRandom(0, 0, part, len(x), x.device).normal(q.mean.shape[1:], dtype=x.dtype)
+        z = q.mean + q.std * epsilon
+        log_q = -0.5 * (epsilon**2 + q.logvar + math.log(2 * math.pi)).flatten(1).sum(dim=1)
+        log_p = log_likelihood(likelihood, x[part], vae.decode(z))
+        latents.append((z - vae.config.shift_factor) * vae.config.scaling_factor)
+        rest.append((log_q - log_p).cpu().double() / bits)
+    latents, rest = torch.cat(latents), Estimate.of(torch.cat(rest))
+    prior = variational_bound(unet, scheduler, latents, batch_size=batch_size, likelihood="gaussian", **condition)
+    share = latents[0].numel() / x[0].numel()  # d / D
+    value = rest.value + share * (prior.value - math.log2(vae.config.scaling_factor))
+    error = math.hypot(rest.high - rest.value, share * (prior.high - prior.value)) / 1.96
+    return Estimate._with_error(value, len(x), error)
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -274,7 +274,9 @@ def noised(x_0, scheduler, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return t, scheduler.add_noise(x_0, epsilon, t), epsilon
 
 
-def variational_bound_term(scheduler, model_output, x_0, x_t, t, clip: bool = False) -> torch.Tensor:
+def variational_bound_term(
+    scheduler, model_output, x_0, x_t, t, clip: bool = False, likelihood: str = "discretised_gaussian"
+) -> torch.Tensor:
     """
     L_t, one term of the variational bound on −log p(x_0) (Ho et al. 2020, Eq. 5):
 
@@ -289,6 +291,8 @@ def variational_bound_term(scheduler, model_output, x_0, x_t, t, clip: bool = Fa
         x_0, x_t (`torch.Tensor` of shape `(n, c, h, w)`): A picture in [-1, 1], and the same at t.
         t (`torch.Tensor` of shape `(n,)`): Integers in 0 ... T-1.
         clip (`bool`, defaults to `False`): Clip x̂_0 as sampling does, to measure rather than to train.
+        likelihood (`str`): Of x_0: `"discretised_gaussian"`, or the density `"gaussian"` where it is no picture of 8
+            bits but latents.
 
     Returns:
         `torch.Tensor` of shape `(n,)`: L_t in bits per dimension.
@@ -302,7 +306,8 @@ def variational_bound_term(scheduler, model_output, x_0, x_t, t, clip: bool = Fa
     q_mean = scheduler.posterior_mean(x_0, t, x_t)
     q_log_variance = scheduler.posterior_log_variance(t, x_t)
     kl = gaussian_kl(q_mean, q_log_variance, p_mean, p_log_variance)
-    nll = -discretised_gaussian_log_likelihood(x_0, p_mean, p_log_variance)
+    log_p = {"discretised_gaussian": discretised_gaussian_log_likelihood, "gaussian": gaussian_log_likelihood}
+    nll = -log_p[likelihood](x_0, p_mean, p_log_variance)
     first = (t == 0).reshape(-1, *[1] * (x_0.ndim - 1))
     return torch.where(first, nll, kl).flatten(1).mean(dim=1) / math.log(2)
 
@@ -333,7 +338,7 @@ def log_likelihood(likelihood: str, x, output) -> torch.Tensor:
         if likelihood == "discretised_gaussian":
             values = discretised_gaussian_log_likelihood(x, mean, log_variance)
         else:
-            values = -0.5 * ((x - mean) ** 2 * torch.exp(-log_variance) + log_variance + math.log(2 * math.pi))
+            values = gaussian_log_likelihood(x, mean, log_variance)
     return values.flatten(1).sum(dim=1)
 
 
@@ -341,6 +346,11 @@ def gaussian_kl(mean_1, log_variance_1, mean_2, log_variance_2) -> torch.Tensor:
     """KL( N(μ_1, σ_1²) ‖ N(μ_2, σ_2²) ) = ½ (log σ_2²/σ_1² + σ_1²/σ_2² + (μ_1 − μ_2)²/σ_2² − 1), elementwise."""
     difference = log_variance_2 - log_variance_1
     return 0.5 * (difference + torch.exp(-difference) + (mean_1 - mean_2) ** 2 * torch.exp(-log_variance_2) - 1)
+
+
+def gaussian_log_likelihood(x, mean, log_variance) -> torch.Tensor:
+    """log N(x; μ, σ²), elementwise, in nats."""
+    return -0.5 * ((x - mean) ** 2 * torch.exp(-log_variance) + log_variance + math.log(2 * math.pi))
 
 
 def discretised_gaussian_log_likelihood(x_0, mean, log_variance) -> torch.Tensor:

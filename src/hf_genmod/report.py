@@ -1,0 +1,112 @@
+"""What a report of a checkpoint is made of: which samples, what is measured of them, which figures."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import SchedulerMixin
+
+from hf_genmod.evaluation import Share, audit_memorisation
+from hf_genmod.features import extract_features
+from hf_genmod.models.image_autoencoder import VariationalAutoencoder
+from hf_genmod.plots import draw_guidance
+from hf_genmod.sampling import draw_steps, draw_trajectory, side_by_side
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+
+
+def settings_of(
+    pipeline, samplers: Sequence[str], num_inference_steps: Sequence[int], scales: Sequence[float]
+) -> list[dict]:
+    """
+    All combinations of what samples are drawn by; of an autoencoder its priors.
+
+    Args:
+        pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): What draws them.
+        samplers (sequence of `str`): Schedulers by name; by default its own.
+        num_inference_steps (sequence of `int`): Numbers of steps.
+        scales (sequence of `float`): Strengths of guidance; by default its own.
+
+    Raises:
+        ValueError: If there are scales, and the model is not guided.
+    """
+    if scales and not (hasattr(pipeline, "labels") or "tokenizer" in pipeline.components):
+        raise ValueError(f"guidance_scales: a {type(pipeline).__name__} is not guided; leave them out")
+    if "unet" not in pipeline.components:
+        priors = ["standard"] if isinstance(pipeline.vae, VariationalAutoencoder) else []
+        return [{"prior": prior} for prior in priors + ["fitted"] * bool(pipeline.vae.config.get("prior_rank"))]
+    samplers = samplers or [type(pipeline.scheduler).__name__]
+    strengths = [{scale_of(pipeline): scale} for scale in scales] or [{}]
+    return [
+        {"sampler": sampler, "num_inference_steps": steps} | strength
+        for sampler, steps, strength in itertools.product(samplers, num_inference_steps, strengths)
+    ]
+
+
+def scale_of(pipeline) -> str:
+    """The argument that is the strength of guidance."""
+    return "classifier_scale" if "classifier" in pipeline.components else "guidance_scale"
+
+
+def make_sampler(name: str, own: SchedulerMixin) -> SchedulerMixin:
+    """A scheduler of this package or of diffusers by its name, with the process of a pipeline's own.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name == type(own).__name__:
+        return own
+    cls = AncestralDDPMScheduler if name == "AncestralDDPMScheduler" else getattr(diffusers, name, None)
+    if not hasattr(cls, "add_noise"):
+        raise ValueError(f"samplers: {name!r} is no scheduler of diffusers, such as DDIMScheduler")
+    return cls.from_config(own.config)
+
+
+def what_to_ask(pipeline, pictures, indices: Sequence[int]) -> dict[str, list]:
+    """The labels or captions of pictures, so that samples have these in the data's own proportions."""
+    if hasattr(pipeline, "labels"):
+        return {"class_labels": pictures.labels[indices].tolist()}
+    if "tokenizer" in pipeline.components:
+        captions = [pictures.captions[i] for i in indices]
+        return {"prompt": [caption if isinstance(caption, str) else caption[0] for caption in captions]}
+    return {}
+
+
+def what_the_unet_is_told(pipeline, pictures) -> dict[str, torch.Tensor]:
+    """Of each picture: its label, or its caption encoded."""
+    if "tokenizer" in pipeline.components:
+        tokens, mask = pipeline.encode_prompt(what_to_ask(pipeline, pictures, range(len(pictures)))["prompt"])
+        return {"encoder_hidden_states": tokens, "encoder_attention_mask": mask}
+    return {"class_labels": pictures.labels.to(pipeline.device)} if pipeline.unet.config.num_classes else {}
+
+
+def recognised(classifier, images, labels, names: list[str]) -> dict:
+    """How often a classifier finds the class that was asked for, in all and for each class."""
+    with torch.no_grad():
+        right = classifier.head(extract_features(images, classifier)).argmax(dim=1) == labels
+    by_class = {name: Share.of(right[labels == i]) for i, name in enumerate(names) if (labels == i).any()}
+    return {"recognised_share": Share.of(right), "recognised_share_by_class": by_class}
+
+
+def audit(spaces: dict, images, real, file: Path) -> dict:
+    """In pixels and in features; the file shows the ten samples that are closest to a picture, above these."""
+    result = {}
+    for space, (look, training, distances_of_held_out) in spaces.items():
+        found = audit_memorisation(look(images), training, distances_of_held_out)
+        closest = found.distances.argsort()[:10]
+        side_by_side([images[closest], real[found.nearest[closest]]]).save(file.with_name(f"{file.stem}_{space}.png"))
+        result[space] = {"threshold": found.threshold, "share": found.share, "flagged": found.flagged}
+    return result
+
+
+def draw_figures(pipeline, settings: list[dict], each: dict[str, list], folder: Path):
+    """What people look at: guidance against quality, guidance by steps, and how pictures come out of noise; of the
+    settings as they were measured."""
+    scale = scale_of(pipeline)
+    some = {name: values[:4] for name, values in each.items()} or {"count": 4}
+    scales = sorted({setting[scale] for setting in settings if scale in setting}) or [1.0, 2.0, 4.0]
+    if len(settings) > 1 and all(scale in setting for setting in settings):
+        draw_guidance(settings, scale, folder / "guidance.png")
+    draw_steps(pipeline, some, {scale: scales} if each else {}).save(folder / "steps.png")
+    draw_trajectory(pipeline, some).save(folder / "trajectory.png")

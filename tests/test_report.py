@@ -1,0 +1,106 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from tiny import tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet
+
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    Autoencoder,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
+    UnconditionalPipeline,
+)
+from hf_genmod.data import PictureDataset
+from hf_genmod.evaluation import Share, nearest_of
+from hf_genmod.features import FeatureClassifier
+from hf_genmod.report import audit, make_sampler, recognised, settings_of, what_the_unet_is_told, what_to_ask
+
+PICTURES = PictureDataset(
+    [Image.new("RGB", (8, 8))] * 4,
+    "four",
+    labels=torch.tensor([0, 1, 1, 0]),
+    label_names=["a", "b"],
+    captions=["a red cat", ["a green dog", "a dog"], "two lizards", "a cat"],
+)
+
+
+def of_classes():
+    return ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler())
+
+
+def guided():
+    return ClassifierGuidedPipeline(tiny_unet(), tiny_classifier(num_classes=2), AncestralDDPMScheduler())
+
+
+def plain():
+    return UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+
+
+def test_settings_are_all_combinations_by_the_names_that_the_pipeline_takes():
+    settings = settings_of(of_classes(), ["DDIMScheduler", "UniPCMultistepScheduler"], [5, 10], [1.0, 3.0])
+    assert len({tuple(setting.items()) for setting in settings}) == 8
+    assert settings[0] == {"sampler": "DDIMScheduler", "num_inference_steps": 5, "guidance_scale": 1.0}
+    assert settings_of(guided(), [], [5], [2.0])[0]["classifier_scale"] == 2.0
+    assert settings_of(plain(), [], [5], []) == [{"sampler": "AncestralDDPMScheduler", "num_inference_steps": 5}]
+    variational, fitted = AutoencoderPipeline(tiny_autoencoder()), AutoencoderPipeline(tiny_autoencoder(Autoencoder))
+    fitted.vae.fit_prior(torch.randn(50, *fitted.vae.latent_shape(8, 8)))
+    assert settings_of(variational, [], [5], []) == [{"prior": "standard"}]
+    assert settings_of(fitted, [], [5], []) == [{"prior": "fitted"}]
+    with pytest.raises(ValueError, match="guidance_scales: a UnconditionalPipeline is not guided"):
+        settings_of(plain(), [], [5], [2.0])
+
+
+def test_a_sampler_is_of_the_same_process():
+    own = AncestralDDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    sampler = make_sampler("DDIMScheduler", own)
+    assert isinstance(sampler, DDIMScheduler) and sampler.config.prediction_type == "v_prediction"
+    torch.testing.assert_close(sampler.alphas_cumprod, own.alphas_cumprod)
+    assert make_sampler("AncestralDDPMScheduler", own) is own
+    for name in ("NoScheduler", "DDPMPipeline"):
+        with pytest.raises(ValueError, match=f"samplers: '{name}' is no scheduler of diffusers"):
+            make_sampler(name, own)
+
+
+def test_a_pipeline_is_asked_by_what_it_knows():
+    text = tiny_text_pipeline()
+    assert what_to_ask(of_classes(), PICTURES, [1, 0, 1]) == {"class_labels": [1, 0, 1]}
+    assert what_to_ask(text, PICTURES, [2, 1]) == {"prompt": ["two lizards", "a green dog"]}
+    assert what_to_ask(plain(), PICTURES, [0]) == {}
+    assert what_the_unet_is_told(of_classes(), PICTURES)["class_labels"].tolist() == [0, 1, 1, 0]
+    assert what_the_unet_is_told(guided(), PICTURES) == {}
+    told = what_the_unet_is_told(text, PICTURES)
+    alone, mask = text.encode_prompt(["two lizards"])
+    of_it = told["encoder_hidden_states"][2][told["encoder_attention_mask"][2].bool()]
+    torch.testing.assert_close(of_it, alone[0][mask[0].bool()], atol=1e-5, rtol=0)
+
+
+def test_the_share_of_each_class_is_of_the_pictures_of_that_class():
+    classifier = FeatureClassifier(1, 3).eval()
+    images = torch.randint(0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        said = classifier(images / 127.5 - 1).argmax(dim=1)
+    labels = said.clone()
+    labels[:20] = (labels[:20] + 1) % 3
+    found = recognised(classifier, images, labels, ["a", "b", "c"])
+    assert found["recognised_share"] == Share.of(torch.arange(60) >= 20)
+    for i, name in enumerate("abc"):
+        if (labels == i).any():
+            assert found["recognised_share_by_class"][name] == Share.of((said == labels)[labels == i])
+
+
+def test_the_figure_shows_the_closest_samples_above_the_pictures_that_they_copy(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    real, held_out, fresh = torch.randint(0, 256, (3, 200, 3, 8, 8), generator=rng, dtype=torch.uint8)
+    images = torch.cat([fresh[:190], real[50:60]])
+
+    def look(pictures):
+        return pictures.flatten(1).float()
+
+    spaces = {"pixels": (look, look(real), nearest_of(look(held_out), look(real))[0])}
+    result = audit(spaces, images, real, tmp_path / "closest.png")
+    assert result["pixels"]["flagged"] and result["pixels"]["share"].count == 200
+    figure = Image.open(tmp_path / "closest_pixels.png")
+    above, below = (figure.crop((0, y, figure.width, y + figure.height // 2)) for y in (0, figure.height // 2))
+    assert above.tobytes() == below.tobytes()
