@@ -24,7 +24,7 @@ from hf_genmod.features import (
     train_features,
 )
 from hf_genmod.latents import weights_fingerprint
-from hf_genmod.model_card import write_card
+from hf_genmod.model_card import check_license, license_of, write_card
 from hf_genmod.processes import processes
 from hf_genmod.recipe import CaptionedDataArguments, one_line_errors, parse_arguments
 from hf_genmod.report import (
@@ -81,6 +81,13 @@ with one_line_errors():
     own_sampler = pipeline.components.get("scheduler")
     settings = settings_of(pipeline, arguments.samplers, arguments.num_inference_steps, arguments.guidance_scales)
     samplers = {name: make_sampler(name, own_sampler) for name in arguments.samplers}
+    writes_card = is_folder and arguments.output_dir is None
+    if arguments.license is not None:
+        check_license(arguments.license)
+    elif writes_card and Path(arguments.model, "README.md").is_file():
+        license_of(arguments.model)
+    else:
+        writes_card = False
     given = find_features(arguments.features) if arguments.features else None
     training, held_out = data.load_beside(pipeline)
     real, unseen = (all_bytes(pictures) for pictures in (training, held_out))
@@ -100,6 +107,8 @@ with one_line_errors():
     file = out / f"features-{training.fingerprint}.safetensors"
     if isinstance(given, FeatureClassifier):
         classifier = given
+        if "class_labels" in each and classifier.config["num_classes"] != pipeline.num_classes:
+            raise ValueError(f"features: {arguments.features} is of {classifier.config['num_classes']} other classes")
     else:
         with state.main_process_first():
             if not file.is_file() and (training.labels is not None or given is None):
@@ -107,13 +116,15 @@ with one_line_errors():
                 train_features(real, training.labels, len(training.label_names or [])).save(file)
         classifier = FeatureClassifier.load(file) if file.is_file() else None
     feature_fn = given or classifier
-    drawn_by = f"{weights_fingerprint(pipeline.components.get('unet', pipeline.vae))} {each} {arguments.seed}"
+    models = [model for model in pipeline.components.values() if isinstance(model, torch.nn.Module)]
+    process = own_sampler and own_sampler.to_json_string()
+    drawn_by = f"{[*map(weights_fingerprint, models)]} {process} {each} {arguments.samples} {arguments.seed}"
     drawn_by = hashlib.blake2b(drawn_by.encode(), digest_size=4).hexdigest()
 
 report = {
     "model": arguments.model,
     "dataset": {"name": training.name, "num_pictures": len(real), "num_held_out": len(unseen),
-                "fingerprint": training.fingerprint},
+                "held_out_is_unseen": "-held-" not in held_out.fingerprint, "fingerprint": training.fingerprint},
     "features": arguments.features or "a network trained on the data set",
     "seed": arguments.seed,
     "settings": settings,
@@ -129,6 +140,9 @@ for setting in settings:
             pipeline, out / "samples" / f"{name}-{drawn_by}", each, arguments.samples, arguments.seed, **request
         )
     )
+
+if own_sampler is not None:
+    pipeline.scheduler = own_sampler
 
 if state.is_main_process:
     of_real, of_unseen = (extract_features(x, feature_fn) for x in (real, unseen))
@@ -152,8 +166,10 @@ if state.is_main_process:
     report["bits_per_dimension"] = bits_per_dimension(pipeline, unseen.to(state.device), **told)
     text = json.dumps(report, indent=2, default=dataclasses.asdict)
     (out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-    if "unet" in pipeline.components:
-        draw_figures(pipeline, settings, each, out)
     print(f"{out}/evaluation.json holds all of it; closest_*.png shows the samples that are closest to a picture")
-    if is_folder and (arguments.license or Path(arguments.model, "README.md").is_file()):
+    try:
+        draw_figures(pipeline, settings, each, out)
+    except (ImportError, ValueError) as error:  # no matplotlib; a strength at which few steps diverge
+        print(f"not all figures could be drawn: {error}")
+    if writes_card:
         write_card(arguments.model, arguments.license)

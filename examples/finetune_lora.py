@@ -9,6 +9,7 @@ class of a class-conditional model, or a new word of a text-to-image model.
 """
 
 import dataclasses
+import os
 
 from diffusers.utils import make_image_grid
 
@@ -57,6 +58,8 @@ with one_line_errors():
     unet, text_encoder = pipeline.components.get("unet"), pipeline.components.get("text_encoder")
     if "classifier" in pipeline.components:
         raise ValueError("base: an adapter of a ClassifierGuidedPipeline is trained for the model that it guides")
+    if config.push_to_hub and os.path.isdir(lora.base):
+        raise ValueError("base: it is a folder here, which others do not have; push it first, and give its id")
     if lora.train_text_encoder and text_encoder is None:
         raise ValueError("train_text_encoder: the model has none; leave it out")
     pictures = data.load_more_for(pipeline, mirrored=config.horizontal_flip)

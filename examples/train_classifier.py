@@ -53,9 +53,10 @@ with one_line_errors():
             "weights": {"for_model": weights_fingerprint(model.unet)},
         },
         validation_dataset=held_out,
+        finish=lambda pipeline: report_accuracy(
+            pipeline.classifier, scheduler, held_out, Path(config.output_dir) / "accuracy.png"
+        ),
     )
 
 with one_line_errors(TrainingError, status=1):
-    classifier = trainer.train().classifier
-    if trainer.accelerator.is_main_process:
-        report_accuracy(classifier, scheduler, held_out, Path(config.output_dir) / "accuracy.png")
+    trainer.train()

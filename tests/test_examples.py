@@ -426,8 +426,9 @@ def test_an_adapter_for_another_text_encoder_is_another_run(bases, few_pictures,
 def test_a_push_that_failed_leaves_the_run_complete_and_is_made_up_for_by_the_same_command(
     bases, few_pictures, tmp_path, hub
 ):
-    repo_id = hub.new_repo_id("adapter")
-    flags = ["--base", bases / "classes", "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS,
+    base, repo_id = hub.new_repo_id("base"), hub.new_repo_id("adapter")
+    load_pipeline(bases / "classes").push_to_hub(base)
+    flags = ["--base", base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS,
              "--class_name", "zebra", "--license", "mit", "--push_to_hub"]  # fmt: skip
     failed = run("finetune_lora.py", *flags, "--hub_model_id", "org-of-others/adapter")
     assert failed.returncode == 0 and "the push to org-of-others/adapter is not done (" in failed.stderr
@@ -445,6 +446,7 @@ def test_a_push_that_failed_leaves_the_run_complete_and_is_made_up_for_by_the_sa
         ("classes", ["--caption", "a zebra"], "caption: a ClassifierFreeGuidedPipeline is not asked by it"),
         ("classes", ["--class_name", "zebra", "--train_text_encoder"], "train_text_encoder: the model has none"),
         ("classes", ["--class_name", "zebra", "--rank", "0"], "rank: 0 is not positive"),
+        ("classes", ["--class_name", "zebra", "--license", "mit", "--push_to_hub"], "base: it is a folder here"),
         ("classes", ["--class_name", "zebra", "--prior_samples", "-1"], "prior_samples: -1 is negative"),
         ("classes", ["--class_name", "zebra", "--resolution", "8"], "resolution: the model was trained on 8x8"),
         ("text", [], "caption: say what they show, or caption each"),
@@ -644,11 +646,15 @@ def test_a_run_ends_with_a_card_and_a_push(number, class_folders, tmp_path, hub)
         (["--resolution", "16"], "resolution: the model was trained on 8x8 pictures of 3 channels"),
         (["--model", "{plain}", "--guidance_scales", "2"], "guidance_scales: a UnconditionalPipeline is not guided"),
         (["--model", "{missing}"], "missing' is not a folder"),
+        (["--license", "MIT"], "license: 'MIT' is not as the Hub calls one"),
+        (["--features", "{few}"], "is of 3 other classes"),
     ],
 )
 def test_mistakes_about_reports_get_one_sentence(arguments, message, measured_model, class_folders, tmp_path):
     paths = {"missing": tmp_path / "missing", "classes": class_folders, "plain": tmp_path / "plain"}
+    paths["few"] = tmp_path / "few.safetensors"
     REPORTED["unconditional"]().save_pretrained(paths["plain"])
+    FeatureClassifier(3, 3).save(paths["few"])
     flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path]
     error = error_of("evaluate.py", *flags, *(argument.format(**paths) for argument in arguments))
     assert message.format(**paths) in error

@@ -1,5 +1,7 @@
+import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
 from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import save_file
 from tiny import tiny_autoencoder, tiny_text_pipeline, tiny_unet, tiny_vae
 
 from hf_genmod import (
@@ -23,6 +26,9 @@ from hf_genmod import (
 )
 from hf_genmod.hub import PushError, sample_without_package
 from hf_genmod.lora import attach_adapter
+from hf_genmod.model_card import write_card
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def pipeline(num_classes=None):
@@ -216,7 +222,9 @@ class TestPushCheckpoint:
     @pytest.mark.parametrize(
         "kind", ["classes", *(pytest.param(kind, marks=pytest.mark.slow) for kind in CHECKPOINTS if kind != "classes")]
     )
-    def test_uploads_the_checkpoint_its_card_and_figures_alone_and_proves_that_it_loads(self, kind, run, hub):
+    def test_uploads_the_checkpoint_its_card_and_figures_alone_and_proves_that_it_loads(
+        self, kind, run, hub, monkeypatch
+    ):
         folder, repo_id = run(kind), hub.new_repo_id()
         report = push_checkpoint(folder, repo_id, license="mit")
         files = hub.files(repo_id)
@@ -231,7 +239,11 @@ class TestPushCheckpoint:
         card = ModelCard.load(repo_id)
         card.validate()
         assert card.data.license == "mit" and {"diffusers", "hf_genmod"} <= set(card.data.tags)
-        assert f'from_pretrained("{repo_id}"' in card.text
+        (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+        assert f'from_pretrained("{repo_id}"' in snippet
+        monkeypatch.chdir(folder.parent)
+        exec(snippet, {})  # as pasted
+        assert (folder.parent / "sample.png").is_file()
         assert type(load_pipeline(repo_id)) is type(load_pipeline(folder))
 
     def test_a_branch_a_pull_request_of_a_changed_card_and_a_private_repository(self, run, hub):
@@ -286,14 +298,55 @@ class TestPushCheckpoint:
             assert not file.is_file() or hub.token.encode() not in file.read_bytes()
 
     def test_a_repository_that_gives_another_picture_is_no_success(self, run, hub):
-        """Here one whose code lets each process draw another."""
+        """Here one that has stored other weights under the hash of these."""
         folder, repo_id = run(), hub.new_repo_id()
-        with open(folder / "genmod_pipelines.py", "a") as code:
-            code.write("\n_drawn = GenerationPipeline._decode\n")
-            code.write("GenerationPipeline._decode = lambda pipe, x: _drawn(pipe, x) * (os.getpid() % 997 / 997)\n")
+        others = pipeline(2)
+        others.unet.conv_in.bias.data += 1
+        others.save_pretrained(folder.parent / "others")
+        weights, of_others = ((root / "unet" / WEIGHTS).read_bytes() for root in (folder, folder.parent / "others"))
+        HfApi().create_repo(repo_id)
+        hub.repos["models", repo_id].lfs[hashlib.sha256(weights).hexdigest()] = of_others
         with pytest.raises(PushError, match="gives another picture .* than the folder"):
             push_checkpoint(folder, repo_id, license="mit")
         assert not (folder / "push_report.json").exists()
+
+    def test_code_of_others_is_neither_run_nor_pushed(self, run, hub):
+        folder = run()
+        with open(folder / "unet" / "denoising_unet.py", "a") as code:
+            code.write("\nraise SystemExit('this ran')\n")
+        with pytest.raises(ValueError, match="unet/denoising_unet.py differs from the installed package"):
+            push_checkpoint(folder, hub.new_repo_id(), license="mit")
+        assert not hub.requests
+
+    def test_a_folder_here_that_is_called_like_the_repository_proves_nothing(self, run, hub, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        repo_id = hub.new_repo_id()
+        shutil.copytree(run(), repo_id)
+        report = push_checkpoint(repo_id, repo_id, license="mit")
+        asked = [request.path for request in hub.requests if request.method == "GET"]
+        assert any(f"/{repo_id}/resolve/{report.revision}/unet/{WEIGHTS}" in path for path in asked)
+
+    def test_what_was_changed_in_a_card_must_be_fit_for_others(self, run, hub):
+        folder, repo_id = run(), hub.new_repo_id()
+        write_card(folder, "mit")
+        card = (folder / "README.md").read_text()
+        for change, message in (("", f'README.md names ("{folder}"'), ("license", "names the licence None")):
+            changed = card.replace("license: mit\n", "") if change else card
+            changed = changed.replace(str(folder), repo_id) if change else changed
+            (folder / "README.md").write_text(f"{changed}\nMine.\n")
+            with pytest.raises(PushError, match=re.escape(message)):
+                push_checkpoint(folder, repo_id, license="mit")
+        assert set(hub.files(repo_id)) == {".gitattributes"}
+
+    def test_an_adapter_of_a_folder_is_of_no_use_to_others(self, run, hub, tmp_path):
+        (tmp_path / "adapter").mkdir()
+        save_file({"class_embedding": torch.zeros(1)}, tmp_path / "adapter" / "pytorch_lora_weights.safetensors")
+        with pytest.raises(ValueError, match="there is no training_config.json that says which model"):
+            push_checkpoint(tmp_path / "adapter", hub.new_repo_id(), license="mit")
+        (tmp_path / "adapter" / "training_config.json").write_text(json.dumps({"lora": {"base": str(run())}}))
+        with pytest.raises(ValueError, match="base: .* is a folder here, which others do not have"):
+            push_checkpoint(tmp_path / "adapter", hub.new_repo_id(), license="mit")
+        assert not hub.requests
 
     def test_what_is_no_checkpoint_or_has_no_licence_is_refused_at_once(self, run, hub, tmp_path):
         with pytest.raises(FileNotFoundError, match="no model_index.json in it, so there is no checkpoint to push"):

@@ -23,6 +23,8 @@ from hf_genmod.model_card import _is_as_written, figures_of, license_of, write_c
 
 NAMES = {0: "cat", 1: "dog"}
 PROVENANCE = {
+    "num_pictures": 1500,
+    "fingerprint": "fedcba98",
     "command": "python examples/train_cfg.py --dataset pets --license mit",
     "versions": {"hf_genmod": "0.1.0.dev0", "torch": "2.13.0", "diffusers": "0.42.1"},
     "commit": "0123456789ab+",
@@ -33,7 +35,7 @@ PROVENANCE = {
     "captions": [["a red cat", "a cat"], "two lizards"],
 }
 CONFIG = {
-    "training": {"mixed_precision": "bf16"},
+    "training": {"mixed_precision": "bf16", "ema_length": 0.05},
     "pictures": {"name": "/home/somebody/pets", "num_pictures": 1500, "num_held_out": 99,
                  "fingerprint": "fedcba98", "skipped": ["a.png", "b.png"]},
 }  # fmt: skip
@@ -124,7 +126,8 @@ def report(folder, *settings):
     held_out = measured(1) | {"frechet_distance": around(0.4), "coverage": share(480, 500)}
     text = json.dumps({
         "model": str(folder), "features": "a network trained on the data set", "seed": 7,
-        "dataset": {"name": "/home/somebody/pets", "num_pictures": 1500, "num_held_out": 500, "fingerprint": "f0"},
+        "dataset": {"name": "/home/somebody/pets", "num_pictures": 1500, "num_held_out": 500, "fingerprint": "f0",
+                    "held_out_is_unseen": True},
         "settings": settings, "held_out": held_out,
         "bits_per_dimension": {"variational bound": around(3.987)},
     })  # fmt: skip
@@ -149,7 +152,7 @@ def test_a_card_says_what_it_is_where_it_comes_from_and_how_to_use_it(kind, run,
     assert f"It has {count:,} numbers" in card.text
     for fact in ("12.3 minutes", "6,789 steps", "some kind", "in bf16", "torch 2.13.0", "0123456789ab", "with changes",
                  "1,500 pictures of `pets`", "2 that could not be used", "`fedcba98`", "| cat | 1200 |",
-                 PROVENANCE["command"]):  # fmt: skip
+                 "a moving average", PROVENANCE["command"]):  # fmt: skip
         assert fact in card.text, fact
     assert not re.search(r"\{\{|\}\}|\bNone\b|\bnan\b|TODO|somebody", str(card))
     for name in re.findall(r"\]\(([^)]*)\)", card.text):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from hf_genmod.data import PictureDataset, load_pictures, to_model_range
 from hf_genmod.hub import load_pipeline, sample_without_package
 from hf_genmod.run_folder import RunFolder
+from hf_genmod.untrusted import check_code
 
 _THUMBNAIL = 32  # pixels; at this size pictures are compared
 
@@ -89,27 +90,17 @@ def _infinite_weights(pipeline) -> Iterator[str]:
 
 def _shipped_code(folder: Path, sample: bool) -> Iterator[str]:
     """The code in a checkpoint is executed here only where it is that of the installed package."""
-    files = list(folder.rglob("*.py"))
-    if not files:
+    if not list(folder.rglob("*.py")):
         yield "it carries no code, so it loads only where this package is installed; save it by `save_pretrained`"
         return
-    for file in files:
-        for package in ("models", "pipelines", "schedulers"):
-            installed = Path(__file__).parent / package / file.name
-            if installed.is_file():
-                if installed.read_bytes() != file.read_bytes():
-                    yield (
-                        f"{file.relative_to(folder)} differs from the installed package, so the checkpoint may act "
-                        "differently without it; `load_pipeline(...).save_pretrained(...)` brings it up to date"
-                    )
-                    return
-                break
-        else:
-            yield f"{file.relative_to(folder)} is no file of this package; do not trust the code of this checkpoint"
-            return
+    try:
+        check_code(folder)
+    except ValueError as error:
+        yield str(error)
+        return
     try:
         if sample:
-            sample_without_package(folder)
+            sample_without_package(folder.resolve())
     except RuntimeError as error:
         yield f"it does not sample where this package is not installed ({error}); save it again by `save_pretrained`"
 

@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from diffusers import AutoencoderKL, ModelMixin
-from huggingface_hub import CommitOperationAdd, HfApi, get_token, snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token, snapshot_download
 from huggingface_hub.utils import HfHubHTTPError
 
 from hf_genmod.model_card import base_of, check_license, figures_of, license_of, write_card
 from hf_genmod.models.image_autoencoder import Autoencoder, VariationalAutoencoder
 from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
 from hf_genmod.run_folder import RunFolder
-from hf_genmod.untrusted import check_component
+from hf_genmod.untrusted import check_code, check_component
 
 # A machine without this package: its name leads nowhere, and only what the checkpoint carries can be loaded.
 _SAMPLE_WITHOUT_PACKAGE = """
@@ -27,16 +27,17 @@ import hashlib, sys
 sys.modules["hf_genmod"] = None
 import torch
 from diffusers import DiffusionPipeline
-where, revision, adapter = (word or None for word in sys.argv[1:])
-pipe = DiffusionPipeline.from_pretrained(where, revision=None if adapter else revision, trust_remote_code=True)
+where, revision, adapter, adapter_revision = (word or None for word in sys.argv[1:])
+pipe = DiffusionPipeline.from_pretrained(where, revision=revision, trust_remote_code=True)
 if adapter:
-    pipe.load_lora_weights(adapter, revision=revision)
+    pipe.load_lora_weights(adapter, revision=adapter_revision)
 pipe.set_progress_bar_config(disable=True)
 rng = torch.Generator().manual_seed(0)
 if hasattr(pipe, "reconstruct"):
     images = pipe.reconstruct(torch.rand(1, *pipe.picture_shape, generator=rng), output_type="np").images
 else:
-    request = {"class_labels": 0} if hasattr(pipe, "labels") else {"prompt": ""} if hasattr(pipe, "tokenizer") else {}
+    last = {"class_labels": pipe.num_classes - 1} if hasattr(pipe, "labels") else {}
+    request = {"prompt": "a picture"} if hasattr(pipe, "tokenizer") else last
     images = pipe(**request, num_inference_steps=2, generator=rng, output_type="np").images
 print("sha256:" + hashlib.sha256(images.tobytes()).hexdigest())
 """
@@ -94,18 +95,26 @@ def push_checkpoint(
         [`PushReport`]
 
     Raises:
-        ValueError, FileNotFoundError: If the folder holds no checkpoint, or there is no licence.
+        ValueError, FileNotFoundError: If the folder holds no checkpoint, or code of others, or an adapter of a model
+            that is nowhere but here, or if there is no licence.
         PushError: If it could not be uploaded, or the proof failed.
     """
     folder, api = RunFolder(path), HfApi(token=token)
     if not folder.is_complete:
         raise FileNotFoundError(f"{path}: no model_index.json in it, so there is no checkpoint to push")
     license = check_license(license) if license else license_of(path)
+    base = base_of(path)
+    if base is not None and os.path.isdir(base):
+        raise ValueError(
+            f"base: {base} is a folder here, which others do not have; push it, and give its id as --base"
+        )
+    check_code(folder.path)
     try:
         repo_id = _retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
         if revision is not None:
             _retried(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-        write_card(path, license, repo_id)
+        card = write_card(path, license, repo_id, revision)
+        _check_changed_card(card, license, "" if str(folder.path) == repo_id else f'("{folder.path}"')
         files = _files_to_push(folder)
 
         def commit():
@@ -118,30 +127,50 @@ def push_checkpoint(
                 create_pr=create_pr,
             )
 
-        done = _retried(commit)
-        base, of_commit = base_of(path), {"revision": done.oid, "token": token or get_token()}
-        with ThreadPoolExecutor() as pool:  # of processes
-            drawn = [
-                pool.submit(sample_without_package, base or where, adapter=where if base else None, **options)
-                for where, options in ((path, {"token": of_commit["token"]}), (repo_id, of_commit))
-            ]
-            samples = [future.result() for future in drawn]
-        if samples[0] != samples[1]:
-            raise RuntimeError(f"{repo_id} gives another picture ({samples[1]}) than the folder ({samples[0]})")
+        done = commit() if create_pr else _retried(commit)  # or there would be a second one
+        sample = _prove(folder.path.resolve(), repo_id, done.oid, base, api)
+        report = PushReport(repo_id, done.oid, done.pr_url or done.repo_url.url, files, sample)
+        text = json.dumps(dataclasses.asdict(report), indent=2)
+        (folder.path / "push_report.json").write_text(text + "\n", encoding="utf-8")
     except Exception as error:  # of any of the libraries in between; a token is in none of their messages, but may be
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         for secret in filter(None, (token, get_token())):
             reason = reason.replace(secret, "...")
         options = [("--license", license), ("--revision", revision)]
-        words = [str(path), repo_id, *(word for name, value in options if value for word in (name, value))]
+        words = [str(folder.path.resolve()), repo_id, *(word for pair in options if pair[1] for word in pair)]
         words += ["--private"] * bool(private) + ["--create_pr"] * create_pr
         raise PushError(
             f"the push to {repo_id} is not done ({reason}); finish it by: python -m hf_genmod push {shlex.join(words)}"
         ) from error
-    report = PushReport(repo_id, done.oid, done.pr_url or done.repo_url.url, files, samples[0])
-    text = json.dumps(dataclasses.asdict(report), indent=2)
-    (folder.path / "push_report.json").write_text(text + "\n", encoding="utf-8")
     return report
+
+
+def _prove(folder: Path, repo_id: str, revision: str, base: str | None, api: HfApi) -> str:
+    """The hash of the picture that both the folder and the repository draw."""
+    token = api.token or get_token()
+    if base is None:
+        places = [{"where": folder}, {"where": repo_id, "revision": revision}]
+    else:
+        known = {"where": base, "revision": api.model_info(base).sha}
+        check_code(Path(snapshot_download(base, revision=known["revision"], token=token, allow_patterns="*.py")))
+        places = [known | {"adapter": folder}, known | {"adapter": repo_id, "adapter_revision": revision}]
+    with ThreadPoolExecutor() as pool:  # of processes
+        drawn = [pool.submit(sample_without_package, **place, token=token) for place in places]
+        here, there = (future.result() for future in drawn)
+    if here != there:
+        raise RuntimeError(f"{repo_id} gives another picture ({there}) than the folder ({here})")
+    return here
+
+
+def _check_changed_card(card: ModelCard, license: str, usage_here: str) -> None:
+    """Whether a card that somebody has changed is fit for the Hub."""
+    unfit = [word for word in (usage_here, "closest_") if word and word in card.text]
+    if unfit:
+        raise ValueError(
+            f"README.md names {unfit[0]}, which is not for others; change that, or delete the card for a new one"
+        )
+    if card.data.license != license:
+        raise ValueError(f"README.md names the licence {card.data.license!r}, and not {license!r}; change one of them")
 
 
 def _files_to_push(folder: RunFolder) -> list[str]:
@@ -149,7 +178,7 @@ def _files_to_push(folder: RunFolder) -> list[str]:
     files = ["README.md", *figures_of(folder.path), folder.index]
     if folder.index == "model_index.json":
         index = json.loads((folder.path / folder.index).read_text(encoding="utf-8"))
-        files += [file.name for file in folder.path.glob("*.py")]
+        files.append(f"{index['_class_name'][0]}.py")
         for name, entry in index.items():
             if isinstance(entry, list) and entry[0] is not None and (folder.path / name).is_dir():
                 inside = (folder.path / name).iterdir()
@@ -177,6 +206,7 @@ def sample_without_package(
     where: str | os.PathLike,
     revision: str | None = None,
     adapter: str | os.PathLike | None = None,
+    adapter_revision: str | None = None,
     token: str | None = None,
 ) -> str:
     """
@@ -184,19 +214,19 @@ def sample_without_package(
     no cache.
 
     Args:
-        where (`str` or `os.PathLike`): A folder, or an id on the Hub.
-        revision (`str`, *optional*): Which, of the Hub; of the adapter, where there is one.
-        adapter (`str` or `os.PathLike`, *optional*): Folder or id of an adapter of it.
+        where (`str` or `Path`): An id on the Hub, or a folder as an absolute path.
+        revision (`str`, *optional*): Which, of the Hub.
+        adapter (`str` or `Path`, *optional*): An adapter of it, likewise.
+        adapter_revision (`str`, *optional*): Which.
         token (`str`, *optional*): For the Hub.
 
     Returns:
         `str`: The picture's hash.
 
     Raises:
-        RuntimeError: If it cannot be loaded or drawn.
+        RuntimeError: If it cannot be loaded or drawn, or not within ten minutes.
     """
-    words = [os.path.abspath(word) if word and os.path.isdir(word) else os.fspath(word or "")
-             for word in (where, revision, adapter)]  # fmt: skip
+    words = [os.fspath(word or "") for word in (where, revision, adapter, adapter_revision)]
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "HF_HOME": cache, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE"):
@@ -204,7 +234,10 @@ def sample_without_package(
         if token is not None:
             environment["HF_TOKEN"] = token
         command = [sys.executable, "-c", _SAMPLE_WITHOUT_PACKAGE, *words]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cache, env=environment)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, cwd=cache, env=environment, timeout=600)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError("it was not drawn within ten minutes") from error
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or f"status {done.returncode}").splitlines()[-1])
     return done.stdout.split()[-1]

@@ -94,8 +94,10 @@ def name_pictures(
     for name in pictures.label_names:
         if name not in pipeline.labels:
             pipeline.add_class(name, adapter_name=ADAPTER)
+    asked = {"class_labels": list(pictures.label_names)}
     pictures.labels = torch.tensor([pipeline.labels[name] for name in pictures.label_names])[pictures.labels]
-    return {"class_labels": list(pictures.label_names)}
+    pictures.label_names = list(pipeline.labels)
+    return asked
 
 
 class _NewRows(torch.nn.Module):
@@ -140,8 +142,9 @@ class WithPrior(torch.utils.data.Dataset):
     ):
         if count < 0:
             raise ValueError(f"prior_samples: {count} is negative")
+        self.pictures = pictures
         self.name, self.skipped, self.resolution = pictures.name, pictures.skipped, pictures.resolution
-        self.mirrored, self.captions = getattr(pictures, "mirrored", True), pictures.captions
+        self.mirrored = getattr(pictures, "mirrored", True)
         self.num_new, self.count = len(pictures), count
         drawn = f"{weights_fingerprint(pipeline.unet)} {conditions} {count} {seed}"
         self.fingerprint = hashlib.blake2b(f"{pictures.fingerprint} {drawn}".encode(), digest_size=8).hexdigest()

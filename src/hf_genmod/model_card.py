@@ -49,7 +49,9 @@ _SCALES = {"guidance_scale": "γ", "classifier_scale": "s"}
 _SHARES = ("precision", "recall", "coverage", "recognised_share")
 
 
-def write_card(folder: str | os.PathLike, license: str | None = None, repo_id: str | None = None) -> ModelCard:
+def write_card(
+    folder: str | os.PathLike, license: str | None = None, repo_id: str | None = None, revision: str | None = None
+) -> ModelCard:
     """
     Writes the card of a checkpoint or an adapter, from what the run has written down and, where there is an
     `evaluation/` in the folder, from what was measured; and `samples.png`, if there is none. A card that somebody has
@@ -60,24 +62,25 @@ def write_card(folder: str | os.PathLike, license: str | None = None, repo_id: s
         license (`str`, *optional*): Licence of the model, as the Hub calls it, such as "mit"; by default that of the
             card that is there.
         repo_id (`str`, *optional*): Where on the Hub it is to be. Such a card shows no training pictures.
+        revision (`str`, *optional*): On which branch.
 
     Raises:
-        ValueError: If there is no licence, or the Hub knows none of that name.
+        ValueError: If there is no licence, or it is spelled as the Hub spells none, or an adapter's run has not
+            written down which model it is for.
         FileNotFoundError: If there is no checkpoint in the folder.
     """
     run, folder = RunFolder(folder), Path(folder)
     if not run.is_complete:
         raise FileNotFoundError(f"{folder}: no model_index.json in it, so there is no checkpoint to write a card for")
     file = folder / "README.md"
-    license = check_license(license) if license else license_of(folder)
     if file.is_file() and not _is_as_written(file.read_text(encoding="utf-8")):
         return ModelCard.load(file)
+    license = check_license(license) if license else license_of(folder)
     facts = _Facts(folder)
     if not (folder / "samples.png").is_file():
         _draw_samples(facts)
-    card = ModelCard.from_template(
-        _metadata(facts, license, repo_id), template_path=TEMPLATE, **_words(facts, license, repo_id)
-    )
+    words = _words(facts, license, repo_id, revision)
+    card = ModelCard.from_template(_metadata(facts, license, repo_id), template_path=TEMPLATE, **words)
     text = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
     file.write_text(f"{text}\n<!-- {_digest(text)} -->\n", encoding="utf-8")
     return ModelCard.load(file)
@@ -89,7 +92,7 @@ def check_license(license: str) -> str:
     Raises:
         ValueError: If not.
     """
-    if not re.fullmatch(r"[a-z0-9]+([.+-][a-z0-9]+)*", license):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise ValueError(
             f"license: {license!r} is not as the Hub calls one, such as mit, apache-2.0, cc-by-4.0 or other; "
             "https://huggingface.co/docs/hub/repositories-licenses lists them"
@@ -111,7 +114,11 @@ def license_of(folder: str | os.PathLike) -> str:
 
 
 def base_of(folder: str | os.PathLike) -> str | None:
-    """The model that an adapter in a folder is for; `None` of a checkpoint of its own."""
+    """The model that an adapter in a folder is for; `None` of a checkpoint of its own.
+
+    Raises:
+        ValueError: If the run of the adapter has not written it down.
+    """
     return _Facts(Path(folder)).base
 
 
@@ -141,6 +148,8 @@ class _Facts:
         self.provenance = _read(folder / PROVENANCE)
         self.report = _read(folder / "evaluation" / "evaluation.json")
         self.base = None if self.index else self.lora.get("base")
+        if not self.index and self.base is None:
+            raise ValueError(f"{folder}: there is no training_config.json that says which model the adapter is for")
         self.configs = {
             name: _read(folder / name / "config.json")
             for name, entry in self.index.items()
@@ -150,13 +159,15 @@ class _Facts:
         names = self.index.get("id2label") or {}  # JSON has made the keys strings, and sorted them as such
         self.classes = [names[index] for index in sorted(names, key=int)]
         self.num_parameters = 0
-        for file in folder.glob("*/*.safetensors" if self.index else LORA_WEIGHT_NAME_SAFE):
+        parts = [part for name in self.configs for part in (folder / name).glob("*.safetensors")]
+        for file in parts if self.index else [folder / LORA_WEIGHT_NAME_SAFE]:
             with safe_open(file, framework="pt") as opened:
                 shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118 (no dict)
                 self.num_parameters += sum(math.prod(shape) for shape in shapes)
                 if not self.index:
                     adapters = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
-                    self.classes = adapters.get("class_names", [])
+                    known = self.lora.get("class_name") or next(iter(self.provenance.get("class_balance", {})), None)
+                    self.classes = adapters.get("class_names") or ([known] if known else [])
         captions = [self.lora.get("caption"), *self.provenance.get("captions", [])]
         captions = [caption if isinstance(caption, str) else caption[0] for caption in captions if caption]
         self.captions = captions if "tokenizer" in self.index or not self.index else []  # others were not told them
@@ -191,14 +202,20 @@ class _Facts:
     @property
     def picture_size(self) -> str:
         config = self.configs.get("vae") or self.configs.get("unet")
-        if not config:
-            return ""
         channels = config["in_channels"]
         kind = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
         if self.index.get("value_range") is not None:
             kind = f"measured values in {channels} channels"
-        size = config["sample_size"]
-        return f"{size[0]}×{size[1]} pixels, {kind}" if isinstance(size, list) else f"{size}×{size} pixels, {kind}"
+        size = self.configs.get("unet", config)["sample_size"]
+        factor = self._downsampling_factor if "unet" in self.configs and "vae" in self.configs else 1
+        height, width = (factor * side for side in (size if isinstance(size, list) else [size, size]))
+        return f"{height}×{width} pixels, {kind}"
+
+    @property
+    def _downsampling_factor(self) -> int:
+        """How many times higher than its latents a picture of the autoencoder is."""
+        config = self.configs["vae"]
+        return config.get("patch_size", 1) * 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def _read(file: Path) -> dict:
@@ -207,6 +224,8 @@ def _read(file: Path) -> dict:
 
 def _draw_samples(facts: _Facts):
     file = facts.folder / "samples.png"
+    if facts.base is None and facts.index.get("vae", [None, None])[1] == "AutoencoderKL" and facts.is_autoencoder:
+        return  # which has no prior to draw from
     if facts.base is None:
         pipeline = GenerationPipeline.from_pretrained(facts.folder).to(processes().device)
         pipeline.set_progress_bar_config(disable=True)
@@ -221,7 +240,7 @@ def _draw_samples(facts: _Facts):
 
 
 def _metadata(facts: _Facts, license: str, repo_id: str | None) -> ModelCardData:
-    is_text = "tokenizer" in facts.configs
+    is_text = "tokenizer" in facts.configs or (facts.base is not None and bool(facts.captions))
     on_hub = facts.base is not None and not os.path.isdir(facts.base)
     task = "text-to-image" if is_text else "unconditional-image-generation"
     results = [
@@ -250,9 +269,10 @@ def _metadata(facts: _Facts, license: str, repo_id: str | None) -> ModelCardData
     )
 
 
-def _words(facts: _Facts, license: str, repo_id: str | None) -> dict:
+def _words(facts: _Facts, license: str, repo_id: str | None, revision: str | None) -> dict:
     """What the template is filled with."""
-    report, where = facts.report, repo_id or str(facts.folder)
+    report, where = facts.report, f'"{repo_id or facts.folder}"'
+    where += f', revision="{revision}"' if revision else ""
 
     def there(names):
         return [(name, alt) for name, alt in names.items() if (facts.folder / name).is_file()]
@@ -265,6 +285,7 @@ def _words(facts: _Facts, license: str, repo_id: str | None) -> dict:
     return {
         "title": repo_id or facts.name,
         "summary": _summary(facts),
+        "caption": _caption(facts),
         "has_samples": (facts.folder / "samples.png").is_file(),
         "usage": _usage(facts, where),
         "needs": _needs(facts),
@@ -273,7 +294,7 @@ def _words(facts: _Facts, license: str, repo_id: str | None) -> dict:
         "stages": [(what, *_procedure(stage)) for what, stage in facts.stages if stage.provenance],
         "curves": there(_CURVES),
         "evaluation": _evaluation(facts),
-        "settings": _settings(report) if report else "",
+        "settings": _settings(report) if report.get("settings") else "",
         "by_class": _by_class(report),
         "figures": there(_FIGURES),
         "audit": _audit(report, shared=repo_id is not None),
@@ -297,17 +318,30 @@ def _summary(facts: _Facts) -> str:
     if "unet" in facts.configs and "vae" in facts.configs:
         kind += " in the latent space of an autoencoder"
     classes = f", of {len(facts.classes)} classes: {_listed(facts.classes)}" if facts.classes else ""
+    ready = {
+        "vae": facts.index.get("vae", [None, None])[1] == "AutoencoderKL",
+        "text encoder": facts.config.get("text", {}).get("text_encoder", "scratch") != "scratch",
+    }
+    but = [name for name, was in ready.items() if was]
     return (
         f"{kind}, which makes pictures of {facts.picture_size}{classes}. It has {facts.model_size}, trained from "
-        "scratch by `hf_genmod`."
+        f"scratch by `hf_genmod`{f', but for the {_listed(but)}, which was trained by others' if but else ''}."
     )
+
+
+def _caption(facts: _Facts) -> str:
+    if facts.base:
+        return "Samples of the model with the adapter."
+    steps = ", in 20 steps" if "unet" in facts.configs else ""
+    return f"Samples, not chosen: the first has the seed 0, the next 1, and so on{steps}."
 
 
 def _usage(facts: _Facts, where: str) -> str:
     lines = ["from diffusers import DiffusionPipeline", ""]
-    lines.append(f'pipe = DiffusionPipeline.from_pretrained("{facts.base or where}", trust_remote_code=True)')
+    model = f'"{facts.base}"' if facts.base else where
+    lines.append(f"pipe = DiffusionPipeline.from_pretrained({model}, trust_remote_code=True)")
     if facts.base:
-        lines.append(f'pipe.load_lora_weights("{where}")')
+        lines.append(f"pipe.load_lora_weights({where})")
     lines.append(f'pipe({facts.request}).images[0].save("sample.png")')
     return "\n".join(lines)
 
@@ -329,9 +363,11 @@ def _data(facts: _Facts) -> str:
         return "The folder of the model does not say what it was trained on."
     held_out = f"; the loss of {pictures['num_held_out']:,} others was watched" if pictures["num_held_out"] else ""
     skipped = f"; {len(pictures['skipped'])} that could not be used were left out" if pictures["skipped"] else ""
+    made = {**pictures, **facts.provenance}  # of an adapter or of latents the pictures themselves
+    among = ", among samples of the model as it was, for it to keep what it knows" if facts.base else ""
     return (
-        f"{pictures['num_pictures']:,} pictures of `{_shared_name(pictures['name'])}`{held_out}{skipped}. Their "
-        f"fingerprint, of all pixels, labels and captions: `{pictures['fingerprint']}`."
+        f"{made['num_pictures']:,} pictures of `{_shared_name(pictures['name'])}`{among}{held_out}{skipped}. Their "
+        f"fingerprint, a hash of what was trained on: `{made['fingerprint']}`."
     )
 
 
@@ -348,10 +384,12 @@ def _procedure(facts: _Facts) -> tuple[str, str]:
     commit = made["commit"]
     if commit:
         versions += f"; commit {commit.rstrip('+')} of hf_genmod" + (", with changes" if commit.endswith("+") else "")
-    precision = facts.config.get("training", {}).get("mixed_precision", "no")
+    training = facts.config.get("training", {})
+    precision, averages = training.get("mixed_precision", "no"), training.get("ema_length", 0)
+    average = " The weights are a moving average of those of the steps." if averages else ""
     return made["command"], (
         f"{made['steps']:,} steps in {made['minutes']:.1f} minutes on {made['hardware']}"
-        f"{'' if precision == 'no' else f', in {precision}'}. The weights are a moving average. Versions: {versions}."
+        f"{'' if precision == 'no' else f', in {precision}'}.{average} Versions: {versions}."
     )
 
 
@@ -359,7 +397,7 @@ def _evaluation(facts: _Facts) -> str:
     report = facts.report
     if not report:
         return "How good it is has not been measured. `examples/evaluate.py` of `hf_genmod` does, and writes it here."
-    count = report["settings"][0]["frechet_distance"]["count"]
+    count = report["settings"][0]["frechet_distance"]["count"] if report["settings"] else 0
     text = (
         f"{count:,} samples of each setting, seeds {report['seed']} to {report['seed'] + count - 1}, beside the "
         f"{report['dataset']['num_pictures']:,} training pictures, and {report['dataset']['num_held_out']:,} held-out "
@@ -367,6 +405,8 @@ def _evaluation(facts: _Facts) -> str:
         "other features or of other numbers of samples cannot be compared with these. In brackets 95% intervals: "
         "Wilson's of shares, of distances by halves of the samples."
     )
+    if not report["dataset"]["held_out_is_unseen"]:
+        text += " The held-out pictures are some of those that it was trained on, as there are no others."
     for name, bits in report.get("bits_per_dimension", {}).items():
         of = f"{bits['count']:,} held-out pictures of 8 bits"
         text += f"\n\n{name.capitalize()}: {_shown(bits)} bits per dimension, of {of}."
@@ -376,7 +416,7 @@ def _evaluation(facts: _Facts) -> str:
 def _features(report: dict) -> str:
     name = report["features"]
     if name.endswith(".safetensors"):
-        return "a small network that was trained on the data set, for this report and others"
+        return f"a small network, `{Path(name).name}`, that other reports may share"
     return f"`{_shared_name(name)}`" if "/" in name else name
 
 
@@ -423,8 +463,9 @@ def _audit(report: dict, shared: bool) -> str:
     if not report:
         return "Whether it has learned pictures by heart has not been measured."
     lines = [
-        "For each sample the nearest training picture was sought. Of held-out pictures, which cannot be copies, 1% "
-        "are nearer to one than the threshold; of the samples these are:",
+        "For each sample the nearest training picture was sought. Of held-out pictures"
+        + (", which cannot be copies," if report["dataset"]["held_out_is_unseen"] else " (which it has seen, too)")
+        + " 1% are nearer to one than the threshold; of the samples these are:",
         "",
         _table(
             [["samples", "compared by", "nearer than the threshold", "copies"]]
@@ -448,7 +489,7 @@ def _limits(facts: _Facts) -> list[str]:
     """What follows from the data and the measurements."""
     limits, report = [], facts.report
     balance = facts.provenance.get("class_balance", {})
-    if "pictures" in facts.config:
+    if "pictures" in facts.config and not facts.base:
         count = facts.config["pictures"]["num_pictures"]
         limits.append(f"It knows {count:,} pictures and nothing else; what is not among them it cannot make.")
     rare = [name for name, count in balance.items() if count < sum(balance.values()) / len(balance) / 2]
@@ -484,7 +525,7 @@ def _limits(facts: _Facts) -> list[str]:
 
 
 def _table(rows: list[list[str]]) -> str:
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    head, *body = (f"| {' | '.join(word.replace('|', '¦') for word in row)} |" for row in rows)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 

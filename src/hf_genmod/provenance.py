@@ -44,8 +44,11 @@ def _command(num_processes):
 def _quoted(word):
     """For a shell, which puts the home folder back; whose that is is not for a card."""
     home = str(Path.home())
-    if len(home) > 1 and word.startswith(f"{home}{os.sep}"):
-        return f"~/{shlex.quote(word[len(home) + 1 :])}"
+    name, equals, value = word.rpartition("=")
+    if len(home) > 1 and (value == home or value.startswith(f"{home}{os.sep}")):
+        rest = value[len(home) + 1 :]
+        home = '"$HOME"' if equals else "~"  # which is put back at the start of a word alone
+        return f"{shlex.quote(name) + equals if equals else ''}{home}/{shlex.quote(rest) if rest else ''}"
     return shlex.quote(word)
 
 

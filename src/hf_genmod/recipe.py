@@ -105,12 +105,12 @@ class DataArguments:
 
     def load_beside(self, pipeline: GenerationPipeline) -> tuple[PictureDataset, PictureDataset]:
         """Pictures as a pipeline makes them, to measure it by, and up to 1,000 held-out ones: a tenth of them, where
-        the data set has none."""
+        the data set has none (which the `name` of these then says)."""
         names = list(getattr(pipeline, "labels", {}))
         training, held_out = self._as_of(pipeline).load_in_pixels(
             num_held_out=1000,
             hold_out=True,
-            require_labels=bool(names),
+            require_labels=hasattr(pipeline, "labels"),
             require_captions="tokenizer" in pipeline.components,
         )
         if names and names != training.label_names:
@@ -514,6 +514,8 @@ def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
         settings.pop(written_down, None)
     for name in [name for name, value in settings.items() if isinstance(value, dict)]:
         settings |= settings.pop(name)
+        for of_its_own in ("push_to_hub", "hub_model_id", "hub_private_repo"):  # to which it belongs alone
+            settings.pop(of_its_own, None)
     known = {action.dest for action in parser._actions}
     unknown = sorted(set(settings) - known)
     if unknown:

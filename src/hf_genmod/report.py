@@ -102,7 +102,9 @@ def audit(spaces: dict, images, real, file: Path) -> dict:
 
 def draw_figures(pipeline, settings: list[dict], each: dict[str, list], folder: Path):
     """What people look at: guidance against quality, guidance by steps, and how pictures come out of noise; of the
-    settings as they were measured."""
+    settings as they were measured. Of an autoencoder there are none."""
+    if "unet" not in pipeline.components:
+        return
     scale = scale_of(pipeline)
     some = {name: values[:4] for name, values in each.items()} or {"count": 4}
     scales = sorted({setting[scale] for setting in settings if scale in setting}) or [1.0, 2.0, 4.0]

@@ -33,12 +33,13 @@ def draw_to_folder(pipeline, folder: Path, each: dict[str, list], count: int, se
         request: What all are asked by.
 
     Returns:
-        `dict`: "images", `uint8` (n, C, H, W), as `to_bytes` makes them; "seconds" and "forward_passes" of the U-Net,
-        per picture.
+        `dict`: "images", `uint8` (n, C, H, W), as `to_bytes` makes them; "seconds" and "forward_passes" of U-Net and
+        classifier (of an autoencoder, of its decoder), per picture.
     """
     state, starts = processes(), range(0, count, CHUNK)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [start for start in starts if not _file(folder, start).is_file()]
+    state.wait_for_everyone()  # for all to have seen the same
     mine = missing[state.process_index :: state.num_processes]
     for start in tqdm(mine, "Drawing samples", disable=not state.is_main_process or not missing):
         part = range(start, min(start + CHUNK, count))
@@ -50,12 +51,14 @@ def draw_to_folder(pipeline, folder: Path, each: dict[str, list], count: int, se
             nonlocal passes
             passes += len(inputs[0])
 
-        hook = pipeline.components.get("unet", pipeline.vae).register_forward_hook(count_passes)
+        hooks = [model.register_forward_hook(count_passes) for model in _models(pipeline)]
         started = time.perf_counter()
         images = pipeline(**asked, **request, generator=generators, output_type="pt").images
+        images = to_bytes(images, pipeline)  # an accelerator is done when they are on the CPU
         seconds = time.perf_counter() - started
-        hook.remove()
-        chunk = {"images": to_bytes(images, pipeline), "seconds": seconds, "forward_passes": passes}
+        for hook in hooks:
+            hook.remove()
+        chunk = {"images": images, "seconds": seconds, "forward_passes": passes}
         partial = _file(folder, start).with_suffix(".partial")
         torch.save(chunk, partial)
         partial.replace(_file(folder, start))
@@ -63,6 +66,12 @@ def draw_to_folder(pipeline, folder: Path, each: dict[str, list], count: int, se
     chunks = [torch.load(_file(folder, start), weights_only=True) for start in starts]
     totals = {name: sum(chunk[name] for chunk in chunks) / count for name in ("seconds", "forward_passes")}
     return {"images": torch.cat([chunk["images"] for chunk in chunks]), **totals}
+
+
+def _models(pipeline) -> list[torch.nn.Module]:
+    """What is run once for each step, or for each picture of an autoencoder."""
+    models = [pipeline.components.get(name) for name in ("unet", "classifier")]
+    return [model for model in models if model is not None] or [pipeline.vae.decoder]
 
 
 def _file(folder: Path, start: int) -> Path:

@@ -155,8 +155,6 @@ class TrainingConfig:
             raise ValueError("push_to_hub: a model that is shared needs a licence; give one, such as --license mit")
         if self.push_to_hub and get_token() is None:
             raise ValueError("push_to_hub: nobody is logged in to the Hub; run `hf auth login`, or set HF_TOKEN")
-        if self.hub_model_id is not None:
-            validate_repo_id(self.hub_model_id)
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
             raise ValueError("hub_model_id: it is where --push_to_hub pushes to; give that too")
 
@@ -195,6 +193,8 @@ class Trainer:
         save (`Callable`, *optional*): `pipeline, folder -> None`, which writes another checkpoint than that of the
             whole pipeline: an adapter.
         load (`Callable`, *optional*): `pipeline, folder -> DiffusionPipeline`, which reads it.
+        finish (`Callable`, *optional*): `pipeline -> None`, called by the main process when the checkpoint is there,
+            before its card is written.
 
     Raises:
         ValueError: If `output_dir` holds something else, or processes run side by side without knowing each other.
@@ -212,6 +212,7 @@ class Trainer:
         validation_dataset: torch.utils.data.Dataset | None = None,
         save: Callable | None = None,
         load: Callable | None = None,
+        finish: Callable | None = None,
     ):
         self.config = config
         self.objective = objective
@@ -221,7 +222,11 @@ class Trainer:
         self.draw_samples = draw_samples
         self.save = save or (lambda pipeline, folder: pipeline.save_pretrained(folder))
         self.load = load or (lambda pipeline, folder: pipeline.from_pretrained(folder))
+        self.finish = finish or (lambda pipeline: None)
         self.folder = RunFolder(config.output_dir)
+        self.repo_id = config.hub_model_id or self.folder.path.resolve().name
+        if config.push_to_hub:
+            validate_repo_id(self.repo_id)
 
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -274,8 +279,11 @@ class Trainer:
                 pipeline = self._train()
             finally:
                 self.batches = None  # ends the processes that load pictures
-            if self.accelerator.is_main_process and self.config.license is not None:
-                self._share()
+            if self.accelerator.is_main_process:
+                with self._optional("what belongs to the end"):
+                    self.finish(pipeline)
+                if self.config.license is not None:
+                    self._share()
         return pipeline
 
     def _train(self):
@@ -648,7 +656,7 @@ class Trainer:
         pipeline = self._pipeline()
         if accelerator.is_main_process:
             try:
-                self.folder.save_provenance(self._provenance())
+                self.folder.save_provenance(self._origin())
                 self.folder.save_checkpoint(lambda folder: self.save(pipeline, folder))
             except OSError as error:
                 states = self.folder.saved_states()
@@ -662,18 +670,19 @@ class Trainer:
             accelerator.end_training()
         return pipeline
 
-    def _provenance(self) -> dict:
-        labels, names = getattr(self.dataset, "labels", None), getattr(self.dataset, "label_names", None)
-        balance = {}
-        if labels is not None:
-            counts = torch.bincount(torch.as_tensor(labels), minlength=len(names)).tolist()
-            balance = dict(zip(names, counts, strict=True))
+    def _origin(self) -> dict:
+        """Where the checkpoint comes from, for its card."""
+        pictures = getattr(self.dataset, "pictures", self.dataset)  # of latents, of an adapter
+        labels, names = getattr(pictures, "labels", None), getattr(pictures, "label_names", None)
+        balance = collections.Counter(torch.as_tensor(labels).tolist() if labels is not None and names else ())
         return {
             **self.provenance,
             "minutes": self.progress.elapsed / 60,
             "steps": self.progress.step,
-            "class_balance": balance,
-            "captions": (getattr(self.dataset, "captions", None) or [])[:3],
+            "num_pictures": len(pictures),
+            "fingerprint": pictures.fingerprint,
+            "class_balance": {name: balance[label] for label, name in enumerate(names or ()) if balance[label]},
+            "captions": (getattr(pictures, "captions", None) or [])[:3],
         }
 
     def _share(self):
@@ -682,13 +691,11 @@ class Trainer:
         with self._optional("writing the card"):
             write_card(config.output_dir, config.license)
         if config.push_to_hub:
-            repo_id = config.hub_model_id or self.folder.path.resolve().name
+            private = config.hub_private_repo or None
             try:
-                report = push_checkpoint(
-                    config.output_dir, repo_id, private=config.hub_private_repo or None, license=config.license
-                )
+                report = push_checkpoint(config.output_dir, self.repo_id, private=private, license=config.license)
                 self._say(f"{report.url} loads and draws what {config.output_dir} does ({report.sample})")
-            except PushError as error:
+            except (PushError, ValueError, OSError) as error:
                 self._say(str(error))
 
     def _any_process(self, flag: bool) -> bool:

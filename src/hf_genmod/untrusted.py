@@ -41,6 +41,27 @@ def check_checkpoint(folder: str | Path, index: dict, pipeline_class: type, repl
             check_component(Path(folder, name), _component_class(name, *entry))
 
 
+def check_code(folder: Path) -> None:
+    """
+    Whether all Python files in a checkpoint are those of the installed package, for it to be run.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    package = Path(__file__).parent
+    for file in [*folder.glob("*.py"), *folder.glob("*/*.py")]:
+        installed = [package / part / file.name for part in ("models", "pipelines", "schedulers")]
+        if not any(known.is_file() for known in installed):
+            raise ValueError(
+                f"{file.relative_to(folder)} is no file of this package; do not trust the code of this checkpoint"
+            )
+        if not any(known.is_file() and known.read_bytes() == file.read_bytes() for known in installed):
+            raise ValueError(
+                f"{file.relative_to(folder)} differs from the installed package, so the checkpoint may act "
+                "differently without it; `load_pipeline(...).save_pretrained(...)` brings it up to date"
+            )
+
+
 def _component_class(name: str, module: str, class_name: str) -> type:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase  # slow to import, and of use for text alone
 

@@ -322,6 +322,7 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
                 model = getattr(self, component)
                 state |= self.pack_weights(get_peft_model_state_dict(model, adapter_name=adapter_name), component)
                 config = model.peft_config[adapter_name].to_dict()
+                config["base_model_name_or_path"] = None  # which may be a folder of its own
                 config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
                 metadata |= self.pack_weights(config, component)
         names = [name for name, adapter in self._adapter_of_class.items() if adapter == adapter_name]
