@@ -109,7 +109,12 @@ with one_line_errors():
         config,
         make_pipeline,
         draw,
-        description={"data": dataclasses.asdict(data), "lora": dataclasses.asdict(lora), "weights": fingerprint},
+        description={
+            "data": dataclasses.asdict(data),
+            "lora": dataclasses.asdict(lora),
+            "weights": fingerprint,
+            "asked": {name: values[0] for name, values in asked.items()},
+        },
         save=lambda pipeline, folder: pipeline.save_lora_weights(folder),
         load=load,
     )

@@ -246,6 +246,7 @@ class TestPushCheckpoint:
         assert (folder.parent / "sample.png").is_file()
         assert type(load_pipeline(repo_id)) is type(load_pipeline(folder))
 
+    @pytest.mark.slow
     def test_a_branch_a_pull_request_of_a_changed_card_and_a_private_repository(self, run, hub):
         folder, repo_id = run(), hub.new_repo_id()
         first = push_checkpoint(folder, repo_id, private=True, revision="v2", license="mit")
@@ -318,6 +319,7 @@ class TestPushCheckpoint:
             push_checkpoint(folder, hub.new_repo_id(), license="mit")
         assert not hub.requests
 
+    @pytest.mark.slow
     def test_a_folder_here_that_is_called_like_the_repository_proves_nothing(self, run, hub, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         repo_id = hub.new_repo_id()
@@ -356,7 +358,7 @@ class TestPushCheckpoint:
         assert not hub.requests
 
     @pytest.mark.slow
-    def test_an_adapter_is_pushed_alone_and_drawn_with_its_base(self, run, hub, tmp_path):
+    def test_an_adapter_is_pushed_alone_and_drawn_with_its_base(self, run, hub, tmp_path, monkeypatch):
         base, repo_id = hub.new_repo_id("base"), hub.new_repo_id("adapter")
         push_checkpoint(run(), base, license="mit")
         pipe = load_pipeline(base)
@@ -366,9 +368,16 @@ class TestPushCheckpoint:
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter)
         pipe.save_lora_weights(tmp_path / "adapter")
-        (tmp_path / "adapter" / "training_config.json").write_text(json.dumps({"lora": {"base": base}}))
+        (tmp_path / "adapter" / "training_config.json").write_text(
+            json.dumps({"lora": {"base": base}, "asked": {"class_labels": "zebra"}})
+        )
         report = push_checkpoint(tmp_path / "adapter", repo_id, license="mit")
         assert report.files == ["README.md", "pytorch_lora_weights.safetensors"]
         assert report.sample != sample_without_package(base, token=hub.token)
         card = ModelCard.load(repo_id)
         assert card.data.base_model == base and card.data.base_model_relation == "adapter"
+        (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+        assert "pipe(class_labels='zebra')" in snippet
+        monkeypatch.chdir(tmp_path)
+        exec(snippet, {})  # as pasted
+        assert (tmp_path / "sample.png").is_file()

@@ -8,7 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
@@ -144,10 +144,10 @@ class _Facts:
         self.name = folder.resolve().name
         self.index = _read(folder / "model_index.json")  # empty for an adapter
         self.config = config = _read(folder / "training_config.json")
-        self.lora = config.get("lora", {})
         self.provenance = _read(folder / PROVENANCE)
         self.report = _read(folder / "evaluation" / "evaluation.json")
-        self.base = None if self.index else self.lora.get("base")
+        self.base = None if self.index else config.get("lora", {}).get("base")
+        self.asked = config.get("asked", {})  # of an adapter: what it is asked by for what it has learned
         if not self.index and self.base is None:
             raise ValueError(f"{folder}: there is no training_config.json that says which model the adapter is for")
         self.configs = {
@@ -164,13 +164,8 @@ class _Facts:
             with safe_open(file, framework="pt") as opened:
                 shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118 (no dict)
                 self.num_parameters += sum(math.prod(shape) for shape in shapes)
-                if not self.index:
-                    adapters = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
-                    known = self.lora.get("class_name") or next(iter(self.provenance.get("class_balance", {})), None)
-                    self.classes = adapters.get("class_names") or ([known] if known else [])
-        captions = [self.lora.get("caption"), *self.provenance.get("captions", [])]
-        captions = [caption if isinstance(caption, str) else caption[0] for caption in captions if caption]
-        self.captions = captions if "tokenizer" in self.index or not self.index else []  # others were not told them
+        captions = self.provenance.get("captions", []) if "tokenizer" in self.index else []  # others were told none
+        self.captions = [caption if isinstance(caption, str) else caption[0] for caption in captions if caption]
 
     @property
     def stages(self) -> list[tuple[str, "_Facts"]]:
@@ -186,11 +181,13 @@ class _Facts:
     @property
     def request(self) -> str:
         """How to ask the pipeline for a picture, in Python."""
+        if self.base:
+            return ", ".join(f"{name}={value!r}" for name, value in self.asked.items())
         if self.classes:
             return f"class_labels={self.classes[0]!r}"
         if self.configs.get("classifier", self.configs.get("unet", {})).get("num_classes"):
             return "class_labels=0"  # they have no names
-        if "tokenizer" in self.index or self.captions:
+        if "tokenizer" in self.index:
             return f"prompt={(self.captions or [''])[0]!r}"
         return 'prior="fitted"' if self.is_autoencoder and self.index["vae"][1] == "Autoencoder" else ""
 
@@ -240,7 +237,7 @@ def _draw_samples(facts: _Facts):
 
 
 def _metadata(facts: _Facts, license: str, repo_id: str | None) -> ModelCardData:
-    is_text = "tokenizer" in facts.configs or (facts.base is not None and bool(facts.captions))
+    is_text = "tokenizer" in facts.configs or "prompt" in facts.asked
     on_hub = facts.base is not None and not os.path.isdir(facts.base)
     task = "text-to-image" if is_text else "unconditional-image-generation"
     results = [
@@ -306,8 +303,8 @@ def _words(facts: _Facts, license: str, repo_id: str | None, revision: str | Non
 
 def _summary(facts: _Facts) -> str:
     if facts.base:
-        learned = facts.classes or facts.captions[:1]
-        teaches = f", to which it teaches {_listed(learned)}" if learned else ""
+        learned = _listed(list(facts.asked.values()))
+        teaches = f", to which it teaches {learned!r}" if learned else ""
         return (
             f"An adapter (LoRA) of {facts.model_size} for the model `{facts.base}`{teaches}. It does nothing without "
             "that model."

@@ -510,7 +510,7 @@ def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
         raise ValueError(f"{file}: not a YAML file ({str(error).splitlines()[0]})") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: holds no settings, which would be lines such as 'batch_size: 32'")
-    for written_down in ("pictures", "weights"):  # for a run to know its data and its models again
+    for written_down in ("pictures", "weights", "asked"):  # for a run to know its data and its models again
         settings.pop(written_down, None)
     for name in [name for name, value in settings.items() if isinstance(value, dict)]:
         settings |= settings.pop(name)
