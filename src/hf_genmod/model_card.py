@@ -247,8 +247,11 @@ def _metadata(facts: _Facts, license: str, repo_id: str | None) -> ModelCardData
             dataset_name=_shared_name(facts.report["dataset"]["name"]),
             metric_type=_METRICS[name][1],
             metric_name=f"{_METRICS[name][0]} ({_called(setting)})",
-            metric_value=setting[name]["value"],
-            metric_args={"interval": [setting[name]["low"], setting[name]["high"]], "samples": setting[name]["count"]},
+            metric_value=_rounded(setting[name]["value"]),
+            metric_args={
+                "interval": [_rounded(setting[name][end]) for end in ("low", "high")],
+                "samples": setting[name]["count"],
+            },
         )
         for setting in facts.report.get("settings", [])
         for name in _METRICS
@@ -264,6 +267,10 @@ def _metadata(facts: _Facts, license: str, repo_id: str | None) -> ModelCardData
         model_name=(repo_id or facts.name).split("/")[-1] if results else None,
         eval_results=results or None,
     )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _words(facts: _Facts, license: str, repo_id: str | None, revision: str | None) -> dict:
@@ -369,9 +376,10 @@ def _data(facts: _Facts) -> str:
 
 
 def _shared_name(name: str) -> str:
-    """A data set as others may call it: the id, or the last name of a folder."""
-    is_path = Path(name).expanduser().exists() or name.startswith(("/", ".", "~"))
-    return Path(name).name if is_path else name
+    """A data set as others may call it: the id, or the last name of a folder, with its split in brackets."""
+    path, bracket, split = name.partition(" (")
+    is_path = Path(path).expanduser().exists() or path.startswith(("/", ".", "~"))
+    return f"{Path(path).name if is_path else path}{bracket}{split}"
 
 
 def _procedure(facts: _Facts) -> tuple[str, str]:
@@ -462,12 +470,13 @@ def _audit(report: dict, shared: bool) -> str:
     lines = [
         "For each sample the nearest training picture was sought. Of held-out pictures"
         + (", which cannot be copies," if report["dataset"]["held_out_is_unseen"] else " (which it has seen, too)")
-        + " 1% are nearer to one than the threshold; of the samples these are:",
+        + " 1% are nearer to one than the threshold. More than 1% of the samples by over three standard errors are "
+        "flagged.",
         "",
         _table(
-            [["samples", "compared by", "nearer than the threshold", "copies"]]
+            [["samples", "compared by", "nearer than the threshold", "flagged"]]
             + [
-                [_called(setting), space, _shown(found["share"], "recognised_share"), _verdict(found)]
+                [_called(setting), space, _shown(found["share"], "recognised_share"), _yes_or_no(found["flagged"])]
                 for setting in report["settings"]
                 for space, found in setting["memorisation"].items()
             ]
@@ -478,8 +487,8 @@ def _audit(report: dict, shared: bool) -> str:
     return "\n".join(lines)
 
 
-def _verdict(found: dict) -> str:
-    return "**yes**: more than 1% by over three standard errors" if found["flagged"] else "no more than by chance"
+def _yes_or_no(flagged: bool) -> str:
+    return "**yes**" if flagged else "no"
 
 
 def _limits(facts: _Facts) -> list[str]:
@@ -493,22 +502,24 @@ def _limits(facts: _Facts) -> list[str]:
     if rare:
         limits.append(f"Of {_listed(rare)} there were less than half as many pictures as of the average class.")
     settings, held_out = report.get("settings", []), report.get("held_out", {})
-    for setting in settings:
-        by, distances = _called(setting), [measured["frechet_distance"] for measured in (setting, held_out)]
-        if distances[0]["count"] == distances[1]["count"] and distances[0]["low"] > distances[1]["high"]:
+    if settings:
+        best = min(settings, key=lambda setting: setting["frechet_distance"]["value"])
+        by, distances = _called(best), [measured["frechet_distance"] for measured in (best, held_out)]
+        comparable = distances[0]["count"] == distances[1]["count"] and distances[1]["value"] > 0
+        if comparable and distances[0]["low"] > distances[1]["high"]:
             limits.append(
-                "Its samples can be told from pictures: their Fréchet distance is "
+                "Its samples can be told from pictures: their Fréchet distance is at best "
                 f"{distances[0]['value'] / distances[1]['value']:.1f} times that of held-out pictures ({by})."
             )
-        if setting["coverage"]["high"] < held_out["coverage"]["low"]:
+        if best["coverage"]["high"] < held_out["coverage"]["low"]:
             limits.append(
-                f"Its samples are less varied than the pictures: coverage {_shown(setting['coverage'], 'coverage')} "
+                f"Its samples are less varied than the pictures: coverage {_shown(best['coverage'], 'coverage')} "
                 f"where held-out pictures have {_shown(held_out['coverage'], 'coverage')} ({by})."
             )
-        overall, classes = setting.get("recognised_share"), setting.get("recognised_share_by_class", {})
+        overall, classes = best.get("recognised_share"), best.get("recognised_share_by_class", {})
         worse = [name for name, share in classes.items() if share["high"] < overall["value"]]
         if worse:
-            limits.append(f"Worse than the others are {_listed(worse)} ({by}).")
+            limits.append(f"Less often recognised than the average: {_listed(worse)} ({by}).")
     flagged = [setting for setting in settings if any(found["flagged"] for found in setting["memorisation"].values())]
     if flagged:
         limits.append(
