@@ -73,7 +73,7 @@ KINDS = {
         lambda: ClassifierGuidedPipeline(
             tiny_unet(), tiny_classifier(num_classes=2), AncestralDDPMScheduler(), id2label=NAMES
         ),
-        "guided to a class by a classifier of noisy pictures",
+        "with a classifier of noisy pictures that guides it to a class",
     ),
     "latent": (in_latent_space, "in the latent space of an autoencoder"),
     "text": (tiny_text_pipeline, "A text-to-image diffusion model"),
