@@ -73,7 +73,7 @@ KINDS = {
         lambda: ClassifierGuidedPipeline(
             tiny_unet(), tiny_classifier(num_classes=2), AncestralDDPMScheduler(), id2label=NAMES
         ),
-        "with a classifier of noisy pictures that guides it to a class",
+        "with a classifier of noisy pictures that guides it",
     ),
     "latent": (in_latent_space, "in the latent space of an autoencoder"),
     "text": (tiny_text_pipeline, "A text-to-image diffusion model"),

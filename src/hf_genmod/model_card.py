@@ -21,7 +21,7 @@ TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 _KINDS = {
     "UnconditionalPipeline": "A diffusion model (DDPM)",
-    "ClassifierGuidedPipeline": "A diffusion model (DDPM) with a classifier of noisy pictures that guides it to a class",
+    "ClassifierGuidedPipeline": "A diffusion model (DDPM) with a classifier of noisy pictures that guides it",
     "ClassifierFreeGuidedPipeline": "A class-conditional diffusion model (DDPM with classifier-free guidance)",
     "TextToImagePipeline": "A text-to-image diffusion model (DDPM with classifier-free guidance)",
     "AutoencoderPipeline": "An autoencoder",
