@@ -393,7 +393,7 @@ def test_an_adapter_learns_from_a_few_pictures(base, arguments, asked, bases, fe
     assert Image.open(tmp_path / "run" / "samples" / "step-000002.png").width >= 64
     card = (tmp_path / "run" / "README.md").read_text()
     assert f'from_pretrained("{bases / base}"' in card and f'pipe.load_lora_weights("{tmp_path / "run"}")' in card
-    assert all(f"pipe({name}={value!r})" in card for name, value in asked.items())
+    assert all(f'pipe({name}="{value}")' in card for name, value in asked.items())
     assert not (tmp_path / "run" / "model_index.json").exists()
 
 

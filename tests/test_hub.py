@@ -377,7 +377,7 @@ class TestPushCheckpoint:
         card = ModelCard.load(repo_id)
         assert card.data.base_model == base and card.data.base_model_relation == "adapter"
         (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
-        assert "pipe(class_labels='zebra')" in snippet
+        assert 'pipe(class_labels="zebra")' in snippet
         monkeypatch.chdir(tmp_path)
         exec(snippet, {})  # as pasted
         assert (tmp_path / "sample.png").is_file()

@@ -182,13 +182,13 @@ class _Facts:
     def request(self) -> str:
         """How to ask the pipeline for a picture, in Python."""
         if self.base:
-            return ", ".join(f"{name}={value!r}" for name, value in self.asked.items())
+            return ", ".join(f"{name}={_in_quotes(value)}" for name, value in self.asked.items())
         if self.classes:
-            return f"class_labels={self.classes[0]!r}"
+            return f"class_labels={_in_quotes(self.classes[0])}"
         if self.configs.get("classifier", self.configs.get("unet", {})).get("num_classes"):
             return "class_labels=0"  # they have no names
         if "tokenizer" in self.index:
-            return f"prompt={(self.captions or [''])[0]!r}"
+            return f"prompt={_in_quotes(self.captions[0] if self.captions else '')}"
         return 'prior="fitted"' if self.is_autoencoder and self.index["vae"][1] == "Autoencoder" else ""
 
     @property
@@ -213,6 +213,11 @@ class _Facts:
         """How many times higher than its latents a picture of the autoencoder is."""
         config = self.configs["vae"]
         return config.get("patch_size", 1) * 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def _in_quotes(text: str) -> str:
+    """As Python has it."""
+    return json.dumps(str(text), ensure_ascii=False)
 
 
 def _read(file: Path) -> dict:
