@@ -29,6 +29,12 @@ def folder(tmp_path):
     return tmp_path / "checkpoints" / "mine"
 
 
+@pytest.fixture
+def unsampled(monkeypatch):
+    """For findings that have nothing to do with sampling without the package, which takes seconds."""
+    monkeypatch.setattr("hf_genmod.doctor.sample_without_package", lambda folder: None)
+
+
 def save_checkpoint(folder, vae=None, **scheduler):
     unet = tiny_unet(num_classes=3, **({"in_channels": 4, "out_channels": 4} if vae else {}))
     process = AncestralDDPMScheduler(**{**COSINE, **scheduler})
@@ -64,7 +70,7 @@ def test_an_adapter_is_examined_without_its_model(tmp_path):
     assert "pytorch_lora_weights.safetensors: it cannot be read" in only(examine(tmp_path))
 
 
-def test_a_classifier_of_other_noise_is_found(tmp_path):
+def test_a_classifier_of_other_noise_is_found(tmp_path, unsampled):
     process = AncestralDDPMScheduler(**COSINE)
     classifier = tiny_classifier(noise_schedule=dict(process.config))
     ClassifierGuidedPipeline(tiny_unet(), classifier, process).save_pretrained(tmp_path)
@@ -122,7 +128,7 @@ def test_nothing_there_is_an_error_of_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_signal_left_at_the_end_is_what_the_schedule_leaves(tmp_path):
+def test_the_signal_left_at_the_end_is_what_the_schedule_leaves(tmp_path, unsampled):
     save_checkpoint(tmp_path, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     left = (
         AncestralDDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -142,7 +148,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value):
     assert "unet: 1 of its weights, conv_out.bias for one, are not finite" in only(examine(str(tmp_path)))
 
 
-def test_clipped_latents_are_found(tmp_path):
+def test_clipped_latents_are_found(tmp_path, unsampled):
     save_checkpoint(tmp_path, vae=tiny_vae(), clip_sample=True)
     assert "clip_sample cuts latents off at ±1.0" in only(examine(str(tmp_path)))
     save_checkpoint(tmp_path, vae=tiny_autoencoder(latent_channels=4), clip_sample=False)
@@ -191,7 +197,7 @@ def test_a_checkpoint_without_its_code_loads_here_only(tmp_path):
         ('{"step": 900, "bad_steps": 10}', "10 of its 900 steps were skipped"),
     ],
 )
-def test_short_and_unstable_runs_are_found(tmp_path, line, finding):
+def test_short_and_unstable_runs_are_found(tmp_path, line, finding, unsampled):
     save_checkpoint(tmp_path)
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
     assert finding in only(examine(str(tmp_path)))

@@ -82,7 +82,7 @@ def class_folders(tmp_path_factory):
 
 
 def test_training_on_a_folder_of_grey_class_folders_leaves_a_model_of_them(class_folders, tmp_path):
-    done = start("train_cfg.py", "--dataset", class_folders, "--output_dir", tmp_path, "--max_train_steps", 3, *SMALL)
+    done = run("train_cfg.py", "--dataset", class_folders, "--output_dir", tmp_path, "--max_train_steps", 3, *SMALL)
     assert done.returncode == 0, done.stderr
     pipe = load_pipeline(tmp_path)
     assert sorted(pipe.labels) == sorted(folder.name for folder in class_folders.iterdir())
@@ -543,11 +543,25 @@ def measured_model(tmp_path_factory):
     return folder
 
 
-def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_was(measured_model, tmp_path):
+@pytest.fixture(scope="module")
+def features(measured_model):
+    """A network that was not trained, for pictures of two classes."""
+    file = measured_model / "features.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        FeatureClassifier(3, 2).eval().save(file)
+    return file
+
+
+@pytest.mark.parametrize("own_features", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_was(
+    own_features, measured_model, features, tmp_path
+):
     flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path,
              "--samples", 150, "--num_inference_steps", 2, "--guidance_scales", 1, 3,
-             "--samplers", "DDIMScheduler"]  # fmt: skip
+             "--samplers", "DDIMScheduler", *([] if own_features else ["--features", features])]  # fmt: skip
     assert run("evaluate.py", *flags).returncode == 0
+    assert bool(list(tmp_path.glob("features-*.safetensors"))) == own_features
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["dataset"]["num_pictures"] == 1400 and report["dataset"]["num_held_out"] == 200
     assert [setting["guidance_scale"] for setting in report["settings"]] == [1.0, 3.0]
@@ -586,11 +600,8 @@ REPORTED = {
 
 
 @pytest.mark.parametrize("kind", REPORTED)
-def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, tmp_path):
+def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, features, tmp_path):
     REPORTED[kind]().save_pretrained(tmp_path)
-    features = measured_model / "features.safetensors"
-    if not features.is_file():
-        FeatureClassifier(3, 2).eval().save(features)
     scales = {"guided": [0, 2], "text": [1, 2]}.get(kind, [])
     flags = ["--model", tmp_path, "--dataset", measured_model / "data", "--samples", 130, "--features", features,
              "--num_inference_steps", 2, *(["--guidance_scales", *scales] if scales else []),
@@ -619,12 +630,15 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, tmp_p
 @pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_ends_with_a_card_and_a_push(number, class_folders, tmp_path, hub):
     repo_id = hub.new_repo_id("pushed")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", number] if number > 1 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", number]
     flags = ["--dataset", class_folders, "--output_dir", tmp_path / repo_id.split("/")[1], "--max_train_steps", 2,
              "--license", "mit", "--push_to_hub", "--hub_private_repo", *SMALL]  # fmt: skip
-    command = [sys.executable, *launcher, EXAMPLES / "train_unconditional.py", *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=300)
+    if number == 1:
+        done = run("train_unconditional.py", *flags)
+    else:
+        command = [sys.executable, *launcher, EXAMPLES / "train_unconditional.py", *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "loads and draws what" in done.stderr and hub.token not in done.stdout + done.stderr
     assert hub.repos["models", repo_id].private

@@ -330,6 +330,7 @@ class TestPushCheckpoint:
 
     def test_what_was_changed_in_a_card_must_be_fit_for_others(self, run, hub):
         folder, repo_id = run(), hub.new_repo_id()
+        (folder / "evaluation" / "closest_20_pixels.png").unlink()
         write_card(folder, "mit")
         card = (folder / "README.md").read_text()
         for change, message in (("", f'README.md names ("{folder}"'), ("license", "names the licence None")):

@@ -30,6 +30,7 @@ def check_checkpoint(folder: str | Path, index: dict, pipeline_class: type, repl
 
     Raises:
         ValueError: If not, in one sentence.
+        FileNotFoundError: If a part of the weights is missing.
     """
     known = inspect.signature(pipeline_class.__init__).parameters
     for name, entry in index.items():
@@ -63,16 +64,16 @@ def check_code(folder: Path) -> None:
 
 
 def _component_class(name: str, module: str, class_name: str) -> type:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase  # slow to import, and of use for text alone
-
     kinds = {
         "unet": DenoisingUNet2DModel,
         "classifier": NoisyImageClassifier,
         "vae": (Autoencoder, VariationalAutoencoder, AutoencoderKL),
         "scheduler": SchedulerMixin,
-        "text_encoder": PreTrainedModel,
-        "tokenizer": PreTrainedTokenizerBase,
     }
+    if name not in kinds:
+        from transformers import PreTrainedModel, PreTrainedTokenizerBase  # slow to import, and of use for text alone
+
+        kinds |= {"text_encoder": PreTrainedModel, "tokenizer": PreTrainedTokenizerBase}
     cls = getattr(importlib.import_module(module), class_name, None)  # of this package, diffusers or transformers
     if not isinstance(cls, type) or not issubclass(cls, kinds[name]):
         raise ValueError(
@@ -109,6 +110,8 @@ def _check_shards(folder: Path, file: str, index: dict) -> None:
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise ValueError(f"{folder / file}: {shard!r} is no file of safetensors beside it")
+        if not (folder / shard).is_file():
+            raise FileNotFoundError(f"{folder / shard}: a part of the weights is missing")
 
 
 def _check_size(folder: Path, cls: type, config: dict) -> None:
