@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from hf_genmod import load_pipeline
-from hf_genmod.evaluation import bits_per_dimension, evaluate_features, nearest_of
+from hf_genmod.evaluation import Estimate, bits_per_dimension, evaluate_features, nearest_of
 from hf_genmod.features import (
     FEATURE_DIM,
     FeatureClassifier,
@@ -153,7 +153,8 @@ if state.is_main_process:
     }
     for setting, samples in zip(settings, drawn, strict=True):
         name, images = "-".join(map(str, setting.values())), samples.pop("images")
-        setting |= samples | evaluate_features(extract_features(images, feature_fn), of_real)
+        setting |= samples | {"seconds": Estimate.of(samples["seconds"])}  # of parts of the samples
+        setting |= evaluate_features(extract_features(images, feature_fn), of_real)
         if "class_labels" in each:
             setting |= recognised(classifier, images, torch.tensor(each["class_labels"]), training.label_names)
         setting["memorisation"] = audit(spaces, images, real, out / f"closest_{name}.png")

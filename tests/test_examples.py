@@ -570,6 +570,7 @@ def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_wa
         for name in ("frechet_distance", "kernel_distance", "precision", "recall", "coverage", "recognised_share"):
             measure = setting[name]
             assert measure["low"] <= measure["value"] <= measure["high"] and measure["count"] == 150, name
+        assert 0 < setting["seconds"]["value"] < setting["seconds"]["high"] and setting["seconds"]["count"] == 3
         shares = setting["recognised_share_by_class"]
         assert sum(share["count"] for share in shares.values()) == 150 and set(shares) == {"dark", "bright"}
         assert not setting["memorisation"]["pixels"]["flagged"]

@@ -435,7 +435,7 @@ def _settings(report: dict) -> str:
     names = [name for name in _METRICS if any(name in setting for setting in report["settings"])]
     rows = [["", *(_METRICS[name][0] for name in names), "passes", "seconds"]]
     for setting in report["settings"]:
-        cost = [f"{setting['forward_passes']:.0f}", f"{setting['seconds']:.2g}"]
+        cost = [f"{setting['forward_passes']:.0f}", _shown(setting["seconds"])]
         rows.append([_called(setting), *(_shown(setting[name], name) for name in names), *cost])
     rows.append(["held-out pictures", *(_shown(report["held_out"].get(name), name) for name in names), "", ""])
     return _table(rows)

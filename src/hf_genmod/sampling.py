@@ -33,8 +33,8 @@ def draw_to_folder(pipeline, folder: Path, each: dict[str, list], count: int, se
         request: What all are asked by.
 
     Returns:
-        `dict`: "images", `uint8` (n, C, H, W), as `to_bytes` makes them; "seconds" and "forward_passes" of U-Net and
-        classifier (of an autoencoder, of its decoder), per picture.
+        `dict`: "images", `uint8` (n, C, H, W), as `to_bytes` makes them; per picture "seconds", of each part, and
+        "forward_passes" of U-Net and classifier (of an autoencoder, of its decoder).
     """
     state, starts = processes(), range(0, count, CHUNK)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +64,9 @@ def draw_to_folder(pipeline, folder: Path, each: dict[str, list], count: int, se
         partial.replace(_file(folder, start))
     state.wait_for_everyone()
     chunks = [torch.load(_file(folder, start), weights_only=True) for start in starts]
-    totals = {name: sum(chunk[name] for chunk in chunks) / count for name in ("seconds", "forward_passes")}
-    return {"images": torch.cat([chunk["images"] for chunk in chunks]), **totals}
+    seconds = torch.tensor([chunk["seconds"] / len(chunk["images"]) for chunk in chunks])
+    passes = sum(chunk["forward_passes"] for chunk in chunks) / count
+    return {"images": torch.cat([chunk["images"] for chunk in chunks]), "seconds": seconds, "forward_passes": passes}
 
 
 def _models(pipeline) -> list[torch.nn.Module]:
