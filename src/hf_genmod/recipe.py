@@ -512,10 +512,9 @@ def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
         raise ValueError(f"{file}: holds no settings, which would be lines such as 'batch_size: 32'")
     for written_down in ("pictures", "weights", "asked"):  # for a run to know its data and its models again
         settings.pop(written_down, None)
+    of_that_run = ("push_to_hub", "hub_model_id", "hub_private_repo")
     for name in [name for name, value in settings.items() if isinstance(value, dict)]:
-        settings |= settings.pop(name)
-        for of_its_own in ("push_to_hub", "hub_model_id", "hub_private_repo"):  # to which it belongs alone
-            settings.pop(of_its_own, None)
+        settings |= {key: value for key, value in settings.pop(name).items() if key not in of_that_run}
     known = {action.dest for action in parser._actions}
     unknown = sorted(set(settings) - known)
     if unknown:
