@@ -150,6 +150,21 @@ def test_what_a_run_writes_down_is_a_settings_file(tmp_path):
     assert parsed == (data, model, config)
 
 
+def test_a_run_by_the_settings_of_another_does_not_push_over_it(tmp_path):
+    config = TrainingConfig(max_train_steps=3, license="mit", push_to_hub=True, hub_model_id="user/first")
+    file = tmp_path / "training_config.json"
+    file.write_text(json.dumps({"training": dataclasses.asdict(config)}))
+    (parsed,) = parse_arguments(TrainingConfig, argv=["--config", str(file)])
+    assert parsed == dataclasses.replace(config, push_to_hub=False, hub_model_id=None)
+
+
+def test_parts_of_settings_that_hold_each_other_s_names_are_read(tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"a": {"hub_model_id": "x", "b": "y"}, "hub_model_id": {"c": "z"}, "b": {"seed": 1}}))
+    with pytest.raises(ValueError, match="'b' is not a setting"):
+        parse_arguments(TrainingConfig, argv=["--config", str(file)])
+
+
 @pytest.mark.parametrize("text, message", [("a: [1", "not a YAML file"), ("- a\n- b", "holds no settings")])
 def test_a_file_that_holds_no_settings_is_named(tmp_path, text, message):
     file = tmp_path / "settings.yaml"

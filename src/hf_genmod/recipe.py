@@ -513,8 +513,8 @@ def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
     for written_down in ("pictures", "weights", "asked"):  # for a run to know its data and its models again
         settings.pop(written_down, None)
     of_that_run = ("push_to_hub", "hub_model_id", "hub_private_repo")
-    for name in [name for name, value in settings.items() if isinstance(value, dict)]:
-        settings |= {key: value for key, value in settings.pop(name).items() if key not in of_that_run}
+    for part in [settings.pop(name) for name, value in list(settings.items()) if isinstance(value, dict)]:
+        settings |= {key: value for key, value in part.items() if key not in of_that_run}
     known = {action.dest for action in parser._actions}
     unknown = sorted(set(settings) - known)
     if unknown:
