@@ -71,6 +71,7 @@ def change(file, **settings):
         ("text", "text_encoder/config.json", {"num_hidden_layers": 5}, "its config is of"),  # would be random
         ("text", "text_encoder/config.json", {"vocab_size": 10**11}, "its config is of"),
         ("text", "text_encoder/config.json", {"_attn_implementation": "evil/kernel"}, "names code"),
+        ("text", "text_encoder/config.json", {"a": [{"b": {"attn_implementation": "evil/kernel"}}]}, "names code"),
         ("text", "text_encoder/config.json", {"quantization_config": {"quant_method": "gptq"}}, "names code"),
         ("text", "tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Evil"]}}, "names code"),
         ("autoencoder", "vae/config.json", {"latent_channels": 10**10}, "its config is of"),

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -88,12 +89,11 @@ def check_component(folder: Path, cls: type) -> None:
     Raises:
         ValueError: If it is not that.
     """
-    configs = {file.name: read_json(file) for file in sorted(folder.glob("*.json"))}
+    for file in folder.glob("*.index.json"):
+        _check_shards(folder, file.name, read_json(file))
+    configs = {file.name: read_json(file) for file in folder.glob("*config.json")}
     for file, config in configs.items():
-        if file.endswith(".index.json"):
-            _check_shards(folder, file, config)
-            continue
-        for key, value in config.items():
+        for key, value in _settings_in(config):
             names_a_kernel = "implementation" in key and "/" in str(value)  # which is downloaded, and run
             if key in ("auto_map", "quantization_config", "custom_pipelines") or names_a_kernel:
                 raise ValueError(f"{folder / file}: {key!r} names code that is not of this package; it is not loaded")
@@ -102,6 +102,15 @@ def check_component(folder: Path, cls: type) -> None:
         raise ValueError(f"{folder}: {scheduler_config['num_train_timesteps']!r} timesteps are no diffusion process")
     if issubclass(cls, torch.nn.Module) and list(folder.glob("*.safetensors")):
         _check_size(folder, cls, configs.get("config.json", {}))
+
+
+def _settings_in(config) -> Iterator[tuple[str, object]]:
+    """All settings of a config, and of the configs in it."""
+    if isinstance(config, dict):
+        yield from config.items()
+        config = list(config.values())
+    for part in config if isinstance(config, list) else ():
+        yield from _settings_in(part)
 
 
 def _check_shards(folder: Path, file: str, index: dict) -> None:
