@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hf_genmod.data import PictureDataset, load_pictures, to_model_range
 from hf_genmod.hub import load_pipeline, sample_without_package
-from hf_genmod.run_folder import RunFolder
+from hf_genmod.run_folder import RunFolder, first_line
 from hf_genmod.untrusted import check_code
 
 _THUMBNAIL = 32  # pixels; at this size pictures are compared
@@ -53,7 +53,7 @@ def examine_checkpoint(folder: Path) -> Iterator[str]:
     try:
         pipeline = load_pipeline(folder)
     except Exception as error:  # whatever the loaders of three libraries raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(f"{folder}/", "")
+        reason = first_line(error).replace(f"{folder}/", "")
         remedy = "download or train it again"
         if RunFolder(folder).saved_states():
             remedy = "repeat the command of the run, which writes it again"

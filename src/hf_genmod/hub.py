@@ -18,7 +18,7 @@ from huggingface_hub.utils import HfHubHTTPError
 from hf_genmod.model_card import base_of, check_license, figures_of, license_of, write_card
 from hf_genmod.models.image_autoencoder import Autoencoder, VariationalAutoencoder
 from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
-from hf_genmod.run_folder import RunFolder
+from hf_genmod.run_folder import RunFolder, first_line
 from hf_genmod.untrusted import check_code, check_component
 
 # A machine without this package: its name leads nowhere, and only what the checkpoint carries can be loaded.
@@ -36,8 +36,11 @@ rng = torch.Generator().manual_seed(0)
 if hasattr(pipe, "reconstruct"):
     images = pipe.reconstruct(torch.rand(1, *pipe.picture_shape, generator=rng), output_type="np").images
 else:
-    last = {"class_labels": pipe.num_classes - 1} if hasattr(pipe, "labels") else {}
-    request = {"prompt": "a picture"} if hasattr(pipe, "tokenizer") else last
+    request = {"prompt": "a picture"} if hasattr(pipe, "tokenizer") else {}
+    if hasattr(pipe.config, "factor"):
+        request = {"image": torch.rand(1, pipe.picture_shape[0], 8, 8, generator=rng)}
+    if getattr(pipe, "num_classes", None):
+        request["class_labels"] = pipe.num_classes - 1
     images = pipe(**request, num_inference_steps=2, generator=rng, output_type="np").images
 print("sha256:" + hashlib.sha256(images.tobytes()).hexdigest())
 """
@@ -133,7 +136,7 @@ def push_checkpoint(
         text = json.dumps(dataclasses.asdict(report), indent=2)
         (folder.path / "push_report.json").write_text(text + "\n", encoding="utf-8")
     except Exception as error:  # of any of the libraries in between; a token is in none of their messages, but may be
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         for secret in filter(None, (token, get_token())):
             reason = reason.replace(secret, "...")
         options = [("--license", license), ("--revision", revision)]

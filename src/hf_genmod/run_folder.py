@@ -123,7 +123,7 @@ class RunFolder:
             try:
                 return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                say(f"the state {folder} cannot be read ({_first_line(error)}); trying the one before")
+                say(f"the state {folder} cannot be read ({first_line(error)}); trying the one before")
         if states:
             raise TrainingError(
                 f"none of the states in {self._states} can be read; delete that folder to train from the start"
@@ -180,7 +180,7 @@ class RunFolder:
             partial.rmdir()
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(_first_line(error)) from error
+            raise OSError(first_line(error)) from error
 
     def save_provenance(self, facts: dict):
         _write_atomically(self.path / PROVENANCE, json.dumps(facts, indent=2) + "\n")
@@ -228,7 +228,8 @@ def _remove_state(folder: Path):
     shutil.rmtree(folder.rename(folder.with_name(f"partial-{folder.name}")))  # never half a folder `step-N`
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, or what it is."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

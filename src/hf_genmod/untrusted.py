@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClassifier
 from hf_genmod.models.image_autoencoder import Autoencoder, VariationalAutoencoder
+from hf_genmod.run_folder import first_line
 
 _MOST_PIXELS, _MOST_TIMESTEPS = 2**26, 10**6
 
@@ -135,11 +136,7 @@ def _check_size(folder: Path, cls: type, config: dict) -> None:
         raise ValueError(f"{folder}: pictures of the size {size!r} are more than {_MOST_PIXELS:,} pixels, or none")
     num_tensors, num_values = 0, 0
     for file in folder.glob("*.safetensors"):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118 (no dict)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: not a file of safetensors ({str(error).splitlines()[0]})") from error
+        shapes = shapes_in(file)
         num_tensors += len(shapes)
         num_values += sum(math.prod(shape) for shape in shapes)
     for key, value in config.items():
@@ -149,10 +146,19 @@ def _check_size(folder: Path, cls: type, config: dict) -> None:
         with torch.device("meta"):
             model = cls.from_config(config) if hasattr(cls, "from_config") else cls(cls.config_class(**config))
     except Exception as error:  # whatever a config can be the reason of
-        raise ValueError(f"{folder}: its config is that of no {cls.__name__} ({_first_line(error)})") from error
+        raise ValueError(f"{folder}: its config is that of no {cls.__name__} ({first_line(error)})") from error
     expected = sum(parameter.numel() for parameter in model.parameters())
     if expected > num_values:
         raise ValueError(f"{folder}: its config is of {expected:,} numbers, and its weights are only {num_values:,}")
+
+
+def shapes_in(file: Path) -> list[list[int]]:
+    """Those of the tensors in a file of safetensors."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118 (no dict)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a file of safetensors ({first_line(error)})") from error
 
 
 def read_json(file: Path) -> dict:
@@ -160,7 +166,7 @@ def read_json(file: Path) -> dict:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
-        raise ValueError(f"{file}: not a file of JSON ({_first_line(error)})") from error
+        raise ValueError(f"{file}: not a file of JSON ({first_line(error)})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{file}: it holds no settings")
     return value
@@ -168,7 +174,3 @@ def read_json(file: Path) -> dict:
 
 def _is_at_most(value, most: int) -> bool:
     return isinstance(value, int) and 1 <= value <= most
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
