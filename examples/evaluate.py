@@ -30,13 +30,15 @@ from hf_genmod.recipe import CaptionedDataArguments, one_line_errors, parse_argu
 from hf_genmod.report import (
     audit,
     draw_figures,
+    enlarged_by_interpolation,
+    is_upsampler,
     make_sampler,
     recognised,
     settings_of,
     what_the_unet_is_told,
     what_to_ask,
 )
-from hf_genmod.sampling import draw_to_folder
+from hf_genmod.sampling import draw_enlarged, draw_to_folder
 
 
 @dataclasses.dataclass
@@ -53,6 +55,10 @@ class EvaluationArguments:
     samplers: list[str] = dataclasses.field(
         default_factory=list,
         metadata={"help": "Schedulers of diffusers by name, one setting each; by default that of the checkpoint."},
+    )
+    noise_levels: list[int] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "Noise in the small pictures, of an upsampler, one setting each; by default none."},
     )
     features: str | None = dataclasses.field(
         default=None,
@@ -79,7 +85,13 @@ with one_line_errors():
         raise ValueError("output_dir: the model is no folder here; say where its report is to be, which has no card")
     pipeline.set_progress_bar_config(disable=True)
     own_sampler = pipeline.components.get("scheduler")
-    settings = settings_of(pipeline, arguments.samplers, arguments.num_inference_steps, arguments.guidance_scales)
+    settings = settings_of(
+        pipeline,
+        arguments.samplers,
+        arguments.num_inference_steps,
+        arguments.guidance_scales,
+        arguments.noise_levels,
+    )
     samplers = {name: make_sampler(name, own_sampler) for name in arguments.samplers}
     writes_card = is_folder and arguments.output_dir is None
     if arguments.license is not None:
@@ -92,8 +104,10 @@ with one_line_errors():
     training, held_out = data.load_beside(pipeline)
     real, unseen = (all_bytes(pictures) for pictures in (training, held_out))
     out = Path(arguments.output_dir or Path(arguments.model, "evaluation"))
-    drawn_of = torch.randint(len(real), (arguments.samples,), generator=torch.Generator().manual_seed(arguments.seed))
-    each = what_to_ask(pipeline, training, drawn_of.tolist())
+    asked_of = held_out if is_upsampler(pipeline) else training
+    drawn_of = torch.Generator().manual_seed(arguments.seed)
+    drawn_of = torch.randint(len(asked_of), (arguments.samples,), generator=drawn_of).tolist()
+    each = what_to_ask(pipeline, asked_of, drawn_of)
 
     width = FEATURE_DIM if given is None else extract_features(real[:2], given).shape[1]
     least = 2 * (width + 1)  # for the Fréchet distance of halves
@@ -118,7 +132,9 @@ with one_line_errors():
     feature_fn = given or classifier
     models = [model for model in pipeline.components.values() if isinstance(model, torch.nn.Module)]
     process = own_sampler and own_sampler.to_json_string()
-    drawn_by = f"{[*map(weights_fingerprint, models)]} {process} {each} {arguments.samples} {arguments.seed}"
+    drawn_by = (
+        f"{[*map(weights_fingerprint, models)]} {process} {asked_of.fingerprint} {arguments.samples} {arguments.seed}"
+    )
     drawn_by = hashlib.blake2b(drawn_by.encode(), digest_size=4).hexdigest()
 
 report = {
@@ -163,6 +179,10 @@ if state.is_main_process:
     report["held_out"] = evaluate_features(of_unseen, of_real)
     if "class_labels" in each:
         report["held_out"] |= recognised(classifier, unseen, held_out.labels, training.label_names)
+    if is_upsampler(pipeline):
+        enlarged = enlarged_by_interpolation(pipeline, asked_of, drawn_of)
+        report["interpolated"] = evaluate_features(extract_features(enlarged, feature_fn), of_real)
+        draw_enlarged(pipeline, held_out, shared=False, num_inference_steps=20).save(out / "enlarged.png")
     told = what_the_unet_is_told(pipeline, held_out) if "unet" in pipeline.components else {}
     report["bits_per_dimension"] = bits_per_dimension(pipeline, unseen.to(state.device), **told)
     text = json.dumps(report, indent=2, default=dataclasses.asdict)

@@ -16,6 +16,7 @@ from hf_genmod import (
     AutoencoderPipeline,
     ClassifierFreeGuidedPipeline,
     ClassifierGuidedPipeline,
+    SuperResolutionPipeline,
     VariationalAutoencoder,
 )
 from hf_genmod.doctor import examine
@@ -84,6 +85,12 @@ def test_a_checkpoint_that_loads_but_does_not_sample_is_found(tmp_path):
     assert not list(examine(tmp_path))
     edit(tmp_path / "scheduler/scheduler_config.json", prediction_type="none")
     assert "it does not sample where this package is not installed" in only(examine(tmp_path))
+
+
+def test_an_upsampler_is_sound_without_a_picture_of_its_own(tmp_path):
+    unet = tiny_unet(conditioning_channels=3)
+    SuperResolutionPipeline(unet, AncestralDDPMScheduler(**COSINE)).save_pretrained(tmp_path)
+    assert list(examine(str(tmp_path))) == []
 
 
 def test_an_autoencoder_is_sound_without_a_prior(tmp_path):

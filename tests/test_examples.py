@@ -28,6 +28,7 @@ from hf_genmod import (
     ClassifierFreeGuidedPipeline,
     ClassifierGuidedPipeline,
     NoisyImageClassifier,
+    SuperResolutionPipeline,
     UnconditionalPipeline,
     VariationalAutoencoder,
     load_pipeline,
@@ -101,6 +102,109 @@ def test_training_without_labels_and_with_a_learned_variance_in_bf16(tmp_path):
     (image,) = load_pipeline(tmp_path / "run")(num_inference_steps=2).images
     assert (image.mode, image.size) == ("RGB", (16, 16))
     assert list((tmp_path / "run" / "logs").rglob("events*"))
+
+
+@pytest.fixture(scope="module")
+def upsampler_run(class_folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("upsampler") / "run"
+    flags = ["--factor", "2", "--block_out_channels", "16", "32", "--batch_size", "4", "--with_labels"]
+    command = ["train_upsampler.py", "--dataset", class_folders, "--output_dir", folder, "--license", "mit"]
+    done = run(*command, "--max_train_steps", 2, "--sampling_steps", 1, *flags)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_training_an_upsampler_on_full_size_pictures_leaves_one_of_them(class_folders, upsampler_run):
+    pipe = load_pipeline(upsampler_run)
+    assert type(pipe) is SuperResolutionPipeline
+    assert (pipe.picture_shape, pipe.config.factor, pipe.config.max_noise_level) == ((1, 16, 16), 2, 250)
+    assert sorted(pipe.labels) == sorted(folder.name for folder in class_folders.iterdir())
+    (image,) = pipe(picture_of(class_folders), num_inference_steps=1).images
+    assert (image.mode, image.size) == ("L", (32, 32))
+    assert Image.open(upsampler_run / "samples" / "step-000001.png").size == (12 * 16, 8 * 16)
+    card = (upsampler_run / "README.md").read_text()
+    assert "enlarges pictures to 2 times their height and width" in card
+    assert not (upsampler_run / "samples.png").exists()  # whose pictures would it show?
+
+
+def test_an_upsampler_is_trained_on_crops_of_what_is_larger(tmp_path):
+    flags = ["--resolution", "32x48", "--crop_size", "16", "--factor", "4", "--max_noise_level", "0"]
+    small = ["--block_out_channels", "16", "32", "--batch_size", "4", "--sampling_steps", "0"]
+    done = run("train_upsampler.py", *flags, *small, "--max_train_steps", 1, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    pipe = load_pipeline(tmp_path / "run")
+    assert (pipe.picture_shape, pipe.config.max_noise_level) == ((3, 32, 48), 0)
+
+
+@pytest.mark.parametrize(
+    "flags, error",
+    [
+        (["--factor", "3"], "error: factor: 3 is not one of 2, 4, 8"),
+        (["--factor", "8", "--resolution", "20"], "error: factor: 8 does not divide 20x20; give --resolution 24x24"),
+        (["--crop_size", "20"], "error: crop_size: 20 is not a multiple of 8 up to 32"),
+        (["--crop_size", "64"], "error: crop_size: 64 is not a multiple of 8 up to 32"),
+        (["--max_noise_level", "2000"], "error: max_noise_level: 2000 is not between 0 and 1000"),
+        (["--dataset", "nowhere/at/all"], "error: nowhere/at/all"),
+        (["--vae", "runs/vae"], "error: --vae: no such flag"),
+    ],
+)
+def test_an_upsampler_that_cannot_be_trained_is_refused_in_one_sentence(flags, error, tmp_path):
+    command = ["train_upsampler.py", "--output_dir", tmp_path / "run", "--max_train_steps", 1, "--resolution", "32"]
+    assert error_of(*command, *flags).startswith(error)
+    assert not (tmp_path / "run").exists()
+
+
+class TestSamplingACascade:
+    @pytest.fixture(scope="class")
+    def base(self, upsampler_run, tmp_path_factory):
+        labels = load_pipeline(upsampler_run).labels
+        unet = tiny_unet(in_channels=1, out_channels=1, num_classes=len(labels))
+        id2label = {index: name for name, index in labels.items()}
+        pipe = ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(), id2label=id2label)
+        folder = tmp_path_factory.mktemp("base")
+        pipe.save_pretrained(folder)
+        return folder
+
+    def test_draws_small_pictures_and_enlarges_them(self, base, upsampler_run, tmp_path):
+        flags = ["--class_labels", "circle", "1", "--count", "2", "--num_inference_steps", "1", "--noise_level", "50"]
+        command = ["sample_cascade.py", "--base", base, "--upsamplers", upsampler_run, "--output_dir", tmp_path]
+        done = run(*command, *flags)
+        assert done.returncode == 0, done.stderr
+        names = [f"{name}-{i}-16x16.png" for name in ("1", "circle") for i in range(2)]
+        assert sorted(file.name for file in tmp_path.iterdir()) == [*names, "stages.png"]
+        assert Image.open(tmp_path / "stages.png").size == (4 * 16, 2 * 16)
+        assert done.stdout.strip() == f"{tmp_path} holds 4 pictures and stages.png"
+
+    def test_enlarges_pictures_of_ones_own_in_tiles(self, upsampler_run, tmp_path):
+        rng = np.random.default_rng(0)
+        for name, size in (("a", (19, 30, 3)), ("b", (5, 4, 3))):
+            Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(tmp_path / f"{name}.jpg")
+        command = ["sample_cascade.py", "--upsamplers", upsampler_run, "--num_inference_steps", 1]
+        files = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+        done = run(*command, "--images", *files, "--tile_size", 32, "--output_dir", tmp_path / "out")
+        assert done.returncode == 0, done.stderr
+        assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a-60x38.png", "b-8x10.png"]
+        assert Image.open(tmp_path / "out" / "a-60x38.png").size == (60, 38)
+
+    @pytest.mark.parametrize(
+        "flags, error",
+        [
+            ([], "error: base: give either it, a model that draws, or --images to enlarge"),
+            (["--images", "nowhere.png"], "error: [Errno 2] No such file"),
+            (["--images", __file__], "error: cannot identify image file"),
+            (["--images", "a/1.png", "b/1.png"], "error: images: two of them have one name"),
+            (["--base", "{base}", "--prompts", "a cat"], "error: base: a ClassifierFreeGuidedPipeline is asked by"),
+            (["--base", "{base}", "--class_labels", "sqare"], "error: class_labels: 'sqare' is not one of"),
+            (["--base", "{base}", "--noise_level", "999"], "error: noise_level: 999 is not a whole number from 0"),
+            (["--base", "{upsampler}"], "error: stages: one makes pictures of 16x16 pixels"),
+            (["--base", "{base}", "--count", "0"], "error: count: 0 is not positive"),
+        ],
+    )
+    def test_mistakes_are_one_sentence(self, base, upsampler_run, flags, error, tmp_path):
+        flags = [flag.format(base=base, upsampler=upsampler_run) for flag in flags]
+        command = ["sample_cascade.py", "--upsamplers", upsampler_run, "--output_dir", tmp_path / "out"]
+        assert error_of(*command, *flags).startswith(error)
+        assert not list(tmp_path.glob("out/*"))
 
 
 def test_a_classifier_trained_for_a_model_guides_it(class_folders, tmp_path):
@@ -205,7 +309,7 @@ def test_training_a_variational_autoencoder_leaves_one_that_samples_from_its_pri
     images = pipe.reconstruct(picture_of(class_folders)).images + pipe(2).images
     assert [(image.mode, image.size) for image in images] == [("L", (16, 16))] * 3
     with torch.no_grad():
-        x = torch.stack([pipe._preprocess(Image.open(file))[0] for file in class_folders.rglob("*.png")])
+        x = torch.stack([pipe.preprocess(Image.open(file), 1)[0] for file in class_folders.rglob("*.png")])
         posterior = pipe.vae.encode(x).latent_dist
     spread = (posterior.mean.var(correction=0) + posterior.var.mean()).sqrt().item()
     assert pipe.vae.config.scaling_factor == pytest.approx(1 / spread, rel=1e-3)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
 from huggingface_hub import HfApi, ModelCard
+from PIL import Image
 from safetensors.torch import save_file
 from tiny import tiny_autoencoder, tiny_text_pipeline, tiny_unet, tiny_vae
 
@@ -18,6 +19,7 @@ from hf_genmod import (
     AutoencoderPipeline,
     ClassifierFreeGuidedPipeline,
     DenoisingUNet2DModel,
+    SuperResolutionPipeline,
     UnconditionalPipeline,
     VariationalAutoencoder,
     load_pipeline,
@@ -199,6 +201,7 @@ CHECKPOINTS = {
         tiny_unet(in_channels=4, out_channels=4), AncestralDDPMScheduler(clip_sample=False), tiny_vae()
     ),
     "autoencoder": lambda: AutoencoderPipeline(tiny_autoencoder(VariationalAutoencoder)),
+    "upsampler": lambda: SuperResolutionPipeline(tiny_unet(conditioning_channels=3), AncestralDDPMScheduler()),
 }
 NOT_FOR_THE_HUB = ("checkpoints/step-9/state.pt", "samples/step-9.png", "evaluation/closest_20_pixels.png",
                    "evaluation/samples/20/00000.pt", "logs/events.1", "unet/notes.md", "secret.txt")  # fmt: skip
@@ -229,7 +232,8 @@ class TestPushCheckpoint:
         report = push_checkpoint(folder, repo_id, license="mit")
         files = hub.files(repo_id)
         assert set(files) == {*report.files, ".gitattributes"}
-        assert {"README.md", "samples.png", "loss.png", "model_index.json", "genmod_pipelines.py"} <= set(files)
+        assert {"README.md", "loss.png", "model_index.json", "genmod_pipelines.py"} <= set(files)
+        assert ("samples.png" in files) == (kind != "upsampler")  # of whose pictures?
         assert not set(files) & {*NOT_FOR_THE_HUB, "training_config.json", "metrics.jsonl", "push_report.json"}
         for name in report.files:
             assert files[name] == (folder / name).read_bytes()
@@ -242,6 +246,7 @@ class TestPushCheckpoint:
         (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
         assert f'from_pretrained("{repo_id}"' in snippet
         monkeypatch.chdir(folder.parent)
+        Image.new("RGB", (4, 4)).save("small.png")  # for an upsampler
         exec(snippet, {})  # as pasted
         assert (folder.parent / "sample.png").is_file()
         assert type(load_pipeline(repo_id)) is type(load_pipeline(folder))

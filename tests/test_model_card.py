@@ -17,6 +17,7 @@ from hf_genmod import (
     AutoencoderPipeline,
     ClassifierFreeGuidedPipeline,
     ClassifierGuidedPipeline,
+    SuperResolutionPipeline,
     UnconditionalPipeline,
 )
 from hf_genmod.model_card import _is_as_written, figures_of, license_of, write_card
@@ -82,7 +83,12 @@ KINDS = {
         "A variational autoencoder",
     ),
     "plain": (with_prior, "An autoencoder"),
+    "upsampler": (
+        lambda: SuperResolutionPipeline(tiny_unet(conditioning_channels=3), AncestralDDPMScheduler(), factor=4),
+        "that enlarges pictures to 4 times their height and width, which makes pictures of 8×8",
+    ),
 }
+TASKS = {"text": "text-to-image", "upsampler": "image-to-image"}
 
 
 @pytest.fixture
@@ -145,9 +151,13 @@ def test_a_card_says_what_it_is_where_it_comes_from_and_how_to_use_it(kind, run,
     assert (folder / "README.md").read_text() == str(card)
     card.validate()
     assert card.data.license == "mit" and {"diffusers", "hf_genmod"} <= set(card.data.tags)
-    assert card.data.pipeline_tag == ("text-to-image" if kind == "text" else "unconditional-image-generation")
+    assert card.data.pipeline_tag == TASKS.get(kind, "unconditional-image-generation")
     assert KINDS[kind][1] in card.text
-    assert Image.open(folder / "samples.png").width >= 64
+    if kind == "upsampler":
+        assert not (folder / "samples.png").exists()  # whose pictures would it show?
+        Image.new("RGB", (4, 6)).save(tmp_path / "small.png")
+    else:
+        assert Image.open(folder / "samples.png").width >= 64
     weights = [load_file(file) for file in folder.glob("*/*.safetensors")]
     count = sum(weight.numel() for file in weights for weight in file.values())
     assert f"It has {count:,} numbers" in card.text
@@ -163,7 +173,8 @@ def test_a_card_says_what_it_is_where_it_comes_from_and_how_to_use_it(kind, run,
     assert len([line for line in snippet.splitlines() if line]) <= 5
     monkeypatch.chdir(tmp_path)
     exec(snippet, {})
-    assert Image.open("sample.png").size[0] >= 8
+    width, height = Image.open("sample.png").size
+    assert (width, height) == (16, 24) if kind == "upsampler" else width >= 8
 
 
 def test_every_measure_is_in_the_card_and_in_what_the_hub_shows(run, hub):
@@ -210,6 +221,22 @@ def test_limits_follow_from_what_was_measured(run):
 def test_what_was_not_measured_is_said_to_be_unknown(run):
     text = write_card(run(), "mit").text
     assert "How good it is has not been measured" in text and "whether it copies are not known" in text
+
+
+def test_the_card_of_an_upsampler_compares_it_with_interpolation_and_shows_pictures_only_at_home(run):
+    folder = run("upsampler")
+    setting = measured(1) | {"noise_level": 50}
+    del setting["guidance_scale"], setting["recognised_share"], setting["recognised_share_by_class"]
+    report(folder, setting)
+    file = folder / "evaluation" / "evaluation.json"
+    interpolated = {"frechet_distance": around(77.7), "coverage": share(99, 500)}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"interpolated": interpolated}))
+    Image.new("RGB", (8, 8)).save(folder / "evaluation" / "enlarged.png")
+    card = write_card(folder, "mit").text
+    assert re.search(r"\| DPMSolver, 20 steps, noise level 50 \| 3.21 .*\n\| bicubic \| 77.7 ", card)
+    assert "(evaluation/enlarged.png)" in card and "made small and enlarged again" in card
+    assert "(evaluation/" not in write_card(folder, "mit", repo_id="user/model").text
+    assert figures_of(folder) == ["loss.png"]
 
 
 def test_a_card_for_the_hub_shows_no_training_pictures(run):

@@ -10,12 +10,22 @@ from hf_genmod import (
     AutoencoderPipeline,
     ClassifierFreeGuidedPipeline,
     ClassifierGuidedPipeline,
+    SuperResolutionPipeline,
     UnconditionalPipeline,
 )
 from hf_genmod.data import PictureDataset
 from hf_genmod.evaluation import Share, nearest_of
 from hf_genmod.features import FeatureClassifier
-from hf_genmod.report import audit, make_sampler, recognised, settings_of, what_the_unet_is_told, what_to_ask
+from hf_genmod.pipelines.genmod_pipelines import enlarge, shrink
+from hf_genmod.report import (
+    audit,
+    enlarged_by_interpolation,
+    make_sampler,
+    recognised,
+    settings_of,
+    what_the_unet_is_told,
+    what_to_ask,
+)
 
 PICTURES = PictureDataset(
     [Image.new("RGB", (8, 8))] * 4,
@@ -38,6 +48,11 @@ def plain():
     return UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
 
 
+def upsampler(**config):
+    unet = tiny_unet(conditioning_channels=3, **config)
+    return SuperResolutionPipeline(unet, AncestralDDPMScheduler(), factor=4, max_noise_level=200)
+
+
 def test_settings_are_all_combinations_by_the_names_that_the_pipeline_takes():
     settings = settings_of(of_classes(), ["DDIMScheduler", "UniPCMultistepScheduler"], [5, 10], [1.0, 3.0])
     assert len({tuple(setting.items()) for setting in settings}) == 8
@@ -50,6 +65,13 @@ def test_settings_are_all_combinations_by_the_names_that_the_pipeline_takes():
     assert settings_of(fitted, [], [5], []) == [{"prior": "fitted"}]
     with pytest.raises(ValueError, match="guidance_scales: a UnconditionalPipeline is not guided"):
         settings_of(plain(), [], [5], [2.0])
+    levels = settings_of(upsampler(), [], [5], [], noise_levels=[0, 100])
+    assert [setting["noise_level"] for setting in levels] == [0, 100]
+    with pytest.raises(ValueError, match="guidance_scales: a SuperResolutionPipeline is not guided"):
+        settings_of(upsampler(), [], [5], [2.0])
+    assert settings_of(upsampler(num_classes=2), [], [5], [2.0])[0]["guidance_scale"] == 2.0
+    with pytest.raises(ValueError, match="noise_levels: a UnconditionalPipeline is no upsampler"):
+        settings_of(plain(), [], [5], [], noise_levels=[0])
 
 
 def test_a_sampler_is_of_the_same_process():
@@ -68,6 +90,7 @@ def test_a_pipeline_is_asked_by_what_it_knows():
     assert what_to_ask(of_classes(), PICTURES, [1, 0, 1]) == {"class_labels": [1, 0, 1]}
     assert what_to_ask(text, PICTURES, [2, 1]) == {"prompt": ["two lizards", "a green dog"]}
     assert what_to_ask(plain(), PICTURES, [0]) == {}
+    assert set(what_to_ask(upsampler(num_classes=2), PICTURES, [0])) == {"image", "class_labels"}
     assert what_the_unet_is_told(of_classes(), PICTURES)["class_labels"].tolist() == [0, 1, 1, 0]
     assert what_the_unet_is_told(guided(), PICTURES) == {}
     told = what_the_unet_is_told(text, PICTURES)
@@ -104,3 +127,18 @@ def test_the_figure_shows_the_closest_samples_above_the_pictures_that_they_copy(
     figure = Image.open(tmp_path / "closest_pixels.png")
     above, below = (figure.crop((0, y, figure.width, y + figure.height // 2)) for y in (0, figure.height // 2))
     assert above.tobytes() == below.tobytes()
+
+
+def test_an_upsampler_is_asked_to_enlarge_the_pictures_made_small():
+    images = torch.randint(0, 256, (3, 8, 12, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pictures = PictureDataset([Image.fromarray(image.numpy()) for image in images], "three")
+    x = images.permute(0, 3, 1, 2) / 127.5 - 1
+    small = shrink(x, 4)
+    asked = what_to_ask(upsampler(), pictures, [2, 0])["image"]
+    torch.testing.assert_close(torch.stack(asked), small[[2, 0]] / 2 + 0.5)
+    told = what_the_unet_is_told(upsampler(), pictures)
+    torch.testing.assert_close(told["conditioning_image"], enlarge(small, 4))
+    interpolated = enlarged_by_interpolation(upsampler(), pictures, [1])
+    expected = (enlarge(small[1:2], 4).clamp(-1, 1) + 1) * 127.5
+    assert interpolated.dtype == torch.uint8
+    assert (interpolated - expected).abs().max() <= 0.51

@@ -15,17 +15,25 @@ from hf_genmod import (
     Autoencoder,
     AutoencoderPipeline,
     ClassifierFreeGuidedPipeline,
+    SuperResolutionPipeline,
     UnconditionalPipeline,
+    shapes,
 )
+from hf_genmod.data import PictureDataset
+from hf_genmod.pipelines.genmod_pipelines import enlarge, shrink
+from hf_genmod.processes import processes
 from hf_genmod.recipe import ModelArguments
 from hf_genmod.sampling import (
     CHUNK,
+    draw_cascade,
     draw_checkpoint,
+    draw_enlarged,
     draw_images,
     draw_steps,
     draw_to_folder,
     draw_trajectory,
     side_by_side,
+    stage_rows,
     to_bytes,
 )
 
@@ -171,3 +179,106 @@ def test_what_a_checkpoint_makes_is_drawn_by_the_seeds_from_0(kind):
     expected = picture.resize((8 * scale, 8 * scale), Image.Resampling.NEAREST)
     difference = np.abs(np.asarray(shown.convert("RGB"), float) - np.asarray(expected.convert("RGB"), float))
     assert difference.max() <= 1  # the shapes of a batch alter rounding
+
+
+NAMES = {0: "cat", 1: "dog", 2: "lizard"}
+
+
+def tiny_upsampler(factor=2, sample_size=16, num_classes=None, id2label=None):
+    unet = tiny_unet(conditioning_channels=3, sample_size=sample_size, num_classes=num_classes)
+    pipe = SuperResolutionPipeline(unet, AncestralDDPMScheduler(), id2label, factor=factor, max_noise_level=200)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class TestCascade:
+    @pytest.fixture
+    def stages(self):
+        base = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), AncestralDDPMScheduler(), id2label=NAMES)
+        base.set_progress_bar_config(disable=True)
+        return [base, tiny_upsampler(num_classes=3, id2label=NAMES), tiny_upsampler(4, sample_size=64)]
+
+    def test_each_stage_enlarges_what_the_one_before_has_drawn_by_one_seed(self, stages):
+        drawn = draw_cascade(
+            stages, [5], [0, 100], num_inference_steps=2, output_type="pt", all_stages=True, class_labels=["dog"]
+        )
+        seed, options = [torch.Generator().manual_seed(5)], {"num_inference_steps": 2, "output_type": "pt"}
+        small = stages[0](["dog"], generator=seed, **options).images
+        larger = stages[1](small, class_labels=["dog"], generator=seed, **options).images
+        largest = stages[2](larger, noise_level=100, generator=seed, **options).images
+        assert all(torch.equal(ours, expected) for ours, expected in zip(drawn, (small, larger, largest), strict=True))
+
+    def test_a_picture_is_that_of_its_seed_whatever_is_drawn_beside_it(self, stages):
+        request = {"noise_level": 50, "num_inference_steps": 2, "output_type": "pt"}
+        together = draw_cascade(stages, [7, 8, 9], class_labels=[0, 1, 2], **request)
+        alone = draw_cascade(stages, [8], class_labels=[1], **request)
+        torch.testing.assert_close(together[1], alone[0], rtol=0, atol=1e-3)
+        assert not torch.allclose(together[0], together[1], atol=0.1)
+
+    def test_only_the_stage_at_work_is_on_the_accelerator(self, stages, monkeypatch):
+        log = []
+        for i, pipe in enumerate(stages):
+            monkeypatch.setattr(pipe, "to", lambda device, i=i: log.append((i, str(device))))
+            pipe.unet.register_forward_hook(lambda *_, i=i: log.append((i, "works")))
+        draw_cascade(stages, [0], num_inference_steps=1, class_labels=["cat"])
+        device = str(processes().device)
+        assert log == [(i, what) for i in range(3) for what in (device, "works", "cpu")]
+
+    def test_without_labels_it_draws_as_many_as_there_are_seeds(self):
+        base = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+        base.set_progress_bar_config(disable=True)
+        drawn = draw_cascade([base, tiny_upsampler()], range(3), num_inference_steps=1, all_stages=True)
+        assert [[picture.size for picture in of_stage] for of_stage in drawn] == [[(8, 8)] * 3, [(16, 16)] * 3]
+        grid = stage_rows(drawn)
+        assert grid.size == (3 * 16, 2 * 16)
+        assert grid.crop((16, 16, 32, 32)).tobytes() == drawn[1][1].tobytes()
+
+    def test_an_upsampler_may_be_the_first(self):
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 9, 3), dtype=np.uint8))
+        (picture,) = draw_cascade([tiny_upsampler()], [0], num_inference_steps=1, image=[image])
+        assert picture.size == (18, 10)
+
+    @pytest.mark.parametrize(
+        "second, options, message",
+        [
+            (
+                lambda: tiny_upsampler(sample_size=32),
+                {},
+                "makes pictures of 8x8 pixels in 3 channels, and the next is",
+            ),
+            (lambda: UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()), {}, "only the first can be one"),
+            (lambda: tiny_upsampler(num_classes=3, id2label={0: "a", 1: "b", 2: "c"}), {}, "has the labels"),
+            (tiny_upsampler, {"noise_level": [0, 0]}, "noise_level: 2 of them, and there are 1 upsamplers"),
+            (tiny_upsampler, {"noise_level": 500}, "noise_level: 500 is not a whole number from 0 to 200"),
+            (tiny_upsampler, {"class_labels": ["cat", "dog"]}, "generator: a list of 1 for 2 pictures"),
+        ],
+    )
+    def test_mistakes_are_named(self, stages, second, options, message):
+        with pytest.raises(ValueError, match=message):
+            draw_cascade([stages[0], second()], [0], num_inference_steps=1, **({"class_labels": ["cat"]} | options))
+
+
+def test_enlarged_pictures_are_shown_between_interpolation_and_the_truth():
+    drawn = shapes.ShapesDataset(8, resolution=16)
+    pictures = PictureDataset([drawn[i]["image"] for i in range(8)], "shapes")
+    pipe = tiny_upsampler()
+    grid = draw_enlarged(pipe, pictures, num_columns=3, num_inference_steps=2)
+    assert grid.size == (3 * 16, 8 * 16)
+    cells = [
+        [np.asarray(grid.crop((16 * x, 16 * y, 16 * x + 16, 16 * y + 16)), int) for x in range(3)] for y in range(8)
+    ]
+    x = torch.stack([torch.from_numpy(np.array(drawn[i * 8 // 6]["image"])) for i in range(6)]).permute(0, 3, 1, 2)
+    small = shrink(x / 127.5 - 1, 2)
+    expected = {0: small.repeat_interleave(2, 2).repeat_interleave(2, 3), 1: enlarge(small, 2).clamp(-1, 1)}
+    for half in range(2):
+        for row, images in expected.items():
+            for column in range(3):
+                image = (images[3 * half + column].permute(1, 2, 0) + 1) * 127.5
+                assert np.abs(cells[4 * half + row][column] - image.numpy()).max() <= 0.51
+        for column in range(3):
+            i = 3 * half + column
+            assert (cells[4 * half + 3][column] == x[i].permute(1, 2, 0).numpy()).all()
+            image = pipe(
+                small[i : i + 1] / 2 + 0.5, generator=[torch.Generator().manual_seed(i)], num_inference_steps=2
+            )
+            assert np.abs(cells[4 * half + 2][column] - np.asarray(image.images[0], int)).max() <= 1

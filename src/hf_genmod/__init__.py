@@ -19,6 +19,7 @@ _MODULES = {
     "NoisyClassificationObjective": "objectives",
     "NoisyImageClassifier": "models.denoising_unet",
     "ReconstructionObjective": "objectives",
+    "SuperResolutionPipeline": "pipelines.genmod_pipelines",
     "TextToImagePipeline": "pipelines.genmod_pipelines",
     "Trainer": "training",
     "TrainingConfig": "training",

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from safetensors import safe_open
 
 from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
 from hf_genmod.processes import processes
 from hf_genmod.run_folder import PROVENANCE, RunFolder
 from hf_genmod.sampling import draw_checkpoint
+from hf_genmod.untrusted import shapes_in
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
@@ -25,6 +25,7 @@ _KINDS = {
     "ClassifierFreeGuidedPipeline": "A class-conditional diffusion model (DDPM with classifier-free guidance)",
     "TextToImagePipeline": "A text-to-image diffusion model (DDPM with classifier-free guidance)",
     "AutoencoderPipeline": "An autoencoder",
+    "SuperResolutionPipeline": "A diffusion model (DDPM) that enlarges pictures",
 }
 _CURVES = {
     "loss.png": "Loss of training and of held-out pictures",
@@ -34,6 +35,10 @@ _FIGURES = {
     "evaluation/guidance.png": "The strength of guidance against quality, with 95% intervals",
     "evaluation/steps.png": "The same noise by strengths of guidance and numbers of steps",
     "evaluation/trajectory.png": "How pictures come out of noise",
+}
+_OF_PICTURES = {
+    "evaluation/enlarged.png": "Held-out pictures made small; enlarged by bicubic interpolation, and by the model; as "
+    "they are",
 }
 # Name in evaluation.json -> heading here, and metric on the Hub.
 _METRICS = {
@@ -124,7 +129,15 @@ def base_of(folder: str | os.PathLike) -> str | None:
 
 def figures_of(folder: str | os.PathLike) -> list[str]:
     """The figures in a folder that show no training pictures and belong to its card."""
-    return [name for name in ("samples.png", *_CURVES, *_FIGURES) if Path(folder, name).is_file()]
+    figures = _figures(_Facts(Path(folder)), shared=True)
+    return [name for name in ("samples.png", *_CURVES, *figures) if Path(folder, name).is_file()]
+
+
+def _figures(facts: "_Facts", shared: bool) -> dict[str, str]:
+    """Names and descriptions; those of an upsampler show pictures that were given to it."""
+    if facts.factor:
+        return {} if shared else _FIGURES | _OF_PICTURES
+    return _FIGURES
 
 
 def _digest(text: str) -> str:
@@ -155,15 +168,14 @@ class _Facts:
             for name, entry in self.index.items()
             if isinstance(entry, list) and entry[0] is not None and name != "_class_name"
         }
+        self.factor = self.index.get("factor")  # of an upsampler
         self.is_autoencoder = "vae" in self.configs and "unet" not in self.configs
         names = self.index.get("id2label") or {}  # JSON has made the keys strings, and sorted them as such
         self.classes = [names[index] for index in sorted(names, key=int)]
         self.num_parameters = 0
         parts = [part for name in self.configs for part in (folder / name).glob("*.safetensors")]
         for file in parts if self.index else [folder / LORA_WEIGHT_NAME_SAFE]:
-            with safe_open(file, framework="pt") as opened:
-                shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118 (no dict)
-                self.num_parameters += sum(math.prod(shape) for shape in shapes)
+            self.num_parameters += sum(math.prod(shape) for shape in shapes_in(file))
         captions = self.provenance.get("captions", []) if "tokenizer" in self.index else []  # others were told none
         self.captions = [caption if isinstance(caption, str) else caption[0] for caption in captions if caption]
 
@@ -183,6 +195,8 @@ class _Facts:
         """How to ask the pipeline for a picture, in Python."""
         if self.base:
             return ", ".join(f"{name}={_in_quotes(value)}" for name, value in self.asked.items())
+        if self.factor:
+            return 'image=Image.open("small.png")'
         if self.classes:
             return f"class_labels={_in_quotes(self.classes[0])}"
         if self.configs.get("classifier", self.configs.get("unet", {})).get("num_classes"):
@@ -228,6 +242,8 @@ def _draw_samples(facts: _Facts):
     file = facts.folder / "samples.png"
     if facts.base is None and facts.index.get("vae", [None, None])[1] == "AutoencoderKL" and facts.is_autoencoder:
         return  # which has no prior to draw from
+    if facts.factor:
+        return  # of whose pictures?
     if facts.base is None:
         pipeline = GenerationPipeline.from_pretrained(facts.folder).to(processes().device)
         pipeline.set_progress_bar_config(disable=True)
@@ -245,6 +261,7 @@ def _metadata(facts: _Facts, license: str, repo_id: str | None) -> ModelCardData
     is_text = "tokenizer" in facts.configs or "prompt" in facts.asked
     on_hub = facts.base is not None and not os.path.isdir(facts.base)
     task = "text-to-image" if is_text else "unconditional-image-generation"
+    task = "image-to-image" if facts.factor else task
     results = [
         EvalResult(
             task_type=task,
@@ -305,7 +322,7 @@ def _words(facts: _Facts, license: str, repo_id: str | None, revision: str | Non
         "evaluation": _evaluation(facts),
         "settings": _settings(report) if report.get("settings") else "",
         "by_class": _by_class(report),
-        "figures": there(_FIGURES),
+        "figures": there(_figures(facts, shared=repo_id is not None)),
         "audit": _audit(report, shared=repo_id is not None),
         "closest": [] if repo_id else list(closest.items()),
         "limits": _limits(facts),
@@ -324,6 +341,8 @@ def _summary(facts: _Facts) -> str:
     kind = _KINDS[facts.index["_class_name"][1]]
     if facts.is_autoencoder and facts.index["vae"][1] != "Autoencoder":
         kind = "A variational autoencoder"
+    if facts.factor:
+        kind += f" to {facts.factor} times their height and width"
     if "unet" in facts.configs and "vae" in facts.configs:
         kind += " in the latent space of an autoencoder"
     classes = f", of {len(facts.classes)} classes: {_listed(facts.classes)}" if facts.classes else ""
@@ -346,7 +365,7 @@ def _caption(facts: _Facts) -> str:
 
 
 def _usage(facts: _Facts, where: str) -> str:
-    lines = ["from diffusers import DiffusionPipeline", ""]
+    lines = ["from diffusers import DiffusionPipeline", *(["from PIL import Image"] if facts.factor else []), ""]
     model = f'"{facts.base}"' if facts.base else where
     lines.append(f"pipe = DiffusionPipeline.from_pretrained({model}, trust_remote_code=True)")
     if facts.base:
@@ -415,6 +434,8 @@ def _evaluation(facts: _Facts) -> str:
         "other features or of other numbers of samples cannot be compared with these. In brackets 95% intervals: "
         "Wilson's of shares, of distances by halves of the samples."
     )
+    if "interpolated" in report:
+        text += " Samples are held-out pictures, made small and enlarged again; bicubic is interpolation."
     if not report["dataset"]["held_out_is_unseen"]:
         text += " The held-out pictures are some of those that it was trained on, as there are no others."
     for name, bits in report.get("bits_per_dimension", {}).items():
@@ -437,6 +458,8 @@ def _settings(report: dict) -> str:
     for setting in report["settings"]:
         cost = [f"{setting['forward_passes']:.0f}", _shown(setting["seconds"])]
         rows.append([_called(setting), *(_shown(setting[name], name) for name in names), *cost])
+    if "interpolated" in report:
+        rows.append(["bicubic", *(_shown(report["interpolated"].get(name), name) for name in names), "", ""])
     rows.append(["held-out pictures", *(_shown(report["held_out"].get(name), name) for name in names), "", ""])
     return _table(rows)
 
@@ -458,6 +481,7 @@ def _called(setting: dict) -> str:
     words += [f"{setting['num_inference_steps']} steps"] if "num_inference_steps" in setting else []
     words += [f"{symbol} = {setting[name]:g}" for name, symbol in _SCALES.items() if name in setting]
     words += [f"{setting['prior']} prior"] if "prior" in setting else []
+    words += [f"noise level {setting['noise_level']}"] if "noise_level" in setting else []
     return ", ".join(word for word in words if word)
 
 

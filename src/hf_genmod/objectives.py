@@ -11,6 +11,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from hf_genmod.pipelines.genmod_pipelines import enlarge, noised_by, shrink
+
 WEIGHTINGS = ("simple", "min_snr", "balanced", "vlb")
 PIXEL_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
 
@@ -162,6 +164,8 @@ class DenoisingObjective:
     where y, a label or a caption, is replaced by the null label or "" with probability `condition_dropout` (Ho &
     Salimans 2022, https://arxiv.org/abs/2207.12598, Algorithm 1). Of a picture's captions one is drawn.
 
+    With `small`, the model is an upsampler: it sees the picture made small and enlarged again, too.
+
     A model with twice the output channels learns the variance Σ_θ too, by L_simple + 0.001 L_vlb, in which L_vlb
     does not move the mean (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672, Eq. 16).
 
@@ -177,6 +181,8 @@ class DenoisingObjective:
         condition_dropout (`float`, defaults to 0.1): In [0, 1].
         text (`Callable`, *optional*): From n captions to the model's keyword arguments of them, tensors (n, ...):
             [`~hf_genmod.text.Tokens`] or [`~hf_genmod.text.FrozenText`].
+        small (`Callable`, *optional*): From x_0 and `rng` to the x_0 to train on and the model's keyword arguments:
+            [`SmallPictures`].
 
     Raises:
         ValueError: If the weighting is unknown or the dropout not a probability.
@@ -191,6 +197,7 @@ class DenoisingObjective:
         weighting: str = "simple",
         condition_dropout: float = 0.1,
         text=None,
+        small=None,
     ):
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting: {weighting!r} is not one of {', '.join(WEIGHTINGS)}")
@@ -201,12 +208,15 @@ class DenoisingObjective:
         self.weighting = weighting
         self.condition_dropout = condition_dropout
         self.text = text
+        self.small = small
 
     def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         scheduler, x_0 = self.scheduler, batch["images"]
+        condition = {}
+        if self.small is not None:
+            x_0, condition = self.small(x_0, rng)
         t, x_t, epsilon = noised(x_0, scheduler, rng)
 
-        condition = {}
         if self.null_label is not None:
             dropped = rng.uniform() < self.condition_dropout
             condition["class_labels"] = batch["class_labels"].masked_fill(dropped, self.null_label)
@@ -264,6 +274,56 @@ class DenoisingObjective:
         if self.scheduler.config.prediction_type == "sample":
             return weight
         return weight / (snr + 1)  # ‖v − v̂‖² = (SNR + 1) ‖x_0 − x̂_0‖²
+
+
+class SmallPictures:
+    r"""
+    What an upsampler sees of a picture x_0 beside x_t, as [`SuperResolutionPipeline`] shows it (conditioning
+    augmentation, Ho et al. 2022, https://arxiv.org/abs/2106.15282, section 4.2):
+
+        y = D(x_0),   c = U(√ᾱ_s y + √(1−ᾱ_s) ε′),   s = ⌊(m + 1) u²⌋,   u ~ Uniform[0, 1),  ε′ ~ N(0, I)
+
+    where D makes the picture small and U enlarges. Little noise is more frequent than much, as it is in use.
+
+    Args:
+        scheduler ([`AncestralDDPMScheduler`]): Whose ᾱ.
+        factor (`int`, defaults to 2): How many times smaller y is.
+        max_noise_level (`int`, defaults to 250): m in timesteps; 0 trains without noise.
+        crop_size (`int`, *optional*): Height and width of the part of each picture, drawn anew in every step, that is
+            trained on; by default the whole.
+
+    Raises:
+        ValueError: If the noise level is no timestep, or the crop no multiple of the factor.
+    """
+
+    def __init__(self, scheduler, factor: int = 2, max_noise_level: int = 250, crop_size: int | None = None):
+        T = scheduler.config.num_train_timesteps
+        if not 0 <= max_noise_level <= T:
+            raise ValueError(f"max_noise_level: {max_noise_level} is not between 0 and {T}, the timesteps there are")
+        if crop_size is not None and (crop_size < 1 or crop_size % factor):
+            raise ValueError(f"crop_size: {crop_size} is not a multiple of the factor {factor}")
+        self.scheduler = scheduler
+        self.factor = factor
+        self.max_noise_level = max_noise_level
+        self.crop_size = crop_size
+
+    def __call__(self, x_0, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        y = shrink(x_0, self.factor)  # (n, C, h, w)
+        s = ((self.max_noise_level + 1) * rng.uniform().square()).long()
+        y = noised_by(self.scheduler, y, rng.normal(y.shape[1:], dtype=y.dtype), s)
+        c = enlarge(y, self.factor)
+        if self.crop_size is not None:  # after all that looks beyond its border
+            x_0, c = self._crop(torch.cat([x_0, c], dim=1), rng).chunk(2, dim=1)
+        return x_0, {"conditioning_image": c, "conditioning_timestep": s}
+
+    def _crop(self, images, rng):
+        room = torch.tensor([(length - self.crop_size) // self.factor for length in images.shape[2:]])
+        corners = self.factor * (rng.uniform(2).cpu() * (room + 1)).long()  # (n, 2)
+        parts = [
+            image[:, top : top + self.crop_size, left : left + self.crop_size]
+            for image, (top, left) in zip(images, corners.tolist(), strict=True)
+        ]
+        return torch.stack(parts)
 
 
 def noised(x_0, scheduler, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -110,7 +110,7 @@ class DataArguments:
         training, held_out = self._as_of(pipeline).load_in_pixels(
             num_held_out=1000,
             hold_out=True,
-            require_labels=hasattr(pipeline, "labels"),
+            require_labels=getattr(pipeline, "num_classes", None) is not None,
             require_captions="tokenizer" in pipeline.components,
         )
         if names and names != training.label_names:
@@ -313,16 +313,9 @@ def _norm_num_groups(widths) -> int:
 
 
 @dataclasses.dataclass
-class ModelArguments(NetworkArguments):
+class DiffusionArguments(NetworkArguments):
     """Which U-Net and which diffusion process. Each is a flag of the training examples."""
 
-    vae: str | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "Autoencoder in whose latent space the model works: the folder of its run, or the folder or id of "
-            "one of diffusers."
-        },
-    )
     beta_schedule: str = dataclasses.field(default="squaredcos_cap_v2", metadata={"help": "Noise schedule."})
     prediction_type: str = dataclasses.field(
         default="v_prediction", metadata={"help": "What the U-Net predicts: 'v_prediction', 'epsilon' or 'sample'."}
@@ -340,6 +333,7 @@ class ModelArguments(NetworkArguments):
         num_classes: int | None = None,
         seed: int = 0,
         cross_attention_dim: int | None = None,
+        conditioning_channels: int = 0,
     ) -> DenoisingUNet2DModel:
         if dataset.vae is not None and (self.learn_variance or self.weighting == "vlb"):
             raise ValueError(
@@ -352,6 +346,7 @@ class ModelArguments(NetworkArguments):
             out_channels=dataset.channels * (2 if self.learn_variance else 1),
             num_classes=num_classes,
             cross_attention_dim=cross_attention_dim,
+            conditioning_channels=conditioning_channels,
         )
 
     def make_scheduler(self) -> AncestralDDPMScheduler:
@@ -393,6 +388,19 @@ class ModelArguments(NetworkArguments):
         )
 
 
+@dataclasses.dataclass
+class ModelArguments(DiffusionArguments):
+    """The same for a model that may work in the latent space of an autoencoder."""
+
+    vae: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Autoencoder in whose latent space the model works: the folder of its run, or the folder or id of "
+            "one of diffusers."
+        },
+    )
+
+
 def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: PictureDataset, file: Path):
     """Prints how often a classifier is right about held-out pictures at each noise level, and draws the curve."""
     levels = accuracy_by_noise_level(classifier, scheduler, held_out)
@@ -421,6 +429,8 @@ def _as_seen_by(pipeline, pictures: PictureDataset, mirrored: bool) -> PictureDa
     """Pictures, or latents of them, as the U-Net of a pipeline was trained on."""
     if "unet" not in pipeline.components:
         raise ValueError("the model is an autoencoder and no diffusion model; give another")
+    if pipeline.unet.config.conditioning_channels:
+        raise ValueError("the model is an upsampler, which makes pictures of others; give another")
     value_range, channels = pipeline.config.value_range, pipeline.picture_shape[0]
     _check_kind("dataset: the model", value_range, pictures)
     if pictures.channels != channels:

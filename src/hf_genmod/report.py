@@ -8,16 +8,22 @@ import diffusers
 import torch
 from diffusers import SchedulerMixin
 
+from hf_genmod.data import to_model_range
 from hf_genmod.evaluation import Share, audit_memorisation
 from hf_genmod.features import extract_features
 from hf_genmod.models.image_autoencoder import VariationalAutoencoder
+from hf_genmod.pipelines.genmod_pipelines import SuperResolutionPipeline, enlarge, shrink
 from hf_genmod.plots import draw_guidance
 from hf_genmod.sampling import draw_steps, draw_trajectory, side_by_side
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
 
 def settings_of(
-    pipeline, samplers: Sequence[str], num_inference_steps: Sequence[int], scales: Sequence[float]
+    pipeline,
+    samplers: Sequence[str],
+    num_inference_steps: Sequence[int],
+    scales: Sequence[float],
+    noise_levels: Sequence[int] = (),
 ) -> list[dict]:
     """
     All combinations of what samples are drawn by; of an autoencoder its priors.
@@ -27,21 +33,35 @@ def settings_of(
         samplers (sequence of `str`): Schedulers by name; by default its own.
         num_inference_steps (sequence of `int`): Numbers of steps.
         scales (sequence of `float`): Strengths of guidance; by default its own.
+        noise_levels (sequence of `int`): Of an upsampler; by default its own.
 
     Raises:
-        ValueError: If there are scales, and the model is not guided.
+        ValueError: If there are scales, and the model is not guided, or noise levels, and it is no upsampler.
     """
-    if scales and not (hasattr(pipeline, "labels") or "tokenizer" in pipeline.components):
+    if scales and not (has_labels(pipeline) or "tokenizer" in pipeline.components):
         raise ValueError(f"guidance_scales: a {type(pipeline).__name__} is not guided; leave them out")
+    if noise_levels and not is_upsampler(pipeline):
+        raise ValueError(f"noise_levels: a {type(pipeline).__name__} is no upsampler; leave them out")
     if "unet" not in pipeline.components:
         priors = ["standard"] if isinstance(pipeline.vae, VariationalAutoencoder) else []
         return [{"prior": prior} for prior in priors + ["fitted"] * bool(pipeline.vae.config.get("prior_rank"))]
     samplers = samplers or [type(pipeline.scheduler).__name__]
     strengths = [{scale_of(pipeline): scale} for scale in scales] or [{}]
+    noise = [{"noise_level": level} for level in noise_levels] or [{}]
     return [
-        {"sampler": sampler, "num_inference_steps": steps} | strength
-        for sampler, steps, strength in itertools.product(samplers, num_inference_steps, strengths)
+        {"sampler": sampler, "num_inference_steps": steps} | strength | level
+        for sampler, steps, strength, level in itertools.product(samplers, num_inference_steps, strengths, noise)
     ]
+
+
+def has_labels(pipeline) -> bool:
+    """Whether it can be asked for classes."""
+    return getattr(pipeline, "num_classes", None) is not None
+
+
+def is_upsampler(pipeline) -> bool:
+    """Whether it makes pictures of smaller ones."""
+    return isinstance(pipeline, SuperResolutionPipeline)
 
 
 def scale_of(pipeline) -> str:
@@ -64,13 +84,35 @@ def make_sampler(name: str, own: SchedulerMixin) -> SchedulerMixin:
 
 
 def what_to_ask(pipeline, pictures, indices: Sequence[int]) -> dict[str, list]:
-    """The labels or captions of pictures, so that samples have these in the data's own proportions."""
-    if hasattr(pipeline, "labels"):
-        return {"class_labels": pictures.labels[indices].tolist()}
+    """The labels or captions of pictures, so that samples have these in the data's own proportions; for an upsampler
+    the pictures made small."""
+    asked = {}
+    if is_upsampler(pipeline):
+        asked["image"] = list(pipeline.postprocess(_made_small(pipeline, pictures, indices), "pt"))
+    if has_labels(pipeline):
+        asked["class_labels"] = pictures.labels[indices].tolist()
     if "tokenizer" in pipeline.components:
         captions = [pictures.captions[i] for i in indices]
-        return {"prompt": [caption if isinstance(caption, str) else caption[0] for caption in captions]}
-    return {}
+        asked["prompt"] = [caption if isinstance(caption, str) else caption[0] for caption in captions]
+    return asked
+
+
+def _made_small(pipeline, pictures, indices) -> torch.Tensor:
+    """(n, C, h, w) in [-1, 1]."""
+    parts = torch.as_tensor(indices).split(256)
+    return torch.cat(
+        [
+            shrink(to_model_range(pictures.__getitems__(part.tolist())["images"]), pipeline.config.factor)
+            for part in parts
+        ]
+    )
+
+
+def enlarged_by_interpolation(pipeline, pictures, indices) -> torch.Tensor:
+    """Pictures made small and enlarged again by bicubic interpolation, for an upsampler to be compared with; `uint8`
+    (n, C, H, W)."""
+    images = enlarge(_made_small(pipeline, pictures, indices), pipeline.config.factor).clamp(-1, 1)
+    return ((images + 1) * 127.5).round().to(torch.uint8)
 
 
 def what_the_unet_is_told(pipeline, pictures) -> dict[str, torch.Tensor]:
@@ -78,7 +120,11 @@ def what_the_unet_is_told(pipeline, pictures) -> dict[str, torch.Tensor]:
     if "tokenizer" in pipeline.components:
         tokens, mask = pipeline.encode_prompt(what_to_ask(pipeline, pictures, range(len(pictures)))["prompt"])
         return {"encoder_hidden_states": tokens, "encoder_attention_mask": mask}
-    return {"class_labels": pictures.labels.to(pipeline.device)} if pipeline.unet.config.num_classes else {}
+    told = {"class_labels": pictures.labels.to(pipeline.device)} if pipeline.unet.config.num_classes else {}
+    if is_upsampler(pipeline):
+        small = _made_small(pipeline, pictures, range(len(pictures)))
+        told["conditioning_image"] = enlarge(small, pipeline.config.factor).to(pipeline.device)
+    return told
 
 
 def recognised(classifier, images, labels, names: list[str]) -> dict:
@@ -105,10 +151,12 @@ def draw_figures(pipeline, settings: list[dict], each: dict[str, list], folder: 
     settings as they were measured. Of an autoencoder there are none."""
     if "unet" not in pipeline.components:
         return
-    scale = scale_of(pipeline)
+    scale, choices = scale_of(pipeline), [1.0, 2.0, 4.0]
     some = {name: values[:4] for name, values in each.items()} or {"count": 4}
-    scales = sorted({setting[scale] for setting in settings if scale in setting}) or [1.0, 2.0, 4.0]
     if len(settings) > 1 and all(scale in setting for setting in settings):
         draw_guidance(settings, scale, folder / "guidance.png")
+    if is_upsampler(pipeline):
+        scale, choices = "noise_level", [share * pipeline.config.max_noise_level // 4 for share in (0, 1, 2, 4)]
+    scales = sorted({setting[scale] for setting in settings if scale in setting} or set(choices))
     draw_steps(pipeline, some, {scale: scales} if each else {}).save(folder / "steps.png")
     draw_trajectory(pipeline, some).save(folder / "trajectory.png")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import gather_object
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 
 from hf_genmod.data import PictureDataset, to_model_range
 from hf_genmod.models.image_autoencoder import VariationalAutoencoder
-from hf_genmod.pipelines.genmod_pipelines import AutoencoderPipeline
+from hf_genmod.pipelines.genmod_pipelines import AutoencoderPipeline, SuperResolutionPipeline, enlarge, shrink
 from hf_genmod.processes import processes
 
 CHUNK = 50  # pictures that are drawn, and kept, together
@@ -104,6 +105,7 @@ def draw_images(
     pipeline,
     class_labels: list | None = None,
     prompt: list[str] | None = None,
+    image: list[torch.Tensor] | None = None,
     count: int = 64,
     seed: int = 0,
     shared: bool = True,
@@ -116,7 +118,8 @@ def draw_images(
         pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): What draws them.
         class_labels (`list`, *optional*): The label of each picture.
         prompt (`list[str]`, *optional*): The prompt of each picture.
-        count (`int`): How many, without either.
+        image (`list[torch.Tensor]`, *optional*): What each picture is made from, (C, h, w).
+        count (`int`): How many, without any of these.
         shared (`bool`): `False` where not all processes call this: then this one does all the work.
         kwargs: Further arguments of the pipeline.
 
@@ -127,7 +130,7 @@ def draw_images(
         RuntimeError: On all processes, if one of them fails.
     """
     state = processes()
-    each = {"class_labels": class_labels, "prompt": prompt}
+    each = {"class_labels": class_labels, "prompt": prompt, "image": image}
     each = {name: values for name, values in each.items() if values is not None}
     count = len(next(iter(each.values()))) if each else count
     mine = range(state.process_index, count, state.num_processes) if shared else range(count)
@@ -191,6 +194,108 @@ def draw_reconstructions(
     samples = pipeline(len(seeds), prior, generator=seeds).images
     rows = pipeline.postprocess(pairs.transpose(0, 1).flatten(0, 2))
     return make_image_grid([*rows, *samples], 6, num_columns)
+
+
+def draw_cascade(
+    stages: Sequence,
+    seeds: Sequence[int],
+    noise_level: int | Sequence[int] = 0,
+    num_inference_steps: int = 50,
+    tile_size: int = 512,
+    output_type: str = "pil",
+    all_stages: bool = False,
+    **request,
+) -> list:
+    """
+    Pictures of a cascade (Ho et al. 2022, https://arxiv.org/abs/2106.15282): the first pipeline draws small ones, each
+    [`SuperResolutionPipeline`] after it makes them larger. Only the pipeline at work is on the accelerator.
+
+    Args:
+        stages (sequence of pipelines): The first may be an upsampler as well, which is asked by `image`.
+        seeds (sequence of `int`): One for each picture, for all its stages; it decides what the picture is made of,
+            whatever is drawn beside it.
+        noise_level (`int`, or one for each upsampler): s, which makes an upsampler mend what the stage before it has
+            drawn, rather than keep it.
+        num_inference_steps (`int`, defaults to 50): Steps of each stage.
+        tile_size (`int`, defaults to 512): What upsamplers work on at once.
+        output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as the pipelines take it.
+        all_stages (`bool`, defaults to `False`): Whether to return what each stage has drawn.
+        request: What the first stage is asked by; `class_labels` go to upsamplers with labels, too.
+
+    Returns:
+        The pictures, or with `all_stages` a list of them for each stage.
+
+    Raises:
+        ValueError: If a stage does not make pictures of the size and channels that the next one enlarges, or knows
+            other labels, or there are not as many noise levels as upsamplers.
+    """
+    for before, upsampler in zip(stages, stages[1:], strict=False):
+        _check_stage(before, upsampler)
+    upsamplers = [pipeline for pipeline in stages if isinstance(pipeline, SuperResolutionPipeline)]
+    levels = [noise_level] * len(upsamplers) if isinstance(noise_level, int) else list(noise_level)
+    if len(levels) != len(upsamplers):
+        raise ValueError(f"noise_level: {len(levels)} of them, and there are {len(upsamplers)} upsamplers")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    device, drawn = processes().device, []
+    asked = request if {"class_labels", "prompt", "image"} & set(request) else request | {"batch_size": len(seeds)}
+    for pipeline in stages:
+        if drawn:
+            asked = {"image": drawn[-1]}
+            if "class_labels" in request and pipeline.num_classes is not None:
+                asked["class_labels"] = request["class_labels"]
+        if pipeline in upsamplers:
+            asked = asked | {"noise_level": levels[upsamplers.index(pipeline)], "tile_size": tile_size}
+        if "unet" in pipeline.components:
+            asked = asked | {"num_inference_steps": num_inference_steps}
+        pipeline.to(device)
+        drawn.append(pipeline(**asked, generator=generators, output_type="pt").images)
+        pipeline.to("cpu")
+    if output_type != "pt":
+        drawn = [
+            pipeline.postprocess(pipeline.preprocess(images, images.shape[1]), output_type)
+            for pipeline, images in zip(stages, drawn, strict=True)
+        ]
+    return drawn if all_stages else drawn[-1]
+
+
+def stage_rows(drawn: list[list[Image.Image]], num_columns: int = 8) -> Image.Image:
+    """A grid of what each stage of a cascade has drawn, a row for each, all as large as the last."""
+    size = drawn[-1][0].size
+    rows = [[picture.resize(size, Image.Resampling.NEAREST) for picture in row[:num_columns]] for row in drawn]
+    return make_image_grid([picture for row in rows for picture in row], len(rows), len(rows[0]))
+
+
+def _check_stage(before, upsampler):
+    """Whether an upsampler is for the pictures of the stage before it."""
+    if not isinstance(upsampler, SuperResolutionPipeline):
+        raise ValueError(f"stages: a {type(upsampler).__name__} enlarges no pictures; only the first can be one")
+    channels, height, width = upsampler.picture_shape
+    fitting = (channels, height // upsampler.config.factor, width // upsampler.config.factor)
+    if before.picture_shape != fitting:
+        made, wanted = ("{1}x{2} pixels in {0} channels".format(*shape) for shape in (before.picture_shape, fitting))
+        raise ValueError(
+            f"stages: one makes pictures of {made}, and the next is for {wanted}; train one for the other"
+        )
+    labels = getattr(before, "labels", upsampler.labels)
+    if upsampler.num_classes is not None and labels != upsampler.labels:
+        raise ValueError(f"stages: one has the labels {[*labels]}, and the next {[*upsampler.labels]}")
+
+
+def draw_enlarged(pipeline, dataset: PictureDataset, num_columns: int = 12, **kwargs) -> Image.Image:
+    """A grid of pictures made small, of these enlarged by bicubic interpolation and by a [`SuperResolutionPipeline`],
+    and of the pictures as they are; twice."""
+    indices = [i * len(dataset) // (2 * num_columns) for i in range(2 * num_columns)]
+    batch, factor = dataset.__getitems__(indices), pipeline.config.factor
+    x = to_model_range(batch["images"])
+    small = shrink(x, factor)
+    each = {"image": list(pipeline.postprocess(small, "pt"))}
+    if pipeline.unet.config.num_classes is not None:
+        each["class_labels"] = batch["class_labels"].tolist()
+    drawn = draw_images(pipeline, **each, **kwargs)
+    seen = [F.interpolate(small, scale_factor=factor), enlarge(small, factor).clamp(-1, 1)]
+    rows = [*map(pipeline.postprocess, seen), drawn, pipeline.postprocess(x)]
+    halves = [row[start : start + num_columns] for start in (0, num_columns) for row in rows]
+    return make_image_grid([picture for row in halves for picture in row], 8, num_columns)
 
 
 def draw_checkpoint(pipeline, captions: Sequence[str] = ()) -> Image.Image:

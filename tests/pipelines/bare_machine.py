@@ -64,6 +64,8 @@ def fingerprint(pipeline):
             pictures.append(pipeline(2, prior, generator=generator, output_type=output_type).images)
         else:
             request = [0, 2] if "id2label" in pipeline.config else 2
+            if "factor" in pipeline.config:
+                request = torch.rand(2, pipeline.picture_shape[0], 4, 6, generator=generator)
             request = ["a red cat", "two dogs on a hill"] if hasattr(pipeline, "tokenizer") else request
             options = {"num_inference_steps": 2, "generator": generator, "output_type": output_type}
             pictures.append(pipeline(request, **options).images)

@@ -23,6 +23,7 @@ from hf_genmod.pipelines.genmod_pipelines import (
     AutoencoderPipeline,
     ClassifierFreeGuidedPipeline,
     ClassifierGuidedPipeline,
+    SuperResolutionPipeline,
     UnconditionalPipeline,
 )
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
@@ -72,6 +73,9 @@ PIPELINES = {
     ),
     "guided by a classifier in latent space": lambda: of_latents(
         ClassifierGuidedPipeline, VariationalAutoencoder, classifier=tiny_classifier(in_channels=2), id2label=NAMES
+    ),
+    "upsampler": lambda: SuperResolutionPipeline(
+        tiny_unet(conditioning_channels=3, num_classes=3), AncestralDDPMScheduler(), NAMES, 4, max_noise_level=100
     ),
     "autoencoder": lambda: AutoencoderPipeline(fitted(Autoencoder)),
     "variational autoencoder": lambda: AutoencoderPipeline(fitted(VariationalAutoencoder)),

@@ -255,12 +255,17 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
 
+    @property
+    def size_factor(self) -> int:
+        """What divides the height and the width of its pictures."""
+        return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
+
     def check_size(self, size: tuple[int, int]) -> None:
         """
         Raises:
             ValueError: If a picture of `size` = (height, width) cannot be folded and halved as this network needs.
         """
-        factor = self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
+        factor = self.size_factor
         if any(length % factor for length in size):
             below = tuple(max(length // factor, 1) * factor for length in size)
             above = tuple(-(-length // factor) * factor for length in size)

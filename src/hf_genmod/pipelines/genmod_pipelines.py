@@ -178,6 +178,44 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
             images = images[:, :3]
         return VaeImageProcessor().postprocess(images, output_type=output_type)
 
+    def preprocess(self, images, channels: int) -> torch.Tensor:
+        """The way back, to (n, channels, height, width) in [-1, 1]: pictures of PIL, one or a list of them; an array,
+        (n, height, width, channels), or a tensor, (n, channels, height, width), in [0, 1] or in the units of the data.
+        """
+        value_range = self.config.value_range
+        low, high = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+        if value_range is not None:
+            low, high = (torch.tensor(value_range[end])[:, None, None] for end in ("low", "high"))  # (C, 1, 1)
+        if isinstance(images, (list, tuple)) and images and all(isinstance(image, torch.Tensor) for image in images):
+            images = torch.stack(images)
+        if not isinstance(images, (np.ndarray, torch.Tensor)):
+            images = images if isinstance(images, (list, tuple)) else [images]
+            mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(channels)
+            if value_range is not None or mode is None:
+                raise ValueError("images: this model is of measured values; give an array or a tensor of them")
+            if not all(isinstance(image, Image.Image) for image in images):
+                raise ValueError("images: they are neither pictures of PIL nor one array or tensor")
+            if any(image.mode[0] in "IF" for image in images):
+                raise ValueError("images: some are of more than 8 bits, which this model does not know; convert them")
+            images = [_converted(image, mode) for image in images]
+            if len({image.size for image in images}) != 1:
+                raise ValueError("images: they are none or differ in size; give one or more of one size")
+            pixels = [np.asarray(image, np.float32).reshape(image.height, image.width, -1) for image in images]
+            images = np.stack(pixels) / 255
+        values = torch.as_tensor(images).float().cpu()
+        if values.ndim != 4:
+            raise ValueError(
+                f"images: an array of shape {tuple(values.shape)} has not four axes, the first for the pictures"
+            )
+        values = values.permute(0, 3, 1, 2) if isinstance(images, np.ndarray) else values
+        if values.shape[1] != channels or not len(values):
+            raise ValueError(
+                f"images: {len(values)} of {values.shape[1]} channels; this model takes one or more of {channels}"
+            )
+        if value_range is None and not (0 <= values.min() and values.max() <= 1):
+            raise ValueError(f"images: values from {values.min():.3g} to {values.max():.3g} are not in [0, 1]")
+        return 2 * (values - low) / (high - low).clamp(min=1e-30) - 1
+
     def _sigma(self, scheduler, i, t) -> float:
         """σ = √((1−ᾱ_t)/ᾱ_t) of what the network sees in step i."""
         scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), t))
@@ -583,8 +621,8 @@ class ClassConditionalPipeline(GenerationPipeline):
     """What the pipelines that are asked for classes share: the names of the labels, and classifier-free guidance."""
 
     @property
-    def num_classes(self) -> int:
-        """The number of labels that can be asked for."""
+    def num_classes(self) -> int | None:
+        """The number of labels that can be asked for; `None` of an upsampler without labels."""
         return self.unet.config.num_classes
 
     @property
@@ -598,17 +636,20 @@ class ClassConditionalPipeline(GenerationPipeline):
             id2label = dict(sorted((int(index), name) for index, name in id2label.items()))
         self.register_to_config(id2label=id2label, value_range=value_range)
 
-    def _classifier_free_guidance(self, x_t, t, weights, gamma):
-        """ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅) with the weights (n, num_classes), in as few passes as there can be."""
+    def _classifier_free_guidance(self, x_t, t, weights, gamma, **condition):
+        """ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅) with the weights (n, num_classes), in as few passes as there can be; of what
+        else each picture is conditioned on, (n, ...), both ε know."""
         n, channels = x_t.shape[:2]
         picture, label = weights.nonzero(as_tuple=True)
         null = torch.full((n,), self.unet.config.num_classes, device=x_t.device)
         if gamma == 0:
-            return self._denoise(x_t, t, class_labels=null)
+            return self._denoise(x_t, t, class_labels=null, **condition)
         w = weights[picture, label, None, None, None]
         if gamma == 1 and len(picture) == n and (w == 1).all():
-            return self._denoise(x_t, t, class_labels=label)
-        together = self._denoise(torch.cat([x_t, x_t[picture]]), t, class_labels=torch.cat([null, label]))
+            return self._denoise(x_t, t, class_labels=label, **condition)
+        condition = {name: torch.cat([value, value[picture]]) for name, value in condition.items()}
+        labels = torch.cat([null, label])
+        together = self._denoise(torch.cat([x_t, x_t[picture]]), t, class_labels=labels, **condition)
         eps_null, eps_k = together[:n, :channels], together[n:, :channels]
         direction = torch.zeros_like(eps_null).index_add(0, picture, w * (eps_k - eps_null[picture]))
         # A learned variance is not guided: it is the mean of those of the labels.
@@ -1188,6 +1229,162 @@ class TextToImagePipeline(GenerationPipeline):
         return torch.cat([eps, both[n:, channels:]], dim=1)  # a learned variance is not guided
 
 
+class SuperResolutionPipeline(ClassConditionalPipeline):
+    r"""
+    Larger pictures from small ones, by a diffusion model that sees the small picture y enlarged beside x_t (Saharia et
+    al. 2021, https://arxiv.org/abs/2104.07636), with noise in it of a level that the model is told (conditioning
+    augmentation, Ho et al. 2022, https://arxiv.org/abs/2106.15282, section 4.2):
+
+        ε_θ(x_t, t, c, s),   c = U(√ᾱ_s y + √(1−ᾱ_s) ε′),   ε′ ~ N(0, I)
+
+    where U enlarges by bicubic interpolation and ᾱ_s is what s steps of the process leave, ᾱ_0 = 1. With s = 0 the
+    picture is taken at its word; with more, what is wrong in it, as in a picture that another model has drawn, may be
+    mended. The U-Net is convolutional, so that pictures of any size can be enlarged; a large one is looked at in
+    overlapping tiles, whose predictions are blended in every step (Bar-Tal et al. 2023,
+    https://arxiv.org/abs/2302.08113).
+
+    Args:
+        unet ([`DenoisingUNet2DModel`]): ε_θ, with `conditioning_channels`.
+        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        id2label (`dict[int, str]`, *optional*): The name of each label, of a U-Net with labels.
+        factor (`int`, defaults to 2): How many times higher and wider the pictures become.
+        max_noise_level (`int`, defaults to 0): The most s that the U-Net was trained with.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
+
+    Raises:
+        ValueError: If the U-Net takes no picture beside x_t.
+    """
+
+    _optional_components = []
+    _scales = ("guidance_scale",)
+    vae = None  # it works on pixels
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        id2label: dict | None = None,
+        factor: int = 2,
+        max_noise_level: int = 0,
+        value_range: dict[str, list[float]] | None = None,
+    ):
+        super().__init__()
+        if unet.config.conditioning_channels != unet.config.in_channels:
+            raise ValueError(
+                f"unet: its conditioning_channels are {unet.config.conditioning_channels}, and not the "
+                f"{unet.config.in_channels} of its pictures, which it has to see enlarged"
+            )
+        if factor not in (2, 4, 8):
+            raise ValueError(f"factor: {factor!r} is not one of 2, 4, 8")
+        T = scheduler.config.num_train_timesteps
+        if not isinstance(max_noise_level, int) or not 0 <= max_noise_level <= T:
+            raise ValueError(f"max_noise_level: {max_noise_level!r} is not a whole number from 0 to {T}")
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self._register_names(id2label, value_range)
+        self.register_to_config(factor=factor, max_noise_level=max_noise_level)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image,
+        class_labels: str | int | dict | list[str | int | dict] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        noise_level: int = 0,
+        tile_size: int = 512,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Args:
+            image (`PIL.Image.Image`, a list of them, `np.ndarray` or `torch.Tensor`): n small pictures of one size,
+                whatever that is; arrays are (n, height, width, channels) and tensors (n, channels, height, width), in
+                [0, 1] or, of measured values, in the units of the data.
+            class_labels (*optional*): The class of each picture, as [`ClassifierFreeGuidedPipeline`] takes it; for a
+                U-Net with labels, which by default is told none.
+            guidance_scale, guidance_interval: γ and where it applies, as [`ClassifierFreeGuidedPipeline`] takes them.
+            noise_level (`int`, defaults to 0): s, in timesteps, from 0 to the `max_noise_level` of the model.
+            tile_size (`int`, defaults to 512): Height and width, in pixels of the result, of what the U-Net is shown
+                at once; smaller ones take less memory. Neighbours share a quarter of it.
+            num_inference_steps, generator, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: As
+                [`UnconditionalPipeline`] takes them.
+            latents (`torch.Tensor` of shape `(n, channels, height, width)`, *optional*): x_T, of the size of the
+                result, instead of noise.
+            output_type: As [`UnconditionalPipeline`] takes it.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
+
+        Raises:
+            ValueError: If a picture has other channels than the model, a label is unknown, an argument out of its
+                range or too large for finite pictures.
+        """
+        small = self.preprocess(image, self.unet.config.in_channels).to(self._execution_device)  # (n, C, h, w)
+        n, channels, *size = small.shape
+        larger = tuple(self.config.factor * length for length in size)
+        if class_labels is not None and self.num_classes is None:
+            raise ValueError("class_labels: given, but this model knows no classes; leave them out")
+        weights = None if class_labels is None else self._label_weights(class_labels)  # (n, num_classes)
+        _check_finite(guidance_scale=guidance_scale)
+        _check_interval(guidance_interval)
+        self._check_enlargement(n, weights, guidance_scale, noise_level, tile_size)
+        if latents is not None and tuple(latents.shape[2:]) != larger:
+            raise ValueError(f"latents: {tuple(latents.shape[2:])} is not {larger}, the size of the result")
+
+        generators = _one_generator_each(generator, n)
+        if latents is None:
+            latents = _standard_normal((channels, *larger), generators)
+        epsilon = _standard_normal((channels, *size), generators).to(small.device)
+        s = torch.full((n,), noise_level, device=small.device)
+        seen = enlarge(noised_by(self.scheduler, small, epsilon, s), self.config.factor).to(self.unet.dtype)
+
+        def predict(x_t, t, sigma):
+            gamma = guidance_scale if _is_within(sigma, guidance_interval) else 1.0
+
+            def of_tile(x_t, seen):
+                condition = {"conditioning_image": seen, "conditioning_timestep": s}
+                if self.num_classes is None:
+                    return self._denoise(x_t, t, **condition)
+                if weights is None:
+                    null = torch.full((n,), self.num_classes, device=x_t.device)
+                    return self._denoise(x_t, t, class_labels=null, **condition)
+                return self._classifier_free_guidance(x_t, t, weights, gamma, **condition)
+
+            return _blended(of_tile, (x_t, seen), tile_size, self.unet.size_factor)
+
+        return self._generate(
+            predict,
+            n,
+            num_inference_steps,
+            generators,
+            latents,
+            output_type,
+            return_dict,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+
+    def _check_enlargement(self, n, weights, guidance_scale, noise_level, tile_size):
+        if weights is None and guidance_scale != 1:
+            raise ValueError(f"guidance_scale: {guidance_scale} is towards class_labels, and none are given")
+        if weights is not None and len(weights) != n:
+            raise ValueError(f"class_labels: {len(weights)} for {n} pictures; give one for each, or none")
+        most = self.config.max_noise_level
+        if isinstance(noise_level, bool) or not isinstance(noise_level, Integral) or not 0 <= noise_level <= most:
+            raise ValueError(f"noise_level: {noise_level!r} is not a whole number from 0 to {most}, all it has seen")
+        _check_positive(tile_size=tile_size)
+        if tile_size < 4 * self.unet.size_factor:
+            raise ValueError(f"tile_size: {tile_size} is less than {4 * self.unet.size_factor}, the least that blends")
+        if not hasattr(self.scheduler, "alphas_cumprod"):
+            raise ValueError(f"scheduler: {type(self.scheduler).__name__} does not tell its noise levels; use another")
+
+
 class AutoencoderPipeline(GenerationPipeline):
     r"""
     Pictures through the latent space of an autoencoder, z = f(x) and x̂ = g(z): reconstructions, what lies between two
@@ -1345,7 +1542,7 @@ class AutoencoderPipeline(GenerationPipeline):
         return z
 
     def _encoded(self, images) -> torch.Tensor:
-        x = self._preprocess(images).to(self._execution_device, self.vae.dtype)
+        x = self.preprocess(images, self.vae.config.in_channels).to(self._execution_device, self.vae.dtype)
         if not hasattr(self.vae, "check_size"):  # that of diffusers would cut off what is left over
             factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
             if any(length % factor for length in x.shape[2:]):
@@ -1362,38 +1559,6 @@ class AutoencoderPipeline(GenerationPipeline):
             images = self.postprocess(self.vae.decode(z.to(self.vae.dtype)).sample.float(), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _preprocess(self, images) -> torch.Tensor:
-        """To [-1, 1], (n, C, H, W), with the channels of the autoencoder."""
-        channels, value_range = self.vae.config.in_channels, self.config.value_range
-        low, high = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
-        if value_range is not None:
-            low, high = (torch.tensor(value_range[end])[:, None, None] for end in ("low", "high"))  # (C, 1, 1)
-        if not isinstance(images, (np.ndarray, torch.Tensor)):
-            images = images if isinstance(images, (list, tuple)) else [images]
-            mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(channels)
-            if value_range is not None or mode is None:
-                raise ValueError("images: this model is of measured values; give an array or a tensor of them")
-            if not all(isinstance(image, Image.Image) for image in images):
-                raise ValueError("images: they are neither pictures of PIL nor one array or tensor")
-            images = [_converted(image, mode) for image in images]
-            if len({image.size for image in images}) != 1:
-                raise ValueError("images: they are none or differ in size; give one or more of one size")
-            pixels = [np.asarray(image, np.float32).reshape(image.height, image.width, -1) for image in images]
-            images = np.stack(pixels) / 255
-        values = torch.as_tensor(images).float().cpu()
-        if values.ndim != 4:
-            raise ValueError(
-                f"images: an array of shape {tuple(values.shape)} has not four axes, the first for the pictures"
-            )
-        values = values.permute(0, 3, 1, 2) if isinstance(images, np.ndarray) else values
-        if values.shape[1] != channels or not len(values):
-            raise ValueError(
-                f"images: {len(values)} of {values.shape[1]} channels; this model takes one or more of {channels}"
-            )
-        if value_range is None and not (0 <= values.min() and values.max() <= 1):
-            raise ValueError(f"images: values from {values.min():.3g} to {values.max():.3g} are not in [0, 1]")
-        return 2 * (values - low) / (high - low).clamp(min=1e-30) - 1
 
 
 def tokenize(texts: list[str], tokenizer, text_encoder) -> dict[str, torch.Tensor]:
@@ -1419,6 +1584,81 @@ def tokenize(texts: list[str], tokenizer, text_encoder) -> dict[str, torch.Tenso
             stacklevel=4,
         )
     return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+
+
+def shrink(images: torch.Tensor, factor: int) -> torch.Tensor:
+    """
+    Pictures (n, C, H, W) in [-1, 1] at 1/`factor` of their size, by the antialiased filter with which data sets are
+    scaled (Lanczos, as Pillow has it): R_h x R_wᵀ, where row i of R is w((j + ½) / factor − (i + ½)) for the pixels
+    j, divided by its sum, with w(u) = sinc(u) sinc(u / 3) up to |u| = 3.
+
+    Raises:
+        ValueError: If the factor does not divide their height and width.
+    """
+    if any(length % factor for length in images.shape[2:]):
+        height, width = images.shape[2:]
+        raise ValueError(f"factor: {factor} does not divide {height}x{width}, the size of the pictures")
+    rows, columns = (_lanczos(length, factor).to(images) for length in images.shape[2:])
+    images = (images @ columns.T).clamp(-1, 1)  # it swings beyond edges
+    return (rows @ images).clamp(-1, 1)
+
+
+def enlarge(images: torch.Tensor, factor: int) -> torch.Tensor:
+    """Pictures (n, C, h, w) at `factor` times their size, by bicubic interpolation."""
+    return F.interpolate(images, scale_factor=factor, mode="bicubic")
+
+
+def noised_by(scheduler: SchedulerMixin, images, epsilon, s: torch.Tensor) -> torch.Tensor:
+    """√ᾱ_s y + √(1−ᾱ_s) ε after s steps, (n,), of the process; none at s = 0."""
+    alpha_bar = torch.cat([torch.ones(1), scheduler.alphas_cumprod.cpu()]).to(s.device)[s]
+    alpha_bar = alpha_bar[:, None, None, None].to(images.dtype)
+    return alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * epsilon
+
+
+def _lanczos(length: int, factor: int) -> torch.Tensor:
+    """R, (length / factor, length)."""
+    centers = torch.arange(length // factor, dtype=torch.float64)[:, None] + 0.5
+    u = (torch.arange(length, dtype=torch.float64) + 0.5) / factor - centers
+    weights = torch.where(u.abs() < 3, torch.sinc(u) * torch.sinc(u / 3), 0.0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _blended(predict, inputs, tile_size: int, multiple: int) -> torch.Tensor:
+    """predict(*inputs) of tensors (n, C, H, W) by overlapping tiles, each weighted less towards its edges; sizes that
+    are no `multiple` are continued by their mirror image."""
+    height, width = inputs[0].shape[2:]
+    rows, columns = (_mirrored(length, -(-length // multiple) * multiple) for length in (height, width))
+    inputs = [x[:, :, rows][:, :, :, columns] for x in inputs]
+    tile_size = tile_size // multiple * multiple
+    if max(inputs[0].shape[2:]) <= tile_size:
+        return predict(*inputs)[:, :, :height, :width]
+
+    total, weights = None, torch.zeros(inputs[0].shape[2:], device=inputs[0].device)
+    for of_rows, weights_of_rows in _tiles(len(rows), tile_size, multiple):
+        for of_columns, weights_of_columns in _tiles(len(columns), tile_size, multiple):
+            weight = (weights_of_rows[:, None] * weights_of_columns).to(weights)
+            prediction = weight * predict(*(x[:, :, of_rows, of_columns] for x in inputs))
+            total = prediction.new_zeros(*prediction.shape[:2], *weights.shape) if total is None else total
+            total[:, :, of_rows, of_columns] += prediction
+            weights[of_rows, of_columns] += weight
+    return (total / weights)[:, :, :height, :width]
+
+
+def _mirrored(length: int, longer: int) -> torch.Tensor:
+    """The indices of 0 ... length - 1 continued to and fro."""
+    index = torch.arange(longer) % (2 * length)
+    return torch.minimum(index, 2 * length - 1 - index)
+
+
+def _tiles(length: int, tile_size: int, multiple: int):
+    """(slice, weights) of tiles that cover a length, neighbours sharing about a quarter of a tile or more."""
+    size, overlap = min(length, tile_size), tile_size // 4
+    count = 1 if length <= size else -(-(length - overlap) // (size - overlap))
+    position = torch.arange(size) + 0.5
+    weights = (torch.minimum(position, size - position) / overlap).clamp(max=1)
+    for i in range(count):
+        start = round(i * (length - size) / max(count - 1, 1) / multiple) * multiple
+        yield slice(start, start + size), weights
 
 
 def _padded_alike(*conditions):
