@@ -23,7 +23,7 @@ parser.add_argument(
     "--base_share", type=float, default=0.5, help="Part of the minutes for the model of the small pictures; 0: none."
 )
 parser.add_argument("--num_inference_steps", type=int, default=20)
-parser.add_argument("--noise_levels", type=int, nargs="+", default=[0, 25, 50, 100, 200])
+parser.add_argument("--noise_levels", type=int, nargs="+", default=[0, 10, 25, 50, 100])
 arguments = parser.parse_args()
 out, size = Path(arguments.output_dir), int(arguments.resolution)
 judge = Judge(arguments.dataset, arguments.resolution, arguments.samples, arguments.flip, out)

@@ -701,6 +701,9 @@ REPORTED = {
     ),
     "text": tiny_text_pipeline,
     "autoencoder": lambda: AutoencoderPipeline(tiny_autoencoder(sample_size=8, in_channels=3)),
+    "upsampler": lambda: SuperResolutionPipeline(
+        tiny_unet(conditioning_channels=3), AncestralDDPMScheduler(), max_noise_level=100
+    ),
 }
 
 
@@ -710,13 +713,16 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
     scales = {"guided": [0, 2], "text": [1, 2]}.get(kind, [])
     flags = ["--model", tmp_path, "--dataset", measured_model / "data", "--samples", 130, "--features", features,
              "--num_inference_steps", 2, *(["--guidance_scales", *scales] if scales else []),
-             "--license", "mit"]  # fmt: skip
+             *(["--noise_levels", 0, 50] if kind == "upsampler" else []), "--license", "mit"]  # fmt: skip
     done = run("evaluate.py", *flags)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert report["features"] == str(features)
     scale = "classifier_scale" if kind == "guided" else "guidance_scale"
-    assert [setting.get(scale) for setting in report["settings"]] == (scales or [None])
+    levels = [0, 50] if kind == "upsampler" else [None]
+    assert [setting.get(scale) for setting in report["settings"]] == (scales or [None] * len(levels))
+    assert [setting.get("noise_level") for setting in report["settings"]][: len(levels)] == levels
+    assert ("interpolated" in report) == (kind == "upsampler")
     for setting in report["settings"]:
         assert setting["density"]["count"] == 130 and setting["coverage"]["count"] == 130
         assert ("recognised_share" in setting) == (kind == "guided")
@@ -725,7 +731,7 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
     assert all(bound["low"] < bound["value"] < bound["high"] and bound["count"] == 200 for bound in bits.values())
     figures = {file.name for file in (tmp_path / "evaluation").glob("*.png")}
     expected = set() if kind == "autoencoder" else {"steps.png", "trajectory.png"}
-    expected |= {"guidance.png"} if scales else set()
+    expected |= {"guidance.png"} if scales else {"enlarged.png"} if kind == "upsampler" else set()
     assert expected <= figures and len(figures - expected) == 2 * len(report["settings"])  # the closest
     card = (tmp_path / "README.md").read_text()
     assert all(f"evaluation/{name}" in card for name in figures)

@@ -248,8 +248,10 @@ def draw_cascade(
         if "unet" in pipeline.components:
             asked = asked | {"num_inference_steps": num_inference_steps}
         pipeline.to(device)
-        drawn.append(pipeline(**asked, generator=generators, output_type="pt").images)
-        pipeline.to("cpu")
+        try:
+            drawn.append(pipeline(**asked, generator=generators, output_type="pt").images)
+        finally:
+            pipeline.to("cpu")
     if output_type != "pt":
         drawn = [
             pipeline.postprocess(pipeline.preprocess(images, images.shape[1]), output_type)

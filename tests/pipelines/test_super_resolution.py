@@ -65,6 +65,13 @@ def test_pictures_are_made_small_by_the_filter_of_pillow(mode, channels, height,
     assert np.abs(ours.numpy() - theirs).max() <= 1  # Pillow rounds in between, and at the end
 
 
+def test_the_filter_is_as_exact_in_low_precision():
+    x = 2 * pictures(2, 16, 16) - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        in_low_precision = shrink(x, 4)
+    assert torch.equal(in_low_precision, shrink(x, 4))
+
+
 def test_a_plain_picture_stays_plain_and_an_odd_size_is_refused():
     plain = torch.full((1, 3, 8, 12), 0.37)
     torch.testing.assert_close(shrink(plain, 4), torch.full((1, 3, 2, 3), 0.37))

@@ -1599,8 +1599,9 @@ def shrink(images: torch.Tensor, factor: int) -> torch.Tensor:
         height, width = images.shape[2:]
         raise ValueError(f"factor: {factor} does not divide {height}x{width}, the size of the pictures")
     rows, columns = (_lanczos(length, factor).to(images) for length in images.shape[2:])
-    images = (images @ columns.T).clamp(-1, 1)  # it swings beyond edges
-    return (rows @ images).clamp(-1, 1)
+    with torch.autocast(images.device.type, enabled=False):
+        images = (images @ columns.T).clamp(-1, 1)  # it swings beyond edges
+        return (rows @ images).clamp(-1, 1)
 
 
 def enlarge(images: torch.Tensor, factor: int) -> torch.Tensor:
