@@ -94,4 +94,4 @@ with one_line_errors():
             picture.save(out / f"{name}-{picture.width}x{picture.height}.png")
     if arguments.base:
         stage_rows(drawn).save(out / "stages.png")
-    print(f"{out} holds {seed - arguments.seed} pictures{' and stages.png' if arguments.base else ''}")
+    print(f"{seed - arguments.seed} drawn into {out}{', beside stages.png' if arguments.base else ''}")

@@ -173,7 +173,7 @@ class TestSamplingACascade:
         names = [f"{name}-{i}-16x16.png" for name in ("1", "circle") for i in range(2)]
         assert sorted(file.name for file in tmp_path.iterdir()) == [*names, "stages.png"]
         assert Image.open(tmp_path / "stages.png").size == (4 * 16, 2 * 16)
-        assert done.stdout.strip() == f"{tmp_path} holds 4 pictures and stages.png"
+        assert done.stdout.strip() == f"4 drawn into {tmp_path}, beside stages.png"
 
     def test_enlarges_pictures_of_ones_own_in_tiles(self, upsampler_run, tmp_path):
         rng = np.random.default_rng(0)
