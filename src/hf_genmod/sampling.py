@@ -105,10 +105,10 @@ def draw_images(
     pipeline,
     class_labels: list | None = None,
     prompt: list[str] | None = None,
-    image: list[torch.Tensor] | None = None,
     count: int = 64,
     seed: int = 0,
     shared: bool = True,
+    image: list[torch.Tensor] | None = None,
     **kwargs,
 ) -> list:
     """
@@ -118,9 +118,9 @@ def draw_images(
         pipeline ([`~hf_genmod.pipelines.genmod_pipelines.GenerationPipeline`]): What draws them.
         class_labels (`list`, *optional*): The label of each picture.
         prompt (`list[str]`, *optional*): The prompt of each picture.
-        image (`list[torch.Tensor]`, *optional*): What each picture is made from, (C, h, w).
-        count (`int`): How many, without any of these.
+        count (`int`): How many, without either, and without `image`.
         shared (`bool`): `False` where not all processes call this: then this one does all the work.
+        image (`list[torch.Tensor]`, *optional*): What an upsampler makes each picture of, (C, h, w).
         kwargs: Further arguments of the pipeline.
 
     Returns:
