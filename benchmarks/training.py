@@ -6,6 +6,8 @@ state, the loading of pictures against PIL and numpy on each access, and two pro
 """
 
 import argparse
+import collections
+import itertools
 import json
 import os
 import statistics
@@ -136,19 +138,25 @@ def loading():
 
 
 def processes(folder):
-    """Images per second of two processes of one thread, and of one."""
-    rates = []
-    for number in (2, 1):
-        output_dir = folder / f"processes-{number}"
+    """Images per second of two processes of one thread, and of one, in turn: of a batch that they share, and with as
+    many pictures for each as the one has alone."""
+    rates = collections.defaultdict(list)
+    settings = ((1, 64), (2, 64), (2, 128), (1, 128), (2, 256))
+    for turn, (number, pictures_a_step) in itertools.product(range(5), settings):
+        output_dir = folder / f"{number}-{pictures_a_step}-{turn}"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number),
-                   "examples/train_unconditional.py", "--dataset", arguments.dataset, "--max_train_steps", "60",
-                   "--sampling_steps", "0", "--checkpointing_steps", "0", "--output_dir", str(output_dir)]  # fmt: skip
+                   "examples/train_unconditional.py", "--dataset", arguments.dataset, "--batch_size",
+                   str(pictures_a_step), "--max_train_steps", "40", "--sampling_steps", "0", "--checkpointing_steps",
+                   "0", "--output_dir", str(output_dir)]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, check=True, env=environment, capture_output=True)
         lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-        rates.append(statistics.median(line["images_per_second"] for line in lines[1:]))
-    two, one = rates
-    print(f"| images a second of two processes, of one | {two:.0f} | {one:.0f} | {two / one:.2f} |", flush=True)
+        rates[number, pictures_a_step].append(statistics.median(line["images_per_second"] for line in lines[1:]))
+    for what, of_two, of_one in (("a batch of 64", 64, 64), ("64 pictures each", 128, 64), ("128 each", 256, 128)):
+        two, one = rates[2, of_two], rates[1, of_one]
+        ratio = statistics.median(a / b for a, b in zip(two, one, strict=True))
+        print(f"| images a second of two processes with {what}, of one | {statistics.median(two):.0f} | "
+              f"{statistics.median(one):.0f} | {ratio:.2f} |", flush=True)  # fmt: skip
 
 
 print(f"{batch_size} pictures of {pictures.resolution[0]}x{pictures.resolution[1]} a step, "

@@ -2,8 +2,10 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
+import hf_genmod.optimizer
 from hf_genmod.optimizer import Muon, orthogonalize
 
 
@@ -74,10 +76,10 @@ def test_orthogonalize_treats_each_matrix_as_if_alone():
 def test_orthogonalize_in_bf16_keeps_to_the_bounds():
     M = torch.randn(96, 432, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -2, 432)
     U, singular_values, Vh = torch.linalg.svd(M, full_matrices=False)
-    with torch.autocast("cpu", torch.bfloat16):
-        (X,) = orthogonalize([M])
-    assert X.dtype == torch.float32
-    assert ((U.T @ X @ Vh.T).diagonal() > 0.6).all() and ((U.T @ X @ Vh.T).diagonal() < 1.25).all()
+    (X,) = orthogonalize([M.bfloat16()])
+    assert X.dtype == torch.bfloat16
+    levelled = (U.T @ X.float() @ Vh.T).diagonal()
+    assert (levelled > 0.6).all() and (levelled < 1.25).all()
 
 
 def test_orthogonalize_knows_no_scale_and_leaves_zero():
@@ -105,15 +107,41 @@ def test_matrices_take_the_step_of_the_equation(model):
             torch.testing.assert_close(model.get_parameter(name).detach(), W, atol=1e-5, rtol=1e-4)
 
 
-def test_the_first_step_goes_along_the_polar_factor_with_the_rms_of_adamw():
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_the_first_step_goes_along_the_polar_factor_with_the_rms_of_adamw(in_bf16):
     linear = nn.Linear(64, 64, bias=False)
     before = linear.weight.detach().clone()
-    linear.weight.grad = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    linear.weight.grad = 1e-6 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     factor = polar(linear.weight.grad)
-    Muon(linear, lr=0.01, weight_decay=0.0).step()
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+        Muon(linear, lr=0.01, weight_decay=0.0).step()
     change = before - linear.weight.detach()
     assert torch.cosine_similarity(change.flatten(), factor.flatten(), dim=0) > 0.97
     assert 0.7 < change.square().mean().sqrt() / (0.2 * 0.01) < 1.2
+
+
+def test_autocast_lowers_fp32_alone(model):
+    model = model.double()
+    twin = copy.deepcopy(model)
+    for of_model, lowered in ((model, True), (twin, False)):
+        backward(of_model, 0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            Muon(of_model, lr=0.1).step()
+    for name in MATRICES:
+        assert torch.equal(model.get_parameter(name), twin.get_parameter(name))
+
+
+def test_the_layout_in_memory_changes_nothing(model):
+    twin = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    assert not twin.conv.weight.is_contiguous()
+    for of_model in (model, twin):
+        optimizer = Muon(of_model, lr=0.1)
+        for step in range(2):
+            backward(of_model, step)
+            of_model.conv.weight.grad = of_model.conv.weight.grad.contiguous()  # whatever that of the weight is
+            optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(twin.get_parameter(name), parameter, atol=1e-5, rtol=1e-4)
 
 
 def test_vectors_and_embeddings_take_the_steps_of_adamw_bitwise(model):
@@ -130,6 +158,39 @@ def test_vectors_and_embeddings_take_the_steps_of_adamw_bitwise(model):
         adamw.step()
     for name in OTHERS:
         assert torch.equal(model.get_parameter(name), twin.get_parameter(name)), name
+
+
+def trained(shared=False, in_bf16=False):
+    torch.manual_seed(0)
+    model = Model() if in_bf16 else Model().double()
+    optimizer = Muon(model, lr=0.05, shared=shared)
+    for step in range(3):
+        backward(model, step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            optimizer.step()
+    return model.state_dict()
+
+
+def train_in_processes(process, count, folder, in_bf16):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=process, world_size=count)
+    counts = []
+    inner = hf_genmod.optimizer.orthogonalize
+    hf_genmod.optimizer.orthogonalize = lambda matrices: counts.append(len(matrices)) or inner(matrices)
+    torch.save({"weights": trained(True, in_bf16), "counts": counts}, f"{folder}/{process}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_processes_share_the_work_and_take_the_same_step(tmp_path, in_bf16):
+    count = 3
+    torch.multiprocessing.spawn(train_in_processes, (count, tmp_path, in_bf16), nprocs=count)
+    alone = trained(in_bf16=in_bf16)
+    runs = [torch.load(tmp_path / f"{process}.pt") for process in range(count)]
+    assert [run["counts"] for run in runs] == [[1, 1, 1], [1, 1, 1], [0, 0, 0]]  # there are two matrices
+    tolerance = 1e-6 if in_bf16 else 1e-12
+    for run in runs:
+        for name, value in run["weights"].items():
+            torch.testing.assert_close(value, alone[name], atol=tolerance, rtol=0)
 
 
 def test_what_has_no_gradient_stays(model):

@@ -1,6 +1,7 @@
 """The optimizer of every training run: Muon for matrices, AdamW for all else."""
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 
@@ -23,9 +24,14 @@ class Muon(torch.optim.AdamW):
         momentum (`float`, defaults to 0.95): μ of the matrices.
         betas (`tuple[float, float]`, defaults to `(0.9, 0.99)`): β1 and β2 of AdamW.
         weight_decay (`float`, defaults to 0.01): λ.
+        shared (`bool`, defaults to `False`): Whether all processes of `torch.distributed` take the same steps with the
+            same gradients, as under DistributedDataParallel; each then computes its share of (M Mᵀ)^(−1/2) M and tells
+            it to the others.
     """
 
-    def __init__(self, model: nn.Module, lr: float, momentum=0.95, betas=(0.9, 0.99), weight_decay=0.01):
+    def __init__(
+        self, model: nn.Module, lr: float, momentum=0.95, betas=(0.9, 0.99), weight_decay=0.01, shared: bool = False
+    ):
         embeddings = {
             row for module in model.modules() if isinstance(module, nn.Embedding) for row in module.parameters()
         }
@@ -33,7 +39,8 @@ class Muon(torch.optim.AdamW):
         matrices = [parameter for parameter in trained if parameter.ndim > 1 and parameter not in embeddings]
         others = [parameter for parameter in trained if parameter.ndim <= 1 or parameter in embeddings]
         groups = [{"params": matrices, "momentum": momentum}, {"params": others, "momentum": None}]
-        super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay)
+        super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, foreach=True)
+        self.shared = shared
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -49,17 +56,47 @@ class Muon(torch.optim.AdamW):
 
     def _step_matrices(self, lr, momentum, weight_decay, matrices):
         matrices = [W for W in matrices if W.grad is not None]
-        momenta = []
+        if not matrices:
+            return
         for W in matrices:
             state = self.state[W]
-            if not state:
-                state |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(W)}  # AdamW expects a "step"
-            B = state["momentum_buffer"].lerp_(W.grad, 1 - momentum)
-            momenta.append(W.grad.lerp(B, momentum).flatten(1))
-        for W, M in zip(matrices, orthogonalize(momenta), strict=True):
+            if not state:  # AdamW expects a "step"
+                state |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(W)}
+            state["momentum_buffer"].lerp_(W.grad, 1 - momentum)
+        dtype, device = matrices[0].dtype, matrices[0].device.type
+        if dtype == torch.float32 and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+
+        def directions_of(matrices):
+            """(M Mᵀ)^(−1/2) M, each (out, height · width · in), the order of a channels-last kernel in memory."""
+            momenta = [W.grad.lerp(self.state[W]["momentum_buffer"], momentum) for W in matrices]
+            return orthogonalize([M.movedim(1, -1).flatten(1).to(dtype) for M in momenta])
+
+        directions = _in_shares(directions_of, matrices, dtype) if self.shared else directions_of(matrices)
+        for W, X in zip(matrices, directions, strict=True):
             W.mul_(1 - lr * weight_decay)
-            W.sub_(M.view_as(W), alpha=lr * 0.2 * max(M.shape) ** 0.5)
+            W.movedim(1, -1).sub_(X.view_as(W.movedim(1, -1)), alpha=lr * 0.2 * max(X.shape) ** 0.5)
             W.grad = None  # which AdamW takes for a parameter to leave alone
+
+
+def _in_shares(function, tensors, dtype):
+    """function(tensors), which gives a matrix of `dtype` for each, of as many rows and numbers: each process computes
+    its share and tells it to the others."""
+    by_size = sorted(range(len(tensors)), key=lambda i: tensors[i].numel())
+    shares = [by_size[process :: dist.get_world_size()] for process in range(dist.get_world_size())]
+    mine = function([tensors[i] for i in shares[dist.get_rank()]])
+    results = [None] * len(tensors)
+    for process, share in enumerate(shares):
+        if not share:  # there are more processes than matrices
+            continue
+        sizes = [tensors[i].numel() for i in share]
+        flat = torch.empty(sum(sizes), dtype=dtype, device=tensors[0].device)
+        if process == dist.get_rank():
+            torch.cat([result.flatten() for result in mine], out=flat)
+        dist.broadcast(flat, process)
+        for i, part in zip(share, flat.split(sizes), strict=True):
+            results[i] = part.view(len(tensors[i]), -1)
+    return results
 
 
 def orthogonalize(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -78,28 +115,29 @@ def orthogonalize(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
         `list[torch.Tensor]`: Of the same shapes; zero where M is.
     """
     wide = [M if M.shape[0] <= M.shape[1] else M.T for M in matrices]
-    wide = [M / M.norm().clamp(min=1e-30) for M in wide]
     results = list(matrices)
     for size in {len(M) for M in wide}:
         members = [i for i, M in enumerate(wide) if len(M) == size]
         roots = _inverse_square_root(torch.stack([wide[i] @ wide[i].T for i in members]))
         for i, root in zip(members, roots, strict=True):
-            X = (root @ wide[i]).to(matrices[i].dtype)
+            X = root @ wide[i]
             results[i] = X if X.shape == matrices[i].shape else X.T
     return results
 
 
 def _inverse_square_root(gram):
     """About G^(−1/2) for each G of (k, m, m)."""
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-30)  # Σ σ²
+    gram = gram / trace
     scale = (gram @ gram).square().sum((1, 2), keepdim=True).pow(0.25)  # (Σ σ⁸)^(1/4), as G has σ²
-    scale = scale.clamp(min=1e-4)  # the norm of M is 1, so it is more than that but for M = 0
+    scale = scale.clamp(min=1e-4)  # the trace is 1, so it is more than that but for M = 0
     gram = gram / scale
     product = factor = _factor(gram)  # what M, and X, are multiplied by
     for _ in range(2):
         gram = factor @ gram @ factor
         factor = _factor(gram)
         product = factor @ product
-    return product * scale.rsqrt()
+    return product * (trace * scale).rsqrt()
 
 
 def _factor(gram):

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import math
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     ProjectConfiguration,
     TorchDynamoPlugin,
@@ -233,6 +235,7 @@ class Trainer:
             gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
             log_with=config.report_to,
             project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
             dynamo_plugin=TorchDynamoPlugin(backend="inductor") if config.compile else None,
             cpu=not torch.accelerator.is_available(),
         )
@@ -254,6 +257,7 @@ class Trainer:
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
+            shared=self.accelerator.num_processes > 1,
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self._pipeline()  # raises if its parts do not fit
@@ -274,6 +278,8 @@ class Trainer:
             TrainingError: If memory does not suffice, the loss does not come back from infinity, the checkpoint cannot
                 be written, or another process is at work in `output_dir`.
         """
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         with self.folder.locked() if self.accelerator.is_main_process else contextlib.nullcontext():
             try:
                 pipeline = self._train()
@@ -367,7 +373,8 @@ class Trainer:
         finite = (means["loss"] + gradient_norm).isfinite().item()
         bad = self._any_process(not finite)
         if not bad:
-            with accelerator.autocast():  # its matrix products stand low precision as well
+            # Its matrix products stand bf16, but not fp16, which has no room for the squares of gradients.
+            with accelerator.autocast() if config.mixed_precision == "bf16" else contextlib.nullcontext():
                 self.optimizer.step()
         elif accelerator.scaler is not None:
             accelerator.scaler.update()  # to a lower scale
@@ -801,6 +808,15 @@ def stop_signals():
     finally:
         for number, action in previous.items():
             signal.signal(number, action)
+
+
+def keep_freed_memory():
+    """Tells the C library, for the rest of the process, to keep what is freed for what comes next, in blocks of up to
+    32 MiB; else each step gets its memory anew from the kernel, page by page and each filled with zeros first."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # of glibc
+    if mallopt is not None:
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the largest that it takes
 
 
 def _cpu_multiplies_in_bf16() -> bool:
