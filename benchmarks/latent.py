@@ -17,6 +17,7 @@ from hf_genmod import AncestralDDPMScheduler, DenoisingObjective, load_pipeline
 from hf_genmod.data import load_pictures, to_model_range
 from hf_genmod.optimizer import Muon
 from hf_genmod.randomness import BatchRandom
+from hf_genmod.training import keep_freed_memory
 
 parser = parser(__doc__)
 parser.add_argument("--minutes", type=float, default=24.0, help="Of each of the two.")
@@ -25,6 +26,7 @@ parser.add_argument("--latent_flags", nargs="*", default=[], help="More flags of
 parser.add_argument("--num_inference_steps", type=int, default=20)
 parser.add_argument("--guidance_scales", type=float, nargs="+", default=[1.0, 2.0])
 parser.add_argument("--step_rounds", type=int, default=15, help="Training steps of each that are timed, in turn.")
+parser.add_argument("--step_pictures", type=int, nargs="+", default=[64, 128, 256], help="Pictures of a timed step.")
 arguments = parser.parse_args()
 out = Path(arguments.output_dir)
 judge = Judge(arguments.dataset, arguments.resolution, arguments.samples, arguments.flip, out)
@@ -50,7 +52,7 @@ precision = settings["mixed_precision"]
 dtype = {"no": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
-def training_step(pipeline, batch_size: int = 64):
+def training_step(pipeline, batch_size: int):
     """A function that takes one, as the trainer does, in its precision."""
     unet = pipeline.unet.train()
     size = unet.config.sample_size
@@ -71,8 +73,9 @@ def training_step(pipeline, batch_size: int = 64):
     return step
 
 
-def median_seconds() -> dict[str, float]:
-    steps = {name: training_step(pipeline) for name, pipeline in pipelines.items()}
+def median_seconds(batch_size: int) -> dict[str, float]:
+    keep_freed_memory()  # as the trainer does
+    steps = {name: training_step(pipeline, batch_size) for name, pipeline in pipelines.items()}
     rounds = [{name: seconds(step) for name, step in steps.items()} for _ in range(arguments.step_rounds + 2)][2:]
     for pipeline in pipelines.values():
         pipeline.unet.eval()
@@ -89,7 +92,7 @@ def reconstructions() -> torch.Tensor:
     return to_uint8(torch.cat(parts) / 2 + 0.5)
 
 
-times = once(out / "step.pt", median_seconds)
+times = {n: once(out / f"step-{n}.pt", median_seconds, n) for n in arguments.step_pictures}
 test = load_pictures(arguments.dataset, resolution=arguments.resolution, split="test", limit=arguments.samples)
 rows = [
     (f"{arguments.samples} training pictures", judge.floor),
@@ -107,9 +110,11 @@ print(
     f"{arguments.dataset} at {arguments.resolution or 'its own size'}, {arguments.minutes:g} minutes each on "
     f"{torch.get_num_threads()} threads, samples of {arguments.num_inference_steps} steps\n\n"
     f"minutes with loading, encoding and saving: pixels {minutes['pixels']:.1f}, latents {minutes['latents']:.1f}\n"
-    f"training step of 64 pictures in {precision}: pixels {1000 * times['pixels']:.0f} ms, latents "
-    f"{1000 * times['latents']:.0f} ms, ratio {times['ratio']:.2f}\n\n"
-    "| | Fréchet distance | recognised |\n|---|---|---|"
 )
+print(f"| training step in {precision} | pixels | latents | ratio |\n|---|---|---|---|")
+for n, of_step in times.items():
+    pixels, latents = (f"{1000 * of_step[name]:.0f} ms" for name in ("pixels", "latents"))
+    print(f"| {n} pictures | {pixels} | {latents} | {of_step['ratio']:.2f} |")
+print("\n| | Fréchet distance | recognised |\n|---|---|---|")
 for name, metrics in rows:
     print(f"| {name} | {metrics['frechet_distance']:.3f} | {metrics['recognised_share']} |")

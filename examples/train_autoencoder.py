@@ -16,6 +16,10 @@ from hf_genmod.training import TrainingError
 @dataclasses.dataclass
 class ReconstructionArguments:
     loss: str = dataclasses.field(default="mse", metadata={"help": "Of the pixels: 'mse' or 'l1'."})
+    mask: float = dataclasses.field(
+        default=0.0,
+        metadata={"help": "Part of each picture that the encoder does not see, for better features."},
+    )
 
 
 with one_line_errors():
@@ -25,7 +29,7 @@ with one_line_errors():
     dataset, held_out = data.load()
     trainer = Trainer(
         autoencoder.make_autoencoder(Autoencoder, dataset, config.seed),
-        ReconstructionObjective(reconstruction.loss),
+        ReconstructionObjective(reconstruction.loss, mask=reconstruction.mask),
         dataset,
         config,
         make_pipeline=lambda model: AutoencoderPipeline(with_statistics(model, dataset), dataset.value_range),

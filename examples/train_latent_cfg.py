@@ -82,6 +82,7 @@ with one_line_errors():
         first = dataclasses.replace(first, push_to_hub=False, hub_model_id=None, hub_private_repo=False)
         train_autoencoder(data, autoencoder, model, latent, first)
         config = part_of(config, 1 - latent.autoencoder_share, config.output_dir)
+        config = dataclasses.replace(config, max_shift=0)  # which was for the pictures of the autoencoder
 
     latents, held_out = data.load(require_labels=True, vae=model.vae, mirrored=config.horizontal_flip)
     unet = model.make_unet(latents, num_classes=len(latents.label_names), seed=config.seed)

@@ -318,7 +318,7 @@ def test_training_a_variational_autoencoder_leaves_one_that_samples_from_its_pri
 
 def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(class_folders, tmp_path):
     flags = ["--vector_latents", "--latent_channels", 5, "--loss", "l1", "--downsampling_factor", 4,
-             "--sampling_steps", 1, *SMALL_AUTOENCODER]  # fmt: skip
+             "--sampling_steps", 1, "--mask", 0.5, "--max_shift", 1, *SMALL_AUTOENCODER]  # fmt: skip
     done = run(
         "train_autoencoder.py", "--dataset", class_folders, "--output_dir", tmp_path, "--max_train_steps", 2, *flags
     )
@@ -589,6 +589,7 @@ def test_what_features_are_worth_is_a_table_of_four_rows(class_folders, vae_run)
         ("train_vae.py", ["--downsampling_factor", "3"], "downsampling_factor: 3 is not one of 1, 2, 4, 8, ..."),
         ("train_vae.py", ["--bta", "2"], "--bta: no such flag; did you mean --beta?"),
         ("train_autoencoder.py", ["--loss", "huber"], "loss: 'huber' is not one of"),
+        ("train_autoencoder.py", ["--mask", "1.5"], "mask: 1.5 is not a probability"),
         ("train_autoencoder.py", ["--downsampling_factor", "32"], "resolution 16x16: this network (patch_size 2, 5"),
         ("train_autoencoder.py", ["--autoencoder_channels", "16"], "autoencoder_channels: 1 widths for a"),
         ("train_latent_cfg.py", ["--autoencoder_share", "1"], "autoencoder_share: 1.0 is not between 0 and 1"),

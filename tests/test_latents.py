@@ -290,10 +290,12 @@ class TestStandardised:
             of_pipeline = trainer._pipeline()._decode(prepared[:20])
         torch.testing.assert_close(of_pipeline, decoded, rtol=1e-3, atol=1e-3)
 
-    def test_mirroring_needs_mirrored_latents(self, tmp_path):
+    def test_mirroring_needs_mirrored_latents_and_there_is_no_shift(self, tmp_path):
         latents = standardised(make_vae("variational"), pictures(8, (16, 16)))
         with pytest.raises(ValueError, match="horizontal_flip: the latents are not those of mirrored pictures too"):
             trainer_of(latents, tmp_path, horizontal_flip=True)
+        with pytest.raises(ValueError, match="max_shift: latents cannot be moved by pixels"):
+            trainer_of(latents, tmp_path, max_shift=1)
         trainer_of(latents, tmp_path)
 
     def test_each_step_draws_other_latents_of_a_picture_and_each_run_the_same(self, tmp_path):

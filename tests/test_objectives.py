@@ -325,9 +325,28 @@ class TestReconstruction:
         assert all(parameter.grad is None for parameter in network.parameters())
         assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))
 
-    def test_unknown_loss_is_refused(self):
+    def test_a_mask_hides_squares_from_the_encoder_and_not_from_the_loss(self):
+        x, seen = pictures((200, 3, 10, 8)), []
+
+        def blind(y):
+            seen.append(y)
+            return SimpleNamespace(sample=torch.zeros_like(y))
+
+        loss, _ = ReconstructionObjective(mask=0.3)(blind, {"images": x}, batch_random(200))
+        torch.testing.assert_close(loss, x.square().mean())
+        hidden = (seen[0] == -1) & (x != -1)
+        assert torch.equal(seen[0][~hidden], x[~hidden])
+        squares = torch.nn.functional.pad(hidden, (0, 0, 0, 2), value=False).unflatten(3, (2, 4)).unflatten(2, (3, 4))
+        of_whole = squares[:, :, :2].transpose(3, 4).flatten(4)  # (n, c, 2, 2, 16)
+        assert torch.equal(of_whole.all(-1), of_whole.any(-1))
+        assert torch.equal(hidden.all(1), hidden.any(1))
+        assert abs(of_whole.float().mean() - 0.3) < 0.06  # of 800 squares: 3.7 standard deviations
+
+    def test_wrong_settings_are_refused(self):
         with pytest.raises(ValueError, match="loss: 'l2' is not one of mse, l1"):
             ReconstructionObjective("l2")
+        with pytest.raises(ValueError, match=r"mask: 1 is not a probability in \[0, 1\)"):
+            ReconstructionObjective(mask=1)
 
 
 class TestLikelihood:

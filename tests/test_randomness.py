@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip
+from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip, shift
 
 
 @pytest.mark.parametrize("batch_size", [4, 10, 24])
@@ -102,3 +102,17 @@ def test_flip_mirrors_half_of_the_pictures():
     kept = (flipped == images).flatten(1).all(1)
     assert torch.equal(mirrored, ~kept) and 420 < mirrored.sum() < 580
     assert torch.equal(flip(images[10:20], BatchRandom(0, 0, range(10, 20), 1000)), flipped[10:20])
+
+
+def test_shift_moves_each_picture_evenly_by_up_to_so_many_pixels_and_repeats_its_edge():
+    count, height, width = 2000, 5, 6
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    images = torch.stack([rows, columns]).float().expand(count, -1, -1, -1)
+    shifted = shift(images, BatchRandom(0, 0, range(count), count), 2)
+    moves = (shifted[:, :, 2, 2] - 2).long()  # the position shows what was so much further, down and right
+    for picture, (down, right) in zip(shifted, moves.tolist(), strict=True):
+        assert torch.equal(picture[0], (rows + down).clamp(0, height - 1).float())
+        assert torch.equal(picture[1], (columns + right).clamp(0, width - 1).float())
+    counts = torch.stack([torch.bincount(along + 2, minlength=5) for along in moves.T])
+    assert counts.shape == (2, 5) and (counts - count / 5).abs().max() < 80  # 4.5 standard deviations
+    assert torch.equal(shift(images[10:20], BatchRandom(0, 0, range(10, 20), count), 2), shifted[10:20])

@@ -180,7 +180,7 @@ def assert_same_state(trainer, other):
     "settings",
     [
         {"dropout": 0.1, "logging_steps": 4},  # a window of the metrics is open when the state is saved
-        {"gradient_accumulation_steps": 2, "horizontal_flip": True},
+        {"gradient_accumulation_steps": 2, "horizontal_flip": True, "max_shift": 1},
         {"weighting": "min_snr", "prediction_type": "epsilon"},
         {"weighting": "balanced", "prediction_type": "sample", "num_workers": 1},
         {"learn_variance": True, "ema_length": 0.0},
@@ -361,6 +361,7 @@ def test_learning_rate_rises_in_the_warm_up_and_falls_as_a_cosine():
         ({"max_train_steps": -3}, "max_train_steps: -3 is not positive"),
         ({"max_train_steps": 5, "batch_size": 0}, "batch_size: 0 is not positive"),
         ({"max_train_steps": 5, "checkpointing_steps": -1}, "checkpointing_steps: -1 is negative"),
+        ({"max_train_steps": 5, "max_shift": -1}, "max_shift: -1 is negative"),
         ({"max_train_steps": 5, "lr_schedule": "linear"}, "lr_schedule: 'linear' is not one of cosine, constant"),
         ({"max_train_steps": 5, "mixed_precision": "fp8"}, "mixed_precision: 'fp8' is not one of no, bf16, fp16"),
         ({"max_train_steps": 5, "adam_beta2": 1.0}, r"adam_beta2: 1.0 is not in \[0, 1\)"),

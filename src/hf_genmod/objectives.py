@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_genmod.pipelines.genmod_pipelines import enlarge, noised_by, shrink
+from hf_genmod.randomness import cut
 
 WEIGHTINGS = ("simple", "min_snr", "balanced", "vlb")
 PIXEL_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
@@ -24,30 +25,36 @@ class ReconstructionObjective:
         L = ‖x − x̂‖² or |x − x̂|, + w ‖φ(x) − φ(x̂)‖²
 
     each a mean over values, where φ are the features of a network that is not trained (Johnson et al. 2016,
-    https://arxiv.org/abs/1603.08155, Eq. 2).
+    https://arxiv.org/abs/1603.08155, Eq. 2). With a `mask`, f sees x with squares of 4×4 pixels blackened, and its
+    features come to know what belongs together (masking noise, Vincent et al. 2010,
+    https://jmlr.org/papers/v11/vincent10a.html).
 
     Args:
         loss (`str`, defaults to `"mse"`): `"mse"` or `"l1"`, of the pixels.
         perceptual (`Callable`, *optional*): φ, from pictures in [-1, 1] to features, a tensor or a list of them, whose
             losses are averaged. A module is frozen and put into evaluation mode.
         perceptual_weight (`float`, defaults to 1.0): w.
+        mask (`float`, defaults to 0.0): Probability with which each square is hidden from f, in [0, 1).
 
     Raises:
-        ValueError: If the loss is unknown.
+        ValueError: If the loss is unknown or the mask no such probability.
     """
 
-    def __init__(self, loss: str = "mse", perceptual=None, perceptual_weight: float = 1.0):
+    def __init__(self, loss: str = "mse", perceptual=None, perceptual_weight: float = 1.0, mask: float = 0.0):
         if loss not in PIXEL_LOSSES:
             raise ValueError(f"loss: {loss!r} is not one of {', '.join(PIXEL_LOSSES)}")
+        if not 0 <= mask < 1:
+            raise ValueError(f"mask: {mask} is not a probability in [0, 1)")
         if isinstance(perceptual, torch.nn.Module):
             perceptual.eval().requires_grad_(False)
         self.loss = loss
         self.perceptual = perceptual
         self.perceptual_weight = perceptual_weight
+        self.mask = mask
 
     def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         x = batch["images"]
-        x_hat = model(x).sample.to(x.dtype)
+        x_hat = model(self._hide(x, rng) if self.mask else x).sample.to(x.dtype)
         loss_pixels = PIXEL_LOSSES[self.loss](x_hat, x)
         if self.perceptual is None:
             return loss_pixels, {}
@@ -60,6 +67,12 @@ class ReconstructionObjective:
         loss_perceptual = torch.stack([F.mse_loss(ours, theirs) for ours, theirs in pairs]).mean()
         metrics = {"loss_pixels": loss_pixels.detach(), "loss_perceptual": loss_perceptual.detach()}
         return loss_pixels + self.perceptual_weight * loss_perceptual, metrics
+
+    def _hide(self, x, rng):
+        height, width = x.shape[2:]
+        hidden = rng.uniform(1, -(-height // 4), -(-width // 4)) < self.mask
+        hidden = hidden.repeat_interleave(4, 2).repeat_interleave(4, 3)[:, :, :height, :width]
+        return x.masked_fill(hidden.to(x.device), -1)
 
     def _features(self, x):
         features = self.perceptual(x)
@@ -319,11 +332,7 @@ class SmallPictures:
     def _crop(self, images, rng):
         room = torch.tensor([(length - self.crop_size) // self.factor for length in images.shape[2:]])
         corners = self.factor * (rng.uniform(2).cpu() * (room + 1)).long()  # (n, 2)
-        parts = [
-            image[:, top : top + self.crop_size, left : left + self.crop_size]
-            for image, (top, left) in zip(images, corners.tolist(), strict=True)
-        ]
-        return torch.stack(parts)
+        return cut(images, corners.tolist(), (self.crop_size, self.crop_size))
 
 
 def noised(x_0, scheduler, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 
 class _Philox:
@@ -164,3 +165,17 @@ def flip(images: torch.Tensor, rng: BatchRandom) -> torch.Tensor:
     """Mirrors each picture of (n, C, H, W) left to right with probability 1/2."""
     mirrored = rng.uniform() < 0.5  # (n,)
     return torch.where(mirrored[:, None, None, None].to(images.device), images.flip(-1), images)
+
+
+def shift(images: torch.Tensor, rng: BatchRandom, max_shift: int) -> torch.Tensor:
+    """Moves each picture of (n, C, H, W) by up to `max_shift` pixels along each axis; what comes in repeats its
+    edge."""
+    corners = ((2 * max_shift + 1) * rng.uniform(2)).long().tolist()  # (n, 2)
+    return cut(F.pad(images, [max_shift] * 4, mode="replicate"), corners, images.shape[2:])
+
+
+def cut(images: torch.Tensor, corners: list[tuple[int, int]], size: tuple[int, int]) -> torch.Tensor:
+    """The part of `size` of each picture of (n, C, H, W) whose upper left pixel is at its corner, (top, left)."""
+    height, width = size
+    parts = zip(images, corners, strict=True)
+    return torch.stack([image[:, top : top + height, left : left + width] for image, (top, left) in parts])

@@ -36,7 +36,7 @@ from hf_genmod.model_card import check_license, write_card
 from hf_genmod.optimizer import Muon
 from hf_genmod.plots import draw_losses
 from hf_genmod.provenance import provenance
-from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip
+from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip, shift
 from hf_genmod.run_folder import RunFolder, TrainingError
 
 NUM_BANDS = 5  # of noise levels, in validation
@@ -78,6 +78,10 @@ class TrainingConfig:
     )
     horizontal_flip: bool = dataclasses.field(
         default=False, metadata={"help": "Mirror every second picture, at random. Not for letters and digits."}
+    )
+    max_shift: int = dataclasses.field(
+        default=0,
+        metadata={"help": "Move each picture by up to so many pixels, at random; what comes in repeats its edge."},
     )
     mixed_precision: str | None = dataclasses.field(
         default=None,
@@ -141,7 +145,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}: {value} is not positive")
-        for name in ("num_workers", "sampling_steps", "validation_steps", "checkpointing_steps", "weight_decay"):
+        for name in ("num_workers", "sampling_steps", "validation_steps", "checkpointing_steps", "weight_decay",
+                     "max_shift"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
         for name in ("lr_warmup_fraction", "ema_length", "adam_beta1", "adam_beta2"):
@@ -247,6 +252,8 @@ class Trainer:
             raise ValueError(
                 "horizontal_flip: the latents are not those of mirrored pictures too; encode these as well"
             )
+        if config.max_shift and getattr(dataset, "vae", None) is not None:
+            raise ValueError("max_shift: latents cannot be moved by pixels; shift the pictures of their autoencoder")
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         model.to(self.accelerator.device, memory_format=torch.channels_last)
@@ -463,6 +470,7 @@ class Trainer:
         else:
             images = to_model_range(batch["images"])
             images = flip(images, rng) if mirror else images
+            images = shift(images, rng, self.config.max_shift) if self.config.max_shift else images
         images = images.to(torch.promote_types(images.dtype, next(self.model.parameters()).dtype))  # fp64 in, fp64 on
         return {**batch, "images": images.contiguous(memory_format=torch.channels_last)}
 
