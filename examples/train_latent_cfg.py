@@ -5,6 +5,7 @@ Latent diffusion in one command: a variational autoencoder, then a class-conditi
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,13 @@ class LatentArguments:
     autoencoder_share: float = dataclasses.field(
         default=0.4, metadata={"help": "Part of the budget for the autoencoder, unless one is given by --vae."}
     )
+    latent_batch_size: int | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Pictures per step of the second stage, by the square root of whose ratio to batch_size the "
+            "learning rate is multiplied; by default four times as many for latents of up to 4x4, else as many."
+        },
+    )
     condition_dropout: float = dataclasses.field(
         default=0.1, metadata={"help": "How often a label is left out, so that the model learns to do without."}
     )
@@ -36,6 +44,8 @@ class LatentArguments:
     def __post_init__(self):
         if not 0 < self.autoencoder_share < 1:
             raise ValueError(f"autoencoder_share: {self.autoencoder_share} is not between 0 and 1")
+        if self.latent_batch_size is not None and self.latent_batch_size < 1:
+            raise ValueError(f"latent_batch_size: {self.latent_batch_size} is not positive")
 
 
 def part_of(config: TrainingConfig, share: float, output_dir: str) -> TrainingConfig:
@@ -43,6 +53,14 @@ def part_of(config: TrainingConfig, share: float, output_dir: str) -> TrainingCo
     steps, minutes = config.max_train_steps, config.max_train_minutes
     budget = {"max_train_steps": max(1, round(share * steps))} if steps else {"max_train_minutes": share * minutes}
     return dataclasses.replace(config, output_dir=output_dir, **budget)
+
+
+def of_latents(config: TrainingConfig, latents, batch_size: int | None) -> TrainingConfig:
+    """The settings of a run on latents."""
+    if batch_size is None:
+        batch_size = config.batch_size * (4 if max(latents.resolution) <= 4 else 1)
+    learning_rate = config.learning_rate * math.sqrt(batch_size / config.batch_size)
+    return dataclasses.replace(config, batch_size=batch_size, learning_rate=learning_rate)
 
 
 def check_second_stage(vae, dataset, model: ModelArguments, latent: LatentArguments):
@@ -85,6 +103,8 @@ with one_line_errors():
         config = dataclasses.replace(config, max_shift=0)  # which was for the pictures of the autoencoder
 
     latents, held_out = data.load(require_labels=True, vae=model.vae, mirrored=config.horizontal_flip)
+    config = of_latents(config, latents, latent.latent_batch_size)
+    latent.latent_batch_size = config.batch_size  # so that the run's own settings make the same run
     unet = model.make_unet(latents, num_classes=len(latents.label_names), seed=config.seed)
     scheduler = model.make_scheduler()
     sampler = model.make_sampler(scheduler, latents)

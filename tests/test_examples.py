@@ -346,6 +346,12 @@ def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(
         (tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("run-vae", "run")
     )
     assert '"step": 2' in of_vae and '"step": 3' in of_model  # 0.4 and 0.6 of 5
+    of_vae, of_model = (
+        json.loads((tmp_path / name / "training_config.json").read_text()) for name in ("run-vae", "run")
+    )
+    first, second = of_vae["training"], of_model["training"]
+    assert second["batch_size"] == 4 * first["batch_size"] == of_model["latent"]["latent_batch_size"]
+    assert second["learning_rate"] == 2 * first["learning_rate"]
 
     first, whole = load_pipeline(tmp_path / "run-vae"), load_pipeline(tmp_path / "run")
     for name, weight in first.vae.state_dict().items():
@@ -593,6 +599,7 @@ def test_what_features_are_worth_is_a_table_of_four_rows(class_folders, vae_run)
         ("train_autoencoder.py", ["--downsampling_factor", "32"], "resolution 16x16: this network (patch_size 2, 5"),
         ("train_autoencoder.py", ["--autoencoder_channels", "16"], "autoencoder_channels: 1 widths for a"),
         ("train_latent_cfg.py", ["--autoencoder_share", "1"], "autoencoder_share: 1.0 is not between 0 and 1"),
+        ("train_latent_cfg.py", ["--latent_batch_size", "0"], "latent_batch_size: 0 is not positive"),
         ("train_latent_cfg.py", ["--weighting", "snr"], "weighting: 'snr' is not one of simple"),
         ("train_latent_cfg.py", ["--attention_levels", "7"], "attention_levels: 7 is not one of the levels 0 to 2"),
         ("train_latent_cfg.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor a checkpoint"),
