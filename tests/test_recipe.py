@@ -129,6 +129,16 @@ def test_sizes_that_cannot_be_halved_and_levels_that_are_not_there_are_refused()
         ModelArguments(attention_levels=[3]).make_unet(pictures((32, 32)))
 
 
+@pytest.mark.parametrize(
+    "resolution, patch_size, levels",
+    [((8, 8), 1, (False, False, True)), ((4, 4), 1, (False, True, False)), ((4, 8), 1, (False, False, True)),
+     ((8, 8), 2, (False, True, False)), ((1, 1), 1, (True,))],
+)  # fmt: skip
+def test_attention_is_where_one_position_can_look_at_another(resolution, patch_size, levels):
+    architecture = ModelArguments(patch_size=patch_size).architecture(pictures(resolution))
+    assert architecture["attention_levels"] == levels
+
+
 def test_flags_override_the_file_which_overrides_the_defaults(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("dataset: mine\nmax_train_steps: 7\nlearning_rate: 1e-4\nblock_out_channels: [16, 32]\n")

@@ -187,7 +187,8 @@ class NetworkArguments:
     )
     layers_per_block: int = dataclasses.field(default=1, metadata={"help": "Blocks per level."})
     attention_levels: list[int] | None = dataclasses.field(
-        default=None, metadata={"help": "Levels with self-attention, from 0; by default the lowest."}
+        default=None,
+        metadata={"help": "Levels with self-attention, from 0; by default the lowest of more than one position."},
     )
     fourier_frequencies: list[float] | None = dataclasses.field(
         default=None,
@@ -215,7 +216,10 @@ class NetworkArguments:
             size = math.gcd(*dataset.resolution) // patch_size
             num_levels = 3 if size % 4 == 0 else 2 if size % 2 == 0 else 1
             widths = (48, 96, 144)[-num_levels:]
-        attention_levels = [len(widths) - 1] if self.attention_levels is None else self.attention_levels
+        attention_levels = self.attention_levels
+        if attention_levels is None:
+            sides = [max(dataset.resolution) // (patch_size * 2**level) for level in range(len(widths))]
+            attention_levels = [max((level for level, side in enumerate(sides) if side > 1), default=0)]
         unknown = [level for level in attention_levels if not 0 <= level < len(widths)]
         if unknown:
             raise ValueError(f"attention_levels: {unknown[0]} is not one of the levels 0 to {len(widths) - 1}")

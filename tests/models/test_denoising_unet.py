@@ -351,6 +351,29 @@ class TestPrediction:
                     parameter.copy_(parameter.mT.clone())
         torch.testing.assert_close(predict(tall, inputs, sample=inputs["sample"].mT), expected.mT)
 
+    @pytest.mark.parametrize(
+        "size, levels, lowest_kernel",
+        [(2, {}, (1, 1)), ((2, 8), {}, (1, 3)), ((16, 2), {}, (3, 1)), ((4, 8), {"patch_size": 2}, (1, 3)),
+         ((2, 4), {"patch_size": 2, "block_out_channels": (16,), "attention_levels": (True,)}, (1, 3))],
+        ids=str,
+    )  # fmt: skip
+    def test_kernels_do_not_reach_past_a_side_of_one_pixel(self, size, levels, lowest_kernel):
+        channels = {"num_classes": 3, "attention_levels": (True, True)} | levels
+        unet, wide = tiny_unet(sample_size=size, **channels), tiny_unet(sample_size=16, **channels)
+        middles = {}
+        for name, weight in unet.state_dict().items():
+            middle = wide.state_dict()[name]
+            for axis in range(2, weight.ndim):
+                middle = middle.narrow(axis, (middle.shape[axis] - weight.shape[axis]) // 2, weight.shape[axis])
+            middles[name] = middle
+        unet.load_state_dict(middles)
+        inputs = make_inputs(unet)
+        torch.testing.assert_close(predict(unet, inputs), predict(wide, inputs))
+        unet(**inputs).sample.square().mean().backward()
+        lowest = unet.mid_blocks[0].residual.conv1.weight
+        assert lowest.shape[2:] == lowest_kernel
+        assert lowest.grad.ne(0).all()  # all of it is of use
+
     def test_takes_pictures_of_other_sizes_than_its_own(self):
         unet = tiny_unet()
         sample = torch.randn(1, 3, 16, 12, generator=torch.Generator().manual_seed(0))

@@ -102,14 +102,14 @@ class Attention(nn.Module, AttentionModuleMixin):
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))) · (1 + scale) + shift)), scale and shift linear in the embedding."""
 
-    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int, groups: int, dropout: float):
+    def __init__(self, in_channels, out_channels, embedding_dim: int, groups: int, dropout: float, kernel: dict):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, **kernel)
         self.scale_shift = nn.Linear(embedding_dim, 2 * out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, **kernel))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x, embedding):
@@ -148,10 +148,10 @@ class UNetBlock(nn.Module):
     # checkpoint, makes other classes of the same names.
     is_block = True
 
-    def __init__(self, in_channels, out_channels, embedding_dim, config, has_attention: bool):
+    def __init__(self, in_channels, out_channels, embedding_dim, config, level: int, has_attention: bool):
         super().__init__()
-        groups = config.norm_num_groups
-        self.residual = ResidualBlock(in_channels, out_channels, embedding_dim, groups, config.dropout)
+        groups, kernel = config.norm_num_groups, _kernel(config, level)
+        self.residual = ResidualBlock(in_channels, out_channels, embedding_dim, groups, config.dropout, kernel)
         self.attention = None
         if has_attention:
             self.attention = AttentionBlock(
@@ -215,7 +215,7 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
         self.time_frequencies = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(widths[0], self._embedding_dim)
         input_channels = config.in_channels * (1 + 2 * len(config.fourier_frequencies)) + conditioning_channels
-        self.conv_in = nn.Conv2d(input_channels * config.patch_size**2, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(input_channels * config.patch_size**2, widths[0], **_kernel(config, level=0))
 
         # Lists of layers, not of levels: diffusers offloads a model by the members of its lists.
         self.down_layers = nn.ModuleList()
@@ -235,7 +235,7 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
 
     def _make_block(self, in_channels: int, level: int) -> "UNetBlock":
         width, has_attention = self.config.block_out_channels[level], self.config.attention_levels[level]
-        return UNetBlock(in_channels, width, self._embedding_dim, self.config, has_attention)
+        return UNetBlock(in_channels, width, self._embedding_dim, self.config, level, has_attention)
 
     def _patchify(self, sample, conditioning_image=None):
         """x_t with its sines and cosines and the conditioning image, squares of pixels folded into channels."""
@@ -297,6 +297,8 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
 
     Args:
         sample_size (`int` or `(int, int)`, defaults to 32): Size or (height, width) of the pictures it is made for.
+            Along a side that has come down to one pixel, all kernels of that level are 1 wide, not 3; of larger
+            pictures than these it then does not mix what is there.
         in_channels (`int`, defaults to 3): Channels of x_t.
         out_channels (`int`, defaults to 3): Channels of the prediction; `2 * in_channels` to learn the variance too.
         block_out_channels (`tuple[int]`, defaults to `(64, 128, 256)`): Width of each level; each level below the
@@ -346,12 +348,10 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
         if conditioning_channels:
             self.conditioning_time_embedding = TimestepEmbedding(block_out_channels[0], self._embedding_dim)
 
-        channels = block_out_channels[-1]
+        channels, lowest = block_out_channels[-1], len(block_out_channels) - 1
         self.mid_blocks = nn.ModuleList(
-            [
-                UNetBlock(channels, channels, self._embedding_dim, self.config, has_attention=attention_levels[-1]),
-                UNetBlock(channels, channels, self._embedding_dim, self.config, has_attention=False),
-            ]
+            UNetBlock(channels, channels, self._embedding_dim, self.config, lowest, has_attention)
+            for has_attention in (attention_levels[-1], False)
         )
 
         # Every output of the way down is concatenated at the same size on the way up.
@@ -364,7 +364,7 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
                 self.up_layers.append(Upsample(channels))
 
         self.norm_out = nn.GroupNorm(norm_num_groups, channels)
-        self.conv_out = zero_init(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1))
+        self.conv_out = zero_init(nn.Conv2d(channels, out_channels * patch_size**2, **_kernel(self.config, level=0)))
 
     @property
     def null_label(self) -> int | None:
@@ -597,6 +597,14 @@ class NoisyImageClassifier(NoisyImageModel):
         pooled = (mean + self.pooling(mean, tokens)).squeeze(1)  # (n, c)
         logits = self.logits(pooled)
         return NoisyImageClassifierOutput(logits=logits) if return_dict else (logits,)
+
+
+def _kernel(config, level: int) -> dict:
+    """Size and padding of the kernels on a level: 3×3, but 1 along a side of one pixel, past which is nothing."""
+    size, scale = config.sample_size, config.patch_size * 2**level
+    sides = (size, size) if isinstance(size, int) else size
+    kernel_size = tuple(1 if side == scale else 3 for side in sides)
+    return {"kernel_size": kernel_size, "padding": tuple(width // 2 for width in kernel_size)}
 
 
 def _check_widths(config) -> None:
