@@ -29,7 +29,9 @@ class TransferArguments:
     labels_per_class: list[int] = dataclasses.field(
         default_factory=lambda: [1, 5, 10, 50, 100], metadata={"help": "How many labelled pictures of each class."}
     )
-    num_seeds: int = dataclasses.field(default=5, metadata={"help": "Choices of labelled pictures, and of weights."})
+    num_seeds: int = dataclasses.field(
+        default=5, metadata={"help": "Choices of labelled pictures, and of weights; two or more."}
+    )
     learning_rates: list[float] = dataclasses.field(
         default_factory=lambda: [3e-4, 1e-3, 3e-3], metadata={"help": "Learning rates of AdamW to choose from."}
     )
