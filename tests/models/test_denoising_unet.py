@@ -335,9 +335,10 @@ class TestPrediction:
         expected = predict(other, inputs, conditioning_image=torch.cat(waves, dim=1))
         torch.testing.assert_close(predict(unet, inputs), expected)
 
-    def test_upsampling_is_nearest_neighbour_then_a_convolution(self):
+    @pytest.mark.parametrize("size", [(3, 5), (1, 5), (2, 2), (1, 1)], ids=str)
+    def test_upsampling_is_nearest_neighbour_then_a_convolution(self, size):
         layer = Upsample(6).double()
-        x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
+        x = torch.randn(2, 6, *size, dtype=torch.float64)
         larger = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         torch.testing.assert_close(layer(x), F.conv2d(larger, layer.weight, layer.bias, padding=1))
 
