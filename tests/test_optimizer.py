@@ -177,6 +177,7 @@ def train_in_processes(process, count, folder, in_bf16):
     inner = hf_genmod.optimizer.orthogonalize
     hf_genmod.optimizer.orthogonalize = lambda matrices: counts.append(len(matrices)) or inner(matrices)
     torch.save({"weights": trained(True, in_bf16), "counts": counts}, f"{folder}/{process}.pt")
+    dist.barrier()  # else a thread of gloo may still hold a tensor when Python ends, which aborts the process
     dist.destroy_process_group()
 
 
