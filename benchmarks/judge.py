@@ -95,13 +95,13 @@ def once(file: Path, compute, *arguments):
     return torch.load(file)
 
 
-def draw(pipeline, labels, batch_size: int = 100, **kwargs) -> torch.Tensor:
-    """Pictures of the classes `labels`, (n, C, H, W) uint8, by one of our pipelines; picture i has seed i."""
+def draw(pipeline, labels, batch_size: int = 100, first_seed: int = 0, **kwargs) -> torch.Tensor:
+    """Pictures of the classes `labels`, (n, C, H, W) uint8, of one of our pipelines, each by the next seed."""
     pipeline.set_progress_bar_config(disable=True)
     pictures = []
     for start in range(0, len(labels), batch_size):
         part = labels[start : start + batch_size]
-        seeds = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
+        seeds = [torch.Generator().manual_seed(first_seed + start + i) for i in range(len(part))]
         pictures.append(pipeline(part, generator=seeds, output_type="pt", **kwargs).images)
     return to_uint8(torch.cat(pictures))
 

@@ -7,11 +7,13 @@ Trains a classifier of noisy pictures for a diffusion model, which it then guide
 import dataclasses
 from pathlib import Path
 
+from diffusers import DPMSolverMultistepScheduler
+
 from hf_genmod import ClassifierGuidedPipeline, NoisyClassificationObjective, Trainer, TrainingConfig, load_pipeline
 from hf_genmod.latents import weights_fingerprint
 from hf_genmod.recipe import DataArguments, NetworkArguments, one_line_errors, parse_arguments, report_accuracy
 from hf_genmod.sampling import class_rows
-from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler, FewStepDDPMScheduler
 from hf_genmod.training import TrainingError
 
 
@@ -30,7 +32,11 @@ with one_line_errors():
     model = load_pipeline(guidance.for_model)
     dataset, held_out = data.load_for(model, mirrored=config.horizontal_flip)
     scheduler = AncestralDDPMScheduler.from_config(model.scheduler.config)
-    sampler = type(model.scheduler).from_config(model.scheduler.config, solver_order=1)  # a second order overshoots
+    # Guided steps of second order overshoot.
+    few_steps = isinstance(model.scheduler, FewStepDDPMScheduler)
+    sampler = (DPMSolverMultistepScheduler if few_steps else type(model.scheduler)).from_config(
+        model.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=1, use_lu_lambdas=few_steps
+    )
     classifier = network.make_classifier(dataset, scheduler, seed=config.seed)
     trainer = Trainer(
         classifier,

@@ -16,6 +16,7 @@ from hf_genmod import (
     AutoencoderPipeline,
     ClassifierFreeGuidedPipeline,
     ClassifierGuidedPipeline,
+    FewStepDDPMScheduler,
     SuperResolutionPipeline,
     VariationalAutoencoder,
 )
@@ -159,6 +160,16 @@ def test_clipped_latents_are_found(tmp_path, unsampled):
     save_checkpoint(tmp_path, vae=tiny_vae(), clip_sample=True)
     assert "clip_sample cuts latents off at ±1.0" in only(examine(str(tmp_path)))
     save_checkpoint(tmp_path, vae=tiny_autoencoder(latent_channels=4), clip_sample=False)
+    assert not list(examine(str(tmp_path)))
+
+
+def test_few_steps_start_where_pictures_do_not_show_any_more(tmp_path, unsampled):
+    save_checkpoint(tmp_path, beta_schedule="linear")
+    sampler = FewStepDDPMScheduler()
+    sampler.save_pretrained(tmp_path / "scheduler")
+    edit(tmp_path / "model_index.json", scheduler=["ancestral_ddpm", "FewStepDDPMScheduler"])
+    sampler.set_timesteps(50)
+    assert sampler.timesteps[0] < 950
     assert not list(examine(str(tmp_path)))
 
 

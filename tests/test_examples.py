@@ -220,6 +220,7 @@ def test_a_classifier_trained_for_a_model_guides_it(class_folders, tmp_path):
     assert (both / "accuracy.png").is_file()
 
     pipe, plain = load_pipeline(both), load_pipeline(model)
+    assert pipe.scheduler.config.solver_order == 1
     assert sorted(pipe.labels) == sorted(folder.name for folder in class_folders.iterdir())
     (image,) = pipe("circle", num_inference_steps=2).images
     assert (image.mode, image.size) == ("L", (16, 16))

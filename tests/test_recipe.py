@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from tiny import tiny_autoencoder, tiny_classifier, tiny_unet, tiny_vae
 
@@ -14,6 +15,7 @@ from hf_genmod import (
     AutoencoderPipeline,
     ClassifierFreeGuidedPipeline,
     ClassifierGuidedPipeline,
+    FewStepDDPMScheduler,
     UnconditionalPipeline,
     VariationalAutoencoder,
 )
@@ -97,14 +99,14 @@ def test_the_recommended_sampler_runs_the_same_process_and_clips():
     assert x_0.abs().max() == 1
 
 
-@pytest.mark.parametrize("levels, in_log_sigma", [((0, 255, 128), True), ((0, 255, 128, 1), False)])
-def test_steps_are_even_in_log_sigma_where_most_is_black_or_white(levels, in_log_sigma):
+@pytest.mark.parametrize("levels, black_or_white", [((0, 255, 128), True), ((0, 255, 128, 1), False)])
+def test_the_sampler_is_another_where_most_is_black_or_white(levels, black_or_white):
     model = ModelArguments()
-    sampler = model.make_sampler(model.make_scheduler(), painted(*levels))
-    sampler.set_timesteps(20)
-    log_sigma, t = sampler.sigmas[:-1].log(), sampler.timesteps.float()
-    assert (log_sigma.diff().std() < 1e-3) == in_log_sigma
-    assert (t.diff().std() < 1e-3) == (not in_log_sigma)
+    scheduler = model.make_scheduler()
+    sampler = model.make_sampler(scheduler, painted(*levels))
+    assert isinstance(sampler, FewStepDDPMScheduler if black_or_white else DPMSolverMultistepScheduler)
+    assert torch.equal(sampler.alphas_cumprod, scheduler.alphas_cumprod)
+    assert sampler.config.thresholding and sampler.config.sample_max_value == 1
 
 
 def test_alpha_and_pure_colors_are_neither_black_nor_white():
@@ -113,7 +115,7 @@ def test_alpha_and_pure_colors_are_neither_black_nor_white():
     colored = [Image.new("RGB", (4, 4), color) for color in ("red", "blue", "yellow")]
     for images in (transparent, colored):
         sampler = model.make_sampler(model.make_scheduler(), PictureDataset(images, "painted"))
-        assert not sampler.config.use_lu_lambdas
+        assert isinstance(sampler, DPMSolverMultistepScheduler)
 
 
 def test_a_learned_variance_is_sampled_with_by_algorithm_2():
@@ -130,13 +132,19 @@ def test_sizes_that_cannot_be_halved_and_levels_that_are_not_there_are_refused()
 
 
 @pytest.mark.parametrize(
-    "resolution, patch_size, levels",
-    [((8, 8), 1, (False, False, True)), ((4, 4), 1, (False, True, False)), ((4, 8), 1, (False, False, True)),
-     ((8, 8), 2, (False, True, False)), ((1, 1), 1, (True,))],
+    "resolution, patch_size, levels, levels_with_text",
+    [((16, 16), 1, [2], [2]), ((32, 32), 2, [2], [2]), ((12, 12), 1, [2], [2]), ((8, 12), 1, [2], [2]),
+     ((8, 8), 1, [], [2]), ((4, 4), 1, [], [1]), ((8, 8), 2, [], [1]), ((1, 1), 1, [], [0])],
 )  # fmt: skip
-def test_attention_is_where_one_position_can_look_at_another(resolution, patch_size, levels):
-    architecture = ModelArguments(patch_size=patch_size).architecture(pictures(resolution))
-    assert architecture["attention_levels"] == levels
+def test_attention_is_where_kernels_do_not_see_the_picture_and_where_a_text_comes_in(
+    resolution, patch_size, levels, levels_with_text
+):
+    model = ModelArguments(patch_size=patch_size)
+    for has_text, expected in ((False, levels), (True, levels_with_text)):
+        attention_levels = model.architecture(pictures(resolution), has_text)["attention_levels"]
+        assert [level for level, has_attention in enumerate(attention_levels) if has_attention] == expected
+    text = model.make_unet(pictures(resolution), cross_attention_dim=8)
+    assert any("cross_attention" in name for name, _ in text.named_modules())
 
 
 def test_flags_override_the_file_which_overrides_the_defaults(tmp_path):

@@ -10,6 +10,7 @@ from hf_genmod import (
     AutoencoderPipeline,
     ClassifierFreeGuidedPipeline,
     ClassifierGuidedPipeline,
+    FewStepDDPMScheduler,
     SuperResolutionPipeline,
     UnconditionalPipeline,
 )
@@ -80,6 +81,9 @@ def test_a_sampler_is_of_the_same_process():
     assert isinstance(sampler, DDIMScheduler) and sampler.config.prediction_type == "v_prediction"
     torch.testing.assert_close(sampler.alphas_cumprod, own.alphas_cumprod)
     assert make_sampler("AncestralDDPMScheduler", own) is own
+    few_steps = make_sampler("FewStepDDPMScheduler", own)
+    assert type(few_steps) is FewStepDDPMScheduler
+    assert type(make_sampler("AncestralDDPMScheduler", few_steps)) is AncestralDDPMScheduler
     for name in ("NoScheduler", "DDPMPipeline"):
         with pytest.raises(ValueError, match=f"samplers: '{name}' is no scheduler of diffusers"):
             make_sampler(name, own)

@@ -16,6 +16,7 @@ _MODULES = {
     "DenoisingObjective": "objectives",
     "DenoisingUNet2DModel": "models.denoising_unet",
     "ElboObjective": "objectives",
+    "FewStepDDPMScheduler": "schedulers.ancestral_ddpm",
     "NoisyClassificationObjective": "objectives",
     "NoisyImageClassifier": "models.denoising_unet",
     "ReconstructionObjective": "objectives",

@@ -39,7 +39,8 @@ class Muon(torch.optim.AdamW):
         matrices = [parameter for parameter in trained if parameter.ndim > 1 and parameter not in embeddings]
         others = [parameter for parameter in trained if parameter.ndim <= 1 or parameter in embeddings]
         groups = [{"params": matrices, "momentum": momentum}, {"params": others, "momentum": None}]
-        super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, foreach=True)
+        super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        self._step_supports_amp_scaling = False  # AdamW's kernel would take scaled gradients, the matrices' step not
         self.shared = shared
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.pipelines.genmod_pipelines import GenerationPipeline
 from hf_genmod.plots import draw_accuracy
 from hf_genmod.processes import processes
-from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler, FewStepDDPMScheduler
 
 # What a classifier records of the process whose noise it has seen.
 NOISE_SCHEDULE = (
@@ -188,7 +188,10 @@ class NetworkArguments:
     layers_per_block: int = dataclasses.field(default=1, metadata={"help": "Blocks per level."})
     attention_levels: list[int] | None = dataclasses.field(
         default=None,
-        metadata={"help": "Levels with self-attention, from 0; by default the lowest of more than one position."},
+        metadata={
+            "help": "Levels with self-attention, from 0; by default the lowest, or none if that is of at most 2x2 "
+            "positions, as its kernels see them all. With a text, which comes in there, the lowest of more than one."
+        },
     )
     fourier_frequencies: list[float] | None = dataclasses.field(
         default=None,
@@ -199,7 +202,7 @@ class NetworkArguments:
     )
     dropout: float = dataclasses.field(default=0.0, metadata={"help": "Dropout in the residual blocks."})
 
-    def architecture(self, dataset: PictureDataset) -> dict:
+    def architecture(self, dataset: PictureDataset, has_text: bool = False) -> dict:
         """
         The config of a network for pictures of the data set's size: pixels are folded 2x2 into channels where the size
         is even, and it has as many levels, up to three, as the size can be halved.
@@ -220,6 +223,8 @@ class NetworkArguments:
         if attention_levels is None:
             sides = [max(dataset.resolution) // (patch_size * 2**level) for level in range(len(widths))]
             attention_levels = [max((level for level, side in enumerate(sides) if side > 1), default=0)]
+            if sides[-1] <= 2 and not has_text:
+                attention_levels = []
         unknown = [level for level in attention_levels if not 0 <= level < len(widths)]
         if unknown:
             raise ValueError(f"attention_levels: {unknown[0]} is not one of the levels 0 to {len(widths) - 1}")
@@ -346,7 +351,7 @@ class DiffusionArguments(NetworkArguments):
             )
         torch.manual_seed(seed)
         return DenoisingUNet2DModel(
-            **self.architecture(dataset),
+            **self.architecture(dataset, has_text=cross_attention_dim is not None),
             out_channels=dataset.channels * (2 if self.learn_variance else 1),
             num_classes=num_classes,
             cross_attention_dim=cross_attention_dim,
@@ -366,12 +371,13 @@ class DiffusionArguments(NetworkArguments):
         self, scheduler: AncestralDDPMScheduler, dataset: PictureDataset | LatentDataset
     ) -> SchedulerMixin:
         """
-        What the checkpoint samples with: the reverse process in steps of second order (SDE-DPM-Solver++ 2M, Lu et al.
-        2022, https://arxiv.org/abs/2211.01095), of which fewer are needed than of Algorithm 2; x̂_0 is clipped as it
-        is there, but for latents, which have no limits. A learned variance is known to Algorithm 2 alone.
+        What the checkpoint samples with: the reverse process in steps of second order, of which fewer are needed than
+        of Algorithm 2; x̂_0 is clipped as it is there, but for latents, which have no limits. A learned variance is
+        known to Algorithm 2 alone.
 
-        The steps are even in t; but even in log σ, finer where there is little noise, for pictures of which more than
-        half is plain black or white, such as handwriting: what was better for each kind in `benchmarks/README.md`.
+        These are steps of SDE-DPM-Solver++ 2M (Lu et al. 2022, https://arxiv.org/abs/2211.01095), even in t; but of
+        [`FewStepDDPMScheduler`], which corrects a little less, for pictures of which more than half is plain black or
+        white, such as handwriting: what was better for each kind in `benchmarks/README.md`.
         """
         in_pixels = dataset.vae is None
         if not in_pixels:
@@ -383,13 +389,11 @@ class DiffusionArguments(NetworkArguments):
         some = to_model_range(dataset.__getitems__(range(0, len(dataset), math.ceil(len(dataset) / 256)))["images"])
         colors = some[:, :-1] if dataset.value_range is None and dataset.channels in (2, 4) else some  # without alpha
         black_or_white = ((colors == -1).all(dim=1) | (colors == 1).all(dim=1)).float().mean().item()
-        return DPMSolverMultistepScheduler.from_config(
-            scheduler.config,
-            algorithm_type="sde-dpmsolver++",
-            use_lu_lambdas=black_or_white > 0.5,  # log-SNR, as Lu et al. space it
-            thresholding=True,
-            sample_max_value=1.0,  # dynamic thresholding held at 1 is clipping
-        )
+        # Dynamic thresholding held at 1 is clipping, by a key that all samplers of the family know.
+        clipping = {"thresholding": True, "sample_max_value": 1.0}
+        if black_or_white > 0.5:
+            return FewStepDDPMScheduler.from_config(scheduler.config, **clipping)
+        return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="sde-dpmsolver++", **clipping)
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from hf_genmod.models.image_autoencoder import VariationalAutoencoder
 from hf_genmod.pipelines.genmod_pipelines import SuperResolutionPipeline, enlarge, shrink
 from hf_genmod.plots import draw_guidance
 from hf_genmod.sampling import draw_steps, draw_trajectory, side_by_side
-from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.schedulers import ancestral_ddpm
 
 
 def settings_of(
@@ -77,7 +77,7 @@ def make_sampler(name: str, own: SchedulerMixin) -> SchedulerMixin:
     """
     if name == type(own).__name__:
         return own
-    cls = AncestralDDPMScheduler if name == "AncestralDDPMScheduler" else getattr(diffusers, name, None)
+    cls = getattr(ancestral_ddpm, name, getattr(diffusers, name, None))
     if not hasattr(cls, "add_noise"):
         raise ValueError(f"samplers: {name!r} is no scheduler of diffusers, such as DDIMScheduler")
     return cls.from_config(own.config)

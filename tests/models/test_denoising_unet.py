@@ -13,6 +13,7 @@ from tiny import TINY_UNET, randomized, tiny_classifier, tiny_unet
 
 from hf_genmod.models.denoising_unet import (
     Attention,
+    BlockConv2d,
     DenoisingUNet2DModel,
     NoisyImageClassifier,
     UNetBlock,
@@ -374,6 +375,16 @@ class TestPrediction:
         lowest = unet.mid_blocks[0].residual.conv1.weight
         assert lowest.shape[2:] == lowest_kernel
         assert lowest.grad.ne(0).all()  # all of it is of use
+
+    @pytest.mark.parametrize("size", [(1, 1), (2, 2), (4, 4), (1, 16), (4, 5), (8, 8)])
+    def test_a_convolution_of_1x1_is_one_by_whatever_way_it_is_computed(self, size):
+        convolution = randomized(BlockConv2d(6, 4, kernel_size=1)).double()
+        x = torch.randn(3, 6, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        inputs = [x, convolution.weight, convolution.bias]
+        actual, expected = convolution(x.requires_grad_()), F.conv2d(*inputs)
+        torch.testing.assert_close(actual, expected)
+        gradients = [torch.autograd.grad(y.square().sum(), inputs) for y in (actual, expected)]
+        torch.testing.assert_close(*gradients)
 
     def test_takes_pictures_of_other_sizes_than_its_own(self):
         unet = tiny_unet()

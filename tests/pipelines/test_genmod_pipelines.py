@@ -61,7 +61,7 @@ from hf_genmod.pipelines.genmod_pipelines import (
     TextToImagePipeline,
     UnconditionalPipeline,
 )
-from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler, FewStepDDPMScheduler
 
 NAMES = {0: "cat", 1: "dog", 2: "lizard"}
 SAMPLERS = {
@@ -69,6 +69,7 @@ SAMPLERS = {
     "DDPM": (DDPMScheduler, {}),
     "DDIM": (DDIMScheduler, {}),
     "DPM-Solver": (DPMSolverMultistepScheduler, {}),
+    "Few-step DDPM": (FewStepDDPMScheduler, {}),
     "SDE-DPM-Solver": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
     "DPM-Solver singlestep": (DPMSolverSinglestepScheduler, {}),
     "Euler": (EulerDiscreteScheduler, {}),
@@ -81,7 +82,7 @@ SAMPLERS = {
     "KDPM2": (KDPM2DiscreteScheduler, {}),
     "KDPM2 ancestral": (KDPM2AncestralDiscreteScheduler, {}),
 }
-STOCHASTIC = {"Ancestral", "DDPM", "SDE-DPM-Solver", "Euler ancestral", "KDPM2 ancestral"}
+STOCHASTIC = {"Ancestral", "DDPM", "Few-step DDPM", "SDE-DPM-Solver", "Euler ancestral", "KDPM2 ancestral"}
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # samplers of diffusers, thousands
 needs_accelerator = pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 
@@ -920,10 +921,10 @@ class TestClassifierGuidance:
         with pytest.raises(ValueError, match=re.escape(message)):
             draw(classifier_guided(), **({"class_labels": 0} | arguments))
 
-    @pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler])
-    def test_mean_form_wants_ancestral_sampling(self, scheduler):
+    @pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler, FewStepDDPMScheduler])
+    def test_mean_form_wants_algorithm_2(self, scheduler):
         pipeline = classifier_guided(scheduler=scheduler.from_config(AncestralDDPMScheduler().config))
-        message = f"guidance_form: 'mean' is for ancestral sampling, not for {scheduler.__name__}; use 'noise', or set"
+        message = f"guidance_form: 'mean' is for Algorithm 2, not for {scheduler.__name__}; use 'noise', or set"
         with pytest.raises(ValueError, match=message):
             draw(pipeline, 0, guidance_form="mean")
 

@@ -783,7 +783,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
 
         Raises:
             ValueError: If a label is unknown, an argument out of its range or too large for finite pictures, or the
-                sampler is not that of the classifier's process, or not ancestral with `guidance_form="mean"`.
+                sampler is not that of the classifier's process, or not Algorithm 2 with `guidance_form="mean"`.
         """
         weights = self._label_weights(class_labels)  # (n, num_classes)
         _check_finite(classifier_scale=classifier_scale, guidance_scale=guidance_scale)
@@ -792,9 +792,9 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         has_labels = self.unet.config.num_classes is not None
         if guidance_form not in ("noise", "mean"):
             raise ValueError(f"guidance_form: {guidance_form!r} is not one of 'noise', 'mean'")
-        if guidance_form == "mean" and not hasattr(self.scheduler, "reverse_log_variance"):
+        if guidance_form == "mean" and type(self.scheduler).__name__ != "AncestralDDPMScheduler":
             raise ValueError(
-                f"guidance_form: 'mean' is for ancestral sampling, not for {type(self.scheduler).__name__}; use "
+                f"guidance_form: 'mean' is for Algorithm 2, not for {type(self.scheduler).__name__}; use "
                 "'noise', or set pipe.scheduler = AncestralDDPMScheduler.from_config(pipe.scheduler.config)"
             )
         if guidance_scale != 1 and not has_labels:
