@@ -104,7 +104,7 @@ class BlockConv2d(nn.Conv2d):
 
     def forward(self, x):
         if self.kernel_size == (1, 1) and x.shape[-2:].numel() <= 16:
-            return F.linear(x.movedim(1, -1), self.weight[:, :, 0, 0], self.bias).movedim(-1, 1)
+            return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
         return super().forward(x)
 
 
