@@ -376,12 +376,14 @@ class TestPrediction:
         assert lowest.shape[2:] == lowest_kernel
         assert lowest.grad.ne(0).all()  # all of it is of use
 
-    @pytest.mark.parametrize("size", [(1, 1), (2, 2), (4, 4), (1, 16), (4, 5), (8, 8)])
-    def test_a_convolution_of_1x1_is_one_by_whatever_way_it_is_computed(self, size):
-        convolution = randomized(BlockConv2d(6, 4, kernel_size=1)).double()
+    @pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 3), (4, 4), (1, 16), (4, 5), (8, 8)], ids=str)
+    @pytest.mark.parametrize("kernel_size, stride", [(1, 1), (3, 1), (3, 2)])
+    def test_a_convolution_is_one_by_whatever_way_it_is_computed(self, kernel_size, stride, size):
+        geometry = {"stride": stride, "padding": kernel_size // 2}
+        convolution = randomized(BlockConv2d(6, 4, kernel_size, **geometry)).double()
         x = torch.randn(3, 6, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         inputs = [x, convolution.weight, convolution.bias]
-        actual, expected = convolution(x.requires_grad_()), F.conv2d(*inputs)
+        actual, expected = convolution(x.requires_grad_()), F.conv2d(*inputs, **geometry)
         torch.testing.assert_close(actual, expected)
         gradients = [torch.autograd.grad(y.square().sum(), inputs) for y in (actual, expected)]
         torch.testing.assert_close(*gradients)

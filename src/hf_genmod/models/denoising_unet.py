@@ -100,11 +100,17 @@ class Attention(nn.Module, AttentionModuleMixin):
 
 
 class BlockConv2d(nn.Conv2d):
-    """A convolution; one of 1×1, for few positions, as the matrix product that it is, which is faster there."""
+    """A convolution; for few positions computed as the matrix product that it is, which is faster there."""
 
     def forward(self, x):
         if self.kernel_size == (1, 1) and x.shape[-2:].numel() <= 16:
             return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+        if self.kernel_size == (3, 3) and x.shape[-2:] == (2, 2):
+            kernel = self.weight.movedim(1, -1)  # (out, 3, 3, in)
+            corners = range(0, 2, self.stride[0])  # rows, and columns, of the output: each meets 2×2 of the weights
+            matrix = torch.stack([kernel[:, 1 - i : 3 - i, 1 - j : 3 - j] for i in corners for j in corners])
+            y = F.linear(x.movedim(1, -1).flatten(1), matrix.flatten(2).flatten(0, 1), self.bias.repeat(len(matrix)))
+            return y.view(len(x), len(corners), len(corners), -1).movedim(-1, 1)
         return super().forward(x)
 
 
@@ -181,13 +187,13 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = BlockConv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x):
         return self.conv(x)
 
 
-class Upsample(nn.Conv2d):
+class Upsample(BlockConv2d):
     """
     Nearest neighbour to twice the height and width, then a convolution; but for the smallest pictures computed as one
     transposed convolution, where each pixel meets at once the sum of the weights that its copies would have met: 4/9
