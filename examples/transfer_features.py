@@ -108,7 +108,10 @@ with one_line_errors():
     device = processes().device
     vae = load_vae(transfer.vae).to(device, memory_format=torch.channels_last)
     if not isinstance(vae, ImageAutoencoder):
-        raise ValueError(f"vae: {type(vae).__name__} is not an autoencoder of this package, whose features are known")
+        raise ValueError(
+            f"vae: {type(vae).__name__} is not an autoencoder of this package, whose features are known; train one by "
+            "train_autoencoder.py or train_vae.py"
+        )
     data.resolution = data.resolution or vae.config.sample_size
     data.channels = data.channels or vae.config.in_channels
     dataset, test = data.load_in_pixels(require_labels=True, num_held_out=transfer.num_test, hold_out=True)

@@ -474,7 +474,8 @@ class TestLatents:
 
     def test_have_the_size_and_channels_of_the_autoencoder_and_factors_of_the_training_pictures(self, vae, tmp_path):
         AutoencoderPipeline(vae).save_pretrained(tmp_path / "vae")
-        arguments = DataArguments(dataset=colored_folder(tmp_path / "pictures", (20, 10), train=40, test=7))
+        folder = colored_folder(tmp_path / "pictures", (20, 10), train=40, test=7)
+        arguments = DataArguments(dataset=folder, channels=1)
         training, held_out = arguments.load(require_labels=True, vae=str(tmp_path / "vae"))
         for latents, count in ((training, 40), (held_out, 7)):
             assert (latents.pictures.resolution, latents.pictures.channels) == ((8, 12), 1)
@@ -486,16 +487,18 @@ class TestLatents:
         assert (mean**2 + std**2).mean().item() == pytest.approx(1, abs=1e-3)
         both = arguments.load(vae=str(tmp_path / "vae"), mirrored=True)
         assert all(latents.mirrored for latents in both)
-        assert DataArguments(dataset=f"{arguments.dataset}/train").load(vae=str(tmp_path / "vae"))[1] is None
+        only = DataArguments(dataset=f"{folder}/train", channels=1)
+        assert only.load(vae=str(tmp_path / "vae"))[1] is None
 
     def test_may_be_of_another_size_than_the_autoencoder_was_made_for(self, vae, tmp_path):
         vae.save_pretrained(tmp_path / "vae")
         folder = colored_folder(tmp_path / "pictures", train=4)
-        training, _ = DataArguments(dataset=folder, resolution="16x20").load(vae=str(tmp_path / "vae"))
+        training, _ = DataArguments(dataset=folder, resolution="16x20", channels=1).load(vae=str(tmp_path / "vae"))
         assert training.resolution == (8, 10)
         for arguments, message in (
-            ({"resolution": "9"}, "resolution 9x9: .* such as 8x8 or 10x10"),
+            ({"resolution": "9", "channels": 1}, "resolution 9x9: .* such as 8x8 or 10x10"),
             ({"channels": 3}, "vae: it is for pictures of 1 channels, and these have 3"),
+            ({}, "vae: it is for grey pictures, and some of .* are coloured; .* give --channels 1"),
         ):
             with pytest.raises(ValueError, match=message):
                 DataArguments(dataset=folder, **arguments).load(vae=str(tmp_path / "vae"))
@@ -505,6 +508,14 @@ class TestLatents:
         folder = colored_folder(tmp_path / "pictures", train=4)
         training, _ = DataArguments(dataset=folder).load(vae=str(tmp_path / "vae"))
         assert (training.pictures.resolution, training.resolution) == ((8, 12), (4, 6))
+
+    def test_of_grey_pictures_may_be_those_of_an_autoencoder_of_coloured_ones(self, tmp_path):
+        tiny_vae().save_pretrained(tmp_path / "vae")
+        (tmp_path / "greys").mkdir()
+        for i in range(4):
+            Image.new("L", (12, 8), 60 * i).save(tmp_path / "greys" / f"{i}.png")
+        training, _ = DataArguments(dataset=str(tmp_path / "greys")).load(vae=str(tmp_path / "vae"))
+        assert training.pictures.channels == 3
 
     def test_of_measured_values_are_in_the_units_of_the_autoencoder(self, vae, tmp_path):
         (tmp_path / "values").mkdir()

@@ -301,4 +301,8 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise FileNotFoundError(f"vae: the weights in {path!r} cannot be read ({reason})") from error
-    raise FileNotFoundError(f"vae: {path!r} is neither an autoencoder nor a checkpoint with one ({reason})")
+    place = "" if os.path.isdir(path) else ", and no folder here"
+    raise FileNotFoundError(
+        f"vae: {path!r} is neither an autoencoder nor a checkpoint with one{place} ({reason}); give the folder "
+        "of one, such as the output_dir of train_vae.py, or an id on the Hub"
+    )

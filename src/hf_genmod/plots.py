@@ -68,7 +68,7 @@ def draw_accuracy(levels: list[dict], chance: float, file: Path):
     above.set_xticks(t, [f"{level['sigma']:.2g}" for level in levels])
     above.set_xlabel("noise level σ")
     axes.grid(alpha=0.2)
-    axes.legend(loc="center left")
+    figure.legend(loc="outside lower right")
     _save(figure, file)
 
 

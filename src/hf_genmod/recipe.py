@@ -80,6 +80,12 @@ class DataArguments:
             arguments.resolution = vae.config.sample_size
         training, held_out = arguments.load_in_pixels(**required)
         _check_kind("vae: it", value_range, training)
+        colored = any(picture.has_color for picture in training.properties)
+        if self.channels is None and training.channels < 3 and colored:
+            raise ValueError(
+                f"vae: it is for grey pictures, and some of {training.name} are coloured; train one for them, or give "
+                f"--channels {training.channels} to turn them grey"
+            )
         training.value_range = value_range
         latents = standardised(vae, training, mirrored)
         if held_out is None:

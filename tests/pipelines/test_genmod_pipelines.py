@@ -1415,8 +1415,8 @@ class TestAutoencoder:
             (torch.zeros(0, 3, 8, 8), "images: 0 of 3 channels; this model takes one or more of 3"),
             ([], "images: they are none or differ in size"),
             ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 16))], "images: they are none or differ in size"),
-            ("picture.png", "images: they are neither pictures of PIL nor one array or tensor"),
-            ([np.zeros((8, 8, 3))], "images: they are neither pictures of PIL nor one array or tensor"),
+            ("picture.png", "images: they are neither pictures of PIL (Image.open(file)) nor one array or tensor"),
+            ([np.zeros((8, 8, 3))], "images: they are neither pictures of PIL"),
         ],
     )
     def test_errors_of_pictures(self, images, message):

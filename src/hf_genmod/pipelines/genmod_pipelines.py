@@ -194,7 +194,7 @@ class GenerationPipeline(DiffusionPipeline, LoraBaseMixin):
             if value_range is not None or mode is None:
                 raise ValueError("images: this model is of measured values; give an array or a tensor of them")
             if not all(isinstance(image, Image.Image) for image in images):
-                raise ValueError("images: they are neither pictures of PIL nor one array or tensor")
+                raise ValueError("images: they are neither pictures of PIL (Image.open(file)) nor one array or tensor")
             if any(image.mode[0] in "IF" for image in images):
                 raise ValueError("images: some are of more than 8 bits, which this model does not know; convert them")
             images = [_converted(image, mode) for image in images]
