@@ -620,7 +620,7 @@ def test_what_features_are_worth_is_a_table_of_four_rows(class_folders, vae_run)
             ["--vae", "{vae}", "--resolution", "18", "--num_validation", "5", "--labels_per_class", "1"],
             "resolution 18x18: this network (patch_size 2, 2",
         ),
-        ("transfer_features.py", ["--vae", "{vae}"], "500 of its 21 pictures cannot be held out"),
+        ("transfer_features.py", ["--vae", "{vae}"], "num_validation: 500 pictures to choose by leave none of 21"),
     ],
 )
 def test_mistakes_about_autoencoders_get_one_sentence(

@@ -21,9 +21,9 @@ from hf_genmod.optimizer import Muon
 from hf_genmod.training import TrainingError
 
 
-def of_classes():
-    names = {0: "a", 1: "b", 2: "c"}
-    pipeline = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), AncestralDDPMScheduler(), id2label=names)
+def of_classes(**config):
+    names, unet = {0: "a", 1: "b", 2: "c"}, tiny_unet(num_classes=3, **config)
+    pipeline = ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(), id2label=names)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -40,6 +40,14 @@ class TestAttaching:
         before = pipeline.unet(x, t, labels).sample
         attach_adapter(pipeline.unet, 2)
         assert torch.equal(pipeline.unet(x, t, labels).sample, before)
+
+    @pytest.mark.parametrize("size", [4, 2])
+    def test_wraps_the_convolutions_of_2x2_and_1x1_positions(self, size):
+        pipeline = of_classes(sample_size=size)
+        x, t, labels = torch.randn(2, 3, size, size), torch.tensor([5, 500]), torch.tensor([0, 3])
+        before = pipeline.unet(x, t, labels).sample
+        attach_adapter(pipeline.unet, 2)
+        torch.testing.assert_close(pipeline.unet(x, t, labels).sample, before)  # added zeros may change the layout
 
     def test_leaves_the_adapter_and_the_new_rows_to_train(self):
         pipeline = of_classes()

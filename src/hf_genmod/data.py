@@ -224,7 +224,7 @@ class PictureDataset(torch.utils.data.Dataset):
         if not 0 < count <= len(self) - num_kept:
             raise ValueError(
                 f"{self.name}: {count} of its {len(self)} pictures cannot be held out without emptying a class; "
-                "collect more, or hold out fewer"
+                "collect more"
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         if self.labels is not None:

@@ -83,8 +83,8 @@ class DataArguments:
         colored = any(picture.has_color for picture in training.properties)
         if self.channels is None and training.channels < 3 and colored:
             raise ValueError(
-                f"vae: it is for grey pictures, and some of {training.name} are coloured; train one for them, or give "
-                f"--channels {training.channels} to turn them grey"
+                f"vae: it is for grey pictures, and some of {training.name} are stored in colour; train one for "
+                f"them, or give --channels {training.channels} to turn them grey"
             )
         training.value_range = value_range
         latents = standardised(vae, training, mirrored)

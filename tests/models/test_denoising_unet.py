@@ -13,7 +13,7 @@ from tiny import TINY_UNET, randomized, tiny_classifier, tiny_unet
 
 from hf_genmod.models.denoising_unet import (
     Attention,
-    BlockConv2d,
+    Convolution,
     DenoisingUNet2DModel,
     NoisyImageClassifier,
     UNetBlock,
@@ -378,15 +378,21 @@ class TestPrediction:
 
     @pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 3), (4, 4), (1, 16), (4, 5), (8, 8)], ids=str)
     @pytest.mark.parametrize("kernel_size, stride", [(1, 1), (3, 1), (3, 2)])
-    def test_a_convolution_is_one_by_whatever_way_it_is_computed(self, kernel_size, stride, size):
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_a_convolution_is_one_by_whatever_way_it_is_computed(self, bias, kernel_size, stride, size):
         geometry = {"stride": stride, "padding": kernel_size // 2}
-        convolution = randomized(BlockConv2d(6, 4, kernel_size, **geometry)).double()
+        convolution = randomized(Convolution(6, 4, kernel_size, bias=bias, **geometry)).double()
         x = torch.randn(3, 6, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        inputs = [x, convolution.weight, convolution.bias]
-        actual, expected = convolution(x.requires_grad_()), F.conv2d(*inputs, **geometry)
+        parameters = list(convolution.parameters())
+        actual, expected = convolution(x.requires_grad_()), F.conv2d(x, *parameters, **geometry)
         torch.testing.assert_close(actual, expected)
-        gradients = [torch.autograd.grad(y.square().sum(), inputs) for y in (actual, expected)]
+        gradients = [torch.autograd.grad(y.square().sum(), [x, *parameters]) for y in (actual, expected)]
         torch.testing.assert_close(*gradients)
+        assert convolution(x[:0]).shape == F.conv2d(x[:0], *parameters, **geometry).shape
+        with torch.autocast("cpu", torch.bfloat16):
+            x, parameters = x.float(), [parameter.float() for parameter in parameters]
+            actual, expected = convolution.float()(x), F.conv2d(x, *parameters, **geometry)
+            torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
 
     def test_takes_pictures_of_other_sizes_than_its_own(self):
         unet = tiny_unet()

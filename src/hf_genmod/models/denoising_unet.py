@@ -99,18 +99,19 @@ class Attention(nn.Module, AttentionModuleMixin):
         return self.processor(self, tokens, context, context_mask)
 
 
-class BlockConv2d(nn.Conv2d):
+class Convolution(nn.Conv2d):
     """A convolution; for few positions computed as the matrix product that it is, which is faster there."""
 
     def forward(self, x):
         if self.kernel_size == (1, 1) and x.shape[-2:].numel() <= 16:
             return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
-        if self.kernel_size == (3, 3) and x.shape[-2:] == (2, 2):
-            kernel = self.weight.movedim(1, -1)  # (out, 3, 3, in)
-            corners = range(0, 2, self.stride[0])  # rows, and columns, of the output: each meets 2×2 of the weights
-            matrix = torch.stack([kernel[:, 1 - i : 3 - i, 1 - j : 3 - j] for i in corners for j in corners])
-            y = F.linear(x.movedim(1, -1).flatten(1), matrix.flatten(2).flatten(0, 1), self.bias.repeat(len(matrix)))
-            return y.view(len(x), len(corners), len(corners), -1).movedim(-1, 1)
+        if self.kernel_size == (3, 3) and x.shape[-2:] == (2, 2) and x.device.type == "cpu":
+            # y[i, j] = Σ_pq W[1 + p − i, 1 + q − j] x[p, q] + b, where p and q are 0 and 1
+            kernel, rows = self.weight.movedim(1, -1), range(0, 2, self.stride[0])  # (out, 3, 3, in)
+            matrix = torch.stack([kernel[:, 1 - i : 3 - i, 1 - j : 3 - j] for i in rows for j in rows])
+            bias = None if self.bias is None else self.bias.repeat(len(matrix))
+            y = F.linear(x.movedim(1, -1).flatten(1), matrix.flatten(2).flatten(0, 1), bias)  # (n, i · j · out)
+            return y.unflatten(1, (len(rows), len(rows), -1)).movedim(-1, 1)
         return super().forward(x)
 
 
@@ -120,12 +121,12 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels, out_channels, embedding_dim: int, groups: int, dropout: float, kernel: dict):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels)
-        self.conv1 = BlockConv2d(in_channels, out_channels, **kernel)
+        self.conv1 = Convolution(in_channels, out_channels, **kernel)
         self.scale_shift = nn.Linear(embedding_dim, 2 * out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(BlockConv2d(out_channels, out_channels, **kernel))
-        self.skip = nn.Identity() if in_channels == out_channels else BlockConv2d(in_channels, out_channels, 1)
+        self.conv2 = zero_init(Convolution(out_channels, out_channels, **kernel))
+        self.skip = nn.Identity() if in_channels == out_channels else Convolution(in_channels, out_channels, 1)
 
     def forward(self, x, embedding):
         hidden = self.conv1(F.silu(self.norm1(x)))
@@ -187,13 +188,13 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = BlockConv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = Convolution(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x):
         return self.conv(x)
 
 
-class Upsample(BlockConv2d):
+class Upsample(Convolution):
     """
     Nearest neighbour to twice the height and width, then a convolution; but for the smallest pictures computed as one
     transposed convolution, where each pixel meets at once the sum of the weights that its copies would have met: 4/9
