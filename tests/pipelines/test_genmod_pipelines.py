@@ -1416,7 +1416,7 @@ class TestAutoencoder:
             ([], "images: they are none or differ in size"),
             ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 16))], "images: they are none or differ in size"),
             ("picture.png", "images: they are neither pictures of PIL (Image.open(file)) nor one array or tensor"),
-            ([np.zeros((8, 8, 3))], "images: they are neither pictures of PIL"),
+            ([np.zeros((8, 8, 3))], "neither pictures of PIL (Image.open(file)) nor one array or tensor"),
         ],
     )
     def test_errors_of_pictures(self, images, message):
