@@ -12,9 +12,10 @@ import torch
 from judge import Judge, draw, once, parser, to_uint8, train
 
 from hf_genmod import load_pipeline
-from hf_genmod.data import load_pictures, to_model_range
-from hf_genmod.pipelines.genmod_pipelines import enlarge, shrink
-from hf_genmod.sampling import draw_cascade
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.value_range import to_model_range
+from hf_genmod.drawing.cascade import draw_cascade
+from hf_genmod.models.conditioning import enlarge, shrink
 
 parser = parser(__doc__)
 parser.add_argument("--factor", type=int, default=2)

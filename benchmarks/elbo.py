@@ -11,8 +11,9 @@ import torch
 from judge import parser, train
 
 from hf_genmod import load_vae
-from hf_genmod.data import load_pictures, to_model_range
-from hf_genmod.evaluation import importance_log_likelihood
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.value_range import to_model_range
+from hf_genmod.evaluation.likelihood_bounds import importance_log_likelihood
 
 parser = parser(__doc__)
 parser.add_argument("--minutes", type=float, default=10.0)

@@ -12,8 +12,8 @@ from judge import Judge, draw, once, parser, train
 from matplotlib.figure import Figure
 
 from hf_genmod import load_pipeline
-from hf_genmod.data import load_pictures
-from hf_genmod.features import extract_features
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.evaluation.features import extract_features
 
 parser = parser(__doc__)
 parser.add_argument(

@@ -12,7 +12,8 @@ import torch
 from speed import device, peak_of
 
 from hf_genmod import AncestralDDPMScheduler, ClassifierGuidedPipeline
-from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClassifier
+from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
+from hf_genmod.models.noisy_classifier import NoisyImageClassifier
 
 ARCHITECTURE = {"sample_size": 32, "patch_size": 2, "block_out_channels": (48, 96, 144), "layers_per_block": 1,
                 "attention_levels": (False, False, True), "attention_head_dim": 48, "norm_num_groups": 3}  # fmt: skip

@@ -10,9 +10,10 @@ import torch
 from diffusers.utils import make_image_grid
 from PIL import Image
 
-from hf_genmod.data import load_pictures
-from hf_genmod.evaluation import FeatureStatistics, frechet_distance, recognised_share
-from hf_genmod.features import FeatureClassifier, extract_features, train_feature_classifier
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.evaluation.distances import FeatureStatistics, frechet_distance
+from hf_genmod.evaluation.features import FeatureClassifier, extract_features, train_feature_classifier
+from hf_genmod.evaluation.recognition import recognised_share
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -14,10 +14,11 @@ from judge import Judge, draw, once, parser, to_uint8, train
 from speed import autocast, seconds
 
 from hf_genmod import AncestralDDPMScheduler, DenoisingObjective, load_pipeline
-from hf_genmod.data import load_pictures, to_model_range
-from hf_genmod.optimizer import Muon
-from hf_genmod.randomness import BatchRandom
-from hf_genmod.training import keep_freed_memory
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.randomness import BatchRandom
+from hf_genmod.data.value_range import to_model_range
+from hf_genmod.training.interruptions import keep_freed_memory
+from hf_genmod.training.muon import Muon
 
 parser = parser(__doc__)
 parser.add_argument("--minutes", type=float, default=24.0, help="Of each of the two.")

@@ -11,9 +11,9 @@ import tempfile
 import torch
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, UnconditionalPipeline
-from hf_genmod.data import load_pictures
-from hf_genmod.evaluation import variational_bound
-from hf_genmod.recipe import ModelArguments
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.evaluation.likelihood_bounds import variational_bound
+from hf_genmod.recipes.networks import ModelArguments
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--dataset", default="shapes")

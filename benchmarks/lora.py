@@ -18,8 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_genmod import load_pipeline
-from hf_genmod.evaluation import recognised_share
-from hf_genmod.shapes import SHAPES, ShapesDataset, check
+from hf_genmod.data.shapes import SHAPES, ShapesDataset
+from hf_genmod.data.shapes_checker import check
+from hf_genmod.evaluation.recognition import recognised_share
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shape", default="heart", help="Which shape the model is trained without.")

@@ -15,7 +15,7 @@ from diffusers.training_utils import EMAModel
 from judge import Judge, draw, once, parser, to_uint8, train
 
 from hf_genmod import load_pipeline
-from hf_genmod.data import to_model_range
+from hf_genmod.data.value_range import to_model_range
 
 parser = parser(__doc__)
 parser.add_argument("--minutes", type=float, default=8.0, help="Training time of each model.")

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_genmod import DenoisingUNet2DModel
-from hf_genmod.models.denoising_unet import Upsample
+from hf_genmod.models.fast_convolutions import Upsample
 
 SIZES = {  # resolution, widths, layers per block, levels with attention, batch size
     "small": (32, (32, 64, 128), 1, (False, False, True), 64),

@@ -19,8 +19,9 @@ from judge import once
 from PIL import Image
 
 from hf_genmod import load_pipeline
-from hf_genmod.evaluation import recognised_share
-from hf_genmod.shapes import COLORS, SHAPES, ShapesDataset, caption, check
+from hf_genmod.data.shapes import COLORS, SHAPES, ShapesDataset, caption
+from hf_genmod.data.shapes_checker import check
+from hf_genmod.evaluation.recognition import recognised_share
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--num_objects", type=int, default=1)

@@ -23,10 +23,11 @@ import torch
 from PIL import Image, ImageOps
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, UnconditionalPipeline
-from hf_genmod.data import load_pictures, to_model_range
-from hf_genmod.optimizer import Muon
-from hf_genmod.randomness import BatchRandom, GlobalBatchSampler, flip
-from hf_genmod.recipe import ModelArguments
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.randomness import BatchRandom, GlobalBatchSampler, flip
+from hf_genmod.data.value_range import to_model_range
+from hf_genmod.recipes.networks import ModelArguments
+from hf_genmod.training.muon import Muon
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--dataset", required=True, help="Folder of parquet files with pictures of one size.")

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 
-from hf_genmod import shapes
+from hf_genmod.data.shapes_checker import matches
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="runs/shapes", help="Folder of the checkpoint.")
@@ -30,7 +30,7 @@ for name in names:
     images = pipe(
         [name] * arguments.samples_per_class, guidance_scale=arguments.guidance_scale, generator=generator
     ).images
-    right += sum(shapes.matches(image, name) for image in images)
+    right += sum(matches(image, name) for image in images)
     rows += images[:num_columns]
 
 grid = Path(arguments.model) / "samples" / "classes.png"

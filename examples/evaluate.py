@@ -14,8 +14,12 @@ from pathlib import Path
 import torch
 
 from hf_genmod import load_pipeline
-from hf_genmod.evaluation import Estimate, bits_per_dimension, evaluate_features, nearest_of
-from hf_genmod.features import (
+from hf_genmod.data.latents import weights_fingerprint
+from hf_genmod.drawing.grids import draw_enlarged
+from hf_genmod.drawing.samples import draw_to_folder
+from hf_genmod.errors import one_line_errors
+from hf_genmod.evaluation.estimates import Estimate
+from hf_genmod.evaluation.features import (
     FEATURE_DIM,
     FeatureClassifier,
     all_bytes,
@@ -23,11 +27,10 @@ from hf_genmod.features import (
     find_features,
     train_features,
 )
-from hf_genmod.latents import weights_fingerprint
-from hf_genmod.model_card import check_license, license_of, write_card
-from hf_genmod.processes import processes
-from hf_genmod.recipe import CaptionedDataArguments, one_line_errors, parse_arguments
-from hf_genmod.report import (
+from hf_genmod.evaluation.likelihood_bounds import bits_per_dimension
+from hf_genmod.evaluation.neighbours import nearest_of
+from hf_genmod.evaluation.report import evaluate_features
+from hf_genmod.evaluation.settings import (
     audit,
     draw_figures,
     enlarged_by_interpolation,
@@ -38,7 +41,10 @@ from hf_genmod.report import (
     what_the_unet_is_told,
     what_to_ask,
 )
-from hf_genmod.sampling import draw_enlarged, draw_to_folder
+from hf_genmod.processes import processes
+from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.pictures import CaptionedDataArguments
+from hf_genmod.sharing.model_card import check_license, license_of, write_card
 
 
 @dataclasses.dataclass

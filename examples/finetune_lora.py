@@ -14,14 +14,18 @@ import os
 from diffusers.utils import make_image_grid
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, load_pipeline
-from hf_genmod.latents import weights_fingerprint
-from hf_genmod.lora import WithPrior, attach_adapter, name_pictures
+from hf_genmod.data.captions import Tokens
+from hf_genmod.data.latents import weights_fingerprint
+from hf_genmod.drawing.grids import caption_rows, class_rows
+from hf_genmod.drawing.samples import draw_images
+from hf_genmod.errors import TrainingError, one_line_errors
 from hf_genmod.processes import processes
-from hf_genmod.recipe import CaptionedDataArguments, one_line_errors, parse_arguments
-from hf_genmod.sampling import caption_rows, class_rows, draw_images
+from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.pictures import CaptionedDataArguments
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
-from hf_genmod.text import TextConditionedUNet, Tokens
-from hf_genmod.training import TrainingError
+from hf_genmod.training.adapters import attach_adapter, name_pictures
+from hf_genmod.training.prior_samples import WithPrior
+from hf_genmod.training.text_encoder import TextConditionedUNet
 
 
 @dataclasses.dataclass

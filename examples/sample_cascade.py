@@ -12,8 +12,10 @@ from pathlib import Path
 from PIL import Image
 
 from hf_genmod import load_pipeline
-from hf_genmod.recipe import one_line_errors, parse_arguments
-from hf_genmod.sampling import draw_cascade, stage_rows
+from hf_genmod.drawing.cascade import draw_cascade
+from hf_genmod.drawing.grids import stage_rows
+from hf_genmod.errors import one_line_errors
+from hf_genmod.recipes.arguments import parse_arguments
 
 
 @dataclasses.dataclass

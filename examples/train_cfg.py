@@ -7,9 +7,11 @@ Trains a class-conditional diffusion model with classifier-free guidance on labe
 import dataclasses
 
 from hf_genmod import ClassifierFreeGuidedPipeline, DenoisingObjective, Trainer, TrainingConfig
-from hf_genmod.recipe import DataArguments, ModelArguments, one_line_errors, parse_arguments
-from hf_genmod.sampling import class_rows
-from hf_genmod.training import TrainingError
+from hf_genmod.drawing.grids import class_rows
+from hf_genmod.errors import TrainingError, one_line_errors
+from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.networks import ModelArguments
+from hf_genmod.recipes.pictures import DataArguments
 
 
 @dataclasses.dataclass

@@ -10,11 +10,15 @@ from pathlib import Path
 from diffusers import DPMSolverMultistepScheduler
 
 from hf_genmod import ClassifierGuidedPipeline, NoisyClassificationObjective, Trainer, TrainingConfig, load_pipeline
-from hf_genmod.latents import weights_fingerprint
-from hf_genmod.recipe import DataArguments, NetworkArguments, one_line_errors, parse_arguments, report_accuracy
-from hf_genmod.sampling import class_rows
-from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler, FewStepDDPMScheduler
-from hf_genmod.training import TrainingError
+from hf_genmod.data.latents import weights_fingerprint
+from hf_genmod.drawing.grids import class_rows
+from hf_genmod.errors import TrainingError, one_line_errors
+from hf_genmod.evaluation.recognition import report_accuracy
+from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.networks import NetworkArguments
+from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
 
 
 @dataclasses.dataclass

@@ -18,10 +18,12 @@ from hf_genmod import (
     TrainingConfig,
     VariationalAutoencoder,
 )
-from hf_genmod.latents import with_statistics
-from hf_genmod.recipe import AutoencoderArguments, DataArguments, ModelArguments, one_line_errors, parse_arguments
-from hf_genmod.sampling import class_rows, draw_reconstructions
-from hf_genmod.training import TrainingError
+from hf_genmod.data.latents import with_statistics
+from hf_genmod.drawing.grids import class_rows, draw_reconstructions
+from hf_genmod.errors import TrainingError, one_line_errors
+from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.networks import AutoencoderArguments, ModelArguments
+from hf_genmod.recipes.pictures import DataArguments
 
 
 @dataclasses.dataclass

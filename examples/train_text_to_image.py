@@ -8,18 +8,13 @@ Trains a text-to-image model on captioned pictures: those of a folder with a met
 import dataclasses
 
 from hf_genmod import DenoisingObjective, TextToImagePipeline, Trainer, TrainingConfig
-from hf_genmod.recipe import CaptionedDataArguments, ModelArguments, one_line_errors, parse_arguments
-from hf_genmod.sampling import caption_rows
-from hf_genmod.text import (
-    FrozenText,
-    TextConditionedUNet,
-    Tokens,
-    all_captions,
-    load_text_encoder,
-    make_text_encoder,
-    train_tokenizer,
-)
-from hf_genmod.training import TrainingError
+from hf_genmod.data.captions import FrozenText, Tokens, all_captions
+from hf_genmod.drawing.grids import caption_rows
+from hf_genmod.errors import TrainingError, one_line_errors
+from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.networks import ModelArguments
+from hf_genmod.recipes.pictures import CaptionedDataArguments
+from hf_genmod.training.text_encoder import TextConditionedUNet, load_text_encoder, make_text_encoder, train_tokenizer
 
 
 @dataclasses.dataclass

@@ -9,9 +9,11 @@ import dataclasses
 from diffusers.utils import make_image_grid
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, UnconditionalPipeline
-from hf_genmod.recipe import DataArguments, ModelArguments, one_line_errors, parse_arguments
-from hf_genmod.sampling import draw_images
-from hf_genmod.training import TrainingError
+from hf_genmod.drawing.samples import draw_images
+from hf_genmod.errors import TrainingError, one_line_errors
+from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.networks import ModelArguments
+from hf_genmod.recipes.pictures import DataArguments
 
 with one_line_errors():
     data, model, config = parse_arguments(DataArguments, ModelArguments, TrainingConfig)

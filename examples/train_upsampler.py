@@ -8,10 +8,12 @@ import dataclasses
 import math
 
 from hf_genmod import DenoisingObjective, SuperResolutionPipeline, Trainer, TrainingConfig
-from hf_genmod.objectives import SmallPictures
-from hf_genmod.recipe import DataArguments, DiffusionArguments, one_line_errors, parse_arguments
-from hf_genmod.sampling import draw_enlarged
-from hf_genmod.training import TrainingError
+from hf_genmod.drawing.grids import draw_enlarged
+from hf_genmod.errors import TrainingError, one_line_errors
+from hf_genmod.objectives.upsampling import SmallPictures
+from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.networks import DiffusionArguments
+from hf_genmod.recipes.pictures import DataArguments
 
 
 @dataclasses.dataclass

@@ -7,10 +7,12 @@ Trains a variational autoencoder on pictures by the evidence lower bound (Kingma
 import dataclasses
 
 from hf_genmod import AutoencoderPipeline, ElboObjective, Trainer, TrainingConfig, VariationalAutoencoder
-from hf_genmod.latents import with_statistics
-from hf_genmod.recipe import AutoencoderArguments, DataArguments, one_line_errors, parse_arguments
-from hf_genmod.sampling import draw_reconstructions
-from hf_genmod.training import TrainingError
+from hf_genmod.data.latents import with_statistics
+from hf_genmod.drawing.grids import draw_reconstructions
+from hf_genmod.errors import TrainingError, one_line_errors
+from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.networks import AutoencoderArguments
+from hf_genmod.recipes.pictures import DataArguments
 
 
 @dataclasses.dataclass

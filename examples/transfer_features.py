@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 
 from hf_genmod import load_vae
-from hf_genmod.data import to_model_range
+from hf_genmod.data.value_range import to_model_range
+from hf_genmod.errors import one_line_errors
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.processes import processes
-from hf_genmod.recipe import DataArguments, one_line_errors, parse_arguments
+from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.pictures import DataArguments
 
 ARMS = ("encoder, frozen", "encoder, fine-tuned", "from scratch", "linear on pixels")
 

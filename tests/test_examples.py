@@ -35,7 +35,7 @@ from hf_genmod import (
     load_vae,
     shapes,
 )
-from hf_genmod.features import FeatureClassifier
+from hf_genmod.evaluation.features import FeatureClassifier
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ["--resolution", "16", "--block_out_channels", "16", "32", "--layers_per_block", "1",

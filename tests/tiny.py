@@ -7,11 +7,12 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config
 
-from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, NoisyImageClassifier
-from hf_genmod.models.image_autoencoder import VariationalAutoencoder
-from hf_genmod.pipelines.genmod_pipelines import TextToImagePipeline
+from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
+from hf_genmod.models.noisy_classifier import NoisyImageClassifier
+from hf_genmod.models.variational_autoencoder import VariationalAutoencoder
+from hf_genmod.pipelines.text_to_image import TextToImagePipeline
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
-from hf_genmod.text import train_tokenizer
+from hf_genmod.training.text_encoder import train_tokenizer
 
 TINY_UNET = {
     "sample_size": 8,

@@ -3,11 +3,11 @@
 import argparse
 import sys
 
-from hf_genmod.recipe import one_line_errors
+from hf_genmod.errors import one_line_errors
 
 
 def examine(arguments) -> int:
-    from hf_genmod.doctor import examine
+    from hf_genmod.sharing.doctor import examine
 
     findings = 0
     for finding in examine(arguments.path, arguments.split):
@@ -18,7 +18,7 @@ def examine(arguments) -> int:
 
 
 def push(arguments) -> int:
-    from hf_genmod.hub import PushError, push_checkpoint
+    from hf_genmod.sharing.push import PushError, push_checkpoint
 
     with one_line_errors(PushError, status=1):
         report = push_checkpoint(

@@ -11,14 +11,10 @@ from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig
 from tiny import TINY_UNET, randomized, tiny_classifier, tiny_unet
 
-from hf_genmod.models.denoising_unet import (
-    Attention,
-    Convolution,
-    DenoisingUNet2DModel,
-    NoisyImageClassifier,
-    UNetBlock,
-    Upsample,
-)
+from hf_genmod.models.blocks import Attention, UNetBlock
+from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
+from hf_genmod.models.fast_convolutions import Convolution, Upsample
+from hf_genmod.models.noisy_classifier import NoisyImageClassifier
 
 KINDS = {
     "unconditional": {},

@@ -20,7 +20,7 @@ from hf_genmod import (
     UnconditionalPipeline,
     load_pipeline,
 )
-from hf_genmod.lora import attach_adapter
+from hf_genmod.training.adapters import attach_adapter
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 

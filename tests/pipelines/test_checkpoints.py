@@ -18,14 +18,13 @@ from transformers import T5EncoderModel
 
 import hf_genmod
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
-from hf_genmod.models.image_autoencoder import Autoencoder, VariationalAutoencoder
-from hf_genmod.pipelines.genmod_pipelines import (
-    AutoencoderPipeline,
-    ClassifierFreeGuidedPipeline,
-    ClassifierGuidedPipeline,
-    SuperResolutionPipeline,
-    UnconditionalPipeline,
-)
+from hf_genmod.models.image_autoencoder import Autoencoder
+from hf_genmod.models.variational_autoencoder import VariationalAutoencoder
+from hf_genmod.pipelines.autoencoder import AutoencoderPipeline
+from hf_genmod.pipelines.classifier_free_guided import ClassifierFreeGuidedPipeline
+from hf_genmod.pipelines.classifier_guided import ClassifierGuidedPipeline
+from hf_genmod.pipelines.super_resolution import SuperResolutionPipeline
+from hf_genmod.pipelines.unconditional import UnconditionalPipeline
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
 PACKAGE = Path(hf_genmod.__file__).parent

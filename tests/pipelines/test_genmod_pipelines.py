@@ -40,28 +40,19 @@ from tiny import (
 from tokenizers import processors
 from transformers import CLIPTextModel, T5EncoderModel
 
-from hf_genmod.data import PictureDataset
-from hf_genmod.hub import load_pipeline
-from hf_genmod.models.denoising_unet import (
-    DenoisingUNet2DModel,
-    DenoisingUNet2DOutput,
-    NoisyImageClassifier,
-    NoisyImageClassifierOutput,
-)
-from hf_genmod.models.image_autoencoder import (
-    Autoencoder,
-    AutoencoderOutput,
-    ImageLatentsOutput,
-    VariationalAutoencoder,
-)
-from hf_genmod.pipelines.genmod_pipelines import (
-    AutoencoderPipeline,
-    ClassifierFreeGuidedPipeline,
-    ClassifierGuidedPipeline,
-    TextToImagePipeline,
-    UnconditionalPipeline,
-)
-from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler, FewStepDDPMScheduler
+from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, DenoisingUNet2DOutput
+from hf_genmod.models.image_autoencoder import Autoencoder, AutoencoderOutput, ImageLatentsOutput
+from hf_genmod.models.noisy_classifier import NoisyImageClassifier, NoisyImageClassifierOutput
+from hf_genmod.models.variational_autoencoder import VariationalAutoencoder
+from hf_genmod.pipelines.autoencoder import AutoencoderPipeline
+from hf_genmod.pipelines.classifier_free_guided import ClassifierFreeGuidedPipeline
+from hf_genmod.pipelines.classifier_guided import ClassifierGuidedPipeline
+from hf_genmod.pipelines.text_to_image import TextToImagePipeline
+from hf_genmod.pipelines.unconditional import UnconditionalPipeline
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
+from hf_genmod.sharing.loading import load_pipeline
 
 NAMES = {0: "cat", 1: "dog", 2: "lizard"}
 SAMPLERS = {

@@ -12,8 +12,9 @@ from PIL import Image
 from tiny import tiny_unet
 
 from hf_genmod import AncestralDDPMScheduler, DenoisingUNet2DModel, SuperResolutionPipeline
+from hf_genmod.models.conditioning import enlarge, noised_by, shrink
 from hf_genmod.models.denoising_unet import DenoisingUNet2DOutput
-from hf_genmod.pipelines.genmod_pipelines import _blended, enlarge, noised_by, shrink
+from hf_genmod.pipelines.tiles import blend_tiles
 
 NAMES = {0: "cat", 1: "dog", 2: "lizard"}
 
@@ -175,7 +176,7 @@ def test_where_tiles_disagree_one_fades_into_the_other():
         return torch.full_like(x, means[-1])
 
     means, x = [], torch.linspace(0, 1, 80).expand(1, 1, 32, 80)  # from left to right
-    blended = _blended(mean_of_tile, [x], tile_size=32, multiple=4)[0, 0]
+    blended = blend_tiles(mean_of_tile, [x], tile_size=32, multiple=4)[0, 0]
     assert len(means) == 3
     assert blended[0, 0].item() == pytest.approx(means[0])
     assert blended[0, -1].item() == pytest.approx(means[-1])

@@ -17,11 +17,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.utils import logging as diffusers_logging
 
 from hf_genmod.schedulers import ancestral_ddpm
-from hf_genmod.schedulers.ancestral_ddpm import (
-    AncestralDDPMScheduler,
-    AncestralDDPMSchedulerOutput,
-    FewStepDDPMScheduler,
-)
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler, AncestralDDPMSchedulerOutput
+from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
 
 SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"]
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]

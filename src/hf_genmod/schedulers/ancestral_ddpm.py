@@ -16,9 +16,7 @@ Conventions of this file:
 This file is copied into checkpoints and loaded alone, so it imports nothing of the package it belongs to.
 """
 
-import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,8 +27,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-# Captured at import: a later load may overwrite the file that this module was read from.
-_SHIPPED_FILE = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))
+from .noise_schedules import betas_of_schedule, rescale_to_zero_terminal_snr
 
 CHOICES = {
     "beta_schedule": "linear scaled_linear squaredcos_cap_v2 sigmoid laplace".split(),
@@ -38,6 +35,8 @@ CHOICES = {
     "variance_type": "fixed_small fixed_small_log fixed_large fixed_large_log learned learned_range".split(),
     "timestep_spacing": "linspace leading trailing".split(),
 }
+
+
 # What the network was trained on. from_config drops the keys that were left at a default, for the other class has its
 # own; these must travel all the same, or else Heun starts its betas at 0.00085. The other keys say how to sample.
 TRAINING_KEYS = set("num_train_timesteps beta_start beta_end beta_schedule trained_betas prediction_type".split())
@@ -55,44 +54,6 @@ class AncestralDDPMSchedulerOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
-
-
-def betas_of_schedule(beta_schedule: str, T: int, beta_start: float, beta_end: float) -> Tensor:
-    """β_0 … β_{T−1} as fp32 of shape (T,), bitwise those of diffusers.
-
-    - "linear": β from `beta_start` to `beta_end` (DDPM, section 4).
-    - "scaled_linear": √β from √`beta_start` to √`beta_end` (latent diffusion).
-    - "sigmoid": β = `beta_start` + (`beta_end` − `beta_start`) · sigmoid(s), s from −6 to 6 (GeoDiff).
-    - "squaredcos_cap_v2": ᾱ = cos²((u + 0.008) / 1.008 · π/2), u = t / T (Improved DDPM, Eq. 17).
-    - "laplace": ᾱ = √sigmoid(λ), log-SNR λ = −½ sgn(½ − u) log(1 − 2 |½ − u|) (Hang et al. 2024).
-    """
-    if beta_schedule == "linear":
-        return torch.linspace(beta_start, beta_end, T)
-    if beta_schedule == "scaled_linear":
-        return torch.linspace(beta_start**0.5, beta_end**0.5, T) ** 2
-    if beta_schedule == "sigmoid":
-        return torch.linspace(-6, 6, T).sigmoid() * (beta_end - beta_start) + beta_start
-
-    def alpha_bar(u: float) -> float:
-        if beta_schedule == "squaredcos_cap_v2":
-            return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-        # 1e-6 keeps λ finite at both ends; the square root is not in the paper but in diffusers, hence in its models.
-        snr = math.exp(-0.5 * math.copysign(1, 0.5 - u) * math.log(1 - 2 * math.fabs(0.5 - u) + 1e-6))
-        return math.sqrt(snr / (1 + snr))
-
-    # β_t = 1 − ᾱ_t / ᾱ_{t−1}, held below 1 because the last ones are singular (Improved DDPM, section 3.2)
-    return torch.tensor([min(1 - alpha_bar((t + 1) / T) / alpha_bar(t / T), 0.999) for t in range(T)])
-
-
-def rescale_to_zero_terminal_snr(betas: Tensor) -> Tensor:
-    """The betas after √ᾱ was moved and scaled so that ᾱ_{T−1} = 0 and ᾱ_0 stays (Lin et al. 2023, Algorithm 1).
-
-    √ᾱ_t ← (√ᾱ_t − √ᾱ_{T−1}) · √ᾱ_0 / (√ᾱ_0 − √ᾱ_{T−1})
-    """
-    sqrt_alpha_bar = torch.cumprod(1 - betas, dim=0).sqrt()
-    first, last = sqrt_alpha_bar[0], sqrt_alpha_bar[-1]
-    alpha_bar = ((sqrt_alpha_bar - last) * (first / (first - last))) ** 2
-    return 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
 
 
 class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
@@ -120,7 +81,6 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
     order = 1
-    _shipped_file = _SHIPPED_FILE
 
     @register_to_config
     def __init__(
@@ -433,65 +393,6 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
                 f"max |model_output| = {model_output.abs().max():.3g}, max |sample| = {sample.abs().max():.3g}; check "
                 "that the network's output is finite, and use 'v_prediction' or 'sample' where ᾱ_t = 0."
             )
-        return AncestralDDPMSchedulerOutput(x_prev, x_0) if return_dict else (x_prev, x_0)
-
-
-class FewStepDDPMScheduler(AncestralDDPMScheduler):
-    """Algorithm 2 for few steps, with the spread of x_0 that it leaves out.
-
-    However far t' is from t, μ̃_t(x_t, E[x_0 | x_t]) is the mean of p(x_{t'} | x_t), but its covariance is
-
-        β̃_t I + ᾱ_{t'} δ_t² Cov(x_0 | x_t),   δ_t = β_t / (1 − ᾱ_t),
-
-    of which Algorithm 2 has the first term alone: without the second, few steps make pictures too smooth. As
-    Cov(x_0 | x_t) is (1 − ᾱ_t) / √ᾱ_t · ∂x̂_0 / ∂x_t, x_0 spreads the way in which x̂_0 has just answered the noise of
-    the step before, t_before. So that answer is used once more, at a size by which samples of Gaussian data keep
-    nearly all of their variance, unless its root is close to the last σ:
-
-        x_{t'} = μ̃_t(x_t, D_t) + √Σ_θ z,   D_t = x̂_0(x_t) + κ_t (x̂_0(x_t) − x̂_0(x_{t_before}))
-        κ_t = (√(1 + δ_t² / δ_before) − 1) / δ_t
-
-    The first step has κ = 0, and the last ends at x̂_0. In short steps κ_t is δ_t / (2 δ_before), the correction of the
-    second order of SDE-DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095); in some tens of steps it is less. Meant for
-    `variance_type` "fixed_small": the others add of that covariance themselves.
-
-    Config, methods and `from_config` are those of [`AncestralDDPMScheduler`], but that `timestep_spacing` and
-    `steps_offset` say nothing here: n steps are even in arctan ⁴√σ, σ² = (1 − ᾱ_t) / ᾱ_t, from σ = 80 (Karras et al.
-    2022, arXiv:2206.00364) to 0.02, as far as the schedule goes, which is between steps even in log σ and in arctan σ.
-    """
-
-    _before = None  # x̂_0 and δ of the step before
-
-    def set_timesteps(self, num_inference_steps: int | None = None, device=None, timesteps: list[int] | None = None):
-        """Chooses n timesteps as above, or takes `timesteps`; arguments and errors as in the base class."""
-        super().set_timesteps(num_inference_steps, device, timesteps)
-        self._before = None
-        if timesteps is not None:
-            return
-        alpha_bar = self.alphas_cumprod.cpu().double()
-        angles = torch.arctan(((1 - alpha_bar) / alpha_bar) ** (1 / 8))  # (T,), of σ^(1/4)
-        ends = torch.arctan(torch.tensor([80.0, 0.02]).double() ** (1 / 4)).tolist()
-        chosen = (torch.linspace(*ends, num_inference_steps).double()[:, None] - angles).abs().argmin(dim=1)
-        # Where n is so large that some are chosen twice, the others move on.
-        i = torch.arange(num_inference_steps)
-        self.timesteps = torch.maximum((chosen + i).cummin(dim=0).values - i, i.flip(0)).to(device)
-
-    def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, generator=None, return_dict=True):
-        """One step as above. Steps follow one another: each remembers x̂_0 for the next, up to the last.
-
-        Arguments and errors as in the base class.
-        """
-        x_prev, x_0 = super().step(model_output, timestep, sample, generator, return_dict=False)
-        t = int(timestep)
-        prev_t = int(self.previous_timestep(t))
-        alpha_bar_t, alpha_bar_prev, _, beta_t = self._chain(t, sample, prev_t)
-        delta = (beta_t / (1 - alpha_bar_t)).clamp(min=1e-6)  # betas below that are lost in the fp32 of ᾱ
-        if self._before is not None and prev_t >= 0:
-            x_0_before, delta_before = self._before
-            kappa = ((1 + delta**2 / delta_before).sqrt() - 1) / delta
-            # √ᾱ_{t'} δ is the coefficient of x_0 in μ̃.
-            x_prev = (x_prev + alpha_bar_prev.sqrt() * delta * kappa * (x_0 - x_0_before)).to(sample.dtype)
-        self._before = None if prev_t < 0 else (x_0, delta)
         return AncestralDDPMSchedulerOutput(x_prev, x_0) if return_dict else (x_prev, x_0)
 
 

@@ -1,0 +1,190 @@
+"""`load_pictures`: any source of images as a `PictureDataset`.
+
+dataset = load_pictures("path/to/folder", resolution=64)
+dataset[0]["images"]  # uint8, (C, 64, 64)
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import torch
+from datasets.utils import tqdm
+
+from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.data.shapes import ShapesDataset
+from hf_genmod.data.sources import _ARRAYS, _SHAPES, _column, _find
+
+
+def load_pictures(
+    dataset: str | Path | datasets.Dataset | datasets.DatasetDict | ShapesDataset = "shapes",
+    *,
+    split: str = "train",
+    resolution: int | str | tuple[int, int] | None = None,
+    channels: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+    config_name: str | None = None,
+    in_memory: bool | None = None,
+    on_bad_image: str = "error",
+    require_labels: bool = False,
+    require_captions: bool = False,
+    limit: int | None = None,
+) -> PictureDataset:
+    """Loads one split of a data set of pictures.
+
+    Args:
+        dataset: "shapes", the embedded data set; a folder of class folders, of pictures alone, of pictures with
+            captions in metadata.jsonl or metadata.csv, of .npy files in class folders or alone, or of parquet files; a
+            parquet file; a folder written by `save_to_disk`; an id on the Hub; or a data set that is loaded already.
+        split (`str`): "train" exists everywhere, others where the data set has them. For "shapes", "test" holds 2048
+            other pictures.
+        resolution (`int`, `str` or `tuple[int, int]`, *optional*): side, (height, width) or "HxW"; see
+            [`PictureDataset`]. For "shapes" 32 by default.
+        channels (`int`, *optional*): see [`PictureDataset`].
+        image_column (`str`, *optional*): by default the only one of pictures.
+        label_column (`str`, *optional*): class labels, integers or strings, the classes being the sorted values that
+            occur in any split. By default the only `ClassLabel` column, or "label", "labels" or "class"; none if that
+            holds no usable labels. For "shapes": "shape" or "shape_color".
+        caption_column (`str`, *optional*): a string or a list of strings for each picture. By default "text",
+            "caption" or "captions".
+        config_name (`str`, *optional*): which configuration of a data set on the Hub that has several.
+        in_memory (`bool`, *optional*), on_bad_image (`str`): see [`PictureDataset`].
+        require_labels (`bool`): whether a data set without labels is an error.
+        require_captions (`bool`): whether a data set without captions is an error.
+        limit (`int`, *optional*): how many pictures to take, at even distances.
+
+    Raises:
+        `ValueError`, `FileNotFoundError`: in one sentence that names the culprit and what to do.
+    """
+    size = None if resolution is None else _height_width(resolution)
+    if isinstance(dataset, str) and dataset == "shapes":
+        num_images, seed = _split(_SHAPES, split, dataset)
+        dataset = ShapesDataset(num_images, size or 32, seed, label=label_column or "shape")
+    if isinstance(dataset, ShapesDataset):
+        if require_labels and not dataset.label_names:
+            raise ValueError("shapes: these pictures have no labels; draw them with label='shape'")
+        rows = [dataset[i] for i in tqdm(_at_even_distances(len(dataset), limit), "Drawing pictures", disable=None)]
+        labels = torch.tensor([row["label"] for row in rows]) if dataset.label_names else None
+        pictures, captions = [row["image"] for row in rows], [row["caption"] for row in rows]
+        return PictureDataset(
+            pictures, "shapes", size, channels, labels, dataset.label_names or None, captions, in_memory
+        )
+
+    splits, name = _find(dataset, config_name)
+    rows = _split(splits, split, name)
+    if len(rows) == 0:
+        raise ValueError(f"{name}: its split {split!r} is empty")
+    if len(splits) > 1:
+        name = f"{name} ({split})"
+    columns = {"image_column": image_column, "label_column": label_column, "caption_column": caption_column}
+    for argument, column in columns.items():
+        if column not in (None, *rows.column_names):
+            raise ValueError(f"{argument}: {column!r} is no column of {name}; it has {', '.join(rows.column_names)}")
+    rows = rows.select(_at_even_distances(len(rows), limit))
+    pictures = _pictures(rows, name, image_column)
+    labels, label_names = _labels(splits, rows, name, label_column, require_labels or label_column is not None)
+    captions = _captions(rows, name, caption_column, require_captions or caption_column is not None)
+    return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory, on_bad_image)
+
+
+def _at_even_distances(count: int, limit: int | None) -> Sequence[int]:
+    return range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
+
+
+def _height_width(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
+    sides = resolution
+    if isinstance(sides, str):
+        sides = [int(side) if side.strip().isdecimal() else 0 for side in sides.lower().split("x")]
+    sides = (sides,) if isinstance(sides, int) else tuple(sides)
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"resolution: {resolution!r} is neither a number of pixels nor HEIGHTxWIDTH, such as 64x48")
+    return (sides[0], sides[-1])
+
+
+def _split(splits: dict, split: str, name: str):
+    if split not in splits:
+        raise ValueError(f"split: {name} has no {split!r}; it has {', '.join(map(repr, splits))}")
+    return splits[split]
+
+
+def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets.Dataset:
+    """The pictures, not decoded, as the column "image"."""
+    if column is None:
+        images = [key for key, feature in rows.features.items() if isinstance(feature, (datasets.Image, *_ARRAYS))]
+        if len(images) != 1:
+            raise ValueError(
+                f"{name}: {len(images)} of its columns ({', '.join(rows.column_names)}) are known to hold pictures; "
+                f"name the one to use with --image_column"
+            )
+        column = images[0]
+    pictures = rows.select_columns(column)
+    try:
+        if not isinstance(rows.features[column], _ARRAYS):
+            pictures = pictures.cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"image_column: {column!r} of {name} holds no pictures; name another column") from error
+    return pictures if column == "image" else pictures.rename_column(column, "image")
+
+
+def _labels(
+    splits: dict, rows: datasets.Dataset, name: str, column: str | None, required: bool
+) -> tuple[torch.Tensor | None, list[str] | None]:
+    """The label of each picture and the names of the classes; both `None` where there are none and none required."""
+    if column is None:
+        classes = [key for key, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
+        usual = [key for key in ("label", "labels", "class") if key in rows.column_names]
+        column = classes[0] if len(classes) == 1 else next(iter(usual), None)
+    if column is None:
+        if required:
+            raise ValueError(
+                f"{name}: none of its columns ({', '.join(rows.column_names)}) is known to hold class labels; name "
+                f"one with --label_column, or sort the pictures into two or more class folders, all at one depth"
+            )
+        return None, None
+
+    feature, values = rows.features[column], _column(rows, column).to_pylist()
+    dtype = getattr(feature, "dtype", type(feature).__name__)
+    if isinstance(feature, datasets.ClassLabel):
+        classes, label_names = range(feature.num_classes), feature.names
+    elif re.fullmatch(r"u?int\d+|bool|(large_)?string", dtype):
+        # The values of all splits, so that a label means the same in each of them.
+        known = {value for other in splits.values() if column in other.features for value in other.unique(column)}
+        classes = sorted(value for value in known if value is not None and (isinstance(value, str) or value >= 0))
+        label_names = [str(value) for value in classes]
+    elif required:
+        raise ValueError(f"label_column: {column!r} of {name} holds {dtype}, not classes; name another column")
+    else:
+        return None, None
+    index = {value: i for i, value in enumerate(classes)}
+    labels = torch.tensor([index.get(value, -1) for value in values])
+    unlabelled = int((labels < 0).sum())
+    if unlabelled and required:
+        raise ValueError(
+            f"label_column: {unlabelled} of the {len(labels)} pictures of {name} have no label in {column!r} (-1 or "
+            f"none); use a split with labels or remove them"
+        )
+    return (None, None) if unlabelled else (labels, label_names)
+
+
+def _captions(rows: datasets.Dataset, name: str, column: str | None, required: bool) -> list | None:
+    column = column or next((key for key in ("text", "caption", "captions") if key in rows.column_names), None)
+    feature = rows.features.get(column)
+    if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string"):
+        if required:
+            raise ValueError(
+                f"{name}: no captions, which are strings or lists of strings, in {column or 'its columns'!r}; name "
+                f"one of {', '.join(rows.column_names)} with --caption_column"
+            )
+        return None
+    captions = _column(rows, column).to_pylist()
+    missing = [i for i, caption in enumerate(captions) if caption is None or caption == []]
+    if missing and required:
+        raise ValueError(
+            f"caption_column: {len(missing)} of the {len(captions)} pictures of {name} have no caption in {column!r}, "
+            f"row {missing[0]} for one; caption or remove them"
+        )
+    return None if missing else captions

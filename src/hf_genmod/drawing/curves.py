@@ -1,0 +1,117 @@
+"""Loss, accuracy and guidance curves."""
+
+import re
+from pathlib import Path
+
+VALIDATION = r"validation_loss(_\d\.\d_\d\.\d)?"  # all in all, and by noise level
+
+
+def draw_losses(lines: list[dict], file: Path):
+    """
+    Draws the losses of training and, if there are any, of held-out pictures over the steps, on logarithmic scales (but
+    a linear one for losses that fall below zero).
+
+    Args:
+        lines (`list[dict]`): Lines of metrics.jsonl.
+        file (`Path`): PNG to write.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    from matplotlib import colormaps, ticker  # optional, and slow to import
+
+    figure, axes = _figure()
+    names = {name for line in lines for name in line if name == "loss" or re.fullmatch(VALIDATION, name)}
+    for name in sorted(names):
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if points:
+            if name == "loss":
+                label, style = "training", {"color": "tab:blue", "linewidth": 1}
+            elif name == "validation_loss":
+                label, style = "held-out pictures", {"color": "black", "linewidth": 2, "marker": "."}
+            else:
+                low, high = name.split("_")[-2:]
+                label = f"held out, t/T from {low} to {high}"
+                style = {"color": colormaps["plasma"](float(low)), "linewidth": 1, "marker": "."}
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set(xlabel="step", ylabel="loss", xscale="log")
+    if all(y > 0 for line in axes.lines for y in line.get_ydata()):  # a likelihood of real values may not be
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 3, 5)))
+        axes.yaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(which="both", alpha=0.2)
+    figure.legend(loc="outside right upper")
+    _save(figure, file)
+
+
+def draw_accuracy(levels: list[dict], chance: float, file: Path):
+    """
+    Draws the accuracy of a classifier of noisy pictures over the timesteps, with its 95% intervals.
+
+    Args:
+        levels (`list[dict]`): From [`~hf_genmod.evaluation.recognition.accuracy_by_noise_level`].
+        chance (`float`): What guessing gives.
+        file (`Path`): PNG to write.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    figure, axes = _figure()
+    t, shares = [level["t"] for level in levels], [level["accuracy"] for level in levels]
+    axes.fill_between(t, [share.low for share in shares], [share.high for share in shares], alpha=0.2, linewidth=0)
+    axes.plot(t, [share.value for share in shares], marker=".", label=f"{shares[0].count} held-out pictures")
+    axes.axhline(chance, color="black", linewidth=1, linestyle="--", label="chance")
+    axes.set(xlabel="timestep t", ylabel="share recognised", ylim=(0, 1.02))
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(t, [f"{level['sigma']:.2g}" for level in levels])
+    above.set_xlabel("noise level σ")
+    axes.grid(alpha=0.2)
+    figure.legend(loc="outside lower right")
+    _save(figure, file)
+
+
+def draw_guidance(settings: list[dict], scale: str, file: Path):
+    """
+    Draws the Fréchet distance of samples, and how many are of the class asked for, over the strength of guidance.
+
+    Args:
+        settings (`list[dict]`): Of `evaluation.json`; those of one sampler and number of steps are one line.
+        scale (`str`): The setting that is the strength.
+        file (`Path`): PNG to write.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    panels = {"frechet_distance": "Fréchet distance", "recognised_share": "share recognised", "recall": "recall"}
+    panels = {name: label for name, label in panels.items() if all(name in setting for setting in settings)}
+    figure, axes = _figure(len(panels))
+    lines = {}
+    for setting in sorted(settings, key=lambda setting: setting[scale]):
+        name = f"{setting['sampler'].removesuffix('Scheduler')}, {setting['num_inference_steps']} steps"
+        lines.setdefault(name, []).append(setting)
+    for panel, (name, label) in zip(axes, panels.items(), strict=True):
+        for line, of_line in lines.items():
+            values = [setting[name] for setting in of_line]
+            errors = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
+            x = [setting[scale] for setting in of_line]
+            panel.errorbar(x, [v.value for v in values], errors, marker=".", capsize=3, label=line)
+        panel.set(xlabel=scale.replace("_", " "), ylabel=label)
+        panel.grid(alpha=0.2)
+    axes[0].legend()
+    _save(figure, file)
+
+
+def _figure(num_panels: int | None = None):
+    from matplotlib.figure import Figure  # optional, and slow to import
+
+    figure = Figure(figsize=(9, 5) if num_panels is None else (4 * num_panels, 4), layout="constrained")
+    return figure, figure.subplots() if num_panels is None else figure.subplots(1, num_panels, squeeze=False)[0]
+
+
+def _save(figure, file: Path):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.partial")
+    figure.savefig(partial, dpi=120, format="png")
+    partial.replace(file)

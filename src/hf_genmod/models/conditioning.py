@@ -1,0 +1,71 @@
+"""What models are conditioned on: text tokens, low-resolution images and noise."""
+
+import math
+import warnings
+
+import torch
+import torch.nn.functional as F
+from diffusers import SchedulerMixin
+
+
+def tokenize(texts: list[str], tokenizer, text_encoder) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask`, (n, tokens), of n texts, padded to the longest; what is longer than the text
+    encoder takes is cut off, with a warning that shows it."""
+    longest = min(tokenizer.model_max_length, getattr(text_encoder.config, "max_position_embeddings", math.inf))
+    longest = longest if longest < 1e6 else None  # unlimited, as tokenizers put it
+    tokens = tokenizer(texts, padding=True, truncation=longest is not None, max_length=longest, return_tensors="pt")
+    left_out = []
+    for text, mask in zip(texts, tokens["attention_mask"], strict=True):
+        if not mask.any():
+            raise ValueError(f"tokenizer: it makes no token of {text!r}; let it add one at the start or the end")
+        if mask.sum() == longest:
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            rest = ids[longest - tokenizer.num_special_tokens_to_add() :]
+            if rest:
+                left_out.append(repr(tokenizer.decode(rest)))
+    if left_out:
+        more = f" and that of {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        warnings.warn(
+            f"{len(left_out)} of {len(texts)} texts are cut off after {longest} tokens, all that the text encoder "
+            f"takes; left out is {', '.join(left_out[:5])}{more}",
+            stacklevel=4,
+        )
+    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+
+
+def shrink(images: torch.Tensor, factor: int) -> torch.Tensor:
+    """
+    Pictures (n, C, H, W) in [-1, 1] at 1/`factor` of their size, by the antialiased filter with which data sets are
+    scaled (Lanczos, as Pillow has it): R_h x R_wᵀ, where row i of R is w((j + ½) / factor − (i + ½)) for the pixels
+    j, divided by its sum, with w(u) = sinc(u) sinc(u / 3) up to |u| = 3.
+
+    Raises:
+        ValueError: If the factor does not divide their height and width.
+    """
+    if any(length % factor for length in images.shape[2:]):
+        height, width = images.shape[2:]
+        raise ValueError(f"factor: {factor} does not divide {height}x{width}, the size of the pictures")
+    rows, columns = (_lanczos(length, factor).to(images) for length in images.shape[2:])
+    with torch.autocast(images.device.type, enabled=False):
+        images = (images @ columns.T).clamp(-1, 1)  # it swings beyond edges
+        return (rows @ images).clamp(-1, 1)
+
+
+def enlarge(images: torch.Tensor, factor: int) -> torch.Tensor:
+    """Pictures (n, C, h, w) at `factor` times their size, by bicubic interpolation."""
+    return F.interpolate(images, scale_factor=factor, mode="bicubic")
+
+
+def noised_by(scheduler: SchedulerMixin, images, epsilon, s: torch.Tensor) -> torch.Tensor:
+    """√ᾱ_s y + √(1−ᾱ_s) ε after s steps, (n,), of the process; none at s = 0."""
+    alpha_bar = torch.cat([torch.ones(1), scheduler.alphas_cumprod.cpu()]).to(s.device)[s]
+    alpha_bar = alpha_bar[:, None, None, None].to(images.dtype)
+    return alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * epsilon
+
+
+def _lanczos(length: int, factor: int) -> torch.Tensor:
+    """R, (length / factor, length)."""
+    centers = torch.arange(length // factor, dtype=torch.float64)[:, None] + 0.5
+    u = (torch.arange(length, dtype=torch.float64) + 0.5) / factor - centers
+    weights = torch.where(u.abs() < 3, torch.sinc(u) * torch.sinc(u / 3), 0.0)
+    return weights / weights.sum(dim=1, keepdim=True)

@@ -1,0 +1,135 @@
+"""The encoder that the U-Net and the classifier of noisy images share."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from .blocks import Downsample, UNetBlock, level_kernel
+
+
+class NoisyImageModel(ModelMixin, ConfigMixin):
+    """What the networks share: the way down, from x_t and t to the feature maps of every level."""
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["UNetBlock"]
+    _skip_layerwise_casting_patterns = ["norm"]
+
+    def _build_encoder(self, conditioning_channels: int = 0) -> list[int]:
+        """Creates the layers; returns the widths of the outputs of `conv_in` and of `down_layers`."""
+        config = self.config
+        size = config.sample_size
+        self.gradient_checkpointing = False
+        _check_widths(config)
+        self.check_size((size, size) if isinstance(size, int) else size)
+        widths = config.block_out_channels
+        self.time_frequencies = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(widths[0], self._embedding_dim)
+        input_channels = config.in_channels * (1 + 2 * len(config.fourier_frequencies)) + conditioning_channels
+        self.conv_in = nn.Conv2d(input_channels * config.patch_size**2, widths[0], **level_kernel(config, level=0))
+
+        # Lists of layers, not of levels: diffusers offloads a model by the members of its lists.
+        self.down_layers = nn.ModuleList()
+        outputs = [widths[0]]
+        for level, width in enumerate(widths):
+            for _ in range(config.layers_per_block):
+                self.down_layers.append(self._make_block(outputs[-1], level))
+                outputs.append(width)
+            if level < len(widths) - 1:
+                self.down_layers.append(Downsample(width))
+                outputs.append(width)
+        return outputs
+
+    @property
+    def _embedding_dim(self) -> int:
+        return 4 * self.config.block_out_channels[0]
+
+    def _make_block(self, in_channels: int, level: int) -> "UNetBlock":
+        width, has_attention = self.config.block_out_channels[level], self.config.attention_levels[level]
+        return UNetBlock(in_channels, width, self._embedding_dim, self.config, level, has_attention)
+
+    def _patchify(self, sample, conditioning_image=None):
+        """x_t with its sines and cosines and the conditioning image, squares of pixels folded into channels."""
+        x = [sample]
+        for frequency in self.config.fourier_frequencies:
+            x += [torch.sin(math.pi * frequency * sample), torch.cos(math.pi * frequency * sample)]
+        if conditioning_image is not None:
+            x.append(conditioning_image)
+        return F.pixel_unshuffle(torch.cat(x, dim=1), self.config.patch_size)
+
+    def _frequencies(self, sample, t):
+        t = torch.as_tensor(t, device=sample.device).expand(len(sample))
+        return self.time_frequencies(t).to(sample.dtype)
+
+    def _apply_block(self, block, *inputs):
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+    @property
+    def size_factor(self) -> int:
+        """What divides the height and the width of its pictures."""
+        return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """
+        Raises:
+            ValueError: If a picture of `size` = (height, width) cannot be folded and halved as this network needs.
+        """
+        factor = self.size_factor
+        if any(length % factor for length in size):
+            below = tuple(max(length // factor, 1) * factor for length in size)
+            above = tuple(-(-length // factor) * factor for length in size)
+            raise ValueError(
+                f"resolution {size[0]}x{size[1]}: this network (patch_size {self.config.patch_size}, "
+                f"{len(self.config.block_out_channels)} levels) needs a height and width that {factor} divides, such "
+                f"as {below[0]}x{below[1]} or {above[0]}x{above[1]}"
+            )
+
+    def _check_sample(self, sample, **timesteps) -> None:
+        if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"sample: shape {tuple(sample.shape)} is not (n, {self.config.in_channels}, height, width), "
+                "the shape this network takes"
+            )
+        self.check_size(tuple(sample.shape[2:]))
+        for name, t in timesteps.items():
+            if isinstance(t, torch.Tensor) and t.shape not in ((), (1,), (len(sample),)):
+                raise ValueError(
+                    f"{name}: shape {tuple(t.shape)} is neither () nor ({len(sample)},), one for each picture"
+                )
+
+
+def _check_widths(config) -> None:
+    widths = config.block_out_channels
+    if len(config.attention_levels) != len(widths):
+        raise ValueError(
+            f"attention_levels: {tuple(config.attention_levels)} has {len(config.attention_levels)} entries for the "
+            f"{len(widths)} levels of block_out_channels {tuple(widths)}; give one for each level"
+        )
+    for width, has_attention in zip(widths, config.attention_levels, strict=True):
+        if width % config.norm_num_groups:
+            raise ValueError(
+                f"block_out_channels: {width} is not a multiple of norm_num_groups ({config.norm_num_groups}); "
+                "change one of them"
+            )
+        if has_attention and width % config.attention_head_dim:
+            raise ValueError(
+                f"block_out_channels: {width} is not a multiple of attention_head_dim ({config.attention_head_dim}); "
+                "change one of them, or turn attention off at this level"
+            )
+    if config.get("cross_attention_dim") is not None and not any(config.attention_levels):
+        raise ValueError(
+            f"attention_levels: {tuple(config.attention_levels)} leaves no level to look at the text of width "
+            f"{config.cross_attention_dim}; set one to True"
+        )
+    out_channels = config.get("out_channels", config.in_channels)
+    if out_channels not in (config.in_channels, 2 * config.in_channels):
+        raise ValueError(
+            f"out_channels: {out_channels} is neither in_channels ({config.in_channels}) nor twice that, "
+            "for a learned variance"
+        )

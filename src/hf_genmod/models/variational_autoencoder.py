@@ -1,0 +1,137 @@
+"""The variational autoencoder."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from .image_autoencoder import ImageAutoencoder
+
+LIKELIHOODS = ("gaussian", "discretised_gaussian", "bernoulli")
+
+
+@dataclass
+class VariationalAutoencoderOutput(BaseOutput):
+    """
+    p(x | z), and q(z | x) where pictures were given.
+
+    Args:
+        sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): The mean of p(x | z).
+        latent_dist (`DiagonalGaussianDistribution`, *optional*): q(z | x), where pictures were given.
+        log_variance (`torch.Tensor` of shape `()`, *optional*): log σ² of a Gaussian p(x | z).
+        logits (`torch.Tensor` of the shape of `sample`, *optional*): log p(x = 1 | z) / p(x = −1 | z) of a Bernoulli.
+    """
+
+    sample: torch.Tensor
+    latent_dist: DiagonalGaussianDistribution | None = None
+    log_variance: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class VariationalAutoencoder(ImageAutoencoder):
+    r"""
+    The variational autoencoder of Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114):
+
+        q(z | x) = N(μ(x), diag σ²(x)),   z = μ + σ ε,   p(z) = N(0, I),   p(x | z) by the decoder
+
+    Args:
+        sample_size, in_channels, latent_channels, block_out_channels, layers_per_block, norm_num_groups, patch_size,
+            vector_latents, dropout, scaling_factor, shift_factor, prior_rank: As [`Autoencoder`] takes them.
+        likelihood (`str`, defaults to `"gaussian"`): p(x | z) of each value: `"gaussian"`, N(x̂, σ²);
+            `"discretised_gaussian"`, its integral over the bin of an 8-bit value; `"bernoulli"`, for x ∈ {−1, 1},
+            with p(x = 1 | z) = (x̂ + 1) / 2.
+        variance (`float`, *optional*): σ² of a Gaussian, in units of pictures in [-1, 1]. `None` learns one for all
+            values as the parameter `log_variance` (Rybkin et al. 2021, https://arxiv.org/abs/2006.13202).
+
+    Raises:
+        ValueError: If the widths, the levels and the picture's size do not fit together, the likelihood is unknown, or
+            it has no such variance.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 32,
+        in_channels: int = 3,
+        latent_channels: int = 4,
+        block_out_channels: tuple[int, ...] = (64, 128, 128),
+        layers_per_block: int = 1,
+        norm_num_groups: int = 32,
+        patch_size: int = 1,
+        vector_latents: bool = False,
+        dropout: float = 0.0,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+        prior_rank: int | None = None,
+        likelihood: str = "gaussian",
+        variance: float | None = None,
+    ):
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood: {likelihood!r} is not one of {', '.join(LIKELIHOODS)}")
+        if variance is not None and likelihood == "bernoulli":
+            raise ValueError(f"variance: {variance}, but a bernoulli likelihood has none to choose; leave it out")
+        if variance is not None and variance <= 0:
+            raise ValueError(f"variance: {variance} is not positive")
+        self._build(encoder_channels=2 * latent_channels)
+        if variance is None and likelihood != "bernoulli":
+            # About what a poor reconstruction has; the parameter moves by no more than the learning rate in a step.
+            self.log_variance = nn.Parameter(torch.tensor(math.log(0.1)))
+
+    @apply_forward_hook
+    def encode(
+        self, x: torch.Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """q(z | x) of pictures x, (n, in_channels, height, width), as `.latent_dist`."""
+        posterior = DiagonalGaussianDistribution(self._encode(x))
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    @apply_forward_hook
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> VariationalAutoencoderOutput | tuple[torch.Tensor]:
+        """p(x | z) of latents z, (n, latent_channels, h, w): its mean, (n, in_channels, height, width), as `.sample`,
+        and `.log_variance` or `.logits`."""
+        output = self._likelihood(z)
+        return output if return_dict else (output.sample,)
+
+    def forward(
+        self, sample: torch.Tensor, epsilon: torch.Tensor | None = None, return_dict: bool = True
+    ) -> VariationalAutoencoderOutput | tuple[torch.Tensor]:
+        """
+        Args:
+            sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): x in [-1, 1].
+            epsilon (`torch.Tensor` of shape `(n, *latent_shape(height, width))`, *optional*): ε ~ N(0, I) of
+                z = μ + σ ε; without it z = μ.
+            return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
+
+        Returns:
+            [`VariationalAutoencoderOutput`], or a tuple of its sample.
+
+        Raises:
+            ValueError: If a shape is wrong.
+        """
+        posterior = DiagonalGaussianDistribution(self._encode(sample))
+        z = posterior.mean
+        if epsilon is not None:
+            if epsilon.shape != z.shape:
+                raise ValueError(f"epsilon: shape {tuple(epsilon.shape)} is not {tuple(z.shape)}, that of z")
+            z = z + posterior.std * epsilon
+        output = self._likelihood(z, posterior)
+        return output if return_dict else (output.sample,)
+
+    def _likelihood(self, z, posterior=None):
+        """p(x | z), with q(z | x) beside it."""
+        config, prediction = self.config, self._decode(z)
+        if config.likelihood == "bernoulli":
+            mean = torch.tanh(0.5 * prediction)  # 2 p − 1, as p = 1 / (1 + exp(−logits))
+            return VariationalAutoencoderOutput(sample=mean, latent_dist=posterior, logits=prediction)
+        if config.variance is None:
+            log_variance = self.log_variance
+        else:
+            log_variance = torch.full((), math.log(config.variance), dtype=z.dtype, device=z.device)
+        return VariationalAutoencoderOutput(sample=prediction, latent_dist=posterior, log_variance=log_variance)

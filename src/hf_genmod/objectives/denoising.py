@@ -1,0 +1,137 @@
+"""Algorithm 1 of Ho et al. 2020 and its weightings."""
+
+import torch
+
+from hf_genmod.objectives.likelihoods import variational_bound_term
+
+WEIGHTINGS = ("simple", "min_snr", "balanced", "vlb")
+
+
+class DenoisingObjective:
+    r"""
+    The loss of a denoising diffusion model, Algorithm 1 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239):
+
+        t ~ Uniform{0, ..., T-1},  ε ~ N(0, I),  x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε
+        L = w_t ‖target − model(x_t, t, y)‖²,  target = ε, x_0 or v, as the scheduler's `prediction_type` says
+
+    where y, a label or a caption, is replaced by the null label or "" with probability `condition_dropout` (Ho &
+    Salimans 2022, https://arxiv.org/abs/2207.12598, Algorithm 1). Of a picture's captions one is drawn.
+
+    With `small`, the model is an upsampler: it sees the picture made small and enlarged again, too.
+
+    A model with twice the output channels learns the variance Σ_θ too, by L_simple + 0.001 L_vlb, in which L_vlb
+    does not move the mean (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672, Eq. 16).
+
+    Args:
+        scheduler ([`AncestralDDPMScheduler`]): The forward process and what is predicted.
+        null_label (`int`, *optional*): `unet.null_label`; `None` trains a model without labels.
+        weighting (`str`, defaults to `"simple"`): `"simple"`, w_t = 1 (L_simple, Eq. 14 of Ho et al.); `"min_snr"`,
+            min(SNR_t, 5) on the error of x̂_0 (Hang et al. 2023, https://arxiv.org/abs/2303.09556); `"balanced"`,
+            sech(log σ_t + ½) with σ_t² = 1 / SNR_t on the error of v, which is about the inverse of the error that
+            training leaves at each noise level, so that none outweighs the others, as the uncertainty weights of
+            Karras et al. 2024 (https://arxiv.org/abs/2312.02696) learn to do; `"vlb"`, the variational bound
+            itself, T · L_t, in bits per dimension.
+        condition_dropout (`float`, defaults to 0.1): In [0, 1].
+        text (`Callable`, *optional*): From n captions to the model's keyword arguments of them, tensors (n, ...):
+            [`~hf_genmod.data.captions.Tokens`] or [`~hf_genmod.data.captions.FrozenText`].
+        small (`Callable`, *optional*): From x_0 and `rng` to the x_0 to train on and the model's keyword arguments:
+            [`SmallPictures`].
+
+    Raises:
+        ValueError: If the weighting is unknown or the dropout not a probability.
+    """
+
+    by_noise_level = True
+
+    def __init__(
+        self,
+        scheduler,
+        null_label: int | None = None,
+        weighting: str = "simple",
+        condition_dropout: float = 0.1,
+        text=None,
+        small=None,
+    ):
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting: {weighting!r} is not one of {', '.join(WEIGHTINGS)}")
+        if not 0 <= condition_dropout <= 1:
+            raise ValueError(f"condition_dropout: {condition_dropout} is not a probability between 0 and 1")
+        self.scheduler = scheduler
+        self.null_label = null_label
+        self.weighting = weighting
+        self.condition_dropout = condition_dropout
+        self.text = text
+        self.small = small
+
+    def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        scheduler, x_0 = self.scheduler, batch["images"]
+        condition = {}
+        if self.small is not None:
+            x_0, condition = self.small(x_0, rng)
+        t, x_t, epsilon = noised(x_0, scheduler, rng)
+
+        if self.null_label is not None:
+            dropped = rng.uniform() < self.condition_dropout
+            condition["class_labels"] = batch["class_labels"].masked_fill(dropped, self.null_label)
+        if self.text is not None:
+            captions = self._draw_captions(batch["captions"], rng)
+            condition |= {name: value.to(x_0.device) for name, value in self.text(captions).items()}
+
+        model_output = model(x_t, t, **condition).sample.to(x_0.dtype)
+        if self.weighting == "vlb":
+            return self._variational_bound(model_output, x_0, x_t, t), {}
+
+        prediction, predicted_variance = scheduler.split_model_output(model_output, x_t)
+        squared_error = (self._target(x_0, epsilon, t) - prediction).square().flatten(1).mean(dim=1)  # (n,)
+        loss = (self._weight(t) * squared_error).mean()
+        if predicted_variance is None:
+            return loss, {}
+
+        frozen_mean = torch.cat([prediction.detach(), predicted_variance], dim=1)
+        vlb = self._variational_bound(frozen_mean, x_0, x_t, t)
+        return loss + 0.001 * vlb, {"loss_simple": loss.detach(), "loss_vlb": vlb.detach()}
+
+    def _draw_captions(self, captions, rng) -> list[str]:
+        """One of each picture's captions, or ""."""
+        dropped, which = (rng.uniform() < self.condition_dropout).tolist(), rng.uniform().tolist()
+        captions = [[of_picture] if isinstance(of_picture, str) else of_picture for of_picture in captions]
+        return [
+            "" if drop else of_picture[int(u * len(of_picture))]
+            for of_picture, drop, u in zip(captions, dropped, which, strict=True)
+        ]
+
+    def _variational_bound(self, model_output, x_0, x_t, t):
+        T = self.scheduler.config.num_train_timesteps
+        return T * variational_bound_term(self.scheduler, model_output, x_0, x_t, t).mean()
+
+    def _target(self, x_0, epsilon, t):
+        prediction_type = self.scheduler.config.prediction_type
+        if prediction_type == "epsilon":
+            return epsilon
+        if prediction_type == "sample":
+            return x_0
+        return self.scheduler.get_velocity(x_0, epsilon, t)
+
+    def _weight(self, t):
+        """w_t: 1, or the weight of the squared error of x̂_0 over the ratio of the prediction's to it."""
+        if self.weighting == "simple":
+            return torch.ones_like(t, dtype=torch.float32)
+        alpha_bar_t = self.scheduler.alphas_cumprod.to(t.device)[t]
+        snr = (alpha_bar_t / (1 - alpha_bar_t)).clamp(min=1e-12)
+        if self.weighting == "min_snr":
+            weight = snr.clamp(max=5)
+        else:
+            weight = (snr + 1) / torch.cosh(0.5 - 0.5 * torch.log(snr))
+        if self.scheduler.config.prediction_type == "epsilon":
+            return weight / snr  # ‖ε − ε̂‖² = SNR ‖x_0 − x̂_0‖²
+        if self.scheduler.config.prediction_type == "sample":
+            return weight
+        return weight / (snr + 1)  # ‖v − v̂‖² = (SNR + 1) ‖x_0 − x̂_0‖²
+
+
+def noised(x_0, scheduler, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """t ~ Uniform{0, ..., T-1}, one for each picture (n,), stratified over the batch; x_t; and the ε in it."""
+    T = scheduler.config.num_train_timesteps
+    t = (T * rng.stratified()).long().clamp(max=T - 1)
+    epsilon = rng.normal(x_0.shape[1:], dtype=x_0.dtype)
+    return t, scheduler.add_noise(x_0, epsilon, t), epsilon

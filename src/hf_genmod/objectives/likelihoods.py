@@ -1,0 +1,100 @@
+"""Likelihoods, KL divergences and the terms of the variational bound."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def variational_bound_term(
+    scheduler, model_output, x_0, x_t, t, clip: bool = False, likelihood: str = "discretised_gaussian"
+) -> torch.Tensor:
+    """
+    L_t, one term of the variational bound on −log p(x_0) (Ho et al. 2020, Eq. 5):
+
+        L_{t−1} = KL( q(x_{t−1} | x_t, x_0) ‖ p_θ(x_{t−1} | x_t) ) for t > 1,   L_0 = −log p_θ(x_0 | x_1)
+
+    in the paper's indices, whose t is the argument `t` plus one; both sides are Gaussian, and L_0 is the likelihood of
+    8-bit pictures (Eq. 13).
+
+    Args:
+        scheduler ([`AncestralDDPMScheduler`]): Gives both sides; its `variance_type` says what Σ_θ is.
+        model_output (`torch.Tensor` of shape `(n, c, h, w)`, or `(n, 2c, h, w)` with a learned variance).
+        x_0, x_t (`torch.Tensor` of shape `(n, c, h, w)`): A picture in [-1, 1], and the same at t.
+        t (`torch.Tensor` of shape `(n,)`): Integers in 0 ... T-1.
+        clip (`bool`, defaults to `False`): Clip x̂_0 as sampling does, to measure rather than to train.
+        likelihood (`str`): Of x_0: `"discretised_gaussian"`, or the density `"gaussian"` where it is no picture of 8
+            bits but latents.
+
+    Returns:
+        `torch.Tensor` of shape `(n,)`: L_t in bits per dimension.
+    """
+    prediction, predicted_variance = scheduler.split_model_output(model_output, x_t)
+    predicted_x_0 = scheduler.predict_original_sample(prediction, t, x_t, clip=clip)
+    p_mean = scheduler.posterior_mean(predicted_x_0, t, x_t)
+    p_log_variance = scheduler.reverse_log_variance(t, x_t, predicted_variance=predicted_variance)
+    p_log_variance = p_log_variance.expand_as(p_mean)
+
+    q_mean = scheduler.posterior_mean(x_0, t, x_t)
+    q_log_variance = scheduler.posterior_log_variance(t, x_t)
+    kl = gaussian_kl(q_mean, q_log_variance, p_mean, p_log_variance)
+    log_p = {"discretised_gaussian": discretised_gaussian_log_likelihood, "gaussian": gaussian_log_likelihood}
+    nll = -log_p[likelihood](x_0, p_mean, p_log_variance)
+    first = (t == 0).reshape(-1, *[1] * (x_0.ndim - 1))
+    return torch.where(first, nll, kl).flatten(1).mean(dim=1) / math.log(2)
+
+
+def log_likelihood(likelihood: str, x, output) -> torch.Tensor:
+    """
+    log p(x | z) in nats, summed over the values of each picture.
+
+    Args:
+        likelihood (`str`): `"gaussian"`, `"discretised_gaussian"` or `"bernoulli"`, see [`VariationalAutoencoder`].
+        x (`torch.Tensor` of shape `(n, c, h, w)`): In [-1, 1]; on the grid of 8-bit values for the discretised
+            Gaussian, -1 or 1 for the Bernoulli.
+        output: p(x | z), with `sample` and `log_variance` of a Gaussian or `logits` of a Bernoulli.
+
+    Returns:
+        `torch.Tensor` of shape `(n,)`.
+
+    Raises:
+        ValueError: If the output is that of another likelihood.
+    """
+    if (likelihood == "bernoulli") != (output.logits is not None):
+        given = "a variance and no logits" if output.logits is None else "logits and no variance"
+        raise ValueError(f"likelihood: {likelihood!r}, but the model gives {given}; use the likelihood of its config")
+    if likelihood == "bernoulli":
+        values = F.logsigmoid(x * output.logits.to(x.dtype))  # p(x = −1) = 1 − sigmoid(l) = sigmoid(−l)
+    else:
+        mean, log_variance = output.sample.to(x.dtype), output.log_variance.to(x.dtype)
+        if likelihood == "discretised_gaussian":
+            values = discretised_gaussian_log_likelihood(x, mean, log_variance)
+        else:
+            values = gaussian_log_likelihood(x, mean, log_variance)
+    return values.flatten(1).sum(dim=1)
+
+
+def gaussian_kl(mean_1, log_variance_1, mean_2, log_variance_2) -> torch.Tensor:
+    """KL( N(μ_1, σ_1²) ‖ N(μ_2, σ_2²) ) = ½ (log σ_2²/σ_1² + σ_1²/σ_2² + (μ_1 − μ_2)²/σ_2² − 1), elementwise."""
+    difference = log_variance_2 - log_variance_1
+    return 0.5 * (difference + torch.exp(-difference) + (mean_1 - mean_2) ** 2 * torch.exp(-log_variance_2) - 1)
+
+
+def gaussian_log_likelihood(x, mean, log_variance) -> torch.Tensor:
+    """log N(x; μ, σ²), elementwise, in nats."""
+    return -0.5 * ((x - mean) ** 2 * torch.exp(-log_variance) + log_variance + math.log(2 * math.pi))
+
+
+def discretised_gaussian_log_likelihood(x_0, mean, log_variance) -> torch.Tensor:
+    """
+    log ∫ N(x; μ, σ²) dx over the 8-bit bin of x_0, elementwise, in nats (Ho et al. 2020, Eq. 13): bins are 2/255 wide
+    around k/127.5 − 1, and the first and the last are open to −∞ and +∞.
+    """
+    inverse_std = torch.exp(-0.5 * log_variance)
+    lower = ((x_0 - 1 / 255 - mean) * inverse_std).masked_fill(x_0 < -0.999, -1e4)
+    upper = ((x_0 + 1 / 255 - mean) * inverse_std).masked_fill(x_0 > 0.999, 1e4)
+    # Φ(u) − Φ(l) = Φ(−l) − Φ(−u): on the side where both are small, the difference keeps its digits.
+    right = lower + upper > 0
+    lower, upper = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
+    log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+    return log_upper + torch.log1p(-torch.exp((log_lower - log_upper).clamp(max=-1e-7)))

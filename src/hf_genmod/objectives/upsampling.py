@@ -1,0 +1,52 @@
+"""Conditioning augmentation for super-resolution."""
+
+import torch
+
+from hf_genmod.data.randomness import cut
+from hf_genmod.models.conditioning import enlarge, noised_by, shrink
+
+
+class SmallPictures:
+    r"""
+    What an upsampler sees of a picture x_0 beside x_t, as [`SuperResolutionPipeline`] shows it (conditioning
+    augmentation, Ho et al. 2022, https://arxiv.org/abs/2106.15282, section 4.2):
+
+        y = D(x_0),   c = U(√ᾱ_s y + √(1−ᾱ_s) ε′),   s = ⌊(m + 1) u²⌋,   u ~ Uniform[0, 1),  ε′ ~ N(0, I)
+
+    where D makes the picture small and U enlarges. Little noise is more frequent than much, as it is in use.
+
+    Args:
+        scheduler ([`AncestralDDPMScheduler`]): Whose ᾱ.
+        factor (`int`, defaults to 2): How many times smaller y is.
+        max_noise_level (`int`, defaults to 250): m in timesteps; 0 trains without noise.
+        crop_size (`int`, *optional*): Height and width of the part of each picture, drawn anew in every step, that is
+            trained on; by default the whole.
+
+    Raises:
+        ValueError: If the noise level is no timestep, or the crop no multiple of the factor.
+    """
+
+    def __init__(self, scheduler, factor: int = 2, max_noise_level: int = 250, crop_size: int | None = None):
+        T = scheduler.config.num_train_timesteps
+        if not 0 <= max_noise_level <= T:
+            raise ValueError(f"max_noise_level: {max_noise_level} is not between 0 and {T}, the timesteps there are")
+        if crop_size is not None and (crop_size < 1 or crop_size % factor):
+            raise ValueError(f"crop_size: {crop_size} is not a multiple of the factor {factor}")
+        self.scheduler = scheduler
+        self.factor = factor
+        self.max_noise_level = max_noise_level
+        self.crop_size = crop_size
+
+    def __call__(self, x_0, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        y = shrink(x_0, self.factor)  # (n, C, h, w)
+        s = ((self.max_noise_level + 1) * rng.uniform().square()).long()
+        y = noised_by(self.scheduler, y, rng.normal(y.shape[1:], dtype=y.dtype), s)
+        c = enlarge(y, self.factor)
+        if self.crop_size is not None:  # after all that looks beyond its border
+            x_0, c = self._crop(torch.cat([x_0, c], dim=1), rng).chunk(2, dim=1)
+        return x_0, {"conditioning_image": c, "conditioning_timestep": s}
+
+    def _crop(self, images, rng):
+        room = torch.tensor([(length - self.crop_size) // self.factor for length in images.shape[2:]])
+        corners = self.factor * (rng.uniform(2).cpu() * (room + 1)).long()  # (n, 2)
+        return cut(images, corners.tolist(), (self.crop_size, self.crop_size))

@@ -1,0 +1,281 @@
+"""Low-rank adapters (LoRA) of a pipeline."""
+
+import contextlib
+import json
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
+from huggingface_hub import hf_hub_download
+
+
+class AdapterMixin(LoraBaseMixin):
+    """Loads, saves, fuses and detaches adapters of the U-Net and the text encoder. A pipeline with class labels
+    overrides the four methods about classes: an adapter may bring classes of its own."""
+
+    _lora_loadable_modules = ["unet", "text_encoder"]
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path: str | os.PathLike,
+        adapter_name: str | None = None,
+        weight_name: str = LORA_WEIGHT_NAME_SAFE,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ):
+        """
+        Attaches an adapter (LoRA: W + B A with B A of low rank; Hu et al. 2021, https://arxiv.org/abs/2106.09685) to
+        the U-Net, and to the text encoder if it has one for that, and activates it alone; `set_adapters` activates
+        several, with weights. Classes that it was trained for join `labels`, until it is deleted or unloaded.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or file, or the id of a repository on the
+                Hub.
+            adapter_name (`str`, *optional*): What to call it; by default "default_0", "default_1", ...
+            weight_name (`str`): The name of the file.
+            subfolder (`str`, *optional*): Where in the folder or repository the file is.
+            revision, token, cache_dir, force_download, local_files_only: As
+                [`~huggingface_hub.hf_hub_download`] takes them.
+
+        Raises:
+            FileNotFoundError: If there is no adapter at the path.
+            ValueError: If it is of another model, or the name, or that of one of its classes, is taken. Nothing is
+                attached then.
+        """
+        from peft import LoraConfig, set_peft_model_state_dict
+
+        self._check_not_compiled()
+        path = os.fspath(pretrained_model_name_or_path)
+        state, metadata = _read_adapter(
+            path,
+            weight_name,
+            subfolder=subfolder,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        names, rows = metadata.pop("class_names", []), state.pop("class_embedding", ())
+        taken = self._attached()
+        adapter_name = adapter_name or next(
+            name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken
+        )
+        if adapter_name in taken:
+            raise ValueError(f"adapter_name: {adapter_name!r} is attached already; choose another, or delete that one")
+        if "." in adapter_name:
+            raise ValueError(f"adapter_name: {adapter_name!r} has a dot in it, which names of modules cannot have")
+        parts = {
+            component: tuple(_without_prefix(part, f"{component}.") for part in (state, metadata))
+            for component in {key.split(".")[0] for key in state}
+        }
+        for component, (weights, config) in parts.items():
+            _check_adapter(path, component, getattr(self, component, None), weights, config)
+        if names or len(rows):
+            self._check_new_classes(path, names, rows)
+        with self._without_offloading(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
+            try:
+                self._add_classes_of(adapter_name, names, rows)
+                if "text_encoder" in parts:
+                    weights, config = parts["text_encoder"]
+                    self.text_encoder.add_adapter(LoraConfig(**config), adapter_name)
+                    set_peft_model_state_dict(self.text_encoder, weights, adapter_name)
+                if "unet" in parts:
+                    weights, config = parts["unet"]
+                    self.unet.load_lora_adapter(
+                        weights, prefix=None, adapter_name=adapter_name, metadata=config or None, _pipeline=self
+                    )
+                self.set_adapters(adapter_name)
+            except Exception as error:  # of peft, about a config that it does not understand
+                self._detach(adapter_name)
+                raise ValueError(f"{path}: it cannot be attached ({str(error).splitlines()[0]})") from error
+
+    def save_lora_weights(
+        self,
+        save_directory: str | os.PathLike,
+        adapter_name: str | None = None,
+        weight_name: str = LORA_WEIGHT_NAME_SAFE,
+    ):
+        """
+        Writes an adapter as diffusers and peft know it, and the classes that belong to it.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): A folder.
+            adapter_name (`str`, *optional*): Which; may be left out where only one is attached.
+            weight_name (`str`): The name of the file.
+
+        Raises:
+            ValueError: If there is none of that name, or several to choose from.
+            NotADirectoryError: If there is a file of the folder's name.
+        """
+        from peft import get_peft_model_state_dict
+
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"save_directory: {os.fspath(save_directory)!r} is a file; give a folder")
+        known = self._attached()
+        if adapter_name is None and len(known) == 1:
+            adapter_name = known[0]
+        if adapter_name not in known:
+            raise ValueError(f"adapter_name: {adapter_name!r} is not one of the adapters {known}; name one of them")
+        state, metadata = {}, {}
+        for component, adapters in self.get_list_adapters().items():
+            if adapter_name in adapters:
+                model = getattr(self, component)
+                state |= self.pack_weights(get_peft_model_state_dict(model, adapter_name=adapter_name), component)
+                config = model.peft_config[adapter_name].to_dict()
+                config["base_model_name_or_path"] = None  # which may be a folder of its own
+                config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+                metadata |= self.pack_weights(config, component)
+        names, rows = self._classes_of(adapter_name)
+        if names:
+            state["class_embedding"], metadata["class_names"] = rows, names
+        state = {name: weight.contiguous() for name, weight in state.items()}
+        self.write_lora_layers(state, save_directory, True, weight_name, None, True, metadata)
+
+    def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs):
+        """Adds the active adapters, times `lora_scale`, to the weights, from where `unfuse_lora` takes them back;
+        after `unload_lora_weights` they stay, and the model is saved with them."""
+        super().fuse_lora(components or self._adapted_components(), lora_scale, **kwargs)
+        self._fused_scale = lora_scale
+
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs):
+        """Takes fused adapters out of the weights."""
+        components = components or self._adapted_components()
+        super().unfuse_lora(components, **kwargs)
+        for component in components:
+            for module in getattr(self, component).modules():
+                if hasattr(module, "unscale_layer"):  # which fusing has scaled
+                    module.unscale_layer(getattr(self, "_fused_scale", 1.0))
+        self._fused_scale = 1.0
+
+    def unload_lora_weights(self):
+        """Detaches all adapters, and removes the classes that came with them; what is fused stays."""
+        self._check_not_compiled()
+        with self._without_offloading():
+            for adapter_name in self._attached():
+                self._remove_classes_of(adapter_name)
+            super().unload_lora_weights()
+        self._merged_adapters = set()
+
+    def delete_adapters(self, adapter_names: str | list[str]):
+        """Detaches some adapters, and removes the classes that came with them.
+
+        Raises:
+            ValueError: If there is none of a name.
+        """
+        self._check_not_compiled()
+        names, known = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names), self._attached()
+        for name in names:
+            if name not in known:
+                raise ValueError(f"adapter_names: {name!r} is not one of the adapters {known}")
+        for name in names:
+            self._detach(name)
+
+    def _detach(self, adapter_name):
+        with self._without_offloading():
+            self._remove_classes_of(adapter_name)
+            super().delete_adapters(adapter_name)
+        if not self._attached():
+            self.unload_lora_weights()  # what is left wraps every layer, and would be saved under other names
+
+    def _attached(self) -> list[str]:
+        """The names of all adapters."""
+        return sorted({name for adapters in self.get_list_adapters().values() for name in adapters})
+
+    def _adapted_components(self) -> list[str]:
+        if not self._attached():
+            raise ValueError("no adapter is attached; load one by load_lora_weights")
+        return list(self.get_list_adapters())
+
+    def _is_fused(self, adapter_name) -> bool:
+        return any(adapter_name in getattr(module, "merged_adapters", ()) for module in self.unet.modules())
+
+    @contextlib.contextmanager
+    def _without_offloading(self):
+        """The weights are where they belong meanwhile."""
+        whole, by_layers, _ = self._optionally_disable_offloading(self)
+        try:
+            yield
+        finally:
+            if whole:
+                self.enable_model_cpu_offload()
+            elif by_layers:
+                self.enable_sequential_cpu_offload()
+
+    def _check_not_compiled(self):
+        for name, component in self.components.items():
+            if name in self._lora_loadable_modules and hasattr(component, "_orig_mod"):
+                raise ValueError(
+                    f"{name}: it was compiled as a whole; attach and detach adapters before, or compile it by "
+                    f"pipe.{name}.compile()"
+                )
+
+    # ---- the classes that an adapter brings ----
+
+    def _check_new_classes(self, path, names, rows):
+        """Raises if the pipeline cannot take classes of these names and embeddings."""
+        raise ValueError(f"{path}: it is for the classes {', '.join(names)}, and {type(self).__name__} takes none")
+
+    def _add_classes_of(self, adapter_name, names, rows):
+        """Adds the classes of an adapter that is being attached."""
+
+    def _classes_of(self, adapter_name) -> tuple[list[str], torch.Tensor | None]:
+        """The names and embeddings of the classes that an adapter brought."""
+        return [], None
+
+    def _remove_classes_of(self, adapter_name):
+        """Removes them, before the adapter is detached."""
+
+
+def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, torch.Tensor], dict]:
+    """The weights of an adapter, and the configs of its parts, from a file, a folder or the Hub."""
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(path, options["subfolder"] or "", weight_name) if os.path.isdir(path) else Path(path)
+    if not file.is_file() and not os.path.isdir(path):
+        if path.count("/") > 1 or path.startswith((".", "/", "~")):
+            raise FileNotFoundError(f"{path!r} is not a folder or a file, nor can it be the id of a repository")
+        try:
+            file = hf_hub_download(path, weight_name, **options)
+        except (OSError, ValueError) as error:
+            lines = [line for line in str(error).splitlines() if line and "Client Error." not in line]
+            reason = lines[0] if lines else type(error).__name__
+            raise FileNotFoundError(f"{path!r} is not a folder here, nor an adapter on the Hub: {reason}") from error
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (no dict)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: there is no {weight_name} in it, so it is no adapter") from error
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a file of safetensors ({str(error).splitlines()[0]})") from error
+
+
+def _check_adapter(path: str, component: str, model, weights: dict[str, torch.Tensor], config: dict) -> None:
+    """Says that an adapter is of another model before it is half attached, or more memory taken than it fills."""
+    ranks = {weight.shape[0] for key, weight in weights.items() if ".lora_A" in key}
+    for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
+        if rank is not None and rank not in ranks:
+            raise ValueError(f"{path}: it says that it is of rank {rank!r}, and its weights are not")
+    if config.get("megatron_config") or config.get("megatron_core", "megatron.core") != "megatron.core":
+        raise ValueError(f"{path}: it names code that is not of this package; it is not loaded")
+    modules = {} if model is None else dict(model.named_modules())
+    for key, weight in weights.items():
+        name, _, kind = key.partition(".lora_")
+        of_model = getattr(modules.get(name), "weight", None)
+        axes = {"A": slice(1, None), "B": slice(0, 1)}.get(kind[:1])  # a kernel is all in A
+        if of_model is None or axes is None or weight.shape[axes] != of_model.shape[axes]:
+            raise ValueError(
+                f"{path}: {component}.{key} fits no layer of this model; load it into the one it was trained for"
+            )
+
+
+def _without_prefix(named: dict, prefix: str) -> dict:
+    return {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}

@@ -1,0 +1,187 @@
+"""Reconstruction, interpolation and sampling with an autoencoder."""
+
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+
+import torch
+from diffusers import ImagePipelineOutput, ModelMixin
+
+from .checkpoint import ImagePipeline
+from .requests import check_output_type, check_positive, one_generator_each, pair, standard_normal
+
+
+class AutoencoderPipeline(ImagePipeline):
+    r"""
+    Pictures through the latent space of an autoencoder, z = f(x) and x̂ = g(z): reconstructions, what lies between two
+    pictures, what each latent stands for, and new pictures of z drawn from a prior (Kingma & Welling 2014,
+    https://arxiv.org/abs/1312.6114).
+
+    Args:
+        vae ([`VariationalAutoencoder`], [`Autoencoder`] or `AutoencoderKL` of diffusers): The encoder and decoder. Of
+            a distribution of latents its mean is taken, but for new pictures.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
+    """
+
+    model_cpu_offload_seq = "vae"
+    _optional_components = []
+
+    def __init__(self, vae: ModelMixin, value_range: dict[str, list[float]] | None = None):
+        super().__init__()
+        self.register_modules(vae=vae)
+        self.register_to_config(value_range=value_range)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        prior: str = "standard",
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Decodes latents drawn from a prior.
+
+        Args:
+            batch_size (`int`, defaults to 1): Number of pictures n.
+            prior (`str`, defaults to `"standard"`): `"standard"`, N(0, I), which a variational autoencoder is trained
+                to have; or `"fitted"`, the Gaussian that its examples fit to the latents of the training pictures
+                and save with it, the only one for a plain autoencoder.
+            generator (`torch.Generator` or a list of n, *optional*): One for each picture; a single one first draws n
+                seeds from itself.
+            latents (`torch.Tensor` of shape `(n, c, h, w)`, *optional*): z, instead of drawing it.
+            output_type, return_dict: As [`UnconditionalPipeline`] takes them; `"latent"` gives z.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
+
+        Raises:
+            ValueError: If an argument is out of its range, or the autoencoder has no such prior.
+        """
+        if latents is None:
+            check_positive(batch_size=batch_size)
+            generators = one_generator_each(generator, batch_size)
+            latents = self._sample_prior(prior, generators)
+        return self._decoded(latents.to(self._execution_device), output_type, return_dict)
+
+    @torch.no_grad()
+    def reconstruct(self, images, output_type: str = "pil", return_dict: bool = True) -> ImagePipelineOutput | tuple:
+        """
+        x̂ = g(f(x)).
+
+        Args:
+            images (`PIL.Image.Image`, a list of them, `np.ndarray` or `torch.Tensor`): n pictures; arrays are
+                (n, height, width, channels) and tensors (n, channels, height, width), in [0, 1] or, of measured
+                values, in the units of the data.
+            output_type, return_dict: As `__call__` takes them.
+
+        Raises:
+            ValueError: If their size or channels do not fit the autoencoder.
+        """
+        return self._decoded(self._encoded(images), output_type, return_dict)
+
+    @torch.no_grad()
+    def interpolate(
+        self, a, b, steps: int = 8, output_type: str = "pil", return_dict: bool = True
+    ) -> ImagePipelineOutput | tuple:
+        """
+        `steps` pictures on the way from picture `a` to picture `b`, both included, along the great circle between
+        their latents (Shoemake 1985): z_τ = (sin((1−τ) Ω) z_a + sin(τ Ω) z_b) / sin Ω, with Ω the angle between them.
+        """
+        check_positive(steps=steps)
+        z_a, z_b = (self._encoded_one(image, name) for image, name in ((a, "a"), (b, "b")))  # (1, c, h, w)
+        if z_a.shape != z_b.shape:
+            raise ValueError(
+                f"b: its latents are of shape {tuple(z_b.shape[1:])}, those of a {tuple(z_a.shape[1:])}; give two "
+                "pictures of one size"
+            )
+        cosine = torch.cosine_similarity(z_a.flatten(), z_b.flatten(), dim=0)
+        omega = torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))  # ends of a line, as they are at Ω = 0
+        tau = torch.linspace(0, 1, steps, device=z_a.device)[:, None, None, None]
+        z = (torch.sin((1 - tau) * omega) * z_a + torch.sin(tau * omega) * z_b) / torch.sin(omega)
+        return self._decoded(z, output_type, return_dict)
+
+    @torch.no_grad()
+    def traverse(
+        self,
+        image,
+        dims: int | tuple[int, int],
+        values: list[float],
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """
+        The picture with one or two of its latents set to each of `values`: a row of pictures, or a grid of them, row
+        by row, with the first latent constant in a row and the second in a column (Kingma & Welling 2014, Figure 4).
+
+        Args:
+            image: A picture, as `reconstruct` takes it.
+            dims (`int` or a tuple of one or two): Which latents, counting those of (c, h, w) in a row.
+            values (`list[float]`): What to set them to; those of a variational autoencoder lie within ±3 or so.
+            output_type, return_dict: As `__call__` takes them.
+
+        Raises:
+            ValueError: If there is no such latent, or a value is not finite.
+        """
+        z = self._encoded_one(image, "image")
+        dims = tuple(dims) if isinstance(dims, (list, tuple)) else (dims,)
+        values = list(values) if isinstance(values, Iterable) else [values]
+        d = z.numel()
+        are_latents = all(isinstance(i, Integral) and not isinstance(i, bool) and 0 <= i < d for i in dims)
+        if not are_latents or len(dims) not in (1, 2) or len(set(dims)) < len(dims):
+            raise ValueError(f"dims: {dims} is not one or two of the {d} latents, 0 to {d - 1}")
+        if not values or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
+            raise ValueError(f"values: {values} is not a list of one or more finite numbers")
+        grid = torch.cartesian_prod(*[torch.as_tensor(values, dtype=z.dtype, device=z.device)] * len(dims))
+        grid = grid.reshape(-1, len(dims))
+        changed = z.flatten(1).repeat(len(grid), 1)
+        changed[:, list(dims)] = grid
+        return self._decoded(changed.unflatten(1, z.shape[1:]), output_type, return_dict)
+
+    def _sample_prior(self, prior, generators):
+        if prior not in ("standard", "fitted"):
+            raise ValueError(f"prior: {prior!r} is not one of 'standard', 'fitted'")
+        if prior == "fitted":
+            if self.vae.config.get("prior_rank") is None:
+                raise ValueError("prior: 'fitted', but none has been fitted; only a plain autoencoder comes with one")
+            noise = standard_normal((self.vae.config.prior_rank,), generators)
+            return self.vae.sample_prior(noise.to(self.vae.device, self.vae.dtype))
+        if not getattr(self.vae, "has_standard_prior", False):  # that of diffusers hardly has one
+            raise ValueError(
+                "prior: nothing makes the latents of this autoencoder follow N(0, I), so what it decodes from there "
+                "is no picture; use prior='fitted', if one was fitted, or train a variational autoencoder"
+            )
+        return standard_normal(self.vae.latent_shape(*pair(self.vae.config.sample_size)), generators)
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the pictures that it is made for."""
+        return (self.vae.config.in_channels, *pair(self.vae.config.sample_size))
+
+    def _encoded_one(self, image, name) -> torch.Tensor:
+        z = self._encoded(image)
+        if len(z) != 1:
+            raise ValueError(f"{name}: {len(z)} pictures; give one")
+        return z
+
+    def _encoded(self, images) -> torch.Tensor:
+        x = self.preprocess(images, self.vae.config.in_channels).to(self._execution_device, self.vae.dtype)
+        if not hasattr(self.vae, "check_size"):  # that of diffusers would cut off what is left over
+            factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+            if any(length % factor for length in x.shape[2:]):
+                height, width = x.shape[2:]
+                raise ValueError(f"images: {height}x{width} pixels; this model needs both to be divisible by {factor}")
+        output = self.vae.encode(x)
+        return (output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents).float()
+
+    def _decoded(self, z, output_type, return_dict):
+        check_output_type(output_type)
+        if output_type == "latent":
+            images = z
+        else:
+            images = self.postprocess(self.vae.decode(z.to(self.vae.dtype)).sample.float(), output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

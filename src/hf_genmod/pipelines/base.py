@@ -1,0 +1,163 @@
+"""The sampling loop that all diffusion pipelines share."""
+
+import copy
+import inspect
+import math
+from collections.abc import Callable
+
+import torch
+from diffusers import ImagePipelineOutput, SchedulerMixin
+
+from .adapters import AdapterMixin
+from .checkpoint import ImagePipeline
+from .requests import check_output_type, check_positive, one_generator_each, pair, standard_normal
+
+
+class GenerationPipeline(ImagePipeline, AdapterMixin):
+    """What the pipelines share: the sampling loop, one seed per picture, checkpoints that carry their code, adapters.
+
+    A pipeline with a `vae` samples in its latent space and decodes at the end. One of measured values, with a
+    `value_range` in its config, gives "np" and "pt" in the units of the data.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["vae"]
+    _callback_tensor_inputs = ["latents"]
+    _scales = ()  # the arguments that may be too large
+
+    def _generate(
+        self,
+        predict: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor],
+        batch_size: int,
+        num_inference_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        output_type: str,
+        return_dict: bool,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: list[str],
+        shift: Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor], torch.Tensor] | None = None,
+        clip: bool = True,
+    ):
+        """
+        Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239) with any scheduler: x_T ~ N(0, I), then
+        x_{t-1} from x_t and the model's prediction until x_0. Pipelines differ in `predict(x_t, t, σ)`, where x_t is
+        as the network sees it, √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(x_t, t, σ, prediction)`,
+        which is added to x_{t-1}. Without `clip` the scheduler is kept from clipping x̂_0.
+        """
+        self._check_request(batch_size, num_inference_steps, output_type, callback_on_step_end_tensor_inputs, latents)
+        device = self._execution_device
+        generators = one_generator_each(generator, batch_size)
+        x_t = self._initial_noise(batch_size, generators, latents).to(device)
+        scheduler, takes_variance = self._sampler(clip)
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        x_t = x_t * scheduler.init_noise_sigma
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        step_kwargs = {"generator": generators} if takes_generator else {}
+        self._interrupt = False
+
+        for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
+            model_input, sigma = scheduler.scale_model_input(x_t, t), self._sigma(scheduler, i, t)
+            prediction = self._finite(predict(model_input, t, sigma), t)
+            if not takes_variance:
+                prediction = prediction[:, : x_t.shape[1]]
+            x_prev = scheduler.step(prediction, t, x_t, **step_kwargs).prev_sample
+            if shift is not None:
+                x_prev = x_prev + self._finite(shift(model_input, t, sigma, prediction), t)
+            x_t = x_prev
+
+            if callback_on_step_end is not None:
+                tensors = {"latents": x_t}
+                chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                x_t = (callback_on_step_end(self, i, t, chosen) or {}).get("latents", x_t)
+                if self._interrupt:
+                    break
+
+        images = x_t if output_type == "latent" else self.postprocess(self._decode(x_t), output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _denoise(self, x_t, t, **condition):
+        """The network's prediction, in fp32."""
+        return self.unet(x_t.to(self.unet.dtype), t, **condition).sample.float()
+
+    def _finite(self, tensor, t):
+        if not tensor.isfinite().all():
+            too_large = f"; lower {' or '.join(self._scales)}" if self._scales else ""
+            raise ValueError(
+                f"the prediction at timestep {t:.6g} is not finite{too_large}, or sample in float32, or look for "
+                "weights that are not finite by `python -m hf_genmod doctor`"
+            )
+        return tensor
+
+    def _initial_noise(self, batch_size, generators, latents):
+        """x_T ~ N(0, I), each picture from its own generator, in fp32 whatever the model's dtype."""
+        if latents is not None:
+            return latents.float()
+        config = self.unet.config
+        return standard_normal((config.in_channels, *pair(config.sample_size)), generators)
+
+    def _sampler(self, clip: bool) -> tuple[SchedulerMixin, bool]:
+        """The scheduler, clipping x̂_0 or not, and whether it takes a learned variance along with the prediction."""
+        config = self.scheduler.config
+        learned = str(getattr(config, "variance_type", None)).startswith("learned")
+        takes_variance = learned and "DDPM" in type(self.scheduler).__name__
+        changes = {} if clip else {name: False for name in self._clips()}
+        if learned and not takes_variance:
+            changes["variance_type"] = None  # DPM-Solver would cut once more, at three channels
+        if not changes:
+            return self.scheduler, takes_variance
+        scheduler = copy.deepcopy(self.scheduler)  # the config in the checkpoint stays what it is
+        scheduler.register_to_config(**changes)
+        return scheduler, takes_variance
+
+    def _clips(self) -> list[str]:
+        """By which of its ways the scheduler clips x̂_0; a config may have keys of others that it does not act on."""
+        known = inspect.signature(type(self.scheduler).__init__).parameters
+        return [name for name in ("thresholding", "clip_sample") if name in known and self.scheduler.config[name]]
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the pictures that it makes."""
+        config = self.unet.config
+        shape = (config.in_channels, *pair(config.sample_size))
+        if self.vae is None:
+            return shape
+        with torch.no_grad():
+            noise = torch.zeros(1, *shape, device=self.vae.device, dtype=self.vae.dtype)
+            return tuple(self.vae.decode(noise).sample.shape[1:])
+
+    def _decode(self, latents):
+        if self.vae is None:
+            return latents
+        config = self.vae.config
+        z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        return self.vae.decode(z.to(self.vae.dtype)).sample.float()
+
+    def _sigma(self, scheduler, i, t) -> float:
+        """σ = √((1−ᾱ_t)/ᾱ_t) of what the network sees in step i."""
+        scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), t))
+        if scale != 1:  # x_0 + σ ε, divided by √(1+σ²)
+            return (scale**-2 - 1) ** 0.5
+        if hasattr(scheduler, "sigmas"):
+            return float(scheduler.sigmas[i])
+        if not hasattr(scheduler, "alphas_cumprod"):
+            return math.nan  # IPNDM does not say
+        alpha_bar_t = float(scheduler.alphas_cumprod[int(t)])
+        return math.inf if alpha_bar_t == 0 else ((1 - alpha_bar_t) / alpha_bar_t) ** 0.5
+
+    def _check_request(self, batch_size, num_inference_steps, output_type, tensor_inputs, latents):
+        check_positive(batch_size=batch_size, num_inference_steps=num_inference_steps)
+        check_output_type(output_type)
+        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs: {unknown[0]!r} is not one of {self._callback_tensor_inputs}"
+            )
+        if latents is not None:
+            expected = (batch_size, self.unet.config.in_channels)
+            if latents.ndim != 4 or tuple(latents.shape[:2]) != expected:
+                raise ValueError(
+                    f"latents: shape {tuple(latents.shape)} is not ({expected[0]}, {expected[1]}, height, width), "
+                    f"noise for the {batch_size} pictures asked for"
+                )

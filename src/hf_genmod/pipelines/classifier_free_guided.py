@@ -1,0 +1,160 @@
+"""Classifier-free guidance."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
+
+from .labels import ClassConditionalPipeline
+from .requests import check_finite, check_interval, is_within
+
+
+class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
+    """
+    Pictures of a chosen class by classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598):
+
+        ε̃ = ε_∅ + γ (ε_y − ε_∅),    ε_y = ε_θ(x_t, t, y),  ε_∅ = ε_θ(x_t, t, null label)
+
+    with γ the `guidance_scale`: 1 is the conditional model, 0 the unconditional one, and the paper's w is γ − 1. The
+    combination is the same for predictions of x_0 and v, which are affine in ε at fixed x_t. Of several labels with
+    weights, the differences are summed (Liu et al. 2022, https://arxiv.org/abs/2206.01714):
+
+        ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅)
+
+    Args:
+        unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t, y), with `num_classes`.
+        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
+        id2label (`dict[int, str]`, *optional*): The name of each label.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
+    """
+
+    _scales = ("guidance_scale",)
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        vae: ModelMixin | None = None,
+        id2label: dict | None = None,
+        value_range: dict[str, list[float]] | None = None,
+    ):
+        super().__init__()
+        if unet.config.num_classes is None:
+            raise ValueError("unet: it was made without num_classes; use UnconditionalPipeline")
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self._register_names(id2label, value_range)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: str | int | dict | list[str | int | dict] | torch.Tensor,
+        guidance_scale: float = 2.0,
+        guidance_interval: tuple[float, float] | None = None,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Args:
+            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)`): The class of each
+                of the n pictures, by name or number; or weights of several, `{"cat": 1.0, "dog": -0.5}` for a picture
+                toward one and away from another.
+            guidance_scale (`float`, defaults to 2.0): γ. 1 and 0 cost one forward pass a step, any other value one
+                pass of twice the batch, and more of it where several labels have weights.
+            guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
+                σ = √((1−ᾱ_t)/ᾱ_t) in which γ applies; outside, γ is 1 (Kynkäänniemi et al. 2024,
+                https://arxiv.org/abs/2404.07724).
+            num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
+                callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
+
+        Raises:
+            ValueError: If a label is unknown, an argument out of its range or too large for finite pictures, or a
+                shape does not fit the U-Net.
+        """
+        weights = self._label_weights(class_labels)  # (n, num_classes)
+        check_finite(guidance_scale=guidance_scale)
+        check_interval(guidance_interval)
+
+        def predict(x_t, t, sigma):
+            gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
+            return self._classifier_free_guidance(x_t, t, weights, gamma)
+
+        return self._generate(
+            predict,
+            len(weights),
+            num_inference_steps,
+            generator,
+            latents,
+            output_type,
+            return_dict,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+
+    def add_class(self, name: str, embedding: torch.Tensor | None = None, adapter_name: str | None = None) -> int:
+        """
+        Adds a class after the others, and before the null label, for an adapter to learn.
+
+        Args:
+            name (`str`): Its name.
+            embedding (`torch.Tensor` of shape `(d,)`, *optional*): Its row of the class embedding; by default the mean
+                of those of the other classes.
+            adapter_name (`str`, *optional*): The adapter that it belongs to: it is saved with that, and removed with
+                it.
+
+        Returns:
+            `int`: Its label.
+
+        Raises:
+            ValueError: If there is a class of that name, or the embedding is of another size.
+        """
+        labels = self._known_labels()
+        if name in labels:
+            raise ValueError(f"name: {name!r} is a class of this model already; choose another")
+        label = self.unet.add_label(embedding)
+        self.register_to_config(id2label={index: name for name, index in (labels | {name: label}).items()})
+        if adapter_name is not None:
+            self._brought.setdefault(adapter_name, []).append(name)
+        return label
+
+    @property
+    def _brought(self) -> dict[str, list[str]]:
+        """The names of the classes that each adapter brought."""
+        return self.__dict__.setdefault("_brought_classes", {})
+
+    def _add_classes_of(self, adapter_name, names, rows):
+        for name, row in zip(names, rows, strict=True):
+            self.add_class(name, row, adapter_name)
+
+    def _classes_of(self, adapter_name):
+        names = self._brought.get(adapter_name, [])
+        return names, self.unet.class_embedding.weight.detach()[[self.labels[name] for name in names]]
+
+    def _remove_classes_of(self, adapter_name):
+        is_fused = self._is_fused(adapter_name)  # then its classes are part of the weights
+        for name in self._brought.pop(adapter_name, []):
+            if is_fused:
+                self.unet.set_label_embeddings(self.unet.class_embedding.weight)
+            else:
+                self.unet.remove_label(self.labels[name])
+                self.register_to_config(id2label=dict(enumerate(other for other in self.labels if other != name)))
+
+    def _known_labels(self) -> dict[str, int]:
+        """`labels`, by their numbers where they have no names."""
+        return self.labels or {str(label): label for label in range(self.num_classes)}
+
+    def _check_new_classes(self, path, names, rows):
+        known = [name for name in names if name in self._known_labels()]
+        if known:
+            raise ValueError(f"{path}: this model has a class {known[0]!r} already, and the adapter brings another")
+        if len(names) != len(rows) or rows.shape[1:] != self.unet.class_embedding.weight.shape[1:]:
+            raise ValueError(f"{path}: the embeddings of its classes are not those of {len(names)} of this model")

@@ -1,0 +1,220 @@
+"""Classifier guidance."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from diffusers import DDPMScheduler, ImagePipelineOutput, ModelMixin, SchedulerMixin
+
+from .labels import ClassConditionalPipeline
+from .requests import check_finite, check_interval, is_within, pair
+
+MOST_NOISE = 20.0  # the σ up to which a classifier guides unless told otherwise
+
+
+class ClassifierGuidedPipeline(ClassConditionalPipeline):
+    r"""
+    Pictures of a chosen class by classifier guidance (Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233): a
+    model that knows no labels is steered by the gradient g = ∇_{x_t} log f_φ(y | x_t) of a classifier of noisy
+    pictures. With s the `classifier_scale`,
+
+        ε̂ = ε_θ(x_t, t) − s √(1−ᾱ_t) g           "noise": Algorithm 2 there, for any sampler
+        x_{t-1} ~ N(μ + s Σ g, Σ)                "mean": Algorithm 1 there, for ancestral sampling
+
+    In the noise form x̂_0 is clipped, where the sampler clips, before it is guided. A U-Net with labels is told y as
+    well (ADM-G), by classifier-free guidance.
+
+    Args:
+        unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t), or ε_θ(x_t, t, y) with the classes of the classifier.
+        classifier ([`NoisyImageClassifier`]): log f_φ(y | x_t), trained on x_t of the same process. Its parameters
+            are frozen.
+        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        vae (*optional*): An autoencoder with `decode(z).sample`; then U-Net and classifier work on its latents.
+        id2label (`dict[int, str]`, *optional*): The name of each label.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
+
+    Raises:
+        ValueError: If the classifier was not made for pictures, noise and labels of this model.
+    """
+
+    _scales = ("classifier_scale", "guidance_scale")
+    _exclude_from_cpu_offload = ["classifier"]  # its weights are needed until its backward pass is over
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        classifier: ModelMixin,
+        scheduler: SchedulerMixin,
+        vae: ModelMixin | None = None,
+        id2label: dict | None = None,
+        value_range: dict[str, list[float]] | None = None,
+    ):
+        super().__init__()
+        classifier.requires_grad_(False)  # only the gradient in x_t is of use
+        self.register_modules(unet=unet, classifier=classifier, scheduler=scheduler, vae=vae)
+        self._register_names(id2label, value_range)
+        self._check_classifier()
+
+    @property
+    def num_classes(self) -> int:
+        """The number of labels that can be asked for."""
+        return self.classifier.config.num_classes
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: str | int | dict | list[str | int | dict] | torch.Tensor,
+        classifier_scale: float = 2.0,
+        guidance_form: str = "noise",
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Args:
+            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)`): The class of each
+                of the n pictures, by name or number; or weights of several, `{"cat": 1.0, "dog": -0.5}` for a picture
+                toward one and away from another: then log f_φ(y | x_t) is the weighted sum over them.
+            classifier_scale (`float`, defaults to 2.0): s. At 0 the classifier is not run; below, it is guided away
+                from the label.
+            guidance_form (`str`, defaults to `"noise"`): `"noise"` or `"mean"`.
+            guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
+                σ = √((1−ᾱ_t)/ᾱ_t) in which s and γ apply; outside, s is 0 and γ is 1. By default γ applies everywhere
+                and s where σ is at most 20: in more noise a classifier knows nothing, but by its mistakes, which the
+                noise form multiplies by σ, it would ruin the picture.
+            guidance_scale (`float`, defaults to 1.0): γ of [`ClassifierFreeGuidedPipeline`], for a U-Net with labels.
+            num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
+                callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
+
+        Raises:
+            ValueError: If a label is unknown, an argument out of its range or too large for finite pictures, or the
+                sampler is not that of the classifier's process, or not Algorithm 2 with `guidance_form="mean"`.
+        """
+        weights = self._label_weights(class_labels)  # (n, num_classes)
+        check_finite(classifier_scale=classifier_scale, guidance_scale=guidance_scale)
+        check_interval(guidance_interval)
+        self._check_classifier()
+        has_labels = self.unet.config.num_classes is not None
+        if guidance_form not in ("noise", "mean"):
+            raise ValueError(f"guidance_form: {guidance_form!r} is not one of 'noise', 'mean'")
+        if guidance_form == "mean" and type(self.scheduler).__name__ != "AncestralDDPMScheduler":
+            raise ValueError(
+                f"guidance_form: 'mean' is for Algorithm 2, not for {type(self.scheduler).__name__}; use "
+                "'noise', or set pipe.scheduler = AncestralDDPMScheduler.from_config(pipe.scheduler.config)"
+            )
+        if guidance_scale != 1 and not has_labels:
+            raise ValueError(
+                f"guidance_scale: {guidance_scale} is for a U-Net with labels, and this one has none; the strength of "
+                "the classifier is classifier_scale"
+            )
+
+        interval = (0.0, MOST_NOISE) if guidance_interval is None else guidance_interval
+
+        def guidance(x_t, t, sigma):
+            """s g, which is 0 where there is no guidance."""
+            if classifier_scale == 0 or sigma == math.inf or not is_within(sigma, interval):
+                return torch.zeros_like(x_t)
+            return classifier_scale * self._classifier_gradient(x_t, t, weights)
+
+        def predict(x_t, t, sigma):
+            if has_labels:
+                gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
+                prediction = self._classifier_free_guidance(x_t, t, weights, gamma)
+            else:
+                prediction = self._denoise(x_t, t)
+            if guidance_form == "mean" or classifier_scale == 0 or sigma == math.inf:
+                return prediction
+            # x̂_0 is clipped as the sampler would do it, and guided after that.
+            prediction, variance = prediction.tensor_split([x_t.shape[1]], dim=1)
+            x_0 = self._clip(self._x_0_of(prediction, x_t, sigma))
+            x_0 = x_0 + sigma**2 / math.hypot(1, sigma) * guidance(x_t, t, sigma)  # (1−ᾱ)/√ᾱ = σ²/√(1+σ²)
+            return torch.cat([self._prediction_of(x_0, x_t, sigma), variance], dim=1)
+
+        def shift(x_t, t, sigma, prediction):
+            scheduler = self.scheduler
+            _, predicted_variance = scheduler.split_model_output(prediction, x_t)
+            log_variance = scheduler.reverse_log_variance(
+                int(t), x_t, int(scheduler.previous_timestep(t)), predicted_variance
+            )
+            return log_variance.exp() * guidance(x_t, t, sigma)
+
+        return self._generate(
+            predict,
+            len(weights),
+            num_inference_steps,
+            generator,
+            latents,
+            output_type,
+            return_dict,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            shift if guidance_form == "mean" else None,
+            clip=guidance_form == "mean" or classifier_scale == 0,
+        )
+
+    def _classifier_gradient(self, x_t, t, weights):
+        """∇_{x_t} Σ_k w_k log f_φ(k | x_t) for each picture, of the shape and dtype of x_t."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # Clones, as tensors made in an inference mode have no gradient.
+            x_t, t, weights = x_t.clone().requires_grad_(), t.clone(), weights.clone()
+            logits = self.classifier(x_t.to(self.classifier.dtype), t).logits.to(x_t.dtype)
+            return torch.autograd.grad((weights * logits.log_softmax(dim=1)).sum(), x_t)[0]
+
+    def _x_0_of(self, prediction, x_t, sigma):
+        """x̂_0 of what the U-Net predicts, with √ᾱ = 1/√(1+σ²) and √(1−ᾱ) = σ/√(1+σ²)."""
+        prediction_type, root = self.scheduler.config.prediction_type, math.hypot(1, sigma)
+        if prediction_type == "epsilon":
+            return root * x_t - sigma * prediction
+        return (x_t - sigma * prediction) / root if prediction_type == "v_prediction" else prediction
+
+    def _prediction_of(self, x_0, x_t, sigma):
+        """The other way round."""
+        prediction_type, root = self.scheduler.config.prediction_type, math.hypot(1, sigma)
+        if prediction_type == "epsilon":
+            return (root * x_t - x_0) / sigma
+        return (x_t - root * x_0) / sigma if prediction_type == "v_prediction" else x_0
+
+    def _clip(self, x_0):
+        clips, config = self._clips(), self.scheduler.config
+        if "thresholding" in clips:
+            return self.scheduler._threshold_sample(x_0)
+        return x_0.clamp(-config.clip_sample_range, config.clip_sample_range) if clips else x_0
+
+    def _check_classifier(self):
+        unet, classifier, schedule = self.unet.config, self.classifier.config, self.classifier.config.noise_schedule
+        for name in ("sample_size", "in_channels"):
+            of_unet, of_classifier = (pair(config[name]) for config in (unet, classifier))
+            if of_unet != of_classifier:
+                raise ValueError(
+                    f"classifier: its {name} is {classifier[name]} and that of the U-Net {unet[name]}; train one for "
+                    "this model"
+                )
+        if unet.num_classes not in (None, classifier.num_classes):
+            raise ValueError(
+                f"classifier: it has {classifier.num_classes} classes and the U-Net {unet.num_classes}; train one for "
+                "this model"
+            )
+        if schedule is None:
+            raise ValueError(
+                "classifier: its config has no noise_schedule, so nobody knows which noise it was trained on; train "
+                "one for this model"
+            )
+        if not hasattr(self.scheduler, "alphas_cumprod"):
+            raise ValueError(f"scheduler: {type(self.scheduler).__name__} does not tell its noise levels; use another")
+        seen, process = DDPMScheduler.from_config(schedule).alphas_cumprod.sqrt(), self.scheduler.alphas_cumprod.sqrt()
+        # Some samplers know no rescale_betas_zero_snr, so that at the end √ᾱ is not 0 there.
+        if len(seen) != len(process) or (seen - process.cpu()).abs().max() > 0.01:
+            raise ValueError(
+                "classifier: it was trained on the noise of another schedule than that of the scheduler; train one "
+                "for this model"
+            )

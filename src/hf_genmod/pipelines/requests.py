@@ -1,0 +1,57 @@
+"""Checks of a pipeline's arguments, and one random generator per image."""
+
+import math
+from numbers import Integral, Real
+
+import torch
+
+
+def check_positive(**numbers) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+            raise ValueError(f"{name}: {number!r} is not a positive whole number")
+
+
+def check_output_type(output_type) -> None:
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise ValueError(f"output_type: {output_type!r} is not one of 'pil', 'np', 'pt', 'latent'")
+
+
+def standard_normal(shape, generators) -> torch.Tensor:
+    """Each picture's from its own generator, (n, *shape), in fp32 on the CPU."""
+    return torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])
+
+
+def check_finite(**numbers) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+            raise ValueError(f"{name}: {number!r} is not a finite number")
+
+
+def check_interval(interval) -> None:
+    if interval is not None and not (
+        isinstance(interval, (list, tuple))
+        and len(interval) == 2
+        and all(isinstance(sigma, Real) for sigma in interval)
+        and 0 <= interval[0] <= interval[1]
+    ):
+        raise ValueError(f"guidance_interval: {interval} is not (low, high) with 0 <= low <= high")
+
+
+def is_within(sigma: float, interval: tuple[float, float] | None) -> bool:
+    return interval is None or interval[0] <= sigma <= interval[1]
+
+
+def pair(size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def one_generator_each(generator, n: int) -> list[torch.Generator]:
+    """One generator per picture, so that what a picture is made of does not depend on its neighbours."""
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != n:
+            raise ValueError(f"generator: a list of {len(generator)} for {n} pictures; give one for each, or only one")
+        return list(generator)
+    device = "cpu" if generator is None else generator.device
+    seeds = torch.randint(2**63 - 1, (n,), generator=generator, device=device)
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]

@@ -1,0 +1,168 @@
+"""Super-resolution."""
+
+from collections.abc import Callable
+from numbers import Integral
+
+import torch
+from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
+
+from ..models.conditioning import enlarge, noised_by
+from .labels import ClassConditionalPipeline
+from .requests import check_finite, check_interval, check_positive, is_within, one_generator_each, standard_normal
+from .tiles import blend_tiles
+
+
+class SuperResolutionPipeline(ClassConditionalPipeline):
+    r"""
+    Larger pictures from small ones, by a diffusion model that sees the small picture y enlarged beside x_t (Saharia et
+    al. 2021, https://arxiv.org/abs/2104.07636), with noise in it of a level that the model is told (conditioning
+    augmentation, Ho et al. 2022, https://arxiv.org/abs/2106.15282, section 4.2):
+
+        ε_θ(x_t, t, c, s),   c = U(√ᾱ_s y + √(1−ᾱ_s) ε′),   ε′ ~ N(0, I)
+
+    where U enlarges by bicubic interpolation and ᾱ_s is what s steps of the process leave, ᾱ_0 = 1. With s = 0 the
+    picture is taken at its word; with more, what is wrong in it, as in a picture that another model has drawn, may be
+    mended. The U-Net is convolutional, so that pictures of any size can be enlarged; a large one is looked at in
+    overlapping tiles, whose predictions are blended in every step (Bar-Tal et al. 2023,
+    https://arxiv.org/abs/2302.08113).
+
+    Args:
+        unet ([`DenoisingUNet2DModel`]): ε_θ, with `conditioning_channels`.
+        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        id2label (`dict[int, str]`, *optional*): The name of each label, of a U-Net with labels.
+        factor (`int`, defaults to 2): How many times higher and wider the pictures become.
+        max_noise_level (`int`, defaults to 0): The most s that the U-Net was trained with.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
+
+    Raises:
+        ValueError: If the U-Net takes no picture beside x_t.
+    """
+
+    _optional_components = []
+    _scales = ("guidance_scale",)
+    vae = None  # it works on pixels
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        id2label: dict | None = None,
+        factor: int = 2,
+        max_noise_level: int = 0,
+        value_range: dict[str, list[float]] | None = None,
+    ):
+        super().__init__()
+        if unet.config.conditioning_channels != unet.config.in_channels:
+            raise ValueError(
+                f"unet: its conditioning_channels are {unet.config.conditioning_channels}, and not the "
+                f"{unet.config.in_channels} of its pictures, which it has to see enlarged"
+            )
+        if factor not in (2, 4, 8):
+            raise ValueError(f"factor: {factor!r} is not one of 2, 4, 8")
+        T = scheduler.config.num_train_timesteps
+        if not isinstance(max_noise_level, int) or not 0 <= max_noise_level <= T:
+            raise ValueError(f"max_noise_level: {max_noise_level!r} is not a whole number from 0 to {T}")
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self._register_names(id2label, value_range)
+        self.register_to_config(factor=factor, max_noise_level=max_noise_level)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image,
+        class_labels: str | int | dict | list[str | int | dict] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        noise_level: int = 0,
+        tile_size: int = 512,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Args:
+            image (`PIL.Image.Image`, a list of them, `np.ndarray` or `torch.Tensor`): n small pictures of one size,
+                whatever that is; arrays are (n, height, width, channels) and tensors (n, channels, height, width), in
+                [0, 1] or, of measured values, in the units of the data.
+            class_labels (*optional*): The class of each picture, as [`ClassifierFreeGuidedPipeline`] takes it; for a
+                U-Net with labels, which by default is told none.
+            guidance_scale, guidance_interval: γ and where it applies, as [`ClassifierFreeGuidedPipeline`] takes them.
+            noise_level (`int`, defaults to 0): s, in timesteps, from 0 to the `max_noise_level` of the model.
+            tile_size (`int`, defaults to 512): Height and width, in pixels of the result, of what the U-Net is shown
+                at once; smaller ones take less memory. Neighbours share a quarter of it.
+            num_inference_steps, generator, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: As
+                [`UnconditionalPipeline`] takes them.
+            latents (`torch.Tensor` of shape `(n, channels, height, width)`, *optional*): x_T, of the size of the
+                result, instead of noise.
+            output_type: As [`UnconditionalPipeline`] takes it.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
+
+        Raises:
+            ValueError: If a picture has other channels than the model, a label is unknown, an argument out of its
+                range or too large for finite pictures.
+        """
+        small = self.preprocess(image, self.unet.config.in_channels).to(self._execution_device)  # (n, C, h, w)
+        n, channels, *size = small.shape
+        larger = tuple(self.config.factor * length for length in size)
+        if class_labels is not None and self.num_classes is None:
+            raise ValueError("class_labels: given, but this model knows no classes; leave them out")
+        weights = None if class_labels is None else self._label_weights(class_labels)  # (n, num_classes)
+        check_finite(guidance_scale=guidance_scale)
+        check_interval(guidance_interval)
+        self._check_enlargement(n, weights, guidance_scale, noise_level, tile_size)
+        if latents is not None and tuple(latents.shape[2:]) != larger:
+            raise ValueError(f"latents: {tuple(latents.shape[2:])} is not {larger}, the size of the result")
+
+        generators = one_generator_each(generator, n)
+        if latents is None:
+            latents = standard_normal((channels, *larger), generators)
+        epsilon = standard_normal((channels, *size), generators).to(small.device)
+        s = torch.full((n,), noise_level, device=small.device)
+        seen = enlarge(noised_by(self.scheduler, small, epsilon, s), self.config.factor).to(self.unet.dtype)
+
+        def predict(x_t, t, sigma):
+            gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
+
+            def of_tile(x_t, seen):
+                condition = {"conditioning_image": seen, "conditioning_timestep": s}
+                if self.num_classes is None:
+                    return self._denoise(x_t, t, **condition)
+                if weights is None:
+                    null = torch.full((n,), self.num_classes, device=x_t.device)
+                    return self._denoise(x_t, t, class_labels=null, **condition)
+                return self._classifier_free_guidance(x_t, t, weights, gamma, **condition)
+
+            return blend_tiles(of_tile, (x_t, seen), tile_size, self.unet.size_factor)
+
+        return self._generate(
+            predict,
+            n,
+            num_inference_steps,
+            generators,
+            latents,
+            output_type,
+            return_dict,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+
+    def _check_enlargement(self, n, weights, guidance_scale, noise_level, tile_size):
+        if weights is None and guidance_scale != 1:
+            raise ValueError(f"guidance_scale: {guidance_scale} is towards class_labels, and none are given")
+        if weights is not None and len(weights) != n:
+            raise ValueError(f"class_labels: {len(weights)} for {n} pictures; give one for each, or none")
+        most = self.config.max_noise_level
+        if isinstance(noise_level, bool) or not isinstance(noise_level, Integral) or not 0 <= noise_level <= most:
+            raise ValueError(f"noise_level: {noise_level!r} is not a whole number from 0 to {most}, all it has seen")
+        check_positive(tile_size=tile_size)
+        if tile_size < 4 * self.unet.size_factor:
+            raise ValueError(f"tile_size: {tile_size} is less than {4 * self.unet.size_factor}, the least that blends")
+        if not hasattr(self.scheduler, "alphas_cumprod"):
+            raise ValueError(f"scheduler: {type(self.scheduler).__name__} does not tell its noise levels; use another")

@@ -1,0 +1,205 @@
+"""Text-to-image generation."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
+
+from ..models.conditioning import tokenize
+from .base import GenerationPipeline
+from .requests import check_finite, check_interval, check_positive, is_within
+
+
+class TextToImagePipeline(GenerationPipeline):
+    """
+    Pictures of what a prompt says: the U-Net attends to the tokens of a text encoder (Rombach et al. 2022,
+    https://arxiv.org/abs/2112.10752, section 3.3), and is guided as by labels (Ho & Salimans 2022,
+    https://arxiv.org/abs/2207.12598):
+
+        ε̃ = ε_∅ + γ (ε_y − ε_∅),    ε_y = ε_θ(x_t, t, prompt),  ε_∅ = ε_θ(x_t, t, "" or the negative prompt)
+
+    with γ the `guidance_scale`. Padding is masked, so that a picture does not depend on the prompts beside its own.
+
+    Args:
+        unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t, y), with `cross_attention_dim`.
+        text_encoder (`transformers.PreTrainedModel`): One whose last hidden states are of that width: `CLIPTextModel`,
+            `T5EncoderModel`, ...
+        tokenizer (`transformers.PreTrainedTokenizerBase`): Its tokenizer.
+        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
+
+    Raises:
+        ValueError: If the U-Net takes no text, or one of another width, or the tokenizer cannot pad.
+    """
+
+    _scales = ("guidance_scale",)
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        text_encoder: torch.nn.Module,
+        tokenizer: Callable,
+        scheduler: SchedulerMixin,
+        vae: ModelMixin | None = None,
+        value_range: dict[str, list[float]] | None = None,
+    ):
+        super().__init__()
+        width = unet.config.cross_attention_dim
+        if width is None:
+            raise ValueError("unet: it was made without cross_attention_dim, so that it takes no text")
+        if width != text_encoder.config.hidden_size:
+            raise ValueError(
+                f"text_encoder: its hidden states have a width of {text_encoder.config.hidden_size}, and the U-Net's "
+                f"cross_attention_dim is {width}; use the one it was trained with"
+            )
+        if tokenizer.pad_token is None:
+            raise ValueError("tokenizer: it has no padding token; set tokenizer.pad_token")
+        self.register_modules(unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler, vae=vae)
+        self.register_to_config(value_range=value_range)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        guidance_scale: float = 3.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Args:
+            prompt (`str` or `list[str]`, *optional*): What each picture is to show. What is longer than the text
+                encoder takes is cut off, with a warning.
+            negative_prompt (`str` or `list[str]`, *optional*): What it is guided away from; by default "", nothing.
+            guidance_scale (`float`, defaults to 3.0): γ. 1 and 0 cost one forward pass a step, any other value one
+                pass of twice the batch.
+            guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
+                σ = √((1−ᾱ_t)/ᾱ_t) in which γ applies; outside, γ is 1 (Kynkäänniemi et al. 2024,
+                https://arxiv.org/abs/2404.07724).
+            guidance_rescale (`float`, defaults to 0.0): φ in [0, 1]: how far ε̃ is brought to the standard deviation
+                of ε_y, φ ε̃ std(ε_y) / std(ε̃) + (1 − φ) ε̃ (Lin et al. 2023, https://arxiv.org/abs/2305.08891,
+                Eq. 15 and 16).
+            num_images_per_prompt (`int`, defaults to 1): Pictures of each prompt, one after another.
+            num_inference_steps, generator, latents: As [`UnconditionalPipeline`] takes them, with n the number of
+                prompts times `num_images_per_prompt`.
+            prompt_embeds (`torch.Tensor` of shape `(prompts, tokens, cross_attention_dim)`, *optional*): Instead of
+                a prompt, what `encode_prompt` made of it.
+            prompt_attention_mask (`torch.Tensor` of shape `(prompts, tokens)`, *optional*): 1 where a token counts; by
+                default all do.
+            negative_prompt_embeds, negative_prompt_attention_mask (`torch.Tensor`, *optional*): The same instead of a
+                negative prompt.
+            output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: As
+                [`UnconditionalPipeline`] takes them.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
+
+        Raises:
+            ValueError: If there is no prompt or more than one kind, an argument is out of its range or too large for
+                finite pictures, or a shape does not fit.
+        """
+        check_finite(guidance_scale=guidance_scale, guidance_rescale=guidance_rescale)
+        check_interval(guidance_interval)
+        check_positive(num_images_per_prompt=num_images_per_prompt)
+        if not 0 <= guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale: {guidance_rescale} is not between 0 and 1")
+        positive = self._condition("prompt", prompt, prompt_embeds, prompt_attention_mask)
+        if negative_prompt is None and negative_prompt_embeds is None:
+            negative_prompt = ""
+        negative = self._condition(
+            "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
+        )
+        count = len(positive[0])
+        if len(negative[0]) not in (1, count):
+            raise ValueError(
+                f"negative_prompt: {len(negative[0])} for {count} prompts; give one for each, or only one"
+            )
+        negative = tuple(x.expand(count, *x.shape[1:]) for x in negative)
+        tokens, mask = (
+            torch.cat(parts).repeat_interleave(num_images_per_prompt, dim=0)
+            for parts in zip(*_padded_alike(negative, positive), strict=True)
+        )  # (2n, tokens, d) and (2n, tokens), of ∅ and then of y
+
+        def predict(x_t, t, sigma):
+            gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
+            return self._guided_by_text(x_t, t, tokens, mask, gamma, guidance_rescale)
+
+        return self._generate(
+            predict,
+            count * num_images_per_prompt,
+            num_inference_steps,
+            generator,
+            latents,
+            output_type,
+            return_dict,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the U-Net attends to, (n, tokens, cross_attention_dim), and the mask of its padding, (n, tokens), of n
+        prompts; what is longer than the text encoder takes is cut off, with a warning."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or not all(isinstance(text, str) for text in prompts):
+            raise ValueError(f"prompt: {prompt!r} is neither a string nor a list of one or more")
+        tokens = tokenize(prompts, self.tokenizer, self.text_encoder)
+        tokens = {name: ids.to(self._execution_device) for name, ids in tokens.items()}
+        return self.text_encoder(**tokens).last_hidden_state, tokens["attention_mask"]
+
+    def _condition(self, name, prompt, embeds, mask) -> tuple[torch.Tensor, torch.Tensor]:
+        if (prompt is None) == (embeds is None):
+            raise ValueError(
+                f"{name}: give either it or {name}_embeds{', and not both' if prompt is not None else ''}"
+            )
+        if embeds is None:
+            if mask is not None:
+                raise ValueError(f"{name}_attention_mask: it belongs to {name}_embeds, and none are given")
+            embeds, mask = self.encode_prompt(prompt)
+        width = self.unet.config.cross_attention_dim
+        if embeds.ndim != 3 or embeds.shape[2] != width or 0 in embeds.shape:
+            raise ValueError(f"{name}_embeds: shape {tuple(embeds.shape)} is not (prompts, tokens, {width})")
+        mask = torch.ones(embeds.shape[:2]) if mask is None else mask
+        if mask.shape != embeds.shape[:2] or not mask.any(dim=1).all():
+            raise ValueError(
+                f"{name}_attention_mask: shape {tuple(mask.shape)} is not {tuple(embeds.shape[:2])}, that of the "
+                "tokens, or none of the tokens of a prompt counts"
+            )
+        device = self._execution_device
+        return embeds.to(device, self.unet.dtype), mask.to(device).bool()
+
+    def _guided_by_text(self, x_t, t, tokens, mask, gamma, phi):
+        n, channels = x_t.shape[:2]
+        if gamma in (0, 1):
+            half = slice(n) if gamma == 0 else slice(n, None)
+            return self._denoise(x_t, t, encoder_hidden_states=tokens[half], encoder_attention_mask=mask[half])
+        both = self._denoise(torch.cat([x_t, x_t]), t, encoder_hidden_states=tokens, encoder_attention_mask=mask)
+        eps_null, eps_y = both[:, :channels].chunk(2)
+        eps = eps_null + gamma * (eps_y - eps_null)
+        if phi > 0:
+            ratio = eps_y.std(dim=(1, 2, 3), keepdim=True) / eps.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
+            eps = phi * ratio * eps + (1 - phi) * eps
+        return torch.cat([eps, both[n:, channels:]], dim=1)  # a learned variance is not guided
+
+
+def _padded_alike(*conditions):
+    """Pairs of (n, tokens, d) and (n, tokens), padded to as many tokens as the longest has."""
+    longest = max(mask.shape[1] for _, mask in conditions)
+    for tokens, mask in conditions:
+        missing = longest - mask.shape[1]
+        yield F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing))

@@ -1,0 +1,86 @@
+"""Unconditional generation."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
+
+from .base import GenerationPipeline
+
+
+class UnconditionalPipeline(GenerationPipeline):
+    """
+    Pictures from nothing but noise: Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239).
+
+    Args:
+        unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t), without labels.
+        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
+        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
+            `{"low": [...], "high": [...]}`.
+    """
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        vae: ModelMixin | None = None,
+        value_range: dict[str, list[float]] | None = None,
+    ):
+        super().__init__()
+        if unet.config.num_classes is not None:
+            raise ValueError(
+                f"unet: it has {unet.config.num_classes} classes; use ClassifierFreeGuidedPipeline, which at "
+                "guidance_scale=0 ignores them"
+            )
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self.register_to_config(value_range=value_range)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Args:
+            batch_size (`int`, defaults to 1): Number of pictures n.
+            num_inference_steps (`int`, defaults to 50): Steps of the scheduler.
+            generator (`torch.Generator` or a list of n, *optional*): One for each picture; a single one first draws n
+                seeds from itself, so that a picture depends on its seed and not on how many are drawn together.
+            latents (`torch.Tensor` of shape `(n, in_channels, height, width)`, *optional*): x_T, instead of noise.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, of which those with more than four channels show three;
+                `"np"`, (n, height, width, channels) in [0, 1] or, of measured values, in the units of the data;
+                `"pt"`, the same as (n, channels, height, width); or `"latent"`, x_0 as the loop leaves it.
+            return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
+            callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, tensors)` after
+                each step; returns a dict, whose `"latents"`, if any, replace x_t.
+            callback_on_step_end_tensor_inputs (`list[str]`): The tensors it is given: `"latents"`.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
+
+        Raises:
+            ValueError: If an argument is out of its range or a shape does not fit the U-Net.
+        """
+
+        def predict(x_t, t, sigma):
+            return self._denoise(x_t, t)
+
+        return self._generate(
+            predict,
+            batch_size,
+            num_inference_steps,
+            generator,
+            latents,
+            output_type,
+            return_dict,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )

@@ -1,0 +1,85 @@
+"""Loads pipelines and autoencoders."""
+
+import os
+from pathlib import Path
+
+from diffusers import AutoencoderKL, ModelMixin
+from huggingface_hub import snapshot_download
+
+import hf_genmod
+from hf_genmod.checkpoints.reading import check_complete, download_checkpoint
+from hf_genmod.checkpoints.safety import check_component
+from hf_genmod.models.image_autoencoder import Autoencoder
+from hf_genmod.models.variational_autoencoder import VariationalAutoencoder
+from hf_genmod.pipelines.checkpoint import ImagePipeline
+
+
+def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> ImagePipeline:
+    """
+    Loads any checkpoint of this package, as the pipeline that it names, with the installed classes: no code of the
+    checkpoint is executed, and weights are read from safetensors only.
+
+    Args:
+        pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
+        kwargs: As [`~diffusers.DiffusionPipeline.from_pretrained`] takes them (`torch_dtype`, `variant`, `revision`,
+            `token`, `scheduler=...`, ...).
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint at the path, or a component lacks its weights.
+        ValueError: If the checkpoint is not one of this package, or asks for code, for files elsewhere or for more
+            memory than its weights take.
+    """
+    path = pretrained_model_name_or_path
+    folder = path if os.path.isdir(path) else download_checkpoint(str(path), kwargs)
+    check_complete(folder, replaced=kwargs)
+    name = ImagePipeline.load_config(folder)["_class_name"]
+    cls = getattr(hf_genmod, name) if name in hf_genmod.__all__ else None
+    if not (isinstance(cls, type) and issubclass(cls, ImagePipeline)):
+        raise ValueError(
+            f"{folder}: its pipeline, {name!r}, is not one of this package; open it with DiffusionPipeline"
+        )
+    return cls.from_pretrained(folder, **kwargs)
+
+
+def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> ModelMixin:
+    """
+    Loads an autoencoder for a latent space: the `vae/` of a checkpoint, of this package or of diffusers, or one by
+    itself; as `load_pipeline`, without executing code or reading pickles.
+
+    Args:
+        pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
+        kwargs: As `from_pretrained` takes them (`torch_dtype`, `revision`, `token`, ...).
+
+    Raises:
+        ValueError: If it asks for code, for files elsewhere or for more memory than its weights take.
+        FileNotFoundError: If there is none that is an [`Autoencoder`], [`VariationalAutoencoder`] or `AutoencoderKL`,
+            or it lacks its weights.
+    """
+    path = str(pretrained_model_name_or_path)
+    options = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in kwargs}
+    known = {model_class.__name__: model_class for model_class in (Autoencoder, VariationalAutoencoder, AutoencoderKL)}
+    for subfolder in ("vae", None):
+        try:
+            config = AutoencoderKL.load_config(path, subfolder=subfolder, **options)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            continue
+        name = config.get("_class_name")
+        if name not in known:
+            reason = f"its class is {name} and not one of {', '.join(known)}"
+            break
+        try:
+            folder = path
+            if not os.path.isdir(path):
+                patterns = [f"{subfolder}/*{kind}" if subfolder else f"*{kind}" for kind in (".json", ".safetensors")]
+                folder = snapshot_download(path, allow_patterns=patterns, **options)
+            check_component(Path(folder, subfolder or ""), known[name])
+            return known[name].from_pretrained(path, subfolder=subfolder, use_safetensors=True, **kwargs)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise FileNotFoundError(f"vae: the weights in {path!r} cannot be read ({reason})") from error
+    place = "" if os.path.isdir(path) else ", and no folder here"
+    raise FileNotFoundError(
+        f"vae: {path!r} is neither an autoencoder nor a checkpoint with one{place} ({reason}); give the folder "
+        "of one, such as the output_dir of train_vae.py, or an id on the Hub"
+    )

@@ -1,0 +1,49 @@
+"""Averages of weights and gradients."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+def average_in_bf16(state, bucket):
+    """
+    For DistributedDataParallel: averages the gradients in a bucket over the processes in bf16, which is half as much
+    to send as fp32. Under autocast those of most weights have been bf16 before. (PyTorch's own it refuses on a CPU.)
+    """
+    gradients = bucket.buffer()
+    sending = dist.all_reduce(gradients.bfloat16(), async_op=True).get_future()
+    return sending.then(lambda sent: torch.div(sent.value()[0], dist.get_world_size(), out=gradients))
+
+
+def power_function_average(length: float) -> Callable:
+    """
+    The power-function average of Karras et al. 2024 (https://arxiv.org/abs/2312.02696, Eq. 127 and section C.2): with
+    θ_t the weights after step t,
+
+        θ̂_t = β_t θ̂_{t−1} + (1 − β_t) θ_t,   β_t = (1 − 1/t)^{γ+1}
+
+    Its profile, (τ/t)^γ, has a standard deviation of `length` · t for every t: it warms up by itself and needs no
+    knowledge of the run's end. γ follows from length = √(γ + 1) / ((γ + 2) √(γ + 3)).
+
+    Args:
+        length (`float`): σ_rel in [0, 0.28); 0.05 averages over the last tenth of a run or so, 0 does not average.
+
+    Returns:
+        `Callable`: A `multi_avg_fn` for `torch.optim.swa_utils.AveragedModel`.
+
+    Raises:
+        ValueError: If the length is too large for any γ ≥ 0.
+    """
+    if not 0 <= length < 12**-0.5:
+        raise ValueError(f"ema_length: {length} is not in [0, 0.28), the widths that a power function has")
+    if length:
+        gamma = np.roots([1, 7, 16 - length**-2, 12 - length**-2]).real.max()
+
+    @torch.no_grad()
+    def update(averaged, current, num_averaged):
+        beta = (1 - 1 / (int(num_averaged) + 1)) ** (gamma + 1) if length else 0.0
+        torch._foreach_lerp_(averaged, current, 1 - beta)
+
+    return update

@@ -1,0 +1,81 @@
+"""Where a checkpoint comes from: what a card says of a run that nobody could find out afterwards."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from hf_genmod import __version__
+
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "huggingface_hub", "peft")
+
+
+def provenance(num_processes: int = 1) -> dict:
+    """
+    By which command, versions and hardware this process runs.
+
+    Returns:
+        `dict`: "command", as it can be pasted, the home folder as `~`; "versions" of the packages; "commit" of this,
+        `None` where it is no git checkout; "hardware", in words.
+    """
+    return {
+        "command": _command(num_processes),
+        "versions": {"hf_genmod": __version__, "python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "commit": _commit(),
+        "hardware": _hardware(num_processes),
+    }
+
+
+def _command(num_processes):
+    launcher = "python" if num_processes == 1 else f"torchrun --nproc_per_node {num_processes}"
+    script = Path(sys.argv[0])
+    if script.is_absolute() and script.is_relative_to(Path.cwd()):
+        script = script.relative_to(Path.cwd())
+    return " ".join([launcher, *(_quoted(word) for word in (str(script), *sys.argv[1:]))])
+
+
+def _quoted(word):
+    """For a shell, which puts the home folder back; whose that is is not for a card."""
+    home = str(Path.home())
+    name, equals, value = word.rpartition("=")
+    if len(home) > 1 and (value == home or value.startswith(f"{home}{os.sep}")):
+        rest = value[len(home) + 1 :]
+        home = '"$HOME"' if equals else "~"  # which is put back at the start of a word alone
+        return f"{shlex.quote(name) + equals if equals else ''}{home}/{shlex.quote(rest) if rest else ''}"
+    return shlex.quote(word)
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of this package, "+" after it where files were changed since."""
+    folder = Path(__file__).parents[1]
+
+    def git(*arguments):
+        return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # not installed below somebody else's checkout
+        changed = git("status", "--porcelain", "--untracked-files=no", ".").strip()
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _hardware(num_processes):
+    if torch.cuda.is_available():
+        return f"{num_processes} × {torch.cuda.get_device_name()}"
+    if torch.accelerator.is_available():
+        return f"{num_processes} × {torch.accelerator.current_accelerator().type}"
+    cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    if cpuinfo.is_file():
+        named = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = named[0] if named else name
+    each = f" in each of {num_processes} processes" if num_processes > 1 else ""
+    return f"{os.cpu_count()} CPU cores ({name}), {torch.get_num_threads()} used{each}"

@@ -1,0 +1,117 @@
+"""Tokenizers and text encoders, trained from scratch or pretrained."""
+
+import os
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+)
+
+SPECIAL_TOKENS = ("<pad>", "<start>", "<end>")
+
+
+MAX_TOKENS = 77  # of CLIP; more where a caption is longer
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> PreTrainedTokenizerFast:
+    """
+    A tokenizer of the words and parts of words that occur in captions, by byte pair encoding (Sennrich et al. 2016,
+    https://arxiv.org/abs/1508.07909): any text can be written in it, upper and lower case being the same.
+
+    Args:
+        captions (`Iterable[str]`): What it is trained on.
+        vocab_size (`int`, defaults to 8192): The most tokens that it has.
+    """
+    captions = list(captions)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    pad, start, end = SPECIAL_TOKENS
+    ids = [(token, tokenizer.token_to_id(token)) for token in (start, end)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ids)
+    longest = max(len(encoding.ids) for encoding in tokenizer.encode_batch(captions))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=start,
+        eos_token=end,
+        model_max_length=max(MAX_TOKENS, longest),
+    )
+
+
+def make_text_encoder(
+    tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, num_layers: int = 2, seed: int = 0
+) -> CLIPTextModel:
+    """A small text encoder in the style of CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020), untrained."""
+    torch.manual_seed(seed)
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden_size,
+            intermediate_size=4 * hidden_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=max(1, hidden_size // 32),
+            max_position_embeddings=tokenizer.model_max_length,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def load_text_encoder(pretrained_model_name_or_path: str | os.PathLike):
+    """
+    Loads a tokenizer and a text encoder of transformers (CLIP, T5, BERT, ...), by themselves or as parts of a
+    pipeline, from safetensors and without executing code.
+
+    Args:
+        pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
+
+    Returns:
+        The tokenizer, and the text encoder in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = str(pretrained_model_name_or_path)
+    for of_encoder, of_tokenizer in (("text_encoder", "tokenizer"), ("", "")):
+        try:
+            config = AutoConfig.from_pretrained(path, subfolder=of_encoder)
+            config = getattr(config, "text_config", config)  # of the whole of CLIP the half that reads
+            tokenizer = AutoTokenizer.from_pretrained(path, subfolder=of_tokenizer)
+            text_encoder = AutoModelForTextEncoding.from_pretrained(
+                path, subfolder=of_encoder, config=config, use_safetensors=True
+            )
+            return tokenizer, text_encoder.eval().requires_grad_(False)
+        except (OSError, ValueError) as error:  # a config of no model of transformers gives the latter
+            reason = str(error).splitlines()[0]
+    raise FileNotFoundError(f"text_encoder: {path!r} is neither a text encoder nor a pipeline with one ({reason})")
+
+
+class TextConditionedUNet(torch.nn.Module):
+    """A U-Net and the text encoder that is trained with it, as one model of x_t, t and tokens."""
+
+    def __init__(self, unet, text_encoder):
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def forward(self, sample, timestep, input_ids, attention_mask):
+        text = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.unet(sample, timestep, encoder_hidden_states=text, encoder_attention_mask=attention_mask)
+
+    def enable_gradient_checkpointing(self):
+        self.unet.enable_gradient_checkpointing()

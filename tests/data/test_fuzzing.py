@@ -1,0 +1,236 @@
+"""Damaged files and senseless arguments end in a picture, a picture left out, or one sentence; never otherwise."""
+
+import io
+import json
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.networks import ModelArguments
+from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.training.config import TrainingConfig
+
+GIGABYTE = 2**30
+
+
+def pixels(*shape):
+    return np.random.RandomState(0).randint(256, size=shape, dtype=np.uint8)
+
+
+def coded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def sound_files():
+    """A small file of each kind, by the ending of its name."""
+    color, grey = Image.fromarray(pixels(12, 10, 3)), Image.fromarray(pixels(12, 10))
+    alpha = Image.fromarray(pixels(12, 10, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x010F] = "a camera"
+    deep = Image.fromarray(pixels(12, 10).astype(np.uint16) * 257)
+    array = io.BytesIO()
+    np.save(array, pixels(2, 12, 10).astype(np.float32))
+    return [
+        ("png", coded(color, "PNG", exif=exif)),
+        ("png", coded(alpha, "PNG")),
+        ("png", coded(color.quantize(8), "PNG", transparency=1)),
+        ("png", coded(deep, "PNG")),
+        ("jpg", coded(color, "JPEG", exif=exif)),
+        ("jpg", coded(color.convert("CMYK"), "JPEG", progressive=True)),
+        ("gif", coded(grey.quantize(8), "GIF")),
+        ("bmp", coded(color, "BMP")),
+        ("tiff", coded(color, "TIFF", compression="tiff_lzw")),
+        ("tiff", coded(Image.fromarray(pixels(12, 10).astype(np.float32)), "TIFF")),
+        ("webp", coded(color, "WEBP", lossless=True)),
+        ("ppm", coded(color, "PPM")),
+        ("ico", coded(color.resize((16, 16)), "ICO", sizes=[(16, 16)])),
+        ("npy", array.getvalue()),
+    ]
+
+
+def mutant(data: bytes, rng: random.Random) -> bytes:
+    """One of the ways in which files break."""
+    data = bytearray(data)
+    way = rng.randrange(7)
+    if way == 0:  # cut short
+        del data[rng.randrange(len(data)) :]
+    elif way == 1:  # a few bits or bytes
+        for _ in range(rng.choice((1, 1, 3, 30))):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+    elif way == 2:  # the header, where sizes and kinds are
+        for _ in range(rng.choice((1, 2, 4))):
+            data[rng.randrange(min(64, len(data)))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+    elif way == 3:  # a number in four bytes
+        start = rng.randrange(max(len(data) - 4, 1))
+        data[start : start + 4] = rng.choice(
+            (b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\0\0\xff\xff")
+        )
+    elif way == 4:  # a part twice, or left out
+        start, end = sorted(rng.randrange(len(data) + 1) for _ in range(2))
+        data[start:end] = data[start:end] * rng.choice((0, 2))
+    elif way == 5:  # a block of zeros, as a full disk leaves
+        start = rng.randrange(len(data))
+        data[start:] = bytes(len(data) - start)
+    else:  # another file's end
+        start = rng.randrange(len(data))
+        data[start:] = rng.randbytes(rng.randrange(200))
+    return bytes(data)
+
+
+# What a machine with little memory makes of a folder: how many pictures it has, and how many are left out.
+LOAD = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
+import json
+from hf_genmod.data.loading import load_pictures
+try:
+    pictures = load_pictures(sys.argv[1], resolution=8, on_bad_image=sys.argv[3])
+    batch = pictures.__getitems__(range(len(pictures)))["images"]
+    print(json.dumps([len(batch), len(pictures.skipped), list(batch.shape[2:]), bool(batch.isfinite().all())]))
+except ValueError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def load(folder, cache, on_bad_image="skip"):
+    command = [sys.executable, "-c", LOAD, str(folder), str(8 * GIGABYTE), on_bad_image]
+    environment = {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=550, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def write_mutants(folder, files, count, seed):
+    rng = random.Random(seed)
+    folder.mkdir(parents=True)
+    for i in range(count):
+        ending, data = files[i % len(files)]
+        (folder / f"{i:05}.{ending}").write_bytes(mutant(data, rng))
+    ending, data = files[0]
+    (folder / f"sound.{ending}").write_bytes(data)
+
+
+def of_kind(measured):
+    """Pictures of 8 bits and measured values do not go together in one data set."""
+    files = sound_files()
+    kinds = {True: [files[3], files[9]], False: [file for i, file in enumerate(files) if i not in (3, 9, 13)]}
+    return kinds[measured]
+
+
+def check_folder(folder, cache, count):
+    answer = load(folder, cache)
+    if isinstance(answer, str):  # a mutant became a sound file of another kind, which is named
+        assert "\n" not in answer and ("several kinds" in answer or "value" in answer), answer
+        return 0
+    kept, skipped, size, finite = answer
+    assert kept + skipped == count + 1 and kept >= 1
+    assert size == [8, 8] and finite
+    return skipped
+
+
+class TestPictures:
+    def test_sound_files_all_load(self, tmp_path):
+        for measured in (False, True):
+            folder = tmp_path / str(measured)
+            folder.mkdir()
+            files = of_kind(measured)
+            for i, (ending, data) in enumerate(files):
+                (folder / f"{i}.{ending}").write_bytes(data)
+            assert load(folder, tmp_path / "cache")[:2] == [len(files), 0]
+
+    @pytest.mark.parametrize("measured", [False, True])
+    def test_mutants_load_or_are_left_out(self, tmp_path, measured):
+        write_mutants(tmp_path / "pictures", of_kind(measured), 300 if not measured else 60, seed=0)
+        assert check_folder(tmp_path / "pictures", tmp_path / "cache", 300 if not measured else 60) > 10
+        answer = load(tmp_path / "pictures", tmp_path / "cache", on_bad_image="error")
+        assert isinstance(answer, str) and "\n" not in answer
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_mutants_of_arrays_load_or_are_left_out(self, tmp_path, seed):
+        write_mutants(tmp_path / "arrays", [sound_files()[13]], 40, seed)
+        check_folder(tmp_path / "arrays", tmp_path / "cache", 40)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", range(1, 21))
+    def test_many_mutants_load_or_are_left_out(self, tmp_path, seed):
+        write_mutants(tmp_path / "pictures", of_kind(False), 1000, seed)
+        check_folder(tmp_path / "pictures", tmp_path / "cache", 1000)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", range(14))
+    def test_many_mutants_of_one_kind_load_or_are_left_out(self, tmp_path, kind):
+        write_mutants(tmp_path / "pictures", [sound_files()[kind]], 500, seed=kind)
+        check_folder(tmp_path / "pictures", tmp_path / "cache", 500)
+
+
+ARGUMENTS = (DataArguments, ModelArguments, TrainingConfig)
+NAMES = [name for cls in ARGUMENTS for name in cls.__dataclass_fields__]
+VALUES = st.one_of(
+    st.sampled_from(
+        ["", "0", "-1", "1e400", "nan", "null", "true", "[]", "32x32", "bf16", "--", "-", "--help", "None"]
+    ),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(max_size=8),
+)
+quickly = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def parse(argv):
+    """Returns instances, or raises what an example turns into one sentence, or ends as argparse does."""
+    try:
+        parsed = parse_arguments(*ARGUMENTS, argv=argv)
+        assert [type(instance) for instance in parsed] == list(ARGUMENTS)
+    except (ValueError, OSError) as error:
+        assert str(error).strip()
+        return str(error)
+    except SystemExit as exit:
+        assert exit.code == 2 or (exit.code == 0 and {"--help", "-h"} & set(argv)), argv
+    return None
+
+
+class TestArguments:
+    @quickly
+    @given(st.lists(st.tuples(st.sampled_from(NAMES), st.lists(VALUES, max_size=3)), max_size=4))
+    def test_of_known_names(self, flags):
+        parse([part for name, values in flags for part in (f"--{name}", *values)])
+
+    @quickly
+    @given(st.lists(st.text(max_size=12), max_size=6))
+    def test_of_any_text(self, argv):
+        parse(argv)
+
+    @quickly
+    @given(
+        st.dictionaries(
+            st.one_of(st.sampled_from(NAMES), st.text(max_size=6)),
+            st.recursive(
+                st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
+                lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner)),
+                max_leaves=4,
+            ),
+            max_size=4,
+        )
+    )
+    def test_of_a_file_of_settings(self, tmp_path, values):
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+        parse(["--config", str(tmp_path / "settings.yaml")])
+
+    @quickly
+    @given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
+    def test_of_a_file_of_anything(self, tmp_path, content):
+        (tmp_path / "settings.yaml").write_bytes(content)
+        error = parse(["--config", str(tmp_path / "settings.yaml")])
+        if error is not None and "max_train" not in error:
+            assert str(tmp_path) in error or "--" in error

@@ -1,0 +1,118 @@
+import pytest
+import torch
+
+from hf_genmod.data.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip, shift
+
+
+@pytest.mark.parametrize("batch_size", [4, 10, 24])
+def test_every_picture_once_per_epoch(batch_size):
+    n, epochs = 10, 6
+    sampler = GlobalBatchSampler(n, batch_size, seed=3, num_steps=-(-n * epochs // batch_size))
+    served = torch.tensor([index for batch in sampler for index in batch])[: n * epochs].view(epochs, n)
+    assert torch.equal(served.sort(1).values, torch.arange(n).expand(epochs, n))
+    assert len({tuple(order) for order in served.tolist()}) == epochs
+    other = GlobalBatchSampler(n, batch_size, seed=4, num_steps=2)
+    assert list(other) != list(GlobalBatchSampler(n, batch_size, seed=3, num_steps=2))
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("num_pictures", [5, 37])
+def test_processes_share_the_same_global_batches(num_processes, accumulation, num_pictures):
+    whole = list(GlobalBatchSampler(num_pictures, 16, seed=1, num_steps=5))
+    parts = [
+        list(GlobalBatchSampler(num_pictures, 16, 1, 0, 5, process, num_processes, accumulation))
+        for process in range(num_processes)
+    ]
+    for step, expected in enumerate(whole):
+        batch = [None] * 16
+        for micro_step in range(accumulation):
+            for process in range(num_processes):
+                positions = batch_positions(16, micro_step, accumulation, process, num_processes)
+                indices = parts[process][step * accumulation + micro_step]
+                for position, index in zip(positions.tolist(), indices, strict=True):
+                    assert batch[position] is None
+                    batch[position] = index
+        assert batch == expected
+
+
+def test_start_step_equals_skipping():
+    whole = list(GlobalBatchSampler(23, 8, 0, num_steps=12, gradient_accumulation_steps=2))
+    resumed = GlobalBatchSampler(23, 8, 0, start_step=5, num_steps=7, gradient_accumulation_steps=2)
+    assert list(resumed) == whole[10:] and len(resumed) == 14
+    endless = iter(GlobalBatchSampler(23, 8, 0, start_step=5, gradient_accumulation_steps=2))
+    assert [next(endless) for _ in range(14)] == whole[10:]
+
+
+def test_batches_that_cannot_be_shared_or_filled():
+    with pytest.raises(ValueError, match="batch_size: 10 cannot be shared .* 2 processes x 2 .* a multiple of 4"):
+        GlobalBatchSampler(100, 10, 0, num_processes=2, gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match="num_pictures: 0 is not positive"):
+        GlobalBatchSampler(0, 10, 0)
+
+
+def draw(rng):
+    return torch.cat([rng.normal(2, 3).flatten(1), rng.uniform(4), rng.normal((5,)), rng.uniform()[:, None]], 1)
+
+
+def test_randomness_belongs_to_seed_step_and_position():
+    whole = draw(BatchRandom(0, 7, range(8), 8))
+    for process in range(4):
+        positions = batch_positions(8, process_index=process, num_processes=4)
+        assert torch.equal(draw(BatchRandom(0, 7, positions, 8)), whole[positions])
+    assert torch.equal(draw(BatchRandom(0, 7, range(8), 512)), whole)
+    for seed, step in ((1, 7), (0, 8), (2**32, 7), (2**63 + 7, 7)):
+        other = draw(BatchRandom(seed, step, range(8), 8))
+        assert not torch.isin(other, whole).any()  # 32 numbers of 24 bits hardly ever meet
+    rng = BatchRandom(0, 7, range(8), 8)
+    assert not torch.equal(rng.normal(3), rng.normal(3))  # a stream moves on
+    assert len(whole.unique()) > 0.99 * whole.numel()
+    low = BatchRandom(0, 7, range(8), 8).normal(2, 3, dtype=torch.bfloat16)
+    assert torch.equal(low, BatchRandom(0, 7, range(8), 8).normal(2, 3).bfloat16())
+
+
+def test_distributions():
+    rng = BatchRandom(5, 0, range(64), 64)
+    z, u = rng.normal(3, 16, 16), rng.uniform(500)
+    assert z.shape == (64, 3, 16, 16) and z.dtype == u.dtype == torch.float32
+    n = z.numel()
+    assert abs(z.mean()) < 5 / n**0.5 and abs(z.var() - 1) < 5 * (2 / n) ** 0.5
+    assert abs((z**4).mean() - 3) < 5 * (96 / n) ** 0.5
+    correlation = torch.corrcoef(z.flatten(1)) - torch.eye(64)
+    assert correlation.abs().max() < 6 / z[0].numel() ** 0.5
+    assert 0 <= u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 5 / (12 * u.numel()) ** 0.5
+
+
+def test_stratified_puts_one_picture_in_each_stratum():
+    for step in range(20):
+        t = BatchRandom(0, step, range(32), 32).stratified()
+        assert torch.equal((t * 32).long(), torch.arange(32))
+    share = BatchRandom(0, 0, batch_positions(32, num_processes=4, process_index=1), 32).stratified()
+    assert torch.equal((share * 8).long(), torch.arange(8))  # each process has an even share
+
+    rng = BatchRandom(0, 0, [2**20 - 1], 2**20)
+    rng._draw = lambda distribution, shape: torch.tensor([1 - 2**-24])
+    assert rng.stratified() < 1  # rounds up to 1 in fp32 if left to itself
+
+
+def test_flip_mirrors_half_of_the_pictures():
+    images = torch.randint(0, 256, (1000, 3, 2, 4), dtype=torch.uint8)
+    flipped = flip(images, BatchRandom(0, 0, range(1000), 1000))
+    mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
+    kept = (flipped == images).flatten(1).all(1)
+    assert torch.equal(mirrored, ~kept) and 420 < mirrored.sum() < 580
+    assert torch.equal(flip(images[10:20], BatchRandom(0, 0, range(10, 20), 1000)), flipped[10:20])
+
+
+def test_shift_moves_each_picture_evenly_by_up_to_so_many_pixels_and_repeats_its_edge():
+    count, height, width = 2000, 5, 6
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    images = torch.stack([rows, columns]).float().expand(count, -1, -1, -1)
+    shifted = shift(images, BatchRandom(0, 0, range(count), count), 2)
+    moves = (shifted[:, :, 2, 2] - 2).long()  # the position shows what was so much further, down and right
+    for picture, (down, right) in zip(shifted, moves.tolist(), strict=True):
+        assert torch.equal(picture[0], (rows + down).clamp(0, height - 1).float())
+        assert torch.equal(picture[1], (columns + right).clamp(0, width - 1).float())
+    counts = torch.stack([torch.bincount(along + 2, minlength=5) for along in moves.T])
+    assert counts.shape == (2, 5) and (counts - count / 5).abs().max() < 80  # 4.5 standard deviations
+    assert torch.equal(shift(images[10:20], BatchRandom(0, 0, range(10, 20), count), 2), shifted[10:20])

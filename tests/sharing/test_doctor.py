@@ -1,0 +1,299 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import tiny_autoencoder, tiny_classifier, tiny_unet, tiny_vae
+
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    Autoencoder,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
+    FewStepDDPMScheduler,
+    SuperResolutionPipeline,
+    VariationalAutoencoder,
+)
+from hf_genmod.sharing.doctor import examine
+
+COSINE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Called as a run's own states are, which must not matter."""
+    return tmp_path / "checkpoints" / "mine"
+
+
+@pytest.fixture
+def unsampled(monkeypatch):
+    """For findings that have nothing to do with sampling without the package, which takes seconds."""
+    monkeypatch.setattr("hf_genmod.doctor.sample_without_package", lambda folder: None)
+
+
+def save_checkpoint(folder, vae=None, **scheduler):
+    unet = tiny_unet(num_classes=3, **({"in_channels": 4, "out_channels": 4} if vae else {}))
+    process = AncestralDDPMScheduler(**{**COSINE, **scheduler})
+    ClassifierFreeGuidedPipeline(unet, process, vae=vae).save_pretrained(folder)
+
+
+def edit(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def only(findings):
+    (finding,) = findings
+    return finding
+
+
+def test_a_sound_checkpoint_has_no_findings_and_status_0(tmp_path):
+    save_checkpoint(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1000, "bad_steps": 3}\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_genmod", "doctor", str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}: no findings\n"), done.stderr
+
+
+def test_an_adapter_is_examined_without_its_model(tmp_path):
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    (tmp_path / "training_config.json").write_text("{}")
+    save_file({"unet.a.lora_A.weight": torch.ones(2)}, file)
+    assert not list(examine(tmp_path))
+    save_file({"unet.a.lora_A.weight": torch.tensor([1.0, torch.inf])}, file)
+    assert "unet.a.lora_A.weight is not finite" in only(examine(tmp_path))
+    file.write_bytes(b"torn")
+    assert "pytorch_lora_weights.safetensors: it cannot be read" in only(examine(tmp_path))
+
+
+def test_a_classifier_of_other_noise_is_found(tmp_path, unsampled):
+    process = AncestralDDPMScheduler(**COSINE)
+    classifier = tiny_classifier(noise_schedule=dict(process.config))
+    ClassifierGuidedPipeline(tiny_unet(), classifier, process).save_pretrained(tmp_path)
+    assert not list(examine(tmp_path))
+    edit(tmp_path / "classifier/config.json", noise_schedule={"beta_schedule": "linear"})
+    assert "classifier: it was trained on the noise of another schedule" in only(examine(tmp_path))
+
+
+def test_a_checkpoint_that_loads_but_does_not_sample_is_found(tmp_path):
+    ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), DDIMScheduler(**COSINE)).save_pretrained(tmp_path)
+    assert not list(examine(tmp_path))
+    edit(tmp_path / "scheduler/scheduler_config.json", prediction_type="none")
+    assert "it does not sample where this package is not installed" in only(examine(tmp_path))
+
+
+def test_an_upsampler_is_sound_without_a_picture_of_its_own(tmp_path):
+    unet = tiny_unet(conditioning_channels=3)
+    SuperResolutionPipeline(unet, AncestralDDPMScheduler(**COSINE)).save_pretrained(tmp_path)
+    assert list(examine(str(tmp_path))) == []
+
+
+def test_an_autoencoder_is_sound_without_a_prior(tmp_path):
+    plain = tiny_autoencoder(Autoencoder, sample_size=(8, 16), in_channels=5)
+    ranges = {"low": [200.0] * 5, "high": [300.0] * 5}
+    AutoencoderPipeline(plain, value_range=ranges).save_pretrained(tmp_path)
+    assert not list(examine(tmp_path))
+
+
+def test_an_autoencoder_that_does_not_reconstruct_elsewhere_is_found(tmp_path):
+    AutoencoderPipeline(tiny_autoencoder(VariationalAutoencoder)).save_pretrained(tmp_path)
+    (tmp_path / "vae/image_autoencoder.py").unlink()
+    assert "it does not sample where this package is not installed" in only(examine(tmp_path))
+    AutoencoderPipeline(tiny_autoencoder(VariationalAutoencoder)).save_pretrained(tmp_path)
+    (file,) = (tmp_path / "vae").glob("*.safetensors")
+    weights = load_file(file)
+    weights["decoder.conv_out.bias"][0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    assert "vae: 1 of its weights, decoder.conv_out.bias for one, are not finite" in only(examine(tmp_path))
+
+
+def test_each_finding_is_a_line_and_the_status_is_1(tmp_path):
+    save_checkpoint(
+        tmp_path, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_genmod", "doctor", str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1 and len(lines) == 3
+    assert "√ᾱ_T" in lines[0] and "'leading' starts 50 steps at t = 980 of 999" in lines[1]
+    assert lines[2] == f"{tmp_path}: 2 findings"
+
+
+def test_nothing_there_is_an_error_of_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_genmod", "doctor", str(tmp_path / "no" / "where")],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("there is no such folder or file here; check the path")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_signal_left_at_the_end_is_what_the_schedule_leaves(tmp_path, unsampled):
+    save_checkpoint(tmp_path, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    left = (
+        AncestralDDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        .alphas_cumprod[-1]
+        .sqrt()
+    )
+    assert f"√ᾱ_T = {left:.2f} of the picture" in only(examine(str(tmp_path)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, value):
+    save_checkpoint(tmp_path)
+    (file,) = (tmp_path / "unet").glob("*.safetensors")
+    weights = load_file(file)
+    weights["conv_out.bias"][0] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    assert "unet: 1 of its weights, conv_out.bias for one, are not finite" in only(examine(str(tmp_path)))
+
+
+def test_clipped_latents_are_found(tmp_path, unsampled):
+    save_checkpoint(tmp_path, vae=tiny_vae(), clip_sample=True)
+    assert "clip_sample cuts latents off at ±1.0" in only(examine(str(tmp_path)))
+    save_checkpoint(tmp_path, vae=tiny_autoencoder(latent_channels=4), clip_sample=False)
+    assert not list(examine(str(tmp_path)))
+
+
+def test_few_steps_start_where_pictures_do_not_show_any_more(tmp_path, unsampled):
+    save_checkpoint(tmp_path, beta_schedule="linear")
+    sampler = FewStepDDPMScheduler()
+    sampler.save_pretrained(tmp_path / "scheduler")
+    edit(tmp_path / "model_index.json", scheduler=["ancestral_ddpm", "FewStepDDPMScheduler"])
+    sampler.set_timesteps(50)
+    assert sampler.timesteps[0] < 950
+    assert not list(examine(str(tmp_path)))
+
+
+def test_every_sampler_that_starts_at_the_end_is_sound(tmp_path):
+    save_checkpoint(tmp_path)
+    sampler = DPMSolverMultistepScheduler.from_config(AncestralDDPMScheduler(**COSINE).config, use_lu_lambdas=True)
+    sampler.save_pretrained(tmp_path / "scheduler")
+    edit(tmp_path / "model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"])
+    assert not list(examine(str(tmp_path)))
+
+
+def test_a_checkpoint_that_does_not_load_is_found(tmp_path):
+    save_checkpoint(tmp_path)
+    (file,) = (tmp_path / "unet").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "it does not load" in only(examine(str(tmp_path)))
+
+
+def test_code_that_is_not_ours_is_found_and_not_executed(folder, tmp_path):
+    save_checkpoint(folder)
+    code = folder / "unet" / "denoising_unet.py"
+    code.write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n" + code.read_text())
+    assert "unet/denoising_unet.py differs from the installed package" in only(examine(str(folder)))
+    (folder / "unet" / "other.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    code.unlink()
+    assert "other.py is no file of this package" in only(examine(str(folder)))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_without_its_code_loads_here_only(tmp_path):
+    save_checkpoint(tmp_path)
+    (tmp_path / "unet" / "denoising_unet.py").unlink()
+    assert "does not sample where this package is not installed" in only(examine(str(tmp_path)))
+    for file in tmp_path.rglob("*.py"):
+        file.unlink()
+    assert "it carries no code" in only(examine(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "line, finding",
+    [
+        ('{"step": 150}', "trained for 150 steps"),
+        ('{"step": 900, "bad_steps": 10}', "10 of its 900 steps were skipped"),
+    ],
+)
+def test_short_and_unstable_runs_are_found(tmp_path, line, finding, unsampled):
+    save_checkpoint(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    assert finding in only(examine(str(tmp_path)))
+
+
+def test_a_run_that_is_not_over_is_found(tmp_path):
+    (tmp_path / "training_config.json").write_text("{}")
+    assert "the run is not over" in only(examine(str(tmp_path)))
+
+
+def save_pictures(folder, count=600, classes=2, size=(8, 8), mode="RGB"):
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        file = folder / f"class{index % classes}" / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(256, size=(*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(file)
+
+
+def test_sound_pictures_have_no_findings(tmp_path):
+    save_pictures(tmp_path)
+    assert not list(examine(str(tmp_path)))
+
+
+def test_each_fault_of_a_data_set_is_found(tmp_path):
+    save_pictures(tmp_path, count=60)
+    picture = Image.open(tmp_path / "class0" / "0.png")
+    picture.save(tmp_path / "class0" / "copy.png")
+    picture.save(tmp_path / "class1" / "also.png")
+    picture.convert("L").save(tmp_path / "class0" / "grey.png")
+    picture.resize((8, 12)).save(tmp_path / "class0" / "long.png")
+    transparent = picture.convert("RGBA")
+    transparent.putalpha(100)
+    transparent.save(tmp_path / "class0" / "transparent.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "class0" / "red.png")
+    (tmp_path / "class1" / "broken.png").write_bytes(b"x")
+    (tmp_path / "rare").mkdir()
+    picture.rotate(90).save(tmp_path / "rare" / "1.png")
+    findings = list(examine(str(tmp_path)))
+    expected = [
+        "unusable: 1 of 68 pictures, which would stop a run (", "number of pictures: 67, so few that",
+        "they have 2 sizes, heights from 8 to 12 and widths from 8 to 8,", "both kinds: 66 of 67 pictures in colour",
+        "transparent in places: 1 of 67 pictures", "copies of other pictures: 2 (",
+        "the same picture in two classes: 1 (", "pictures of one colour only: 1 (",
+        "pictures in the class 'rare': 1, and in the largest 35",
+    ]  # fmt: skip
+    assert len(findings) == len(expected)
+    for finding, start in zip(findings, expected, strict=True):
+        assert finding.startswith(start)
+    assert "class1/broken.png: no picture that Pillow knows" in findings[0]
+    assert "class0/copy.png of " in findings[5] and "class0/0.png, for one" in findings[5]
+    assert "class1/also.png and " in findings[6] and "class0/red.png" in findings[7]
+    assert all(len(finding.splitlines()) == 1 for finding in findings)
+
+
+def test_classes_that_are_all_small_are_found(tmp_path):
+    save_pictures(tmp_path, count=10)
+    assert list(examine(str(tmp_path)))[-1].startswith("no class has more than 5 pictures")
+
+
+def test_outliers_that_set_the_range_of_a_channel_are_found(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(600):
+        even, skewed = rng.uniform(size=(8, 8)), rng.lognormal(0, 3, size=(8, 8))
+        np.save(tmp_path / f"{index}.npy", np.stack([even, skewed]))
+    assert only(examine(str(tmp_path))).startswith("channel 1: 99% of its values lie in a tenth of its range, ")
+
+
+def test_a_part_of_a_checkpoint_is_no_data_set(tmp_path):
+    save_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="unet: a part of .*; examine that"):
+        list(examine(str(tmp_path / "unet")))
+
+
+def test_a_damaged_checkpoint_of_a_run_is_written_again_by_its_command(tmp_path):
+    save_checkpoint(tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert only(examine(str(tmp_path))).endswith("download or train it again")
+    (tmp_path / "checkpoints" / "step-5").mkdir(parents=True)
+    assert only(examine(str(tmp_path))).endswith("repeat the command of the run, which writes it again")

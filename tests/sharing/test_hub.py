@@ -1,0 +1,391 @@
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
+from huggingface_hub import HfApi, ModelCard
+from PIL import Image
+from safetensors.torch import save_file
+from tiny import tiny_autoencoder, tiny_text_pipeline, tiny_unet, tiny_vae
+
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    Autoencoder,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    DenoisingUNet2DModel,
+    SuperResolutionPipeline,
+    UnconditionalPipeline,
+    VariationalAutoencoder,
+    load_pipeline,
+    load_vae,
+    push_checkpoint,
+)
+from hf_genmod.sharing.model_card import write_card
+from hf_genmod.sharing.push import PushError, sample_without_package
+from hf_genmod.training.adapters import attach_adapter
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def pipeline(num_classes=None):
+    torch.manual_seed(0)
+    unet = DenoisingUNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), attention_levels=(False, True), attention_head_dim=8,
+        layers_per_block=1, norm_num_groups=4, num_classes=num_classes,
+    )  # fmt: skip
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    scheduler = AncestralDDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    if num_classes is None:
+        return UnconditionalPipeline(unet, scheduler)
+    return ClassifierFreeGuidedPipeline(unet, scheduler, id2label={0: "cat", 1: "dog"})
+
+
+def draw(pipe):
+    arguments = {"batch_size": 2} if isinstance(pipe, UnconditionalPipeline) else {"class_labels": ["cat", "dog"]}
+    generator = torch.Generator().manual_seed(3)
+    return torch.from_numpy(pipe(**arguments, generator=generator, num_inference_steps=3, output_type="np").images)
+
+
+@pytest.mark.parametrize("num_classes", [None, 2])
+def test_load_pipeline_finds_the_class_and_draws_the_same_from_a_folder_and_the_hub(num_classes, tmp_path, hub):
+    pipe = pipeline(num_classes)
+    repo_id = hub.new_repo_id("pipeline")
+    pipe.save_pretrained(tmp_path)
+    pipe.push_to_hub(repo_id)
+    for where in (tmp_path, str(tmp_path), repo_id):
+        loaded = load_pipeline(where)
+        assert type(loaded) is type(pipe)
+        assert torch.equal(draw(loaded), draw(pipe))
+
+
+def test_what_is_no_checkpoint_of_ours_is_named(tmp_path, hub):
+    unet = UNet2DModel(
+        sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'DDPMPipeline', is not one of this package"):
+        load_pipeline(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no model_index.json in it"):
+        load_pipeline(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="'user/nothing-here' is not a folder here, nor a pipeline on the Hub"):
+        load_pipeline("user/nothing-here")
+    with pytest.raises(FileNotFoundError, match="is not a folder, nor can it be the id"):
+        load_pipeline(tmp_path / "mistyped")
+    (tmp_path / "empty" / "training_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="no model_index.json in it, so it is a run that is not over; repeat"):
+        load_pipeline(tmp_path / "empty")
+
+
+def test_a_mistyped_folder_beside_checkpoints_is_not_looked_for_on_the_hub(tmp_path, hub, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/plain", "runs/guided"):
+        pipeline().save_pretrained(name)
+    with pytest.raises(
+        FileNotFoundError, match="'runs/plane' is not a folder; runs holds the checkpoints guided, plain:"
+    ):
+        load_pipeline("runs/plane")
+    assert not hub.requests
+
+
+VAES = {
+    "plain": lambda: tiny_autoencoder(Autoencoder, scaling_factor=0.7, shift_factor=0.3),
+    "variational": lambda: tiny_autoencoder(VariationalAutoencoder, sample_size=(8, 16)),
+    "of diffusers": lambda: tiny_vae(scaling_factor=0.7),
+}
+
+
+class TestLoadVAE:
+    @pytest.fixture(params=VAES)
+    def vae(self, request):
+        return VAES[request.param]()
+
+    def is_the_same(self, loaded, vae):
+        assert type(loaded) is type(vae) and not loaded.training
+        loaded_config, config = ({**model.config} for model in (loaded, vae))
+        for name in set(config) - {"_name_or_path", "_use_default_values"}:
+            expected = list(config[name]) if isinstance(config[name], tuple) else config[name]  # as JSON has it
+            actual = loaded_config[name]
+            assert (list(actual) if isinstance(actual, tuple) else actual) == expected, name
+        weights = loaded.state_dict()
+        assert weights.keys() == vae.state_dict().keys()
+        assert all(torch.equal(weights[name], weight) for name, weight in vae.state_dict().items())
+
+    def test_finds_one_alone_and_in_the_checkpoints_that_have_one(self, vae, tmp_path, hub):
+        latent_channels = vae.config.latent_channels
+        unet = tiny_unet(in_channels=latent_channels, out_channels=latent_channels)
+        latent = UnconditionalPipeline(unet, AncestralDDPMScheduler(clip_sample=False), vae)
+        AutoencoderPipeline(vae).save_pretrained(tmp_path / "run")
+        (tmp_path / "run" / "training_config.json").write_text("{}")
+        latent.save_pretrained(tmp_path / "latent")
+        vae.save_pretrained(tmp_path / "bare")
+        for folder in ("run", "run/vae", "latent", "latent/vae", "bare"):
+            self.is_the_same(load_vae(tmp_path / folder), vae)
+            self.is_the_same(load_vae(str(tmp_path / folder)), vae)
+        for what in (latent, vae):
+            repo_id = hub.new_repo_id()
+            what.push_to_hub(repo_id)
+            hub.requests.clear()
+            self.is_the_same(load_vae(repo_id), vae)
+            assert not any(request.path.endswith((".py", ".bin")) for request in hub.requests)
+
+    def test_finds_that_of_a_pipeline_of_diffusers(self, tmp_path):
+        vae = VAES["of diffusers"]()
+        transformer = DiTTransformer2DModel(
+            num_attention_heads=1, attention_head_dim=8, num_layers=1, in_channels=4, out_channels=8, sample_size=4,
+            norm_num_groups=4,
+        )  # fmt: skip
+        DiTPipeline(transformer, vae, DDPMScheduler()).save_pretrained(tmp_path)
+        self.is_the_same(load_vae(tmp_path), vae)
+
+    def test_options_of_loading_reach_it(self, hub):
+        vae, repo_id = VAES["variational"](), hub.new_repo_id()
+        vae.push_to_hub(repo_id, private=True)
+        first = HfApi().model_info(repo_id).sha
+        before = vae.log_variance.item()
+        vae.log_variance.data += 1
+        vae.push_to_hub(repo_id)
+        assert load_vae(repo_id, token=hub.token).log_variance.item() == vae.log_variance.item()
+        assert load_vae(repo_id, revision=first).log_variance.item() == before
+        assert load_vae(repo_id, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+        hub.requests.clear()
+        assert load_vae(repo_id, revision=first, local_files_only=True).log_variance.item() == before
+        assert not hub.requests
+
+    def test_never_reads_pickles_nor_runs_code(self, tmp_path):
+        vae = VAES["variational"]()
+        AutoencoderPipeline(vae).save_pretrained(tmp_path)
+        for file in tmp_path.rglob("*.py"):
+            file.write_text("raise RuntimeError('the code of the checkpoint ran')")
+        self.is_the_same(load_vae(tmp_path), vae)
+        (weights,) = (tmp_path / "vae").glob("*.safetensors")
+        torch.save(vae.state_dict(), tmp_path / "vae" / "diffusion_pytorch_model.bin")
+        weights.unlink()
+        with pytest.raises(FileNotFoundError, match="vae: the weights in .* cannot be read"):
+            load_vae(tmp_path)
+
+    def test_what_is_none_is_named_in_a_sentence(self, tmp_path, hub, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        pipeline().save_pretrained("pixels")
+        pipeline().push_to_hub(repo_id := hub.new_repo_id())
+        UNet2DModel(
+            sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
+            down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        ).save_pretrained("unet")  # fmt: skip
+        (tmp_path / "unfinished").mkdir()
+        (tmp_path / "unfinished" / "training_config.json").write_text("{}")
+        (tmp_path / "transformer").mkdir()
+        (tmp_path / "transformer" / "config.json").write_text('{"model_type": "bert"}')
+        paths = ["pixels", "pixels/unet", "unet", "unfinished", "transformer", repo_id]
+        for path in [*paths, "missing", "no/such/folder", "/no/such", "user/nothing-here", "a b"]:
+            with pytest.raises(FileNotFoundError) as error:
+                load_vae(path)
+            message = str(error.value)
+            place = "" if os.path.isdir(path) else ", and no folder here"
+            assert message.startswith(f"vae: {path!r} is neither an autoencoder nor a checkpoint with one{place} (")
+            assert message.endswith("or an id on the Hub") and "\n" not in message and len(message) < 400
+
+
+CHECKPOINTS = {
+    "unconditional": pipeline,
+    "classes": lambda: pipeline(2),
+    "text": tiny_text_pipeline,
+    "latent": lambda: UnconditionalPipeline(
+        tiny_unet(in_channels=4, out_channels=4), AncestralDDPMScheduler(clip_sample=False), tiny_vae()
+    ),
+    "autoencoder": lambda: AutoencoderPipeline(tiny_autoencoder(VariationalAutoencoder)),
+    "upsampler": lambda: SuperResolutionPipeline(tiny_unet(conditioning_channels=3), AncestralDDPMScheduler()),
+}
+NOT_FOR_THE_HUB = ("checkpoints/step-9/state.pt", "samples/step-9.png", "evaluation/closest_20_pixels.png",
+                   "evaluation/samples/20/00000.pt", "logs/events.1", "unet/notes.md", "secret.txt")  # fmt: skip
+
+
+class TestPushCheckpoint:
+    @pytest.fixture
+    def run(self, tmp_path):
+        """The folder of a run that is over, with all that such a folder may hold."""
+
+        def make(kind="classes"):
+            folder = tmp_path / f"run-{kind}"
+            CHECKPOINTS[kind]().save_pretrained(folder)
+            for name in (*NOT_FOR_THE_HUB, "loss.png", "training_config.json", "metrics.jsonl"):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text("{}")
+            return folder
+
+        return make
+
+    @pytest.mark.parametrize(
+        "kind", ["classes", *(pytest.param(kind, marks=pytest.mark.slow) for kind in CHECKPOINTS if kind != "classes")]
+    )
+    def test_uploads_the_checkpoint_its_card_and_figures_alone_and_proves_that_it_loads(
+        self, kind, run, hub, monkeypatch
+    ):
+        folder, repo_id = run(kind), hub.new_repo_id()
+        report = push_checkpoint(folder, repo_id, license="mit")
+        files = hub.files(repo_id)
+        assert set(files) == {*report.files, ".gitattributes"}
+        assert {"README.md", "loss.png", "model_index.json", "genmod_pipelines.py"} <= set(files)
+        assert ("samples.png" in files) == (kind != "upsampler")  # of whose pictures?
+        assert not set(files) & {*NOT_FOR_THE_HUB, "training_config.json", "metrics.jsonl", "push_report.json"}
+        for name in report.files:
+            assert files[name] == (folder / name).read_bytes()
+        written = json.loads((folder / "push_report.json").read_text())
+        assert written["sample"] == report.sample == sample_without_package(repo_id, token=hub.token)
+        assert written["revision"] == HfApi().model_info(repo_id).sha
+        card = ModelCard.load(repo_id)
+        card.validate()
+        assert card.data.license == "mit" and {"diffusers", "hf_genmod"} <= set(card.data.tags)
+        (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+        assert f'from_pretrained("{repo_id}"' in snippet
+        monkeypatch.chdir(folder.parent)
+        Image.new("RGB", (4, 4)).save("small.png")  # for an upsampler
+        exec(snippet, {})  # as pasted
+        assert (folder.parent / "sample.png").is_file()
+        assert type(load_pipeline(repo_id)) is type(load_pipeline(folder))
+
+    @pytest.mark.slow
+    def test_a_branch_a_pull_request_of_a_changed_card_and_a_private_repository(self, run, hub):
+        folder, repo_id = run(), hub.new_repo_id()
+        first = push_checkpoint(folder, repo_id, private=True, revision="v2", license="mit")
+        assert hub.repos["models", repo_id].private
+        assert "model_index.json" in hub.files(repo_id, revision="v2")
+        assert "model_index.json" not in hub.files(repo_id)
+        card = (folder / "README.md").read_text() + "\nMine.\n"
+        (folder / "README.md").write_text(card)
+        second = push_checkpoint(folder, repo_id, create_pr=True)
+        assert second.url.endswith("/discussions/1") and second.sample == first.sample
+        assert "model_index.json" not in hub.files(repo_id)
+        assert hub.files(repo_id, revision="refs/pr/1")["README.md"].decode() == card
+
+    @pytest.mark.parametrize(
+        "pattern, how",
+        [
+            pytest.param("POST /api/repos/create", 500, marks=pytest.mark.slow),
+            pytest.param("POST .*/preupload", 503, marks=pytest.mark.slow),
+            pytest.param("PUT /lfs", "reset", marks=pytest.mark.slow),
+            pytest.param("POST .*/commit/", 500, marks=pytest.mark.slow),
+            pytest.param("POST .*/commit/", "reset", marks=pytest.mark.slow),
+            ("POST .*/commit/", "lost"),
+            pytest.param("GET .*/resolve/.*safetensors", "cut", marks=pytest.mark.slow),
+            pytest.param("GET .*/resolve/.*safetensors", "slow", marks=pytest.mark.slow),
+        ],
+    )
+    def test_what_may_pass_is_tried_again(self, pattern, how, run, hub):
+        folder, repo_id = run(), hub.new_repo_id()
+        fault = hub.fail_next(pattern, how, seconds=1.0)
+        report = push_checkpoint(folder, repo_id, license="mit")
+        assert fault.left == 0
+        assert set(hub.files(repo_id)) == {*report.files, ".gitattributes"}
+
+    def test_what_does_not_pass_leaves_the_command_that_finishes_it(self, run, hub, monkeypatch, tmp_path):
+        folder, repo_id = run(), hub.new_repo_id()
+        hub.fail_next("POST .*/commit/", 403, times=9)
+        with pytest.raises(PushError, match="is not done") as error:
+            push_checkpoint(folder, repo_id, license="mit", private=True)
+        assert hub.token not in str(error.value) and "\n" not in str(error.value)
+        assert set(hub.files(repo_id)) == {".gitattributes"}
+        hub.faults.clear()
+        command = re.search(r"finish it by: python (.*)", str(error.value))[1]
+        done = subprocess.run(
+            f'"{sys.executable}" {command}', shell=True, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        assert "loads and draws what" in done.stdout and hub.token not in done.stdout + done.stderr
+        assert "model_index.json" in hub.files(repo_id)
+        for file in folder.rglob("*"):
+            assert not file.is_file() or hub.token.encode() not in file.read_bytes()
+
+    def test_a_repository_that_gives_another_picture_is_no_success(self, run, hub):
+        """Here one that has stored other weights under the hash of these."""
+        folder, repo_id = run(), hub.new_repo_id()
+        others = pipeline(2)
+        others.unet.conv_in.bias.data += 1
+        others.save_pretrained(folder.parent / "others")
+        weights, of_others = ((root / "unet" / WEIGHTS).read_bytes() for root in (folder, folder.parent / "others"))
+        HfApi().create_repo(repo_id)
+        hub.repos["models", repo_id].lfs[hashlib.sha256(weights).hexdigest()] = of_others
+        with pytest.raises(PushError, match="gives another picture .* than the folder"):
+            push_checkpoint(folder, repo_id, license="mit")
+        assert not (folder / "push_report.json").exists()
+
+    def test_code_of_others_is_neither_run_nor_pushed(self, run, hub):
+        folder = run()
+        with open(folder / "unet" / "denoising_unet.py", "a") as code:
+            code.write("\nraise SystemExit('this ran')\n")
+        with pytest.raises(ValueError, match="unet/denoising_unet.py differs from the installed package"):
+            push_checkpoint(folder, hub.new_repo_id(), license="mit")
+        assert not hub.requests
+
+    @pytest.mark.slow
+    def test_a_folder_here_that_is_called_like_the_repository_proves_nothing(self, run, hub, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        repo_id = hub.new_repo_id()
+        shutil.copytree(run(), repo_id)
+        report = push_checkpoint(repo_id, repo_id, license="mit")
+        asked = [request.path for request in hub.requests if request.method == "GET"]
+        assert any(f"/{repo_id}/resolve/{report.revision}/unet/{WEIGHTS}" in path for path in asked)
+
+    def test_what_was_changed_in_a_card_must_be_fit_for_others(self, run, hub):
+        folder, repo_id = run(), hub.new_repo_id()
+        (folder / "evaluation" / "closest_20_pixels.png").unlink()
+        write_card(folder, "mit")
+        card = (folder / "README.md").read_text()
+        for change, message in (("", f'README.md names ("{folder}"'), ("license", "names the licence None")):
+            changed = card.replace("license: mit\n", "") if change else card
+            changed = changed.replace(str(folder), repo_id) if change else changed
+            (folder / "README.md").write_text(f"{changed}\nMine.\n")
+            with pytest.raises(PushError, match=re.escape(message)):
+                push_checkpoint(folder, repo_id, license="mit")
+        assert set(hub.files(repo_id)) == {".gitattributes"}
+
+    def test_an_adapter_of_a_folder_is_of_no_use_to_others(self, run, hub, tmp_path):
+        (tmp_path / "adapter").mkdir()
+        save_file({"class_embedding": torch.zeros(1)}, tmp_path / "adapter" / "pytorch_lora_weights.safetensors")
+        with pytest.raises(ValueError, match="there is no training_config.json that says which model"):
+            push_checkpoint(tmp_path / "adapter", hub.new_repo_id(), license="mit")
+        (tmp_path / "adapter" / "training_config.json").write_text(json.dumps({"lora": {"base": str(run())}}))
+        with pytest.raises(ValueError, match="base: .* is a folder here, which others do not have"):
+            push_checkpoint(tmp_path / "adapter", hub.new_repo_id(), license="mit")
+        assert not hub.requests
+
+    def test_what_is_no_checkpoint_or_has_no_licence_is_refused_at_once(self, run, hub, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no model_index.json in it, so there is no checkpoint to push"):
+            push_checkpoint(tmp_path, hub.new_repo_id(), license="mit")
+        with pytest.raises(ValueError, match="license: a model that is shared needs one"):
+            push_checkpoint(run(), hub.new_repo_id())
+        assert not hub.requests
+
+    @pytest.mark.slow
+    def test_an_adapter_is_pushed_alone_and_drawn_with_its_base(self, run, hub, tmp_path, monkeypatch):
+        base, repo_id = hub.new_repo_id("base"), hub.new_repo_id("adapter")
+        push_checkpoint(run(), base, license="mit")
+        pipe = load_pipeline(base)
+        pipe.add_class("zebra", adapter_name="default")
+        attach_adapter(pipe.unet, rank=2, num_new_classes=1)
+        for name, parameter in pipe.unet.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        pipe.save_lora_weights(tmp_path / "adapter")
+        (tmp_path / "adapter" / "training_config.json").write_text(
+            json.dumps({"lora": {"base": base}, "asked": {"class_labels": "zebra"}})
+        )
+        report = push_checkpoint(tmp_path / "adapter", repo_id, license="mit")
+        assert report.files == ["README.md", "pytorch_lora_weights.safetensors"]
+        assert report.sample != sample_without_package(base, token=hub.token)
+        card = ModelCard.load(repo_id)
+        assert card.data.base_model == base and card.data.base_model_relation == "adapter"
+        (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+        assert 'pipe(class_labels="zebra")' in snippet
+        monkeypatch.chdir(tmp_path)
+        exec(snippet, {})  # as pasted
+        assert (tmp_path / "sample.png").is_file()

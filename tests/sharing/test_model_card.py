@@ -1,0 +1,307 @@
+"""The card of each kind of checkpoint, beside what its folder knows."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet, tiny_vae
+
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    Autoencoder,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
+    SuperResolutionPipeline,
+    UnconditionalPipeline,
+)
+from hf_genmod.sharing.model_card import _is_as_written, figures_of, license_of, write_card
+
+NAMES = {0: "cat", 1: "dog"}
+PROVENANCE = {
+    "num_pictures": 1500,
+    "fingerprint": "fedcba98",
+    "command": "python examples/train_cfg.py --dataset pets --license mit",
+    "versions": {"hf_genmod": "0.1.0.dev0", "torch": "2.13.0", "diffusers": "0.42.1"},
+    "commit": "0123456789ab+",
+    "hardware": "2 CPU cores (some kind), 2 used",
+    "minutes": 12.345,
+    "steps": 6789,
+    "class_balance": {"cat": 1200, "dog": 300},
+    "captions": [["a red cat", "a cat"], "two lizards"],
+}
+CONFIG = {
+    "training": {"mixed_precision": "bf16", "ema_length": 0.05},
+    "pictures": {"name": "/home/somebody/pets", "num_pictures": 1500, "num_held_out": 99,
+                 "fingerprint": "fedcba98", "skipped": ["a.png", "b.png"]},
+}  # fmt: skip
+
+
+def with_prior():
+    vae = tiny_autoencoder(Autoencoder)
+    vae.fit_prior(torch.randn(50, *vae.latent_shape(8, 8), generator=torch.Generator().manual_seed(0)))
+    return AutoencoderPipeline(vae)
+
+
+def of_twelve():
+    """More classes than digits."""
+    names = {index: f"class {index}" for index in range(12)}
+    return ClassifierFreeGuidedPipeline(tiny_unet(num_classes=12), AncestralDDPMScheduler(), id2label=names)
+
+
+def in_latent_space():
+    unet = tiny_unet(in_channels=4, out_channels=4, num_classes=2)
+    return ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(clip_sample=False), tiny_vae(), id2label=NAMES)
+
+
+KINDS = {
+    "unconditional": (lambda: UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()), "A diffusion model"),
+    "classes": (
+        lambda: ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler(), id2label=NAMES),
+        "A class-conditional diffusion model",
+    ),
+    "unnamed": (
+        lambda: ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler()),
+        "A class-conditional diffusion model",
+    ),
+    "twelve": (of_twelve, "class 9, class 10, class 11."),
+    "guided": (
+        lambda: ClassifierGuidedPipeline(
+            tiny_unet(), tiny_classifier(num_classes=2), AncestralDDPMScheduler(), id2label=NAMES
+        ),
+        "with a classifier of noisy pictures that guides it",
+    ),
+    "latent": (in_latent_space, "in the latent space of an autoencoder"),
+    "text": (tiny_text_pipeline, "A text-to-image diffusion model"),
+    "variational": (
+        lambda: AutoencoderPipeline(tiny_autoencoder()),
+        "A variational autoencoder",
+    ),
+    "plain": (with_prior, "An autoencoder"),
+    "upsampler": (
+        lambda: SuperResolutionPipeline(tiny_unet(conditioning_channels=3), AncestralDDPMScheduler(), factor=4),
+        "that enlarges pictures to 4 times their height and width, which makes pictures of 8×8",
+    ),
+}
+TASKS = {"text": "text-to-image", "upsampler": "image-to-image"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run that is over."""
+
+    def make(kind="classes"):
+        folder = tmp_path / kind
+        KINDS[kind][0]().save_pretrained(folder)
+        (folder / "provenance.json").write_text(json.dumps(PROVENANCE))
+        (folder / "training_config.json").write_text(json.dumps(CONFIG))
+        Image.new("RGB", (8, 8)).save(folder / "loss.png")
+        return folder
+
+    return make
+
+
+def share(hits, count):
+    p = hits / count
+    return {"value": p, "count": count, "low": max(0, p - 0.031), "high": min(1, p + 0.029)}
+
+
+def around(value):
+    return {"value": value, "count": 500, "low": value - 0.25, "high": value + 0.25}
+
+
+def measured(scale, copies=4):
+    return {
+        "sampler": "DPMSolverMultistepScheduler", "num_inference_steps": 20, "guidance_scale": scale,
+        "seconds": around(0.271), "forward_passes": 40.0,
+        "frechet_distance": around(3.21), "kernel_distance": around(0.654),
+        "precision": share(400, 500), "recall": share(300, 500), "density": around(0.87), "coverage": share(350, 500),
+        "recognised_share": share(440, 500),
+        "recognised_share_by_class": {"cat": share(238, 250), "dog": share(202, 250)},
+        "memorisation": {"pixels": {"threshold": 1.5, "share": share(copies, 500), "flagged": copies > 20},
+                         "features": {"threshold": 0.5, "share": share(3, 500), "flagged": False}},
+    }  # fmt: skip
+
+
+def report(folder, *settings):
+    """An `evaluation/` as the example leaves it."""
+    held_out = measured(1) | {"frechet_distance": around(0.4), "coverage": share(480, 500)}
+    text = json.dumps({
+        "model": str(folder), "features": "a network trained on the data set", "seed": 7,
+        "dataset": {"name": "/home/somebody/pets", "num_pictures": 1500, "num_held_out": 500, "fingerprint": "f0",
+                    "held_out_is_unseen": True},
+        "settings": settings, "held_out": held_out,
+        "bits_per_dimension": {"variational bound": around(3.987)},
+    })  # fmt: skip
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "evaluation.json").write_text(text)
+    for name in ("guidance", "steps", "trajectory", "closest_DPM-20_pixels"):
+        Image.new("RGB", (8, 8)).save(folder / "evaluation" / f"{name}.png")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_says_what_it_is_where_it_comes_from_and_how_to_use_it(kind, run, monkeypatch, tmp_path, hub):
+    folder = run(kind)
+    card = write_card(folder, "mit")
+    assert (folder / "README.md").read_text() == str(card)
+    card.validate()
+    assert card.data.license == "mit" and {"diffusers", "hf_genmod"} <= set(card.data.tags)
+    assert card.data.pipeline_tag == TASKS.get(kind, "unconditional-image-generation")
+    assert KINDS[kind][1] in card.text
+    if kind == "upsampler":
+        assert not (folder / "samples.png").exists()  # whose pictures would it show?
+        Image.new("RGB", (4, 6)).save(tmp_path / "small.png")
+    else:
+        assert Image.open(folder / "samples.png").width >= 64
+    weights = [load_file(file) for file in folder.glob("*/*.safetensors")]
+    count = sum(weight.numel() for file in weights for weight in file.values())
+    assert f"It has {count:,} numbers" in card.text
+    for fact in ("12.3 minutes", "6,789 steps", "some kind", "in bf16", "torch 2.13.0", "0123456789ab", "with changes",
+                 "1,500 pictures of `pets`", "2 that could not be used", "`fedcba98`", "| cat | 1200 |",
+                 "a moving average", PROVENANCE["command"]):  # fmt: skip
+        assert fact in card.text, fact
+    assert not re.search(r"\{\{|\}\}|\bNone\b|\bnan\b|TODO|somebody", str(card))
+    for name in re.findall(r"\]\(([^)]*)\)", card.text):
+        assert (folder / name).is_file(), name
+
+    (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    assert len([line for line in snippet.splitlines() if line]) <= 5
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, {})
+    width, height = Image.open("sample.png").size
+    assert (width, height) == (16, 24) if kind == "upsampler" else width >= 8
+
+
+def test_every_measure_is_in_the_card_and_in_what_the_hub_shows(run, hub):
+    folder = run()
+    report(folder, measured(1), measured(3))
+    card = write_card(folder, "mit")
+    card.validate()
+    for shown in ("DPMSolver, 20 steps, γ = 3", "3.21 (2.96–3.46)", "0.654 (0.404–0.904)", "80.0% (76.9–82.9)",
+                  "88.0% (84.9–90.9)", "0.87 (0.62–1.12)", "| 40 | 0.271 (0.021–0.521) |", "| dog | 80.8% (77.7–83.7)",
+                  "3.99 (3.74–4.24) bits per dimension", "500 samples of each setting, seeds 7 to 506",
+                  "held-out pictures | 0.4 (0.15–0.65)", "evaluation/guidance.png"):  # fmt: skip
+        assert shown in card.text, shown
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert len(results) == 2 * 7 and {result.dataset_name for result in results} == {"pets"}
+    (distance,) = [x for x in results if x.metric_type == "frechet-distance" and "γ = 3" in x.metric_name]
+    assert distance.metric_value == 3.21 and distance.metric_args == {"interval": [2.96, 3.46], "samples": 500}
+
+
+def test_limits_follow_from_what_was_measured(run):
+    folder = run()
+    report(folder, measured(1) | {"frechet_distance": around(3.2)}, measured(3, copies=100))
+    text = write_card(folder, "mit").text
+    assert "Of dog there were less than half as many pictures" in text
+    assert "their Fréchet distance is at best 8.0 times that of held-out pictures (DPMSolver, 20 steps, γ = 1)" in text
+    assert "coverage 70.0% (66.9–72.9) where held-out pictures have 96.0% (92.9–98.9)" in text
+    assert "Less often recognised than the average: dog" in text
+    assert "**Some samples are copies" in text and "| 20.0% (16.9–22.9) | **yes** |" in text
+    assert "not known" not in text
+
+    good = run("guided")
+    best = measured(1) | {"frechet_distance": around(0.41), "coverage": share(479, 500)}
+    best["recognised_share_by_class"] = {"cat": share(221, 250), "dog": share(219, 250)}
+    report(good, best)
+    text = write_card(good, "mit").text
+    for absent in (
+        "Fréchet distance is",
+        "where held-out pictures have",
+        "Worse than",
+        "copies of training pictures, or",
+    ):
+        assert absent not in text
+
+
+def test_what_was_not_measured_is_said_to_be_unknown(run):
+    text = write_card(run(), "mit").text
+    assert "How good it is has not been measured" in text and "whether it copies are not known" in text
+
+
+def test_the_card_of_an_upsampler_compares_it_with_interpolation_and_shows_pictures_only_at_home(run):
+    folder = run("upsampler")
+    setting = measured(1) | {"noise_level": 50}
+    del setting["guidance_scale"], setting["recognised_share"], setting["recognised_share_by_class"]
+    report(folder, setting)
+    file = folder / "evaluation" / "evaluation.json"
+    interpolated = {"frechet_distance": around(77.7), "coverage": share(99, 500)}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"interpolated": interpolated}))
+    Image.new("RGB", (8, 8)).save(folder / "evaluation" / "enlarged.png")
+    card = write_card(folder, "mit").text
+    assert re.search(r"\| DPMSolver, 20 steps, noise level 50 \| 3.21 .*\n\| bicubic \| 77.7 ", card)
+    assert "(evaluation/enlarged.png)" in card and "made small and enlarged again" in card
+    assert "(evaluation/" not in write_card(folder, "mit", repo_id="user/model").text
+    assert figures_of(folder) == ["loss.png"]
+
+
+def test_a_card_for_the_hub_shows_no_training_pictures(run):
+    folder = run()
+    report(folder, measured(1))
+    assert "closest_DPM-20_pixels.png" in write_card(folder, "mit").text
+    shared = write_card(folder, repo_id="user/pets")
+    assert "closest_" not in shared.text and 'from_pretrained("user/pets"' in shared.text
+    assert not [name for name in figures_of(folder) if "closest" in name]
+    assert set(figures_of(folder)) == {"samples.png", "loss.png", "evaluation/guidance.png", "evaluation/steps.png",
+                                       "evaluation/trajectory.png"}  # fmt: skip
+
+
+def test_the_runs_before_it_are_told_too(run):
+    folder, base = run("guided"), run("unconditional")
+    (base / "provenance.json").write_text(json.dumps(PROVENANCE | {"command": "python train_unconditional.py"}))
+    config = CONFIG | {"guidance": {"for_model": str(base)}}
+    (folder / "training_config.json").write_text(json.dumps(config))
+    text = write_card(folder, "mit").text
+    assert "The diffusion model:\n\n```\npython train_unconditional.py\n```" in text
+    assert text.index("train_unconditional.py") < text.index(PROVENANCE["command"])
+
+
+def test_a_run_that_has_written_down_nothing_has_a_card_all_the_same(tmp_path, hub):
+    KINDS["classes"][0]().save_pretrained(tmp_path)
+    card = write_card(tmp_path, "mit")
+    card.validate()
+    assert "does not say what it was trained on" in card.text and "does not say how it was trained" in card.text
+
+
+def test_a_changed_card_is_left_alone_and_an_unchanged_one_brought_up_to_date(run):
+    folder = run()
+    with pytest.raises(ValueError, match="license: a model that is shared needs one; give it, such as --license mit"):
+        write_card(folder)
+    write_card(folder, "cc-by-4.0")
+    assert license_of(folder) == "cc-by-4.0"
+    report(folder, measured(1))
+    assert "3.21 (2.96" in write_card(folder).text
+    mine = (folder / "README.md").read_text().replace("# classes", "# Our pets")
+    (folder / "README.md").write_text(mine)
+    assert write_card(folder, "mit", "user/pets").data.license == "cc-by-4.0"
+    assert (folder / "README.md").read_text() == mine
+
+
+def test_there_is_no_card_without_a_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model_index.json in it"):
+        write_card(tmp_path, "mit")
+
+
+CARDS = sorted((Path(__file__).parents[2] / "model_cards").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("file", CARDS, ids=lambda file: file.parent.name)
+def test_the_reference_cards_are_as_the_runs_wrote_them(file, hub):
+    text = file.read_text(encoding="utf-8")
+    assert _is_as_written(text)
+    card = ModelCard(text)
+    card.validate()
+    pictures = re.findall(r"\]\(([^)]*\.png)\)", text)
+    assert len(pictures) >= 4
+    for name in pictures:
+        assert Image.open(file.parent / name).width >= 64
+    assert card.data.eval_results and "not been measured" not in text
+
+
+def test_there_are_four_reference_cards():
+    names = {file.parent.name for file in CARDS}
+    assert names == {"shapes-cfg", "mnist-classifier-guided", "mnist-vae", "cats-dogs-latent"}

@@ -1,0 +1,70 @@
+"""What a run says of itself, beside what git, the system and the command line say."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hf_genmod
+from hf_genmod.training.provenance import provenance
+
+
+def test_the_command_can_be_pasted_and_keeps_the_home_folder_to_itself(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    words = [f"{tmp_path}/examples/train.py", "--dataset", f"{tmp_path}/my pictures", "--caption", "it's", "$HOME",
+             f"--output_dir={tmp_path}/a b", "--x=1=2", f"{tmp_path}/"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    command = provenance()["command"]
+    assert str(tmp_path) not in command and command.startswith("python examples/train.py ")
+    program = "import sys; print(sys.argv[1:])"
+    pasted = command.replace("python examples/train.py", f'"{sys.executable}" -c "{program}"')
+    done = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(words[1:])
+
+
+def test_several_processes_are_started_as_they_were(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["examples/train_cfg.py"])
+    facts = provenance(num_processes=2)
+    if not torch.accelerator.is_available():
+        assert facts["hardware"].endswith("used in each of 2 processes")
+    assert facts["command"] == "torchrun --nproc_per_node 2 examples/train_cfg.py"
+
+
+def test_versions_and_hardware_are_those_in_use():
+    facts = provenance()
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["versions"]["hf_genmod"] == hf_genmod.__version__
+    assert facts["versions"]["diffusers"] == importlib.metadata.version("diffusers")
+    if not torch.accelerator.is_available():
+        assert facts["hardware"].startswith(f"{os.cpu_count()} CPU cores (")
+        assert facts["hardware"].endswith(f" {torch.get_num_threads()} used")
+
+
+def test_the_commit_is_that_of_the_checkout():
+    root = Path(hf_genmod.__file__).parent
+    if subprocess.run(
+        ["git", "-C", root, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True
+    ).returncode:
+        pytest.skip("the package is not installed from a git checkout")
+    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    commit = provenance()["commit"]
+    assert head.stdout.startswith(commit.rstrip("+")) and len(commit.rstrip("+")) == 12
+
+
+def test_below_the_checkout_of_another_project_there_is_no_commit(tmp_path):
+    """As with a virtual environment inside somebody's repository, which git is told to ignore."""
+    run = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True}
+    subprocess.run(["git", "init", "-q"], **run)
+    package = tmp_path / "env" / "hf_genmod"
+    package.mkdir(parents=True)
+    for file in ("provenance.py", "__init__.py"):
+        (package / file).write_bytes((Path(hf_genmod.__file__).parent / file).read_bytes())
+    program = "from hf_genmod.training.provenance import provenance; print(provenance()['commit'])"
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, **run)
+    assert done.stdout.strip() == "None"
