@@ -13,7 +13,7 @@ import torch
 from diffusers import ModelMixin
 
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.data.randomness import BatchRandom
+from hf_genmod.data.randomness import Augmentation, BatchRandom
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.processes import processes
@@ -45,6 +45,7 @@ class LatentDataset(torch.utils.data.Dataset):
         self.pictures, self.vae, self.mirrored = pictures, vae, mirrored
         self.labels, self.label_names, self.captions = pictures.labels, pictures.label_names, pictures.captions
         self.name, self.skipped, self.value_range = pictures.name, pictures.skipped, pictures.value_range
+        self.may_have_been_trained_on = pictures.may_have_been_trained_on
         shape = encode(vae, pictures.__getitems__([0])["images"]).shape  # (1, 2, c, h, w)
         self.channels, self.resolution = shape[2], tuple(shape[3:])
         self._shape = (1 + mirrored, *shape[1:])
@@ -96,6 +97,36 @@ class LatentDataset(torch.utils.data.Dataset):
         if self.captions is not None:
             batch["captions"] = [self.captions[i] for i in indices.tolist()]
         return batch
+
+    def x_0(
+        self,
+        batch: dict | Sequence[int],
+        rng: BatchRandom | None = None,
+        augment: Augmentation = Augmentation(),
+    ) -> torch.Tensor:
+        """
+        The latents of a batch as the models see them.
+
+        Args:
+            batch (`dict` or `Sequence[int]`): What `__getitems__` returned, on any device, or indices.
+            rng ([`BatchRandom`], *optional*): The random numbers by which latents are drawn from the posteriors;
+                without them they are the means.
+            augment ([`Augmentation`]): Whether half of them are the latents of mirror images.
+
+        Returns:
+            `torch.Tensor`: Standardised latents, `float32` (n, c, h, w).
+        """
+        posteriors = (batch if isinstance(batch, dict) else self.__getitems__(batch))["posteriors"]
+        return posteriors[:, 0, 0] if rng is None else draw_latents(posteriors, rng, augment.mirror)
+
+    def check_augmentation(self, augment: Augmentation) -> None:
+        """Raises a `ValueError` for an augmentation that needs images which were not encoded."""
+        if augment.mirror and not self.mirrored:
+            raise ValueError(
+                "horizontal_flip: the latents are not those of mirrored pictures too; encode these as well"
+            )
+        if augment.max_shift:
+            raise ValueError("max_shift: latents cannot be moved by pixels; shift the pictures of their autoencoder")
 
 
 def draw_latents(posteriors: torch.Tensor, rng: BatchRandom, mirror: bool = False) -> torch.Tensor:

@@ -17,7 +17,9 @@ from datasets.utils import tqdm
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_genmod.data.decoding import _MODES, Properties, _convert, _inspect, _Memory, _open, _summary
+from hf_genmod.data.randomness import Augmentation, BatchRandom, flip, shift
 from hf_genmod.data.sources import _ARRAYS
+from hf_genmod.data.value_range import to_model_range
 
 _CHUNK = 64  # pictures that a thread holds at once
 
@@ -60,6 +62,8 @@ class PictureDataset(torch.utils.data.Dataset):
             in every process and run, wherever the pictures come from.
         properties (`list[Properties]`): what each picture is before it is scaled and converted.
         skipped (`list[str]`): which pictures were left out, and why.
+        may_have_been_trained_on (`bool`): Whether these images were held out of a split that a model may have been
+            trained on as a whole.
 
     Raises:
         `ValueError`: for pictures that cannot be used, even with "skip" if none is left, and for pictures of several
@@ -67,6 +71,7 @@ class PictureDataset(torch.utils.data.Dataset):
     """
 
     vae = None  # as that of `LatentDataset`
+    may_have_been_trained_on = False
 
     def __init__(
         self,
@@ -216,7 +221,43 @@ class PictureDataset(torch.utils.data.Dataset):
             part._keep(indices.tolist())
             part.images = None if part.images is None else part.images[indices]
             part.fingerprint = f"{part.fingerprint}-{role}-{len(indices)}-{seed}"
+        held_out.may_have_been_trained_on = True
         return held_out
+
+    def with_value_range(self, value_range: dict[str, list[float]] | None) -> "PictureDataset":
+        """A copy whose measured values are mapped by another range, that of a model for example."""
+        other = copy.copy(self)
+        if value_range != self.value_range:
+            digest = hashlib.blake2b(repr(value_range).encode(), digest_size=4).hexdigest()
+            other.value_range, other.fingerprint = value_range, f"{self.fingerprint}-range-{digest}"
+        return other
+
+    def x_0(
+        self,
+        batch: dict | Sequence[int],
+        rng: BatchRandom | None = None,
+        augment: Augmentation = Augmentation(),
+    ) -> torch.Tensor:
+        """
+        The images of a batch as the models see them.
+
+        Args:
+            batch (`dict` or `Sequence[int]`): What `__getitems__` returned, on any device, or indices.
+            rng ([`BatchRandom`], *optional*): The random numbers of the augmentation; without them there is none.
+            augment ([`Augmentation`]): How the images are varied.
+
+        Returns:
+            `torch.Tensor`: `float32` in [-1, 1], (n, C, H, W).
+        """
+        x_0 = to_model_range((batch if isinstance(batch, dict) else self.__getitems__(batch))["images"])
+        if rng is not None and augment.mirror:
+            x_0 = flip(x_0, rng)
+        if rng is not None and augment.max_shift:
+            x_0 = shift(x_0, rng, augment.max_shift)
+        return x_0
+
+    def check_augmentation(self, augment: Augmentation) -> None:
+        """Images of pixels can be varied in every way."""
 
     def __len__(self) -> int:
         return len(self._source)
@@ -230,10 +271,7 @@ class PictureDataset(torch.utils.data.Dataset):
             decoded, unusable = self._apply(self._decode, indices)
             self._refuse(unusable)  # it was usable at the start
             images = torch.from_numpy(np.stack(decoded))
-        if self.value_range is not None:
-            low, high = (torch.tensor(self.value_range[end])[:, None, None] for end in ("low", "high"))  # (C, 1, 1)
-            images = 2 * (images - low) / (high - low).clamp(min=1e-30) - 1
-        batch = {"images": images}
+        batch = {"images": images if self.value_range is None else to_model_range(images, self.value_range)}
         if self.labels is not None:
             batch["class_labels"] = self.labels[torch.as_tensor(indices)]
         if self.captions is not None:

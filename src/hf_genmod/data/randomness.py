@@ -8,6 +8,7 @@ has to be replayed to resume a run, and any number of processes sees the same gl
         rng = BatchRandom(seed=0, step=step, positions=batch_positions(128), batch_size=128)
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -159,6 +160,19 @@ class BatchRandom:
             getattr(generator, distribution)(dtype=np.float32, out=row)
         self._num_draws += 1
         return torch.from_numpy(numbers).reshape(len(self), *shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How a data set varies its images in training.
+
+    Args:
+        mirror (`bool`): Whether each image is mirrored left to right with probability 1/2.
+        max_shift (`int`): By how many pixels at most each image is moved along each axis.
+    """
+
+    mirror: bool = False
+    max_shift: int = 0
 
 
 def flip(images: torch.Tensor, rng: BatchRandom) -> torch.Tensor:

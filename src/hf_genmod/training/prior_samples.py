@@ -7,6 +7,7 @@ import torch
 
 from hf_genmod.data.latents import LatentDataset, weights_fingerprint
 from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.data.randomness import Augmentation, BatchRandom
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.drawing.samples import draw_images
 from hf_genmod.pipelines.base import GenerationPipeline
@@ -69,6 +70,19 @@ class WithPrior(torch.utils.data.Dataset):
             name: values[rows] if isinstance(values, torch.Tensor) else [values[row] for row in rows]
             for name, values in self._rows.items()
         }
+
+    def x_0(
+        self,
+        batch: dict | Sequence[int],
+        rng: BatchRandom | None = None,
+        augment: Augmentation = Augmentation(),
+    ) -> torch.Tensor:
+        """The images or latents of a batch as the models see them, as those of the new images."""
+        return self.pictures.x_0(batch if isinstance(batch, dict) else self.__getitems__(batch), rng, augment)
+
+    def check_augmentation(self, augment: Augmentation) -> None:
+        """Raises a `ValueError` for an augmentation that the new images do not allow."""
+        self.pictures.check_augmentation(augment)
 
 
 def draw_samples(pipeline: GenerationPipeline, asked: dict[str, list], count: int, seed: int) -> torch.Tensor:
