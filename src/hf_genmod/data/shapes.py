@@ -18,8 +18,6 @@ import numpy as np
 import PIL.Image
 import torch
 
-from hf_genmod.data.shapes_checker import _coverage
-
 
 def _disc(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     return radius - np.sqrt(x**2 + y**2)
@@ -258,3 +256,12 @@ def _check_name(argument: str, name: str) -> None:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise ValueError(f"{argument}: {name!r} is no shape or colored shape; did you mean {close!r}?")
+
+
+def _coverage(shape: str, x, y, radius, height: int, width: int) -> np.ndarray:
+    """Share of each pixel that a shape covers, (..., height, width), for numbers or arrays (..., 1, 1) in pixels."""
+    columns = (np.arange(width * _SAMPLES, dtype=np.float32) + 0.5) / _SAMPLES
+    rows = (np.arange(height * _SAMPLES, dtype=np.float32) + 0.5)[:, None] / _SAMPLES
+    distance = _DISTANCE[shape]((columns - x) / radius, (rows - y) / radius) * radius  # in pixels
+    inside = np.clip(distance * _SAMPLES + 0.5, 0, 1)
+    return sum(inside[..., i::_SAMPLES, j::_SAMPLES] for i in range(_SAMPLES) for j in range(_SAMPLES)) / _SAMPLES**2

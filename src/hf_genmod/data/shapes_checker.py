@@ -8,8 +8,6 @@ import numpy as np
 import PIL.Image
 
 from hf_genmod.data.shapes import (
-    _DISTANCE,
-    _SAMPLES,
     BACKGROUND,
     COLORS,
     RADII,
@@ -17,6 +15,7 @@ from hf_genmod.data.shapes import (
     SIZES,
     Object,
     _check_name,
+    _coverage,
     _height_width,
 )
 
@@ -119,15 +118,6 @@ def _name(offset: np.ndarray, noise: float, radii: np.ndarray, unit: int) -> Obj
         return None
     shape, size, color = np.unravel_index(residual.argmin(), residual.shape)
     return Object(SHAPES[shape], list(COLORS)[color], SIZES[size], tuple((centers[shape, size] / unit).tolist()))
-
-
-def _coverage(shape: str, x, y, radius, height: int, width: int) -> np.ndarray:
-    """Share of each pixel that a shape covers, (..., height, width), for numbers or arrays (..., 1, 1) in pixels."""
-    columns = (np.arange(width * _SAMPLES, dtype=np.float32) + 0.5) / _SAMPLES
-    rows = (np.arange(height * _SAMPLES, dtype=np.float32) + 0.5)[:, None] / _SAMPLES
-    distance = _DISTANCE[shape]((columns - x) / radius, (rows - y) / radius) * radius  # in pixels
-    inside = np.clip(distance * _SAMPLES + 0.5, 0, 1)
-    return sum(inside[..., i::_SAMPLES, j::_SAMPLES] for i in range(_SAMPLES) for j in range(_SAMPLES)) / _SAMPLES**2
 
 
 def _centroid(weights: np.ndarray) -> np.ndarray:
