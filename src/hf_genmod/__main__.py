@@ -3,11 +3,12 @@
 import argparse
 import sys
 
+from hf_genmod import __version__
 from hf_genmod.errors import one_line_errors
 
 
-def examine(arguments) -> int:
-    from hf_genmod.sharing.doctor import examine
+def doctor(arguments) -> int:
+    from hf_genmod.sharing.doctor import examine  # with torch and diffusers, which --help does without
 
     findings = 0
     for finding in examine(arguments.path, arguments.split):
@@ -33,22 +34,28 @@ def push(arguments) -> int:
     return 0
 
 
-parser = argparse.ArgumentParser(prog="python -m hf_genmod")
-commands = parser.add_subparsers(required=True)
-doctor = commands.add_parser("doctor", help="what is wrong with a data set, a run or a checkpoint, and what to do")
-doctor.set_defaults(function=examine)
-doctor.add_argument("path", help="a folder of pictures or parquet files, or the output_dir of a run")
-doctor.add_argument("--split", default="train", help="split of the data set")
-pushing = commands.add_parser("push", help="upload a checkpoint and its card to the Hub, and see that it loads there")
-pushing.set_defaults(function=push)
-pushing.add_argument("path", help="the output_dir of a run that is over")
-pushing.add_argument("repo_id", help="the repository; without a slash it is your own")
-pushing.add_argument("--license", help="licence of the model, such as mit; by default that of its card")
-pushing.add_argument("--private", action="store_true", help="make the repository private, if there is none yet")
-pushing.add_argument("--revision", help="the branch, which is made if there is none")
-pushing.add_argument("--create_pr", action="store_true", help="open a pull request instead")
-arguments = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_genmod", description="Checks and shares what the training scripts of hf_genmod write."
+    )
+    parser.add_argument("--version", action="version", version=f"hf_genmod {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("doctor", help="Find problems of a data set, a run or a checkpoint, and what to do.")
+    command.set_defaults(function=doctor)
+    command.add_argument("path", help="Folder of images or parquet files, or the output_dir of a run.")
+    command.add_argument("--split", default="train", help="Split of the data set.")
+    command = commands.add_parser("push", help="Upload a checkpoint with its card to the Hub, and test that it loads.")
+    command.set_defaults(function=push)
+    command.add_argument("path", help="The output_dir of a complete run.")
+    command.add_argument("repo_id", help="The repository. Without a slash it is one of your own.")
+    command.add_argument("--license", help="Licence of the model, such as mit. By default that of its card.")
+    command.add_argument("--private", action="store_true", help="Create the repository as a private one.")
+    command.add_argument("--revision", help="The branch, which is created if it does not exist.")
+    command.add_argument("--create_pr", action="store_true", help="Open a pull request instead.")
+    arguments = parser.parse_args(argv)
+    with one_line_errors():
+        return arguments.function(arguments)
 
-with one_line_errors():
-    status = arguments.function(arguments)
-sys.exit(status)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,3 @@
-import dataclasses
-import json
 from types import SimpleNamespace
 
 import datasets
@@ -23,13 +21,10 @@ from hf_genmod.data.latents import LatentDataset, encode
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.drawing.grids import draw_reconstructions
-from hf_genmod.errors import one_line_errors
 from hf_genmod.evaluation.recognition import report_accuracy
-from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.recipes.networks import AutoencoderArguments, ModelArguments, NetworkArguments
 from hf_genmod.recipes.pictures import DataArguments
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
-from hf_genmod.training.config import TrainingConfig
 
 
 def pictures(resolution, channels=3):
@@ -142,71 +137,6 @@ def test_attention_is_where_kernels_do_not_see_the_picture_and_where_a_text_come
         assert [level for level, has_attention in enumerate(attention_levels) if has_attention] == expected
     text = model.make_unet(pictures(resolution), cross_attention_dim=8)
     assert any("cross_attention" in name for name, _ in text.named_modules())
-
-
-def test_flags_override_the_file_which_overrides_the_defaults(tmp_path):
-    file = tmp_path / "settings.yaml"
-    file.write_text("dataset: mine\nmax_train_steps: 7\nlearning_rate: 1e-4\nblock_out_channels: [16, 32]\n")
-    argv = ["--config", str(file), "--dataset", "other", "--horizontal_flip"]
-    data, model, config = parse_arguments(DataArguments, ModelArguments, TrainingConfig, argv=argv)
-    assert data == DataArguments(dataset="other")
-    assert model == ModelArguments(block_out_channels=[16, 32])
-    assert config == TrainingConfig(max_train_steps=7, learning_rate=1e-4, horizontal_flip=True)
-
-
-def test_what_a_run_writes_down_is_a_settings_file(tmp_path):
-    data, model = DataArguments(resolution="16x8"), ModelArguments(block_out_channels=[8, 16], learn_variance=True)
-    config = TrainingConfig(max_train_steps=3, ema_length=0.1)
-    sections = {"training": config, "data": data, "model": model}
-    written = {name: dataclasses.asdict(section) for name, section in sections.items()}
-    file = tmp_path / "training_config.json"
-    file.write_text(json.dumps({**written, "pictures": {"name": "shapes", "num_pictures": 3}}, indent=2))
-    parsed = parse_arguments(DataArguments, ModelArguments, TrainingConfig, argv=["--config", str(file)])
-    assert parsed == (data, model, config)
-
-
-def test_a_run_by_the_settings_of_another_does_not_push_over_it(tmp_path):
-    config = TrainingConfig(max_train_steps=3, license="mit", push_to_hub=True, hub_model_id="user/first")
-    file = tmp_path / "training_config.json"
-    file.write_text(json.dumps({"training": dataclasses.asdict(config)}))
-    (parsed,) = parse_arguments(TrainingConfig, argv=["--config", str(file)])
-    assert parsed == dataclasses.replace(config, push_to_hub=False, hub_model_id=None)
-
-
-def test_parts_of_settings_that_hold_each_other_s_names_are_read(tmp_path):
-    file = tmp_path / "settings.json"
-    file.write_text(json.dumps({"a": {"hub_model_id": "x", "b": "y"}, "hub_model_id": {"c": "z"}, "b": {"seed": 1}}))
-    with pytest.raises(ValueError, match="'b' is not a setting"):
-        parse_arguments(TrainingConfig, argv=["--config", str(file)])
-
-
-@pytest.mark.parametrize("text, message", [("a: [1", "not a YAML file"), ("- a\n- b", "holds no settings")])
-def test_a_file_that_holds_no_settings_is_named(tmp_path, text, message):
-    file = tmp_path / "settings.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=f"settings.yaml: {message}"):
-        parse_arguments(TrainingConfig, argv=["--config", str(file)])
-
-
-def test_an_unknown_setting_in_the_file_is_named(tmp_path):
-    file = tmp_path / "settings.yaml"
-    file.write_text("max_train_step: 7\n")
-    with pytest.raises(ValueError, match="'max_train_step' is not a setting"):
-        parse_arguments(TrainingConfig, argv=["--config", str(file)])
-
-
-def test_a_mistake_ends_a_script_with_one_line(capsys):
-    with pytest.raises(SystemExit) as ended, one_line_errors():
-        raise ValueError("batch_size: 0 is not positive")
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: batch_size: 0 is not positive\n"
-
-
-def test_an_interrupted_set_up_ends_with_one_sentence(capsys):
-    with pytest.raises(SystemExit) as ended, one_line_errors():
-        raise KeyboardInterrupt
-    assert ended.value.code == 130
-    assert capsys.readouterr().err == "stopped\n"
 
 
 def save_class_folders(folder, **counts):

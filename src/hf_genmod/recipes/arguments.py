@@ -1,54 +1,157 @@
-"""Command-line flags and settings files."""
+"""Command-line flags and settings files, and the arguments that several scripts share."""
 
 import argparse
 import dataclasses
 import difflib
 import sys
+import typing
 from pathlib import Path
 
 import yaml
+from huggingface_hub import get_token
+from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
+from hf_genmod.sharing.model_card import check_license
 
-def parse_arguments(*dataclass_types, argv: list[str] | None = None):
+# Entries of training_config.json that are not flags, and flags that hold for the run that wrote it alone.
+_RECORDS = ("pictures", "built_on", "depends_on", "weights", "asked")
+_NOT_REPEATED = ("push_to_hub", "hub_model_id", "hub_private_repo")
+
+
+@dataclasses.dataclass
+class ConditioningArguments:
+    """Conditioning."""
+
+    condition_dropout: float = dataclasses.field(
+        default=0.1,
+        metadata={"help": "Probability that a training step drops the label or caption of an image."},
+    )
+
+
+@dataclasses.dataclass
+class GuidanceArguments(ConditioningArguments):
+    """Conditioning and guidance."""
+
+    guidance_scale: float = dataclasses.field(
+        default=2.0, metadata={"help": "Guidance scale γ of the samples drawn during training."}
+    )
+
+
+@dataclasses.dataclass
+class SharingArguments:
+    """Model card and Hub."""
+
+    license: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Licence of the model, such as 'mit'. With a licence, the run ends with a model card.",
+            "may_change": True,
+        },
+    )
+    push_to_hub: bool = dataclasses.field(
+        default=False,
+        metadata={
+            "help": "Push the checkpoint and its card to the Hub at the end. Needs --license.",
+            "may_change": True,
+        },
+    )
+    hub_model_id: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Repository to push to. By default it has the name of output_dir.", "may_change": True},
+    )
+    hub_private_repo: bool = dataclasses.field(
+        default=False, metadata={"help": "Create the repository as a private one.", "may_change": True}
+    )
+
+    def __post_init__(self):
+        if self.license is not None:
+            check_license(self.license)
+        if self.push_to_hub and self.license is None:
+            raise ValueError("push_to_hub: a shared model needs a licence; give one, such as --license mit")
+        if self.push_to_hub and get_token() is None:
+            raise ValueError("push_to_hub: nobody is logged in to the Hub; run `hf auth login`, or set HF_TOKEN")
+        if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
+            raise ValueError("hub_model_id: it is the repository for --push_to_hub; give that flag too")
+
+    def repo_id_for(self, output_dir: str) -> str:
+        """
+        The repository to push a run to.
+
+        Raises:
+            ValueError: If its name is not valid on the Hub.
+        """
+        repo_id = self.hub_model_id or Path(output_dir).resolve().name
+        if self.push_to_hub:
+            validate_repo_id(repo_id)
+        return repo_id
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):
+        # Where there is no default value, the help text itself says what happens by default.
+        return action.help if action.required or action.default in (None, []) else super()._get_help_string(action)
+
+
+def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, description: str | None = None) -> tuple:
     """
-    Flags, or a YAML file of them (`--config file.yaml`, flags go before it), as instances of dataclasses.
+    Reads the fields of dataclasses from command-line flags, or from a YAML file (`--config file.yaml`; flags override
+    the file).
 
     Args:
-        dataclass_types: The dataclasses whose fields are the flags.
-        argv (`list[str]`, *optional*): The arguments; those of the command line by default.
+        dataclass_types: Dataclasses whose fields are the flags. `--help` lists each dataclass as a group, under its
+            docstring.
+        argv (`list[str]`, *optional*): The arguments. By default those of the command line.
+        description (`str`, *optional*): Text on top of `--help`. By default the docstring of the script.
+
+    Returns:
+        `tuple`: One instance of each dataclass.
 
     Raises:
-        ValueError: If a flag or a setting of the file is unknown, or a value out of its range.
-        SystemExit: If a value is not of its type (by argparse, status 2).
+        ValueError: If a flag or a setting of the file is unknown, or a value is out of its range.
+        SystemExit: If a value has the wrong type (by argparse, status 2).
     """
-    purpose = (sys.modules["__main__"].__doc__ or "").strip().split("\n\n")[0]
     parser = HfArgumentParser(
-        dataclass_types, usage="%(prog)s [--FLAG VALUE ...]", description=purpose, allow_abbrev=False
+        [_flags_of(dataclass_type) for dataclass_type in dataclass_types],
+        usage="%(prog)s [--FLAG VALUE ...]",
+        description=(description or sys.modules["__main__"].__doc__ or "").strip(),
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", help="YAML file of settings, by the names of the flags.")
-    for action in parser._actions:
-        if action.required:
-            action.default = argparse.SUPPRESS  # which --help would show as None
+    parser.add_argument("--config", help="YAML file of settings, or the training_config.json of a run to repeat.")
+    names = [field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)]
     argv = sys.argv[1:] if argv is None else argv
-    file = parser.parse_known_args(argv)[0].config
-    namespace, unknown = parser.parse_known_args((_flags_of_file(file, parser) if file else []) + argv)
+    config_parser = argparse.ArgumentParser(usage=parser.usage, add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config")
+    file = config_parser.parse_known_args(argv)[0].config
+    values, unknown = parser.parse_known_args((_flags_in_file(file, names) if file else []) + argv)
     if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
+        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{name}" for name in names], n=1)
         raise ValueError(
             f"{unknown[0]}: no such flag; {f'did you mean {close[0]}?' if close else '--help lists them'}"
         )
-    namespace = vars(namespace)
     return tuple(
-        dataclass_type(**{field.name: namespace[field.name] for field in dataclasses.fields(dataclass_type)})
+        dataclass_type(**{field.name: getattr(values, field.name) for field in dataclasses.fields(dataclass_type)})
         for dataclass_type in dataclass_types
     )
 
 
-def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
+def _flags_of(dataclass_type: type) -> type:
+    """The dataclass as HfArgumentParser takes it: with a group name, and no metadata that argparse does not know."""
+    types = typing.get_type_hints(dataclass_type)
+    fields = []
+    for field in dataclasses.fields(dataclass_type):
+        default = {"default": field.default, "default_factory": field.default_factory}
+        flag = dataclasses.field(**default, metadata={"help": field.metadata["help"]})
+        fields.append((field.name, types[field.name], flag))
+    title = dataclass_type.__doc__.strip().splitlines()[0].rstrip(".")
+    return dataclasses.make_dataclass(dataclass_type.__name__, fields, namespace={"_argument_group_name": title})
+
+
+def _flags_in_file(file: str, names: list[str]) -> list[str]:
     """
-    The settings of a YAML file, or of the `training_config.json` of a run, as the flags that say the same; the text as
-    it stands, so that `no` stays "no".
+    The settings of a YAML file, or of the `training_config.json` of a run, as flags. Values stay the text that they
+    are in the file: `no` stays "no".
     """
     try:
         settings = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
@@ -56,13 +159,8 @@ def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
         raise ValueError(f"{file}: not a YAML file ({str(error).splitlines()[0]})") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: holds no settings, which would be lines such as 'batch_size: 32'")
-    for written_down in ("pictures", "weights", "asked"):  # for a run to know its data and its models again
-        settings.pop(written_down, None)
-    of_that_run = ("push_to_hub", "hub_model_id", "hub_private_repo")
-    for part in [settings.pop(name) for name, value in list(settings.items()) if isinstance(value, dict)]:
-        settings |= {key: value for key, value in part.items() if key not in of_that_run}
-    known = {action.dest for action in parser._actions}
-    unknown = sorted(set(settings) - known)
+    settings = _without_sections({name: value for name, value in settings.items() if name not in _RECORDS})
+    unknown = sorted(set(settings) - set(names))
     if unknown:
         raise ValueError(f"{file}: {unknown[0]!r} is not a setting; `--help` lists them")
     flags = []
@@ -73,3 +171,14 @@ def _flags_of_file(file: str, parser: HfArgumentParser) -> list[str]:
         if value not in ("", "null", "~"):
             flags += [f"--{name}", *values]
     return flags
+
+
+def _without_sections(settings: dict, is_section: bool = False) -> dict:
+    """The settings of all sections, and sections of sections, in one dictionary."""
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _without_sections(value, is_section=True)
+        elif not (is_section and name in _NOT_REPEATED):
+            flat[name] = value
+    return flat

@@ -17,7 +17,7 @@ from hf_genmod.sharing.loading import load_vae
 
 @dataclasses.dataclass
 class DataArguments:
-    """Which pictures. Each is a flag of the training examples."""
+    """Images."""
 
     dataset: str = dataclasses.field(
         default="shapes",

@@ -1,0 +1,73 @@
+"""What every training script shares: flags, records, one-line errors, the model card and the push."""
+
+import inspect
+import sys
+import typing
+from collections.abc import Callable
+
+from hf_genmod.errors import TrainingError, one_line_errors
+from hf_genmod.recipes.arguments import SharingArguments, parse_arguments
+from hf_genmod.sharing.model_card import write_card
+from hf_genmod.sharing.push import PushError, push_checkpoint
+from hf_genmod.training.config import TrainingConfig
+
+
+def run(main: Callable, argv: list[str] | None = None):
+    """
+    Runs a training script: reads the arguments of `main` from the command line, trains, then writes the model card
+    (with `--license`) and pushes the checkpoint (with `--push_to_hub`). The `training_config.json` of the run records
+    the arguments, each dataclass under the name of its parameter.
+
+    Args:
+        main (`Callable`): A function that returns a [`Trainer`]. Its parameters are annotated with dataclasses, whose
+            fields are the flags; [`SharingArguments`] are added to them. For a run of several stages, `main` is a
+            generator that yields the [`Trainer`] of each, or `(trainer, arguments, ...)` with those of its arguments
+            that define the stage. Only the last checkpoint is pushed.
+        argv (`list[str]`, *optional*): The flags. By default those of the command line.
+
+    Raises:
+        SystemExit: With status 2 and one sentence after a mistake in the arguments or the data, with status 1 if the
+            training cannot go on.
+    """
+    types = {name: kind for name, kind in typing.get_type_hints(main).items() if name != "return"}
+    parameters = list(types)
+    if SharingArguments not in types.values():
+        types["sharing"] = SharingArguments
+    with one_line_errors():
+        values = parse_arguments(*types.values(), argv=argv, description=main.__globals__.get("__doc__"))
+        arguments = dict(zip(types, values, strict=True))
+        (sharing,) = (value for value in values if isinstance(value, SharingArguments))
+        made = main(**{name: arguments[name] for name in parameters})
+        stages = made if inspect.isgenerator(made) else iter([made])
+    trainer = None
+    while True:
+        with one_line_errors():
+            stage = next(stages, None)  # a generator sets up its next stage here
+            if stage is None:
+                break
+            trainer, *groups = stage if isinstance(stage, tuple) else (stage, *values)
+            recorded = {id(group) for group in (*groups, sharing) if not isinstance(group, TrainingConfig)}
+            repo_id = sharing.repo_id_for(trainer.config.output_dir)
+            trainer.open_run({name: value for name, value in arguments.items() if id(value) in recorded})
+        with one_line_errors(TrainingError, status=1):
+            trainer.train()
+        if sharing.license is not None and trainer.accelerator.is_main_process:
+            _write_card(trainer.config.output_dir, sharing.license)
+    if sharing.push_to_hub and trainer.accelerator.is_main_process:
+        _push(trainer.config.output_dir, repo_id, sharing)
+
+
+def _write_card(output_dir: str, license: str):
+    try:
+        write_card(output_dir, license)
+    except Exception as error:  # the checkpoint is complete without a card
+        print(f"writing the card failed ({type(error).__name__}: {error})", file=sys.stderr)
+
+
+def _push(output_dir: str, repo_id: str, sharing: SharingArguments):
+    try:
+        private = sharing.hub_private_repo or None
+        report = push_checkpoint(output_dir, repo_id, private=private, license=sharing.license)
+        print(f"{report.url} loads and draws what {output_dir} does ({report.sample})", file=sys.stderr)
+    except (PushError, ValueError, OSError) as error:  # the run is complete; the message says how to push again
+        print(error, file=sys.stderr)

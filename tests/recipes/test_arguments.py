@@ -1,0 +1,104 @@
+import dataclasses
+import json
+
+import pytest
+
+from hf_genmod.recipes.arguments import SharingArguments, parse_arguments
+from hf_genmod.recipes.networks import ModelArguments
+from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.training.config import TrainingConfig
+
+
+def test_flags_override_the_file_which_overrides_the_defaults(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("dataset: mine\nmax_train_steps: 7\nlearning_rate: 1e-4\nblock_out_channels: [16, 32]\n")
+    argv = ["--config", str(file), "--dataset", "other", "--horizontal_flip"]
+    data, model, config = parse_arguments(DataArguments, ModelArguments, TrainingConfig, argv=argv)
+    assert data == DataArguments(dataset="other")
+    assert model == ModelArguments(block_out_channels=[16, 32])
+    assert config == TrainingConfig(max_train_steps=7, learning_rate=1e-4, horizontal_flip=True)
+
+
+def test_what_a_run_writes_down_is_a_settings_file(tmp_path):
+    data, model = DataArguments(resolution="16x8"), ModelArguments(block_out_channels=[8, 16], learn_variance=True)
+    config = TrainingConfig(max_train_steps=3, ema_length=0.1)
+    sections = {"data": dataclasses.asdict(data), "model": dataclasses.asdict(model)}
+    records = {"pictures": {"name": "shapes", "num_pictures": 3}, "built_on": {"autoencoder": "x"}, "depends_on": {}}
+    written = {"training": dataclasses.asdict(config), "arguments": sections, **records}
+    file = tmp_path / "training_config.json"
+    file.write_text(json.dumps(written, indent=2))
+    parsed = parse_arguments(DataArguments, ModelArguments, TrainingConfig, argv=["--config", str(file)])
+    assert parsed == (data, model, config)
+
+
+def test_a_run_by_the_settings_of_another_does_not_push_over_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_somebody")
+    sharing = SharingArguments(license="mit", push_to_hub=True, hub_model_id="user/first")
+    file = tmp_path / "training_config.json"
+    file.write_text(json.dumps({"training": {}, "arguments": {"sharing": dataclasses.asdict(sharing)}}))
+    (parsed,) = parse_arguments(SharingArguments, argv=["--config", str(file)])
+    assert parsed == SharingArguments(license="mit")
+    with pytest.raises(ValueError, match="hub_model_id: it is the repository for --push_to_hub"):
+        parse_arguments(SharingArguments, argv=["--config", str(file), "--hub_model_id", "user/second"])
+
+
+def test_parts_of_settings_that_hold_each_other_s_names_are_read(tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"a": {"hub_model_id": "x", "b": "y"}, "hub_model_id": {"c": "z"}, "b": {"seed": 1}}))
+    with pytest.raises(ValueError, match="'b' is not a setting"):
+        parse_arguments(TrainingConfig, argv=["--config", str(file)])
+
+
+@pytest.mark.parametrize("text, message", [("a: [1", "not a YAML file"), ("- a\n- b", "holds no settings")])
+def test_a_file_that_holds_no_settings_is_named(tmp_path, text, message):
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"settings.yaml: {message}"):
+        parse_arguments(TrainingConfig, argv=["--config", str(file)])
+
+
+def test_an_unknown_setting_in_the_file_is_named(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("max_train_step: 7\n")
+    with pytest.raises(ValueError, match="'max_train_step' is not a setting"):
+        parse_arguments(TrainingConfig, argv=["--config", str(file)])
+
+
+@dataclasses.dataclass
+class BaseArguments:
+    """Base model.
+
+    More words.
+    """
+
+    base: str = dataclasses.field(metadata={"help": "The base.", "may_change": True, "built_on": "base model"})
+    parts: list[int] = dataclasses.field(default_factory=list, metadata={"help": "Some numbers."})
+    rank: int = dataclasses.field(default=3, metadata={"help": "The rank."})
+
+
+def test_help_has_the_example_on_top_and_a_group_for_each_dataclass(capsys):
+    description = "Trains a model.\n\n    python train.py --base some/model\n"
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(DataArguments, BaseArguments, argv=["--help"], description=description)
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "\nTrains a model.\n\n    python train.py --base some/model\n" in text
+    images, base = (text.index(f"\n{title}:\n") for title in ("Images", "Base model"))
+    assert images < text.index("--dataset") < base < text.index("--rank")
+    flags = {part.split()[0]: " ".join(part.split()) for part in text.split("\n  --")[1:]}
+    assert flags["rank"].endswith("The rank. (default: 3)")
+    assert flags["base"].endswith("The base.") and flags["parts"].endswith("Some numbers.")
+
+
+def test_a_required_flag_may_stand_in_the_file(tmp_path, capsys):
+    file = tmp_path / "settings.yaml"
+    file.write_text("base: some/model\nparts: [1, 2]\n")
+    (parsed,) = parse_arguments(BaseArguments, argv=["--config", str(file), "--rank", "5"])
+    assert parsed == BaseArguments(base="some/model", parts=[1, 2], rank=5)
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(BaseArguments, argv=["--rank", "5"])
+    assert ended.value.code == 2 and "the following arguments are required: --base" in capsys.readouterr().err
+    file.write_text("base: some/model\nrank: many\n")
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(BaseArguments, argv=["--config", str(file)])
+    assert ended.value.code == 2 and "argument --rank: invalid int value: 'many'" in capsys.readouterr().err
