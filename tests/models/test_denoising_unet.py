@@ -13,7 +13,6 @@ from tiny import TINY_UNET, randomized, tiny_classifier, tiny_unet
 
 from hf_genmod.models.blocks import Attention, UNetBlock
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
-from hf_genmod.models.fast_convolutions import Convolution, Upsample
 from hf_genmod.models.noisy_classifier import NoisyImageClassifier
 
 KINDS = {
@@ -332,13 +331,6 @@ class TestPrediction:
         expected = predict(other, inputs, conditioning_image=torch.cat(waves, dim=1))
         torch.testing.assert_close(predict(unet, inputs), expected)
 
-    @pytest.mark.parametrize("size", [(3, 5), (1, 5), (2, 2), (1, 1)], ids=str)
-    def test_upsampling_is_nearest_neighbour_then_a_convolution(self, size):
-        layer = Upsample(6).double()
-        x = torch.randn(2, 6, *size, dtype=torch.float64)
-        larger = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        torch.testing.assert_close(layer(x), F.conv2d(larger, layer.weight, layer.bias, padding=1))
-
     def test_height_and_width_are_treated_alike(self):
         tall = tiny_unet(sample_size=(16, 8))
         inputs = make_inputs(tall)
@@ -371,24 +363,6 @@ class TestPrediction:
         lowest = unet.mid_blocks[0].residual.conv1.weight
         assert lowest.shape[2:] == lowest_kernel
         assert lowest.grad.ne(0).all()  # all of it is of use
-
-    @pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 3), (4, 4), (1, 16), (4, 5), (8, 8)], ids=str)
-    @pytest.mark.parametrize("kernel_size, stride", [(1, 1), (3, 1), (3, 2)])
-    @pytest.mark.parametrize("bias", [True, False])
-    def test_a_convolution_is_one_by_whatever_way_it_is_computed(self, bias, kernel_size, stride, size):
-        geometry = {"stride": stride, "padding": kernel_size // 2}
-        convolution = randomized(Convolution(6, 4, kernel_size, bias=bias, **geometry)).double()
-        x = torch.randn(3, 6, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        parameters = list(convolution.parameters())
-        actual, expected = convolution(x.requires_grad_()), F.conv2d(x, *parameters, **geometry)
-        torch.testing.assert_close(actual, expected)
-        gradients = [torch.autograd.grad(y.square().sum(), [x, *parameters]) for y in (actual, expected)]
-        torch.testing.assert_close(*gradients)
-        assert convolution(x[:0]).shape == F.conv2d(x[:0], *parameters, **geometry).shape
-        with torch.autocast("cpu", torch.bfloat16):
-            x, parameters = x.float(), [parameter.float() for parameter in parameters]
-            actual, expected = convolution.float()(x), F.conv2d(x, *parameters, **geometry)
-            torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
 
     def test_takes_pictures_of_other_sizes_than_its_own(self):
         unet = tiny_unet()

@@ -24,6 +24,8 @@ class AttentionProcessor:
 
     def __call__(self, attention, tokens, context, context_mask=None):
         heads = (-1, attention.head_dim)
+        # How a linear layer rounds tokens that are not contiguous depends on whether its weight requires a gradient.
+        tokens, context = tokens.contiguous(), context.contiguous()
         query = attention.to_q(tokens).unflatten(-1, heads)  # (n, tokens, heads, head_dim)
         key, value = (project(context).unflatten(-1, heads) for project in (attention.to_k, attention.to_v))
         dtype = query.dtype

@@ -10,7 +10,10 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x):
         if self.kernel_size == (1, 1) and x.shape[-2:].numel() <= 16:
-            return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+            positions = x.movedim(1, -1)  # (n, h, w, c)
+            # Flat, because what matmul does with more axes depends on their strides and on `weight.requires_grad`.
+            y = F.linear(positions.flatten(0, 2), self.weight.flatten(1), self.bias)
+            return y.unflatten(0, positions.shape[:3]).movedim(-1, 1)
         if self.kernel_size == (3, 3) and x.shape[-2:] == (2, 2) and x.device.type == "cpu":
             # y[i, j] = Σ_pq W[1 + p − i, 1 + q − j] x[p, q] + b, where p and q are 0 and 1
             kernel, rows = self.weight.movedim(1, -1), range(0, 2, self.stride[0])  # (out, 3, 3, in)
