@@ -13,7 +13,7 @@ from PIL import Image
 
 from hf_genmod import load_pipeline
 from hf_genmod.drawing.cascade import draw_cascade
-from hf_genmod.drawing.grids import stage_rows
+from hf_genmod.drawing.grids import grid
 from hf_genmod.errors import one_line_errors
 from hf_genmod.recipes.arguments import parse_arguments
 
@@ -95,5 +95,5 @@ with one_line_errors():
         for name, picture in zip(names, drawn[-1], strict=True):
             picture.save(out / f"{name}-{picture.width}x{picture.height}.png")
     if arguments.base:
-        stage_rows(drawn).save(out / "stages.png")
+        grid([row[:8] for row in drawn]).save(out / "stages.png")
     print(f"{seed - arguments.seed} drawn into {out}{', beside stages.png' if arguments.base else ''}")

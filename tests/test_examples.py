@@ -121,7 +121,7 @@ def test_training_an_upsampler_on_full_size_pictures_leaves_one_of_them(class_fo
     assert sorted(pipe.labels) == sorted(folder.name for folder in class_folders.iterdir())
     (image,) = pipe(picture_of(class_folders), num_inference_steps=1).images
     assert (image.mode, image.size) == ("L", (32, 32))
-    assert Image.open(upsampler_run / "samples" / "step-000001.png").size == (12 * 16, 8 * 16)
+    assert Image.open(upsampler_run / "samples" / "step-000001.png").size == (12 * 64, 8 * 64)
     card = (upsampler_run / "README.md").read_text()
     assert "enlarges pictures to 2 times their height and width" in card
     assert not (upsampler_run / "samples.png").exists()  # whose pictures would it show?
@@ -172,7 +172,7 @@ class TestSamplingACascade:
         assert done.returncode == 0, done.stderr
         names = [f"{name}-{i}-16x16.png" for name in ("1", "circle") for i in range(2)]
         assert sorted(file.name for file in tmp_path.iterdir()) == [*names, "stages.png"]
-        assert Image.open(tmp_path / "stages.png").size == (4 * 16, 2 * 16)
+        assert Image.open(tmp_path / "stages.png").size == (4 * 64, 2 * 64)
         assert done.stdout.strip() == f"4 drawn into {tmp_path}, beside stages.png"
 
     def test_enlarges_pictures_of_ones_own_in_tiles(self, upsampler_run, tmp_path):
@@ -314,7 +314,7 @@ def test_training_a_variational_autoencoder_leaves_one_that_samples_from_its_pri
         posterior = pipe.vae.encode(x).latent_dist
     spread = (posterior.mean.var(correction=0) + posterior.var.mean()).sqrt().item()
     assert pipe.vae.config.scaling_factor == pytest.approx(1 / spread, rel=1e-3)
-    assert Image.open(next((vae_run / "samples").glob("*.png"))).size == (12 * 16, 6 * 16)
+    assert Image.open(next((vae_run / "samples").glob("*.png"))).size == (12 * 64, 6 * 64)
 
 
 def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(class_folders, tmp_path):
@@ -328,7 +328,7 @@ def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(c
     assert type(pipe.vae) is Autoencoder and pipe.vae.latent_shape(16, 16) == (5, 1, 1)
     images = pipe.reconstruct(picture_of(class_folders)).images + pipe(2, prior="fitted").images
     assert [(image.mode, image.size) for image in images] == [("L", (16, 16))] * 3
-    assert Image.open(next((tmp_path / "samples").glob("*.png"))).size == (12 * 16, 6 * 16)
+    assert Image.open(next((tmp_path / "samples").glob("*.png"))).size == (12 * 64, 6 * 64)
 
 
 def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(class_folders, tmp_path):

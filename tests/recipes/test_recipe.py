@@ -20,7 +20,6 @@ from hf_genmod import (
 from hf_genmod.data.latents import LatentDataset, encode
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.value_range import to_model_range
-from hf_genmod.drawing.grids import draw_reconstructions
 from hf_genmod.evaluation.recognition import report_accuracy
 from hf_genmod.recipes.networks import AutoencoderArguments, ModelArguments, NetworkArguments
 from hf_genmod.recipes.pictures import DataArguments
@@ -366,22 +365,6 @@ class TestAutoencoders:
         measured = SimpleNamespace(**{**vars(pictures((8, 8))), "value_range": {"low": [0.0] * 3, "high": [1.0] * 3}})
         with pytest.raises(ValueError, match=f"likelihood: '{likelihood}' is of pictures of 8 bits"):
             AutoencoderArguments().make_autoencoder(VariationalAutoencoder, measured, likelihood=likelihood)
-
-    @pytest.mark.parametrize("count", [3, 60])
-    def test_are_drawn_as_pictures_above_their_reconstructions(self, count):
-        data = PictureDataset([Image.new("RGB", (8, 8), (4 * i, 100, 255 - 4 * i)) for i in range(count)], "colors")
-        pipeline = AutoencoderPipeline(tiny_autoencoder())
-        grid = np.asarray(draw_reconstructions(pipeline, data, prior="standard")).reshape(6, 8, 12, 8, 3)
-        shown = [i * count // 24 for i in range(24)]
-        expected = data.__getitems__(shown)["images"].permute(0, 2, 3, 1).numpy()
-        reconstructed = pipeline.reconstruct(data.__getitems__(shown)["images"] / 255).images
-        samples = pipeline(24, generator=[torch.Generator().manual_seed(i) for i in range(24)]).images
-        for i in range(24):
-            row, column = divmod(i, 12)
-            assert np.array_equal(grid[2 * row, :, column], expected[i])
-            tile = grid[2 * row + 1, :, column].astype(int)
-            assert abs(tile - np.asarray(reconstructed[i])).max() <= 1
-            assert np.array_equal(grid[4 + row, :, column], samples[i])
 
 
 def colored_folder(folder, size=(8, 12), **counts):

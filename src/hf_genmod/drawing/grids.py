@@ -1,142 +1,188 @@
-"""Image grids."""
+"""Images in a grid: samples, reconstructions, enlarged images, and a comparison of settings."""
 
-import math
+import textwrap
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw
 
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.data.value_range import to_model_range
 from hf_genmod.drawing.samples import draw_images
 from hf_genmod.models.conditioning import enlarge, shrink
 from hf_genmod.models.variational_autoencoder import VariationalAutoencoder
 from hf_genmod.pipelines.autoencoder import AutoencoderPipeline
 
 
-def side_by_side(rows: list[torch.Tensor]) -> Image.Image:
-    """A grid of pictures, a row for each (n, C, H, W) `uint8`, enlarged where they are small; of more than four
-    channels it shows three."""
-    pixels = torch.cat(rows).permute(0, 2, 3, 1)  # (all, H, W, C)
-    pixels = pixels[..., :3] if pixels.shape[-1] > 4 else pixels
-    pictures = [Image.fromarray(picture.squeeze(-1).numpy()) for picture in pixels]
-    grid = make_image_grid(pictures, len(rows), len(rows[0]))
-    scale = max(1, 64 // min(pictures[0].size))
-    return grid.resize((scale * grid.width, scale * grid.height), Image.Resampling.NEAREST)
-
-
-def class_rows(pipeline, labels: Sequence[int] | None = None, num_columns: int = 8, max_rows: int = 10, **kwargs):
+def grid(
+    rows: Sequence[Sequence[Image.Image]],
+    row_names: Sequence[str] = (),
+    column_names: Sequence[str] = (),
+    least: int = 64,
+) -> Image.Image:
     """
-    A grid with one row for each class (of the first `max_rows`), as a `PIL.Image.Image`.
+    A grid of images.
 
     Args:
-        pipeline ([`ClassifierFreeGuidedPipeline`] or [`ClassifierGuidedPipeline`]): What draws them.
-        labels (sequence of `int`, *optional*): Of which classes; by default of all.
-        num_columns, max_rows (`int`): Size of the grid.
-        kwargs: Further arguments of `draw_images`.
+        rows (sequences of `PIL.Image.Image`): The images of each row. All are shown at the size of the largest.
+        row_names, column_names (sequences of `str`, *optional*): The text above each row and each column.
+        least (`int`, defaults to 64): Small images are enlarged by a whole factor, without interpolation, to at most
+            this many pixels.
     """
-    rows = (range(pipeline.num_classes) if labels is None else labels)[:max_rows]
-    each = [label for label in rows for _ in range(num_columns)]
-    return make_image_grid(draw_images(pipeline, each, **kwargs), len(rows), num_columns)
+    width, height = map(max, zip(*(image.size for row in rows for image in row), strict=True))
+    scale = max(1, least // min(width, height))
+    width, height = scale * width, scale * height
+    gap, line, top = (6 if column_names else 0), 12, (16 if column_names else 0)
+    total = max(map(len, rows)) * (width + gap)
+    # A character of the font is about 5 pixels wide, and 7 if all are wide.
+    texts = [textwrap.wrap(name, max(1, total // 7)) for name in row_names] or [[]] * len(rows)
+    heights = [line * len(text) + 4 * bool(text) + height + gap for text in texts]
+    figure = Image.new("RGB", (total, top + sum(heights)), "white")
+    pen = ImageDraw.Draw(figure)
+    for column, name in enumerate(column_names):
+        pen.text((column * (width + gap) + 2, 2), name, fill="black")
+    for row, text, below in zip(rows, texts, heights, strict=True):
+        for i, words in enumerate(text):
+            pen.text((2, top + 2 + i * line), words, fill="black")
+        top += below
+        for column, image in enumerate(row):
+            enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+            figure.paste(enlarged, (column * (width + gap), top - gap - height))
+    return figure
 
 
-def caption_rows(pipeline, captions: list[str], num_columns: int = 8, **kwargs) -> Image.Image:
-    """A grid with one row for each caption, which stands above it."""
-    prompts = [caption for caption in captions for _ in range(num_columns)]
-    pictures = draw_images(pipeline, prompt=prompts, **kwargs)
-    width, height = pictures[0].size
-    scale = max(1, 512 // (num_columns * width))  # for the captions to be read
-    size, line = (scale * width, scale * height), 16
-    grid = Image.new("RGB", (num_columns * size[0], len(captions) * (size[1] + line)), "white")
-    for i, picture in enumerate(pictures):
-        row, column = divmod(i, num_columns)
-        grid.paste(picture.resize(size, Image.Resampling.NEAREST), (column * size[0], row * (size[1] + line) + line))
-    for row, caption in enumerate(captions):
-        ImageDraw.Draw(grid).text((2, row * (size[1] + line) + 2), caption, fill="black")
-    return grid
+def in_rows(images: Sequence, num_columns: int) -> list[Sequence]:
+    """Images, row by row."""
+    return [images[start : start + num_columns] for start in range(0, len(images), num_columns)]
+
+
+def side_by_side(rows: list[torch.Tensor]) -> Image.Image:
+    """A grid with a row for each (n, C, H, W) `uint8` tensor; of more than four channels three are shown."""
+    rows = [row[:, :3] if row.shape[1] > 4 else row for row in rows]
+    return grid([[Image.fromarray(x.permute(1, 2, 0).squeeze(-1).numpy()) for x in row] for row in rows])
+
+
+def sample_rows(
+    pipeline,
+    request: dict[str, list] | None = None,
+    names: Sequence[str] = (),
+    num_columns: int = 8,
+    num_rows: int = 8,
+    **kwargs,
+) -> Image.Image:
+    """
+    A grid of samples.
+
+    Args:
+        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
+        request (`dict`, *optional*): Arguments with one value per row, such as "class_labels" or "prompt".
+        names (sequence of `str`, *optional*): The text above each row.
+        num_columns, num_rows (`int`): The size of the grid; the number of rows is that of the `request`, if any.
+        kwargs: Further arguments of [`~hf_genmod.drawing.samples.draw_images`].
+    """
+    each = {name: [value for value in values for _ in range(num_columns)] for name, values in (request or {}).items()}
+    return grid(in_rows(draw_images(pipeline, each, num_rows * num_columns, **kwargs), num_columns), names)
+
+
+def class_rows(pipeline, labels: Sequence[int] | None = None, max_rows: int = 10, **kwargs) -> Image.Image:
+    """
+    A grid of samples with one row for each class.
+
+    Args:
+        pipeline ([`ClassifierFreeGuidedPipeline`] or [`ClassifierGuidedPipeline`]): The pipeline.
+        labels (sequence of `int`, *optional*): The classes; by default all.
+        max_rows (`int`): How many of them are shown.
+        kwargs: Further arguments of `sample_rows`.
+    """
+    labels = list(range(pipeline.num_classes) if labels is None else labels)[:max_rows]
+    names = {label: name for name, label in pipeline.labels.items()}
+    return sample_rows(
+        pipeline, {"class_labels": labels}, [names.get(label, f"class {label}") for label in labels], **kwargs
+    )
+
+
+def caption_rows(pipeline, captions: list[str], **kwargs) -> Image.Image:
+    """A grid of samples with one row for each caption; further arguments are those of `sample_rows`."""
+    return sample_rows(pipeline, {"prompt": captions}, captions, **kwargs)
+
+
+def draw_checkpoint(pipeline, captions: Sequence[str] = ()) -> Image.Image:
+    """Samples of a checkpoint, not chosen, drawn on this process: a row for each class or caption, else 8 rows of 8;
+    sample i has the seed i."""
+    options = {"shared": False}
+    if "unet" not in pipeline.components:
+        prior = "standard" if isinstance(pipeline.vae, VariationalAutoencoder) else "fitted"
+        return sample_rows(pipeline, prior=prior, **options)
+    options["num_inference_steps"] = 20
+    if hasattr(pipeline, "labels"):
+        return class_rows(pipeline, **options)
+    if "tokenizer" in pipeline.components:
+        return caption_rows(pipeline, list(captions) or [""], **options)
+    return sample_rows(pipeline, **options)
 
 
 def draw_reconstructions(
     pipeline: AutoencoderPipeline, dataset: PictureDataset, prior: str = "fitted", num_columns: int = 12
 ) -> Image.Image:
-    """A grid of pictures and, below them, their reconstructions, twice; then two rows of samples of a prior."""
-    indices = [i * len(dataset) // (2 * num_columns) for i in range(2 * num_columns)]
-    x = to_model_range(dataset.__getitems__(indices)["images"]).to(pipeline.vae.device)
+    """A grid of images and, below them, their reconstructions, twice; then two rows of samples from a prior."""
+    x = dataset.x_0(_spread(dataset, 2 * num_columns)).to(pipeline.vae.device)
     with torch.no_grad():
-        pairs = torch.stack([x, pipeline.vae(x).sample.to(x.dtype)]).unflatten(1, (2, num_columns))
+        reconstructions = pipeline.vae(x).sample.to(x.dtype)
     seeds = [torch.Generator().manual_seed(seed) for seed in range(2 * num_columns)]
     samples = pipeline(len(seeds), prior, generator=seeds).images
-    rows = pipeline.postprocess(pairs.transpose(0, 1).flatten(0, 2))
-    return make_image_grid([*rows, *samples], 6, num_columns)
-
-
-def stage_rows(drawn: list[list[Image.Image]], num_columns: int = 8) -> Image.Image:
-    """A grid of what each stage of a cascade has drawn, a row for each, all as large as the last."""
-    size = drawn[-1][0].size
-    rows = [[picture.resize(size, Image.Resampling.NEAREST) for picture in row[:num_columns]] for row in drawn]
-    return make_image_grid([picture for row in rows for picture in row], len(rows), len(rows[0]))
+    halves = zip(x.chunk(2), reconstructions.chunk(2), strict=True)
+    pairs = [pipeline.postprocess(images) for half in halves for images in half]
+    return grid([*pairs, *in_rows(samples, num_columns)])
 
 
 def draw_enlarged(pipeline, dataset: PictureDataset, num_columns: int = 12, **kwargs) -> Image.Image:
-    """A grid of pictures made small, of these enlarged by bicubic interpolation and by a [`SuperResolutionPipeline`],
-    and of the pictures as they are; twice."""
-    indices = [i * len(dataset) // (2 * num_columns) for i in range(2 * num_columns)]
-    batch, factor = dataset.__getitems__(indices), pipeline.config.factor
-    x = to_model_range(batch["images"])
+    """A grid of images made small, enlarged by bicubic interpolation, enlarged by a [`SuperResolutionPipeline`], and
+    in their original size; twice."""
+    indices, factor = _spread(dataset, 2 * num_columns), pipeline.config.factor
+    x = dataset.x_0(indices)
     small = shrink(x, factor)
-    each = {"image": list(pipeline.postprocess(small, "pt"))}
+    request = {"image": list(pipeline.postprocess(small, "pt"))}
     if pipeline.unet.config.num_classes is not None:
-        each["class_labels"] = batch["class_labels"].tolist()
-    drawn = draw_images(pipeline, **each, **kwargs)
-    seen = [F.interpolate(small, scale_factor=factor), enlarge(small, factor).clamp(-1, 1)]
-    rows = [*map(pipeline.postprocess, seen), drawn, pipeline.postprocess(x)]
-    halves = [row[start : start + num_columns] for start in (0, num_columns) for row in rows]
-    return make_image_grid([picture for row in halves for picture in row], 8, num_columns)
-
-
-def draw_checkpoint(pipeline, captions: Sequence[str] = ()) -> Image.Image:
-    """What a checkpoint makes, not chosen: a row for each class or caption, else 8 rows; sample i has the seed i. This
-    process draws it alone."""
-    if "unet" not in pipeline.components:
-        prior = "standard" if isinstance(pipeline.vae, VariationalAutoencoder) else "fitted"
-        return make_image_grid(draw_images(pipeline, shared=False, prior=prior), 8, 8)
-    options = {"shared": False, "num_inference_steps": 20}
-    if hasattr(pipeline, "labels"):
-        return class_rows(pipeline, **options)
-    if "tokenizer" in pipeline.components:
-        return caption_rows(pipeline, list(captions) or [""], **options)
-    return make_image_grid(draw_images(pipeline, **options), 8, 8)
+        request["class_labels"] = dataset.labels[indices].tolist()
+    drawn = draw_images(pipeline, request, **kwargs)
+    bicubic = enlarge(small, factor).clamp(-1, 1)
+    shown = [pipeline.postprocess(small), pipeline.postprocess(bicubic), drawn, pipeline.postprocess(x)]
+    return grid([images[start : start + num_columns] for start in (0, num_columns) for images in shown])
 
 
 def draw_steps(pipeline, request: dict, scales: dict[str, list[float]], steps: Sequence[int] = (5, 10, 20, 50)):
     """
-    The same noise by several strengths of guidance (rows) and numbers of steps (columns), as a `PIL.Image.Image`.
+    A grid of the same noise sampled with several strengths of guidance (rows) and numbers of steps (columns).
 
     Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): What draws them.
-        request (`dict`): What each picture of a cell is asked by, as `draw_images` takes it; picture i has the seed i.
+        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
+        request (`dict`): Arguments with one value for each of the four images of a cell; may be empty.
         scales (`dict`): The argument of the pipeline that is the strength, and its values; empty for one row.
-        steps (sequence of `int`): Numbers of steps.
+        steps (sequence of `int`): The numbers of steps.
     """
-    rows = [(f"{name} {value:g}", {name: value}) for name, values in scales.items() for value in values] or [("", {})]
-    columns = [(f"{count} steps", {"num_inference_steps": count}) for count in steps]
+    rows = [{name: value} for name, values in scales.items() for value in values] or [{}]
     cells = [
-        [draw_images(pipeline, **request, **row, **column, shared=False) for _, column in columns] for _, row in rows
+        [
+            grid(in_rows(draw_images(pipeline, request, 4, shared=False, num_inference_steps=count, **row), 2))
+            for count in steps
+        ]
+        for row in rows
     ]
-    return _labelled(cells, [name for name, _ in rows], [name for name, _ in columns])
+    names = [f"{name.replace('_', ' ')} {value:g}" for row in rows for name, value in row.items()]
+    return grid(cells, names, [f"{count} steps" for count in steps], least=128)
 
 
-def draw_trajectory(pipeline, request: dict, num_columns: int = 8, num_inference_steps: int = 50) -> Image.Image:
+def draw_trajectory(
+    pipeline, request: dict, count: int = 4, num_columns: int = 8, num_inference_steps: int = 50
+) -> Image.Image:
     """
-    How pictures come out of noise: x_t after some of the steps, decoded where they are latents.
+    A grid of x_t after some of the steps, decoded if they are latents; a row for each image.
 
     Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): What draws them.
-        request (`dict`): What each picture is asked by, up to 16 of them, as `draw_images` takes it.
+        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
+        request (`dict`): Arguments with one value per image, of up to 16 images; may be empty.
+        count (`int`): The number of images, where the `request` is empty.
         num_columns (`int`): How many steps are shown, the first and the last among them.
-        num_inference_steps (`int`): Of how many.
+        num_inference_steps (`int`): The number of steps.
     """
     shown = torch.linspace(0, num_inference_steps - 1, num_columns).round().int().tolist()
     columns, names = [], []
@@ -147,28 +193,11 @@ def draw_trajectory(pipeline, request: dict, num_columns: int = 8, num_inference
             names.append(f"after t = {int(t)}")
         return {}
 
-    draw_images(pipeline, **request, shared=False, num_inference_steps=num_inference_steps, callback_on_step_end=keep)
-    cells = [[[picture] for picture in row] for row in zip(*columns, strict=True)]
-    return _labelled(cells, [""] * len(cells), names)
+    options = {"num_inference_steps": num_inference_steps, "callback_on_step_end": keep}
+    draw_images(pipeline, request, count, shared=False, **options)
+    return grid([*zip(*columns, strict=True)], (), names, least=128)
 
 
-def _labelled(cells: list[list[list[Image.Image]]], row_names: list[str], column_names: list[str]) -> Image.Image:
-    """Cells of one or more pictures, with the names of rows and columns beside them."""
-    side = math.ceil(len(cells[0][0]) ** 0.5)
-    width, height = cells[0][0][0].size
-    scale = max(1, 128 // (side * width))
-    width, height = scale * width, scale * height
-    left, top, gap = (110 if any(row_names) else 0), 16, 6
-    size = (left + len(column_names) * (side * width + gap), top + len(row_names) * (side * height + gap))
-    grid = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(grid)
-    for column, name in enumerate(column_names):
-        pen.text((left + column * (side * width + gap) + 2, 2), name, fill="black")
-    for row, name in enumerate(row_names):
-        pen.text((2, top + row * (side * height + gap) + 2), name, fill="black")
-        for column, pictures in enumerate(cells[row]):
-            for i, picture in enumerate(pictures):
-                x, y = left + column * (side * width + gap) + i % side * width, top + row * (side * height + gap)
-                resized = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
-                grid.paste(resized, (x, y + i // side * height))
-    return grid
+def _spread(dataset, count: int) -> list[int]:
+    """Indices at even distances."""
+    return [i * len(dataset) // count for i in range(count)]

@@ -1,43 +1,88 @@
-"""Draws samples of a pipeline on all processes."""
+"""Draws samples of a pipeline on all processes; sample i has the seed `seed` + i."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from hf_genmod.data.value_range import to_model_range
 from hf_genmod.processes import processes
 
-CHUNK = 50  # pictures that are drawn, and kept, together
+CHUNK = 50  # samples in a file
 
 
-def draw_to_folder(pipeline, folder: Path, each: dict[str, list], count: int, seed: int = 0, **request) -> dict:
+def draw_images(
+    pipeline,
+    request: dict[str, list] | None = None,
+    count: int = 64,
+    seed: int = 0,
+    shared: bool = True,
+    **kwargs,
+) -> list:
     """
-    Samples whose work all processes share, kept in a folder in parts, so that what is there is not drawn again; sample
-    i has the seed `seed` + i, so they are the same on any number of processes.
+    Draws images on all processes. They are the same on any number of processes.
 
     Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): What draws them.
-        folder (`Path`): Where they are kept, `00000.pt`, `00050.pt`, ...; of these settings and no others.
-        each (`dict`): What each sample is asked by, such as "class_labels" or "prompt"; nothing where they differ by
-            their seeds alone.
-        count (`int`): How many.
-        request: What all are asked by.
+        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
+        request (`dict`, *optional*): Arguments with one value per image, such as "class_labels" or "prompt".
+        count (`int`): The number of images, where there is no `request`.
+        seed (`int`): The seed of the first image.
+        shared (`bool`): `False` if only this process calls this function.
+        kwargs: Arguments of the pipeline that are the same for all images.
 
     Returns:
-        `dict`: "images", `uint8` (n, C, H, W), as `to_bytes` makes them; per picture "seconds", of each part, and
-        "forward_passes" of U-Net and classifier (of an autoencoder, of its decoder).
+        `list`: All images, as the pipeline returns them, on each process.
+
+    Raises:
+        RuntimeError: On all processes, if drawing fails on one of them.
     """
-    state, starts = processes(), range(0, count, CHUNK)
+    count = len(next(iter(request.values()))) if request else count
+    if not shared:
+        return _draw(pipeline, request, range(count), seed, **kwargs)
+    state = processes()
+    mine = range(state.process_index, count, state.num_processes)
+    images, error = {}, None
+    try:
+        images = dict(zip(mine, _draw(pipeline, request, mine, seed, **kwargs), strict=True))
+    except Exception as caught:  # the other processes wait for this one
+        error = f"{type(caught).__name__}: {caught}"
+    together = {}
+    for others, others_error in gather_object([(images, error)]):
+        if others_error:
+            raise RuntimeError(others_error)
+        together |= others
+    return [together[i] for i in range(count)]
+
+
+def draw_to_folder(
+    pipeline, folder: Path, request: dict[str, list], count: int, seed: int = 0, **kwargs
+) -> dict[str, torch.Tensor | float]:
+    """
+    Draws samples on all processes and keeps them in a folder, in files of up to 50. Files that are already there are
+    not drawn again.
+
+    Args:
+        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
+        folder (`Path`): Where the files are, `00000.pt`, `00050.pt`, ...; all with the same arguments.
+        request (`dict`): Arguments with one value per sample; may be empty.
+        count (`int`): The number of samples.
+        seed (`int`): The seed of the first sample.
+        kwargs: Arguments of the pipeline that are the same for all samples.
+
+    Returns:
+        `dict`: "images", `uint8` (n, C, H, W), as [`to_bytes`] makes them; "seconds" per sample, one value for each
+        file; and "forward_passes" per sample of U-Net and classifier, or of an autoencoder's decoder.
+    """
+    state = processes()
+    files = {folder / f"{start:05}.pt": range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)}
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [start for start in starts if not _file(folder, start).is_file()]
-    state.wait_for_everyone()  # for all to have seen the same
+    missing = [file for file in files if not file.is_file()]
+    state.wait_for_everyone()  # until each process has listed the same files
     mine = missing[state.process_index :: state.num_processes]
-    for start in tqdm(mine, "Drawing samples", disable=not state.is_main_process or not missing):
-        part = range(start, min(start + CHUNK, count))
-        asked = {name: [values[i] for i in part] for name, values in each.items()} or {"batch_size": len(part)}
-        generators = [torch.Generator().manual_seed(seed + i) for i in part]
+    for file in tqdm(mine, "Drawing samples", disable=not state.is_main_process or not missing):
         passes = 0
 
         def count_passes(module, inputs, output):
@@ -46,87 +91,43 @@ def draw_to_folder(pipeline, folder: Path, each: dict[str, list], count: int, se
 
         hooks = [model.register_forward_hook(count_passes) for model in _models(pipeline)]
         started = time.perf_counter()
-        images = pipeline(**asked, **request, generator=generators, output_type="pt").images
-        images = to_bytes(images, pipeline)  # an accelerator is done when they are on the CPU
+        images = _draw(pipeline, request, files[file], seed, CHUNK, output_type="pt", **kwargs)
+        images = to_bytes(torch.stack(images), pipeline)  # on the CPU, so that the accelerator has finished
         seconds = time.perf_counter() - started
         for hook in hooks:
             hook.remove()
-        chunk = {"images": images, "seconds": seconds, "forward_passes": passes}
-        partial = _file(folder, start).with_suffix(".partial")
-        torch.save(chunk, partial)
-        partial.replace(_file(folder, start))
+        partial = file.with_suffix(".partial")
+        torch.save({"images": images, "seconds": seconds, "forward_passes": passes}, partial)
+        partial.replace(file)
     state.wait_for_everyone()
-    chunks = [torch.load(_file(folder, start), weights_only=True) for start in starts]
-    seconds = torch.tensor([chunk["seconds"] / len(chunk["images"]) for chunk in chunks])
-    passes = sum(chunk["forward_passes"] for chunk in chunks) / count
-    return {"images": torch.cat([chunk["images"] for chunk in chunks]), "seconds": seconds, "forward_passes": passes}
-
-
-def _models(pipeline) -> list[torch.nn.Module]:
-    """What is run once for each step, or for each picture of an autoencoder."""
-    models = [pipeline.components.get(name) for name in ("unet", "classifier")]
-    return [model for model in models if model is not None] or [pipeline.vae.decoder]
-
-
-def _file(folder: Path, start: int) -> Path:
-    return folder / f"{start:05}.pt"
+    chunks = [torch.load(file, weights_only=True) for file in files]
+    return {
+        "images": torch.cat([chunk["images"] for chunk in chunks]),
+        "seconds": torch.tensor([chunk["seconds"] / len(chunk["images"]) for chunk in chunks]),
+        "forward_passes": sum(chunk["forward_passes"] for chunk in chunks) / count,
+    }
 
 
 def to_bytes(images: torch.Tensor, pipeline) -> torch.Tensor:
-    """Pictures as a pipeline gives them, (n, C, H, W) in [0, 1] or in the units of the data, as `uint8`: 0 and 255 are
-    the lowest and highest of these."""
+    """Images of a pipeline, (n, C, H, W) in [0, 1] or in the units of its value range, as `uint8`."""
     value_range = pipeline.config.get("value_range")
     if value_range is not None:
-        low, high = (torch.tensor(value_range[end], device=images.device)[:, None, None] for end in ("low", "high"))
-        images = (images - low) / (high - low).clamp(min=1e-30)
+        images = (to_model_range(images, value_range) + 1) / 2
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
-def draw_images(
-    pipeline,
-    class_labels: list | None = None,
-    prompt: list[str] | None = None,
-    count: int = 64,
-    seed: int = 0,
-    shared: bool = True,
-    image: list[torch.Tensor] | None = None,
-    **kwargs,
-) -> list:
-    """
-    Pictures whose work all processes share; picture i has the seed `seed` + i, so they are the same on any number.
+def _draw(pipeline, request: dict[str, list] | None, indices: Sequence[int], seed, batch_size=16, **kwargs) -> list:
+    """The images of these indices, on this process."""
+    images = []
+    for start in range(0, len(indices), batch_size):
+        part = indices[start : start + batch_size]
+        each = {name: [values[i] for i in part] for name, values in (request or {}).items()}
+        generators = [torch.Generator().manual_seed(seed + i) for i in part]
+        images += pipeline(**(each or {"batch_size": len(part)}), generator=generators, **kwargs).images
+    return images
 
-    Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): What draws them.
-        class_labels (`list`, *optional*): The label of each picture.
-        prompt (`list[str]`, *optional*): The prompt of each picture.
-        count (`int`): How many, without either, and without `image`.
-        shared (`bool`): `False` where not all processes call this: then this one does all the work.
-        image (`list[torch.Tensor]`, *optional*): What an upsampler makes each picture of, (C, h, w).
-        kwargs: Further arguments of the pipeline.
 
-    Returns:
-        `list` of `PIL.Image.Image`: All of them, on each process.
-
-    Raises:
-        RuntimeError: On all processes, if one of them fails.
-    """
-    state = processes()
-    each = {"class_labels": class_labels, "prompt": prompt, "image": image}
-    each = {name: values for name, values in each.items() if values is not None}
-    count = len(next(iter(each.values()))) if each else count
-    mine = range(state.process_index, count, state.num_processes) if shared else range(count)
-    images, error = {}, None
-    try:
-        for start in range(0, len(mine), 16):
-            part = mine[start : start + 16]
-            request = {name: [values[i] for i in part] for name, values in each.items()} or {"batch_size": len(part)}
-            generators = [torch.Generator().manual_seed(seed + i) for i in part]
-            images |= zip(part, pipeline(**request, generator=generators, **kwargs).images, strict=True)
-    except Exception as caught:  # the others wait for this process, whatever happens to it
-        error = f"{type(caught).__name__}: {caught}"
-    together = {}
-    for others, others_error in gather_object([(images, error)]) if shared else [(images, error)]:
-        if others_error:
-            raise RuntimeError(others_error)
-        together |= others
-    return [together[i] for i in range(count)]
+def _models(pipeline) -> list[torch.nn.Module]:
+    """The models that run once per step, or once per image in an autoencoder's pipeline."""
+    models = [pipeline.components.get(name) for name in ("unet", "classifier")]
+    return [model for model in models if model is not None] or [pipeline.vae.decoder]

@@ -8,6 +8,7 @@ import diffusers
 import torch
 from diffusers import SchedulerMixin
 
+import hf_genmod
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.drawing.curves import draw_guidance
 from hf_genmod.drawing.grids import draw_steps, draw_trajectory, side_by_side
@@ -17,7 +18,6 @@ from hf_genmod.evaluation.neighbours import audit_memorisation
 from hf_genmod.models.conditioning import enlarge, shrink
 from hf_genmod.models.variational_autoencoder import VariationalAutoencoder
 from hf_genmod.pipelines.super_resolution import SuperResolutionPipeline
-from hf_genmod.schedulers import ancestral_ddpm
 
 
 def settings_of(
@@ -79,7 +79,7 @@ def make_sampler(name: str, own: SchedulerMixin) -> SchedulerMixin:
     """
     if name == type(own).__name__:
         return own
-    cls = getattr(ancestral_ddpm, name, getattr(diffusers, name, None))
+    cls = getattr(hf_genmod, name, getattr(diffusers, name, None))
     if not hasattr(cls, "add_noise"):
         raise ValueError(f"samplers: {name!r} is no scheduler of diffusers, such as DDIMScheduler")
     return cls.from_config(own.config)
@@ -154,7 +154,7 @@ def draw_figures(pipeline, settings: list[dict], each: dict[str, list], folder: 
     if "unet" not in pipeline.components:
         return
     scale, choices = scale_of(pipeline), [1.0, 2.0, 4.0]
-    some = {name: values[:4] for name, values in each.items()} or {"count": 4}
+    some = {name: values[:4] for name, values in each.items()}
     if len(settings) > 1 and all(scale in setting for setting in settings):
         draw_guidance(settings, scale, folder / "guidance.png")
     if is_upsampler(pipeline):

@@ -88,10 +88,9 @@ class WithPrior(torch.utils.data.Dataset):
 def draw_samples(pipeline: GenerationPipeline, asked: dict[str, list], count: int, seed: int) -> torch.Tensor:
     """Unguided samples x_0 as the U-Net sees them, (count, c, h, w), of "class_labels", "captions" or nothing."""
     guidance = {"guidance_scale": 1.0} if asked else {}
-    samples = draw_images(
-        pipeline, asked.get("class_labels"), asked.get("captions"), count, seed,
-        num_inference_steps=20, output_type="latent", **guidance,
-    )  # fmt: skip
+    request = {"prompt" if name == "captions" else name: values for name, values in asked.items()}
+    options = guidance | {"num_inference_steps": 20, "output_type": "latent"}
+    samples = draw_images(pipeline, request, count, seed, **options)
     samples = torch.stack(samples).cpu()
     return samples.clamp(-1, 1) if pipeline.vae is None else samples
 

@@ -1,0 +1,178 @@
+"""Grids of images: what they show, and where."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageChops
+from tiny import tiny_autoencoder, tiny_text_pipeline, tiny_unet
+
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    Autoencoder,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    SuperResolutionPipeline,
+    UnconditionalPipeline,
+)
+from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.data.shapes import ShapesDataset
+from hf_genmod.drawing.grids import (
+    class_rows,
+    draw_checkpoint,
+    draw_enlarged,
+    draw_reconstructions,
+    draw_steps,
+    draw_trajectory,
+    grid,
+    side_by_side,
+)
+from hf_genmod.drawing.samples import draw_images
+from hf_genmod.models.conditioning import enlarge, shrink
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 7])
+def test_rows_of_pictures_are_laid_out_and_enlarged(channels):
+    rows = [torch.full((3, channels, 8, 16), 10 * (row + 1), dtype=torch.uint8) for row in range(2)]
+    grid = side_by_side(rows)
+    assert (grid.mode, grid.size) == ("RGB", (3 * 16 * 8, 2 * 8 * 8))
+    pixels = np.asarray(grid).reshape(2 * 64, -1)
+    assert (pixels[:64] == 10).all() and (pixels[64:] == 20).all()
+
+
+def cell(figure, column, row, side=64, top=0, gap=0):
+    """An image of a grid, whose rows have texts above them where `top` is 16."""
+    x, y = column * (side + gap), row * (side + gap + top) + top
+    return figure.crop((x, y, x + side, y + side))
+
+
+def enlarged(picture, side=64):
+    return picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+
+
+def ink(figure):
+    """Around what is not white."""
+    return ImageChops.difference(figure, Image.new("RGB", figure.size, "white")).getbbox()
+
+
+def test_texts_are_shown_whole_and_images_beneath_them():
+    blank, name = Image.new("L", (32, 32), 255), "a red cat, a green dog and two lizards on the hill behind the house"
+    figure = grid([[blank] * 2, [blank] * 2], [name, "b"])
+    assert figure.size == (128, 2 * 64 + (4 + 5 * 12) + (4 + 12))  # in five lines, and in one
+    left, top, right, bottom = ink(figure.crop((0, 0, 128, 64)))
+    assert 0 < left and 0 < top and right < 128 and bottom <= 64
+    assert ink(figure.crop((0, 64, 128, 128))) is None and ink(figure.crop((0, 128, 128, 144)))
+    assert ink(figure.crop((0, 144, 128, 208))) is None
+    figure = grid([[blank] * 2], column_names=["after t = 999", "b"], least=128)
+    assert figure.size == (2 * 134, 16 + 134)
+    assert ink(figure)[2] > 134 and ink(figure)[3] <= 16
+
+
+def test_images_of_several_sizes_are_shown_at_that_of_the_largest():
+    small, large = Image.new("RGB", (2, 1), "red"), Image.new("RGB", (20, 30), "blue")
+    figure = grid([[small], [large]])
+    assert figure.size == (60, 180)  # three times 20, at most 64
+    assert figure.getpixel((59, 89)) == (255, 0, 0) and figure.getpixel((0, 90)) == (0, 0, 255)
+    assert grid([[Image.new("RGB", (200, 100))]]).size == (200, 100)
+
+
+def test_a_row_of_samples_has_the_name_of_its_class():
+    pipe = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), AncestralDDPMScheduler(), id2label={0: "x", 2: "z"})
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_columns": 2, "num_inference_steps": 2}
+    figure = class_rows(pipe, [2, 1], **options)
+    pictures = draw_images(pipe, {"class_labels": [2, 2, 1, 1]}, num_inference_steps=2)
+    assert figure.size == (128, 2 * 80)
+    for i, picture in enumerate(pictures):
+        assert cell(figure, i % 2, i // 2, top=16).tobytes() == enlarged(picture).tobytes()
+    named = grid([pictures[:2], pictures[2:]], ["z", "class 1"])
+    assert named.tobytes() == figure.tobytes()
+    assert class_rows(pipe, max_rows=1, **options).size == (128, 80)
+
+
+def test_a_trajectory_ends_at_the_picture_itself():
+    pipe = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    figure = draw_trajectory(pipe, {}, 2, num_columns=3, num_inference_steps=5)
+    pictures = draw_images(pipe, count=2, num_inference_steps=5)
+    for row, picture in enumerate(pictures):
+        last, first = (figure.crop((x, 16 + 134 * row, x + 128, 144 + 134 * row)) for x in (2 * 134, 0))
+        assert last.tobytes() == enlarged(picture, 128).tobytes() != first.tobytes()
+
+
+def test_a_grid_of_steps_shows_what_each_setting_draws():
+    pipe = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    request = {"class_labels": [1, 0, 1, 1]}
+    figure = draw_steps(pipe, request, {"guidance_scale": [1.0, 4.0]}, steps=(2, 3))
+    assert figure.size == (2 * 134, 16 + 2 * (16 + 134))
+    for row, scale in enumerate((1.0, 4.0)):
+        for column, steps in enumerate((2, 3)):
+            pictures = draw_images(pipe, request, guidance_scale=scale, num_inference_steps=steps)
+            shown = figure.crop((134 * column, 150 * row + 32, 134 * column + 128, 150 * row + 160))
+            for i, picture in enumerate(pictures):
+                assert cell(shown, i % 2, i // 2).tobytes() == enlarged(picture).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["classes", "text", "none", "variational", "plain"])
+def test_what_a_checkpoint_makes_is_drawn_by_the_seeds_from_0(kind):
+    vae = tiny_autoencoder(Autoencoder)
+    vae.fit_prior(torch.randn(50, *vae.latent_shape(8, 8), generator=torch.Generator().manual_seed(0)))
+    pipe, first = {
+        "classes": lambda: (
+            ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler()), {"class_labels": [0]}
+        ),
+        "text": lambda: (tiny_text_pipeline(), {"prompt": ["two lizards"]}),
+        "none": lambda: (UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()), {}),
+        "variational": lambda: (AutoencoderPipeline(tiny_autoencoder()), {"prior": "standard"}),
+        "plain": lambda: (AutoencoderPipeline(vae), {"prior": "fitted"}),
+    }[kind]()  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    steps = {"num_inference_steps": 20} if "unet" in pipe.components else {}
+    figure = draw_checkpoint(pipe, ["two lizards", "a cat"])
+    picture = pipe(**first, **steps, generator=[torch.Generator().manual_seed(0)]).images[0]
+    shown = cell(figure, 0, 0, top=16 if kind in ("classes", "text") else 0)
+    difference = np.abs(np.asarray(shown, float) - np.asarray(enlarged(picture), float))
+    assert difference.max() <= 1  # the shapes of a batch alter rounding
+
+
+def test_reconstructions_are_shown_below_the_images():
+    for count in (3, 60):
+        data = PictureDataset([Image.new("RGB", (8, 8), (4 * i, 100, 255 - 4 * i)) for i in range(count)], "colors")
+        pipeline = AutoencoderPipeline(tiny_autoencoder())
+        figure = draw_reconstructions(pipeline, data, prior="standard")
+        assert figure.size == (12 * 64, 6 * 64)
+        shown = [i * count // 24 for i in range(24)]
+        images = data.x_0(shown) / 2 + 0.5
+        expected, reconstructed = pipeline.postprocess(data.x_0(shown)), pipeline.reconstruct(images).images
+        samples = pipeline(24, generator=[torch.Generator().manual_seed(i) for i in range(24)]).images
+        for i in range(24):
+            row, column = divmod(i, 12)
+            assert cell(figure, column, 2 * row).tobytes() == enlarged(expected[i]).tobytes()
+            tile = np.asarray(cell(figure, column, 2 * row + 1), int)
+            assert abs(tile - np.asarray(enlarged(reconstructed[i]))).max() <= 1
+            assert cell(figure, column, 4 + row).tobytes() == enlarged(samples[i]).tobytes()
+
+
+def test_enlarged_pictures_are_shown_between_interpolation_and_the_truth():
+    drawn = ShapesDataset(8, resolution=16)
+    pictures = PictureDataset([drawn[i]["image"] for i in range(8)], "shapes")
+    unet = tiny_unet(conditioning_channels=3, sample_size=16)
+    pipe = SuperResolutionPipeline(unet, AncestralDDPMScheduler(), factor=2, max_noise_level=200)
+    pipe.set_progress_bar_config(disable=True)
+    figure = draw_enlarged(pipe, pictures, num_columns=3, num_inference_steps=2)
+    assert figure.size == (3 * 64, 8 * 64)
+    cells = np.asarray(figure, int)[::4, ::4].reshape(8, 16, 3, 16, 3).swapaxes(1, 2)  # (rows, columns, H, W, C)
+    x = torch.stack([torch.from_numpy(np.array(drawn[i * 8 // 6]["image"])) for i in range(6)]).permute(0, 3, 1, 2)
+    small = shrink(x / 127.5 - 1, 2)
+    expected = {0: small.repeat_interleave(2, 2).repeat_interleave(2, 3), 1: enlarge(small, 2).clamp(-1, 1)}
+    for half in range(2):
+        for row, images in expected.items():
+            for column in range(3):
+                image = (images[3 * half + column].permute(1, 2, 0) + 1) * 127.5
+                assert np.abs(cells[4 * half + row][column] - image.numpy()).max() <= 0.51
+        for column in range(3):
+            i = 3 * half + column
+            assert (cells[4 * half + 3][column] == x[i].permute(1, 2, 0).numpy()).all()
+            seed = [torch.Generator().manual_seed(i)]
+            (image,) = pipe(small[i : i + 1] / 2 + 0.5, generator=seed, num_inference_steps=2).images
+            assert np.abs(cells[4 * half + 2][column] - np.asarray(image, int)).max() <= 1
