@@ -217,7 +217,7 @@ def test_features_need_samples_enough_for_their_halves():
     evaluate_features(randn(12, 5), randn(12, 5, seed=1))
     with pytest.raises(ValueError, match="samples: 11 are too few for features of 5 dimensions; take 12 or more"):
         evaluate_features(randn(11, 5), randn(12, 5, seed=1))
-    with pytest.raises(ValueError, match="real pictures: 5 are too few for features of 5 dimensions; take 6 or more"):
+    with pytest.raises(ValueError, match="real images: 5 are too few for features of 5 dimensions; take 6 or more"):
         evaluate_features(randn(12, 5), randn(5, 5, seed=1))
 
 

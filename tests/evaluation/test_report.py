@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -15,9 +17,10 @@ from hf_genmod import (
     UnconditionalPipeline,
 )
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.evaluation.estimates import Share
+from hf_genmod.evaluation.estimates import Estimate, Share
 from hf_genmod.evaluation.features import FeatureClassifier
 from hf_genmod.evaluation.neighbours import nearest_of
+from hf_genmod.evaluation.report import Report
 from hf_genmod.evaluation.settings import (
     audit,
     enlarged_by_interpolation,
@@ -147,3 +150,37 @@ def test_an_upsampler_is_asked_to_enlarge_the_pictures_made_small():
     expected = (enlarge(small[1:2], 4).clamp(-1, 1) + 1) * 127.5
     assert interpolated.dtype == torch.uint8
     assert (interpolated - expected).abs().max() <= 0.51
+
+
+def test_a_report_is_read_as_it_was_saved(tmp_path):
+    hits, values = torch.arange(9) > 3, torch.arange(9.0)
+    share, estimate = Share.of(hits), Estimate.of(values)
+    report = Report(
+        model="a",
+        dataset={"name": "b", "num_pictures": 9, "held_out_is_unseen": True},
+        features="c",
+        seed=0,
+        settings=[
+            {
+                "sampler": "DDIMScheduler",
+                "guidance_scale": 2.0,
+                "seconds": estimate,
+                "forward_passes": 4.0,
+                "frechet_distance": estimate,
+                "density": estimate,
+                "precision": share,
+                "recognised_share_by_class": {"density": share, "share": share},
+                "memorisation": {"pixels": {"threshold": 0.5, "share": share, "flagged": False}},
+            }
+        ],
+        held_out={"coverage": share},
+        bits_per_dimension={"variational bound": estimate},
+    )
+    assert Report.read(tmp_path / "report") is None
+    report.save(tmp_path / "report")
+    text = (tmp_path / "report" / "evaluation.json").read_text()
+    assert "interpolated" not in text and '"low"' in text
+    assert Report.read(tmp_path / "report") == report
+    interpolated = dataclasses.replace(report, interpolated={"recall": share})
+    interpolated.save(tmp_path / "report")
+    assert Report.read(tmp_path / "report") == interpolated

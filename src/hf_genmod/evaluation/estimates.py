@@ -1,4 +1,4 @@
-"""Estimates with confidence intervals."""
+"""Estimates with 95% confidence intervals."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `count` pictures tell of a number, with its 95% interval, printed as "1.23 (1.1–1.36, n = 1000)"."""
+    """A number measured on `count` images, with its 95% interval; printed as "1.23 (1.1–1.36, n = 1000)"."""
 
     value: float
     count: int
@@ -21,37 +21,44 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.value:.3g} ({self.low:.3g}–{self.high:.3g}, n = {self.count})"
 
-    @classmethod
-    def of(cls, values: Tensor) -> "Estimate":
-        """The mean of a value of each picture, (n,), ± 1.96 standard errors."""
-        values = values.double()
-        return cls._with_error(values.mean().item(), len(values), values.std().item() / len(values) ** 0.5)
+    @property
+    def standard_error(self) -> float:
+        """Half of the interval over 1.96."""
+        return (self.high - self.low) / 2 / 1.96
 
     @classmethod
-    def _with_error(cls, value, count, error):
-        return cls(value, count, value - 1.96 * error, value + 1.96 * error)
+    def of(cls, values: Tensor) -> "Estimate":
+        """The mean of one value per image, (n,), ± 1.96 standard errors."""
+        values = values.double()
+        return cls.with_error(values.mean().item(), len(values), values.std().item() / len(values) ** 0.5)
+
+    @classmethod
+    def with_error(cls, value: float, count: int, standard_error: float) -> "Estimate":
+        """A value ± 1.96 standard errors."""
+        return cls(value, count, value - 1.96 * standard_error, value + 1.96 * standard_error)
 
 
 def with_interval(distance: Callable[[Tensor], float], features: Tensor, draws: int = 20, seed: int = 0) -> Estimate:
-    """A distance of features, and how much chance is in it: ± 1.96 standard errors, by subsampling without replacement
-    (Politis, Romano and Wolf 1999). Of halves drawn so, the variance around the whole is that of the whole around the
+    """
+    A distance of features, ± 1.96 standard errors by subsampling without replacement (Politis, Romano and Wolf 1999).
+    The variance of the distance of random halves around that of the whole is the variance of the whole around the
     truth, (σ²/(n/2)) (1 − 1/2) = σ²/n.
 
     Args:
-        distance (`Callable`): from features to the distance.
-        features (`torch.Tensor`): (n, d), of generated pictures.
-        draws (`int`, defaults to 20): halves that are drawn.
-        seed (`int`, defaults to 0): decides them.
+        distance (`Callable`): Maps features to the distance.
+        features (`torch.Tensor`): Features of generated images, (n, d).
+        draws (`int`, defaults to 20): The number of halves.
+        seed (`int`, defaults to 0): The seed by which the halves are drawn.
     """
     rng, half = torch.Generator().manual_seed(seed), len(features) // 2
     halves = [distance(features[torch.randperm(len(features), generator=rng)[:half]]) for _ in range(draws)]
     error = torch.tensor(halves, dtype=torch.float64).std().item()
-    return Estimate._with_error(distance(features), len(features), error)
+    return Estimate.with_error(distance(features), len(features), error)
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of `count` pictures with its 95% Wilson interval, printed as "96.4% (95.1–97.4%, n = 1000)"."""
+    """A share of `count` images, with its 95% Wilson interval; printed as "96.4% (95.1–97.4%, n = 1000)"."""
 
     value: float
     count: int
@@ -63,16 +70,17 @@ class Share:
 
     @classmethod
     def of(cls, hits: Tensor) -> "Share":
-        """The share of those that are true, of a `bool` (n,).
+        """
+        The share of `True` in a `bool` tensor (n,).
 
-        With p = k/n and z = 1.96 the interval is (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) (Wilson 1927); it
-        is right for shares near 0 and 1 too, where the usual ± 1.96 standard errors is not.
+        With p = k/n and z = 1.96 the interval is (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) (Wilson 1927). It
+        also holds for shares near 0 and 1, where ± 1.96 standard errors does not.
         """
         n, p = len(hits), hits.double().mean().item()
         z = NormalDist().inv_cdf(0.975)
         centre = p + z**2 / (2 * n)
         half_width = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-        # 0 and 1 are exact ends, which rounding would miss by 1e-17.
+        # The ends 0 and 1 are exact; rounding would miss them by 1e-17.
         low = 0.0 if p == 0 else (centre - half_width) / (1 + z**2 / n)
         high = 1.0 if p == 1 else (centre + half_width) / (1 + z**2 / n)
         return cls(p, n, low, high)

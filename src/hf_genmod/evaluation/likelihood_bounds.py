@@ -65,7 +65,7 @@ def variational_bound(
     alpha_bar_T = scheduler.alphas_cumprod[-1].cpu().double()
     mean_square = as_floats(pictures).cpu().double().square().mean()
     prior = 0.5 * (alpha_bar_T * mean_square - alpha_bar_T - torch.log1p(-alpha_bar_T)) / math.log(2)  # L_T
-    return Estimate._with_error((bounds.mean() + prior).item(), n, (bounds.std() / draws**0.5).item())
+    return Estimate.with_error((bounds.mean() + prior).item(), n, (bounds.std() / draws**0.5).item())
 
 
 @torch.no_grad()
@@ -178,5 +178,5 @@ def _bound_through_latents(vae, unet, scheduler, x, likelihood, batch_size=256, 
     prior = variational_bound(unet, scheduler, latents, batch_size=batch_size, likelihood="gaussian", **condition)
     share = latents[0].numel() / x[0].numel()  # d / D
     value = rest.value + share * (prior.value - math.log2(vae.config.scaling_factor))
-    error = math.hypot(rest.high - rest.value, share * (prior.high - prior.value)) / 1.96
-    return Estimate._with_error(value, len(x), error)
+    error = math.hypot(rest.standard_error, share * prior.standard_error)
+    return Estimate.with_error(value, len(x), error)
