@@ -117,9 +117,9 @@ def loading():
 
     def our_epoch():
         steps = len(pictures) // batch_size
-        sampler = GlobalBatchSampler(len(pictures), batch_size, seed=0, num_steps=steps)
+        sampler = GlobalBatchSampler(len(pictures), batch_size, seed=0)
         loader = torch.utils.data.DataLoader(pictures, batch_sampler=sampler, collate_fn=lambda batch: batch)
-        for step, batch in enumerate(loader):
+        for step, batch in enumerate(itertools.islice(loader, steps)):
             flip(to_model_range(batch["images"]), BatchRandom(0, step, range(batch_size), batch_size))
 
     def their_epoch():

@@ -1,27 +1,32 @@
+import itertools
+
 import pytest
 import torch
 
 from hf_genmod.data.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip, shift
 
 
+def first(count, batches):
+    return list(itertools.islice(batches, count))
+
+
 @pytest.mark.parametrize("batch_size", [4, 10, 24])
 def test_every_picture_once_per_epoch(batch_size):
     n, epochs = 10, 6
-    sampler = GlobalBatchSampler(n, batch_size, seed=3, num_steps=-(-n * epochs // batch_size))
-    served = torch.tensor([index for batch in sampler for index in batch])[: n * epochs].view(epochs, n)
+    batches = first(-(-n * epochs // batch_size), GlobalBatchSampler(n, batch_size, seed=3))
+    served = torch.tensor([index for batch in batches for index in batch])[: n * epochs].view(epochs, n)
     assert torch.equal(served.sort(1).values, torch.arange(n).expand(epochs, n))
     assert len({tuple(order) for order in served.tolist()}) == epochs
-    other = GlobalBatchSampler(n, batch_size, seed=4, num_steps=2)
-    assert list(other) != list(GlobalBatchSampler(n, batch_size, seed=3, num_steps=2))
+    assert first(2, GlobalBatchSampler(n, batch_size, seed=4)) != batches[:2]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 4])
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("num_pictures", [5, 37])
 def test_processes_share_the_same_global_batches(num_processes, accumulation, num_pictures):
-    whole = list(GlobalBatchSampler(num_pictures, 16, seed=1, num_steps=5))
+    whole = first(5, GlobalBatchSampler(num_pictures, 16, seed=1))
     parts = [
-        list(GlobalBatchSampler(num_pictures, 16, 1, 0, 5, process, num_processes, accumulation))
+        first(5 * accumulation, GlobalBatchSampler(num_pictures, 16, 1, 0, process, num_processes, accumulation))
         for process in range(num_processes)
     ]
     for step, expected in enumerate(whole):
@@ -37,11 +42,8 @@ def test_processes_share_the_same_global_batches(num_processes, accumulation, nu
 
 
 def test_start_step_equals_skipping():
-    whole = list(GlobalBatchSampler(23, 8, 0, num_steps=12, gradient_accumulation_steps=2))
-    resumed = GlobalBatchSampler(23, 8, 0, start_step=5, num_steps=7, gradient_accumulation_steps=2)
-    assert list(resumed) == whole[10:] and len(resumed) == 14
-    endless = iter(GlobalBatchSampler(23, 8, 0, start_step=5, gradient_accumulation_steps=2))
-    assert [next(endless) for _ in range(14)] == whole[10:]
+    whole = first(24, GlobalBatchSampler(23, 8, 0, gradient_accumulation_steps=2))
+    assert first(14, GlobalBatchSampler(23, 8, 0, start_step=5, gradient_accumulation_steps=2)) == whole[10:]
 
 
 def test_batches_that_cannot_be_shared_or_filled():

@@ -124,3 +124,18 @@ def test_held_out_images_may_have_been_trained_on():
     assert held_out.may_have_been_trained_on and not data.may_have_been_trained_on
     assert of_latents(pictures=held_out).may_have_been_trained_on and not of_latents().may_have_been_trained_on
     assert held_out.with_value_range(None).may_have_been_trained_on
+
+
+@pytest.mark.parametrize("make", [of_pixels, of_latents])
+def test_a_copy_with_other_labels_or_captions_leaves_the_data_set_alone(make):
+    data = make()
+    labels, captions = torch.arange(10) % 2, [f"image {i}" for i in range(10)]
+    labelled, captioned = data.with_labels(labels, ["a", "b"]), data.with_captions(captions)
+    batch = labelled.__getitems__([3, 4])
+    assert batch["class_labels"].tolist() == [1, 0] and labelled.label_names == ["a", "b"]
+    assert captioned.__getitems__([3, 4])["captions"] == ["image 3", "image 4"]
+    assert data.labels is data.captions is captioned.labels is labelled.captions is None
+    assert torch.equal(labelled.x_0([3, 4]), data.x_0([3, 4]))
+    others = data.with_labels(1 - labels, ["a", "b"]), data.with_labels(labels, ["b", "a"])
+    assert len({copy.fingerprint for copy in (data, labelled, captioned, *others)}) == 5
+    assert data.with_labels(labels, ["a", "b"]).fingerprint == labelled.fingerprint

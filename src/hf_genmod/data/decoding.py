@@ -14,11 +14,10 @@ import fsspec
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels -> mode of Pillow
 
-
-def _open(entry) -> Image.Image | np.ndarray:
-    """The picture of an entry, its pixels not decoded yet; of arrays and more than 8 bits, `float32` (C, H, W)."""
+def open_image(entry) -> Image.Image | np.ndarray:
+    """The image of an entry, its pixels not decoded yet. Arrays and images of more than 8 bits are measured values,
+    `float32` (C, H, W)."""
     if isinstance(entry, np.ndarray):
         return _values(entry)
     if isinstance(entry, dict) and (entry["path"] or "").endswith(".npy"):
@@ -36,7 +35,7 @@ def _open(entry) -> Image.Image | np.ndarray:
             image = Image.open(io.BytesIO(file.read()))
     else:
         image = Image.open(entry["path"])
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # which is a photo with others beside it
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO is a photo with others beside it
         frames = image.n_frames
         image.close()
         raise ValueError(f"it has {frames} frames; save the one that you want as a picture of its own")
@@ -59,26 +58,29 @@ def _values(array: np.ndarray) -> np.ndarray:
         array = array.transpose(2, 0, 1)
     with np.errstate(over="ignore", invalid="ignore"):
         values = np.ascontiguousarray(array, dtype=np.float32)
-    if not (np.abs(values) < 1e37).all():  # whose range has to be finite as well
+    if not (np.abs(values) < 1e37).all():  # their range has to be finite, too
         raise ValueError("some of its values are not finite, or beyond ±1e37; replace them")
     return values
 
 
 class Properties(NamedTuple):
+    """What an image is before it is decoded."""
+
     height: int
     width: int
     has_color: bool = False
     has_alpha: bool = False
-    measured_channels: int = 0  # 0 for a picture of 8 bits
+    measured_channels: int = 0  # 0 for an image of 8 bits
 
 
-def _inspect(entry, decode: bool = False) -> Properties:
-    """From the header alone, save for palettes and measured values, unless the whole picture is to be decoded."""
-    picture = _open(entry)
-    if isinstance(picture, np.ndarray):
-        return Properties(*picture.shape[1:], measured_channels=len(picture))
-    with picture as image:
-        # The method of PngImageFile would decode the picture to look for a tag behind the pixels.
+def inspect(entry, decode: bool = False) -> Properties:
+    """The properties of an image, from its header alone except for palettes and measured values, or from all of it if
+    `decode`."""
+    image = open_image(entry)
+    if isinstance(image, np.ndarray):
+        return Properties(*image.shape[1:], measured_channels=len(image))
+    with image:
+        # The method of PngImageFile would decode the image to look for a tag behind the pixels.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         if decode:
             image.load()
@@ -90,56 +92,53 @@ def _inspect(entry, decode: bool = False) -> Properties:
         return Properties(height, width, color, image.has_transparency_data)
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
-    if image.has_transparency_data:
-        image = image.convert("RGBA")  # applies a transparent color or a palette's transparency
-        if not mode.endswith("A"):
-            # The color of a transparent pixel is one that nobody has seen.
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
-
-
-def _summary(pixels: np.ndarray) -> tuple[str, list | None]:
-    """Hash of the pixels, and lowest and highest measured value of each channel."""
+def summary(pixels: np.ndarray) -> tuple[str, list | None]:
+    """The hash of the pixels, and the lowest and highest value of each channel of measured values."""
     ranges = None
     if pixels.dtype != np.uint8:
         ranges = np.stack([pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2))], axis=1).tolist()
     return hashlib.blake2b(pixels, digest_size=16).hexdigest(), ranges
 
 
-class _Memory:
-    """What functions gave for pictures in earlier runs, by file, time and size, or by content; in the cache folder of
-    `datasets`."""
+class InspectionCache:
+    """
+    Results of functions of images, kept from run to run in the cache folder of `datasets`. An image is recognised by
+    its file, time and size, or by its content.
+
+    Args:
+        name (`str`): The name of the data set.
+    """
 
     def __init__(self, name: str):
         place = hashlib.blake2b(os.path.abspath(name).encode(), digest_size=8).hexdigest()
         self._file = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", f"{place}.json")
-        self._now, self._known = {}, {}
+        self._used, self._known = {}, {}
         try:
             self._known = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none, or half a file
+        except (OSError, ValueError):  # no file, or half a file
             pass
 
     def __call__(self, what: str, function: Callable, entry):
-        """function(entry), or what it gave for the same picture before."""
+        """`function(entry)`, or its result for the same image in an earlier run."""
         if not isinstance(entry, dict) or (entry["bytes"] is None and not os.path.isfile(entry["path"] or "")):
             return function(entry)
         if entry["bytes"] is not None:
-            picture = hashlib.blake2b(entry["bytes"], digest_size=16).hexdigest()
+            image = hashlib.blake2b(entry["bytes"], digest_size=16).hexdigest()
         else:
             stat = os.stat(entry["path"])
-            picture = f"{entry['path']} {stat.st_mtime_ns} {stat.st_size}"
-        key = f"{what} {picture}"
-        self._now[key] = self._known.get(key) or function(entry)
-        return self._now[key]
+            image = f"{entry['path']} {stat.st_mtime_ns} {stat.st_size}"
+        key = f"{what} {image}"
+        self._used[key] = self._known.get(key) or function(entry)
+        return self._used[key]
 
     def save(self) -> None:
-        if self._now == self._known:
+        """Writes the results that this run has used."""
+        if self._used == self._known:
             return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False, encoding="utf-8") as file:
-                json.dump(self._now, file)
+                json.dump(self._used, file)
             os.replace(file.name, self._file)
-        except OSError:  # a full disk costs time next time
+        except OSError:  # on a full disk the next run decodes again
             pass

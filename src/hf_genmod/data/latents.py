@@ -1,43 +1,39 @@
-"""Pictures as the latents of an autoencoder, for diffusion models that work in its latent space.
-
-They are encoded once, and found again by `datasets` as long as pictures and autoencoder are the same.
-"""
+"""Images as the latents of an autoencoder, for diffusion models in its latent space."""
 
 import copy
 import hashlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import datasets
 import torch
 from diffusers import ModelMixin
 
+from hf_genmod.data.encoding import encode_once, weights_fingerprint
+from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom
-from hf_genmod.data.value_range import to_model_range
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
-from hf_genmod.processes import processes
 
-_PIXELS = 2**18  # of pictures that are encoded together
+_PIXELS = 2**18  # of images that are encoded together
 
 
-class LatentDataset(torch.utils.data.Dataset):
+class LatentDataset(LabelledDataset):
     r"""
-    The posteriors q(z | x) = N(μ, diag σ²) of pictures, and where wanted of their mirror images, standardised by the
-    factors in the config of the autoencoder: (z − shift_factor) · scaling_factor.
+    The posteriors q(z | x) = N(μ, diag σ²) of images and, where wanted, of their mirror images, standardised by the
+    factors in the config of the autoencoder: (z − shift_factor) · scaling_factor. The images are encoded once.
 
     Args:
-        pictures ([`PictureDataset`]): What is encoded.
-        vae (`ModelMixin`): [`VariationalAutoencoder`], [`Autoencoder`], of which σ is 0, or an `AutoencoderKL`.
-        mirrored (`bool`): Whether to encode each picture mirrored, too.
+        pictures ([`PictureDataset`]): The images.
+        vae (`ModelMixin`): [`VariationalAutoencoder`], [`Autoencoder`] (whose σ is 0) or an `AutoencoderKL`.
+        mirrored (`bool`): Whether to encode the mirror image of each image, too.
 
     Attributes:
         vae (`ModelMixin`): The autoencoder.
         resolution (`tuple[int, int]`), channels (`int`): (h, w) and c of the latents.
-        fingerprint (`str`): Hash of pictures, autoencoder and variants.
+        fingerprint (`str`): Hash of images, autoencoder and `mirrored`.
 
     Raises:
-        `ValueError`: for pictures whose size or channels do not fit the autoencoder.
+        ValueError: If the size or channels of the images do not fit the autoencoder.
     """
 
     def __init__(self, pictures: PictureDataset, vae: ModelMixin, mirrored: bool = False):
@@ -46,63 +42,38 @@ class LatentDataset(torch.utils.data.Dataset):
         self.labels, self.label_names, self.captions = pictures.labels, pictures.label_names, pictures.captions
         self.name, self.skipped, self.value_range = pictures.name, pictures.skipped, pictures.value_range
         self.may_have_been_trained_on = pictures.may_have_been_trained_on
-        shape = encode(vae, pictures.__getitems__([0])["images"]).shape  # (1, 2, c, h, w)
+        shape = encode(vae, pictures.x_0([0])).shape  # (1, 2, c, h, w)
         self.channels, self.resolution = shape[2], tuple(shape[3:])
         self._shape = (1 + mirrored, *shape[1:])
 
+        def encode_rows(batch):
+            x_0 = pictures.x_0(batch["index"])
+            variants = [x_0, x_0.flip(-1)] if mirrored else [x_0]
+            return {"encoded": torch.stack([encode(vae, x) for x in variants], dim=1).flatten(1).numpy()}
+
         variants = f"{pictures.fingerprint} {pictures.value_range} {weights_fingerprint(vae)} {mirrored}"
         key = hashlib.blake2b(variants.encode(), digest_size=16).hexdigest()
-        self._posteriors = self._encoded(key)
+        feature = datasets.List(datasets.Value("float32"), length=torch.Size(self._shape).numel())
+        rows = {"index": range(len(pictures))}
+        self._posteriors = encode_once(rows, encode_rows, feature, "latents", key, _batch_size(pictures))
         # Rounded, as their last digits depend on the number of threads that measured them.
         factors = f"{key} {vae.config.scaling_factor:.4g} {vae.config.get('shift_factor') or 0.0:.4g}"
         self.fingerprint = hashlib.blake2b(factors.encode(), digest_size=8).hexdigest()
-
-    def _encoded(self, key: str) -> datasets.Dataset:
-        """The posteriors, by the main process for all of them, or as they were found under this key."""
-
-        def encode_rows(batch):
-            images = self.pictures.__getitems__(batch["index"])["images"]
-            variants = [images, images.flip(-1)] if self.mirrored else [images]
-            return {"posterior": torch.stack([encode(self.vae, x) for x in variants], dim=1).flatten(1).numpy()}
-
-        length = torch.Size(self._shape).numel()
-        folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_genmod" / "latents"
-        folder.mkdir(parents=True, exist_ok=True)
-        with processes().main_process_first():
-            rows = datasets.Dataset.from_dict({"index": range(len(self.pictures))}).map(
-                encode_rows,
-                batched=True,
-                batch_size=_batch_size(self.pictures),
-                remove_columns="index",
-                features=datasets.Features({"posterior": datasets.List(datasets.Value("float32"), length=length)}),
-                cache_file_name=str(folder / f"{key}.arrow"),
-                load_from_cache_file=True,
-                new_fingerprint=key,
-                desc="Encoding pictures",
-            )
-        return rows.with_format("torch")
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitems__(self, indices: Sequence[int]) -> dict:
-        """A batch: "posteriors", `float32` (n, variants, 2, c, h, w), the standardised μ and σ of each picture and of
-        its mirror image, and "class_labels", `int64` (n,), and "captions", a list, where there are any."""
-        indices = torch.as_tensor(indices)
-        mean, std = self._posteriors[indices.tolist()]["posterior"].unflatten(1, self._shape).unbind(2)
+        """A batch: "posteriors", `float32` (n, variants, 2, c, h, w), the standardised μ and σ of each image and of
+        its mirror image, and where there are any, "class_labels", `int64` (n,), and "captions", a list."""
+        indices = torch.as_tensor(indices).tolist()
+        mean, std = self._posteriors[indices]["encoded"].unflatten(1, self._shape).unbind(2)
         scale, shift = self.vae.config.scaling_factor, self.vae.config.get("shift_factor") or 0.0
-        batch = {"posteriors": torch.stack([(mean - shift) * scale, std * scale], dim=2)}
-        if self.labels is not None:
-            batch["class_labels"] = self.labels[indices]
-        if self.captions is not None:
-            batch["captions"] = [self.captions[i] for i in indices.tolist()]
-        return batch
+        posteriors = torch.stack([(mean - shift) * scale, std * scale], dim=2)
+        return {"posteriors": posteriors, **self._targets(indices)}
 
     def x_0(
-        self,
-        batch: dict | Sequence[int],
-        rng: BatchRandom | None = None,
-        augment: Augmentation = Augmentation(),
+        self, batch: dict | Sequence[int], rng: BatchRandom | None = None, augment: Augmentation = Augmentation()
     ) -> torch.Tensor:
         """
         The latents of a batch as the models see them.
@@ -138,23 +109,21 @@ def draw_latents(posteriors: torch.Tensor, rng: BatchRandom, mirror: bool = Fals
 
 
 def standardised(vae: ModelMixin, pictures: PictureDataset, mirrored: bool = False) -> LatentDataset:
-    """The latents of pictures under a copy of an autoencoder whose factors standardise them."""
+    """The latents of images under a copy of an autoencoder whose factors standardise them."""
     vae = copy.deepcopy(vae)
     vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
     latents = LatentDataset(pictures, vae, mirrored)
     parts = torch.arange(len(latents)).split(1024)
-    _standardise(vae, (latents.__getitems__(part.tolist())["posteriors"].flatten(0, 1) for part in parts))
+    _standardise(vae, (latents.__getitems__(part)["posteriors"].flatten(0, 1) for part in parts))
     return LatentDataset(pictures, vae, mirrored)
 
 
 def with_statistics(vae: ImageAutoencoder, pictures: PictureDataset, count: int = 1024) -> ImageAutoencoder:
-    """A copy of an autoencoder with what the latents of up to `count` pictures tell: the factors that standardise them
-    and, where it has no prior otherwise, a Gaussian fitted to them."""
+    """A copy of an autoencoder with statistics of the latents of up to `count` images: the factors that standardise
+    them and, where the autoencoder has no other prior, a Gaussian fitted to them."""
     vae = copy.deepcopy(vae).eval()
     indices = torch.arange(0, len(pictures), -(-len(pictures) // count))
-    parts = [
-        encode(vae, pictures.__getitems__(part.tolist())["images"]) for part in indices.split(_batch_size(pictures))
-    ]
+    parts = [encode(vae, pictures.x_0(part.tolist())) for part in indices.split(_batch_size(pictures))]
     posteriors = torch.cat(parts)  # (n, 2, c, h, w)
     _standardise(vae, [posteriors])
     if not vae.has_standard_prior:
@@ -163,23 +132,14 @@ def with_statistics(vae: ImageAutoencoder, pictures: PictureDataset, count: int 
 
 
 @torch.no_grad()
-def encode(vae: ModelMixin, images: torch.Tensor) -> torch.Tensor:
-    """μ and σ of q(z | x), (n, 2, c, h, w) on the CPU, of pictures, `uint8` or in [-1, 1], (n, C, H, W)."""
-    output = vae.encode(to_model_range(images).to(vae.device, vae.dtype))
+def encode(vae: ModelMixin, x: torch.Tensor) -> torch.Tensor:
+    """μ and σ of q(z | x), (n, 2, c, h, w) on the CPU, of images x (n, C, H, W) in [-1, 1]."""
+    output = vae.encode(x.to(vae.device, vae.dtype))
     if hasattr(output, "latent_dist"):
         mean, std = output.latent_dist.mean, output.latent_dist.std
     else:
         mean, std = output.latents, torch.zeros_like(output.latents)
     return torch.stack([mean, std], dim=1).float().cpu()
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """A hash of a model's weights, by which it is known again."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, weight in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _batch_size(pictures: PictureDataset) -> int:
@@ -206,7 +166,7 @@ def _check_fit(pictures: PictureDataset, vae: ModelMixin) -> None:
     if hasattr(vae, "check_size"):
         vae.check_size(pictures.resolution)
         return
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)  # of diffusers, which would cut off what is left over
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)  # diffusers would cut off the rest
     if any(length % factor for length in pictures.resolution):
         fitting = "x".join(str(-(-length // factor) * factor) for length in pictures.resolution)
         height, width = pictures.resolution

@@ -15,7 +15,7 @@ from datasets.utils import tqdm
 
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
-from hf_genmod.data.sources import _ARRAYS, _SHAPES, _column, _find
+from hf_genmod.data.sources import ARRAYS, SHAPES_SPLITS, column_of, find_splits
 
 
 def load_pictures(
@@ -62,7 +62,7 @@ def load_pictures(
     """
     size = None if resolution is None else _height_width(resolution)
     if isinstance(dataset, str) and dataset == "shapes":
-        num_images, seed = _split(_SHAPES, split, dataset)
+        num_images, seed = _split(SHAPES_SPLITS, split, dataset)
         dataset = ShapesDataset(num_images, size or 32, seed, label=label_column or "shape")
     if isinstance(dataset, ShapesDataset):
         if require_labels and not dataset.label_names:
@@ -74,7 +74,7 @@ def load_pictures(
             pictures, "shapes", size, channels, labels, dataset.label_names or None, captions, in_memory
         )
 
-    splits, name = _find(dataset, config_name)
+    splits, name = find_splits(dataset, config_name)
     rows = _split(splits, split, name)
     if len(rows) == 0:
         raise ValueError(f"{name}: its split {split!r} is empty")
@@ -114,7 +114,7 @@ def _split(splits: dict, split: str, name: str):
 def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets.Dataset:
     """The pictures, not decoded, as the column "image"."""
     if column is None:
-        images = [key for key, feature in rows.features.items() if isinstance(feature, (datasets.Image, *_ARRAYS))]
+        images = [key for key, feature in rows.features.items() if isinstance(feature, (datasets.Image, *ARRAYS))]
         if len(images) != 1:
             raise ValueError(
                 f"{name}: {len(images)} of its columns ({', '.join(rows.column_names)}) are known to hold pictures; "
@@ -123,7 +123,7 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
         column = images[0]
     pictures = rows.select_columns(column)
     try:
-        if not isinstance(rows.features[column], _ARRAYS):
+        if not isinstance(rows.features[column], ARRAYS):
             pictures = pictures.cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"image_column: {column!r} of {name} holds no pictures; name another column") from error
@@ -146,7 +146,7 @@ def _labels(
             )
         return None, None
 
-    feature, values = rows.features[column], _column(rows, column).to_pylist()
+    feature, values = rows.features[column], column_of(rows, column).to_pylist()
     dtype = getattr(feature, "dtype", type(feature).__name__)
     if isinstance(feature, datasets.ClassLabel):
         classes, label_names = range(feature.num_classes), feature.names
@@ -180,7 +180,7 @@ def _captions(rows: datasets.Dataset, name: str, column: str | None, required: b
                 f"one of {', '.join(rows.column_names)} with --caption_column"
             )
         return None
-    captions = _column(rows, column).to_pylist()
+    captions = column_of(rows, column).to_pylist()
     missing = [i for i, caption in enumerate(captions) if caption is None or caption == []]
     if missing and required:
         raise ValueError(

@@ -10,6 +10,7 @@ has to be replayed to resume a run, and any number of processes sees the same gl
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -66,7 +67,6 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
         batch_size (`int`): pictures in an optimizer step, over all processes and gradient accumulation steps.
         seed (`int`): seed of the run.
         start_step (`int`): the first optimizer step; to resume, the number of those done.
-        num_steps (`int`, *optional*): how many optimizer steps to serve from there; endless by default.
         process_index, num_processes, gradient_accumulation_steps (`int`): see `batch_positions`.
     """
 
@@ -76,7 +76,6 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
         batch_size: int,
         seed: int,
         start_step: int = 0,
-        num_steps: int | None = None,
         process_index: int = 0,
         num_processes: int = 1,
         gradient_accumulation_steps: int = 1,
@@ -84,25 +83,18 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
         if num_pictures < 1:
             raise ValueError(f"num_pictures: {num_pictures} is not positive; there is nothing to sample")
         self.num_pictures, self.batch_size, self.seed = num_pictures, batch_size, seed
-        self.start_step, self.num_steps = start_step, num_steps
+        self.start_step = start_step
         self.positions = [
             batch_positions(batch_size, micro_step, gradient_accumulation_steps, process_index, num_processes).numpy()
             for micro_step in range(gradient_accumulation_steps)
         ]
 
-    def __len__(self) -> int:
-        if self.num_steps is None:
-            raise TypeError("an endless sampler has no length")
-        return self.num_steps * len(self.positions)
-
     def __iter__(self) -> Iterator[list[int]]:
         order = functools.lru_cache(2)(self._order)
-        step = self.start_step
-        while self.num_steps is None or step < self.start_step + self.num_steps:
+        for step in itertools.count(self.start_step):
             for positions in self.positions:
                 epochs, places = np.divmod(step * self.batch_size + positions, self.num_pictures)
                 yield [int(order(epoch)[place]) for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
-            step += 1
 
     def _order(self, epoch: int) -> np.ndarray:
         return _Philox(self.seed, b"order").at(0, 0, epoch).permutation(self.num_pictures)

@@ -9,18 +9,18 @@ import datasets
 import pyarrow as pa
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-_SHAPES = {"train": (8192, 0), "test": (2048, 1)}  # number of pictures, seed
-
-
-_ARRAYS = (datasets.Array2D, datasets.Array3D)
+SHAPES_SPLITS = {"train": (8192, 0), "test": (2048, 1)}  # number of images, seed
+ARRAYS = (datasets.Array2D, datasets.Array3D)  # types of columns
 
 
 def splits_of(dataset: str | Path) -> list[str]:
     """The names of the splits of a data set that `load_pictures` takes."""
-    return list(_SHAPES if dataset == "shapes" else _find(dataset, None)[0])
+    return list(SHAPES_SPLITS if dataset == "shapes" else find_splits(dataset, None)[0])
 
 
-def _find(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_name: str | None) -> tuple[dict, str]:
+def find_splits(
+    dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_name: str | None
+) -> tuple[dict, str]:
     """All splits of a data set, and how errors call it."""
     if isinstance(dataset, datasets.Dataset):
         dataset = {"train": dataset}
@@ -70,7 +70,7 @@ def _find(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_
         for rows in splits.values()
         for column, feature in rows.features.items()
         if isinstance(feature, datasets.Image)
-        for entry in _column(rows, column).to_pylist()
+        for entry in column_of(rows, column).to_pylist()
         if entry
     }
     ignored = sorted(pictures - used)
@@ -114,5 +114,5 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith((".", "__")) for part in path.parts)
 
 
-def _column(rows: datasets.Dataset, column: str) -> pa.ChunkedArray:
+def column_of(rows: datasets.Dataset, column: str) -> pa.ChunkedArray:
     return rows.select_columns(column).with_format("arrow")[:][column]

@@ -3,11 +3,10 @@
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ..data.image_modes import MODES, to_mode
 from ..data.value_range import from_model_range, to_model_range
-
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # number of channels -> mode of Pillow
 
 
 def from_tensor(images: torch.Tensor, output_type: str, value_range: dict | None):
@@ -66,13 +65,3 @@ def _stacked(images: list, channels: int, value_range: dict | None) -> np.ndarra
         raise ValueError("images: there are none, or they differ in size; give one or more of one size")
     pixels = [np.asarray(image, np.float32).reshape(image.height, image.width, -1) for image in images]
     return np.stack(pixels) / 255
-
-
-def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """An image upright and in a mode of Pillow; a transparent one is laid on white where the mode has no alpha."""
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if not mode.endswith("A"):
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)

@@ -1,0 +1,96 @@
+"""The images of a data set before they are decoded."""
+
+import copy
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import datasets
+from datasets.utils import tqdm
+from PIL import Image, UnidentifiedImageError
+
+from hf_genmod.data.sources import ARRAYS
+
+_CHUNK = 64  # images that a thread holds at once
+
+
+class Entries:
+    """
+    The images of a data set before they are decoded: images of Pillow, arrays, or `{"bytes", "path"}`, either of which
+    may be `None`.
+
+    Args:
+        source (`datasets.Dataset` or `list[PIL.Image.Image]`): The images, see [`PictureDataset`].
+        name (`str`): What errors call the source.
+    """
+
+    def __init__(self, source: datasets.Dataset | list[Image.Image], name: str):
+        self._is_list, self._is_array = isinstance(source, list), False
+        if not self._is_list:
+            self._is_array = isinstance(source.features["image"], ARRAYS)
+            source = source.select_columns("image").with_format("numpy" if self._is_array else "arrow")
+        self._source, self._name = source, name
+        self._rows = range(len(source))  # of the source as it was given
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def select(self, indices: list[int]) -> "Entries":
+        """Some of the entries, which errors still call by their row of the source."""
+        part = copy.copy(self)
+        part._rows = [self._rows[i] for i in indices]
+        part._source = [self._source[i] for i in indices] if self._is_list else self._source.select(indices)
+        return part
+
+    def _read(self, indices: Sequence[int]) -> list:
+        if self._is_list:
+            return [self._source[i] for i in indices]
+        entries = self._source[indices]["image"]
+        return entries if self._is_array else entries.to_pylist()
+
+    def apply(self, function: Callable, indices: Sequence[int]) -> tuple[list, list[str]]:
+        """`function(entry)` of each index, `None` for images that cannot be used, and what is wrong with these."""
+        results, unusable = [], []
+        for index, entry in zip(indices, self._read(indices), strict=True):
+            try:
+                results.append(function(entry))
+            except Exception as error:  # Pillow raises nearly every type of error on broken files
+                if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.ENOENT):
+                    raise  # not the fault of the image
+                unknown = isinstance(error, UnidentifiedImageError)
+                reason = "no picture that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
+                results.append(None)
+                unusable.append(f"{self._where(index, entry)}: {reason}")
+        return results, unusable
+
+    def apply_to_all(
+        self, function: Callable, description: str, unusable: list[str], num_threads: int = 1
+    ) -> Iterator:
+        """`function(entry)` of each image in order, or `None`; what is wrong with an image is added to `unusable`."""
+        chunks = [range(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)]
+        with (
+            ThreadPoolExecutor(num_threads) as threads,
+            tqdm(total=len(self), desc=description, unit=" pictures", disable=None) as progress,
+        ):
+            for results, new in threads.map(lambda chunk: self.apply(function, chunk), chunks):
+                unusable += new
+                yield from results
+                progress.update(len(results))
+
+    def where(self, index: int) -> str:
+        """Where an image comes from: its file, or its row."""
+        return self._where(index, None if self._is_list or self._is_array else self._read([index])[0])
+
+    def _where(self, index: int, entry) -> str:
+        is_file = isinstance(entry, dict) and entry["bytes"] is None and entry["path"]
+        return entry["path"] if is_file else f"row {self._rows[index]} of {self._name}"
+
+    def refuse(self, unusable: list[str]) -> None:
+        """Raises a `ValueError` if there are images that cannot be used."""
+        if unusable:
+            more = f"; and {len(unusable) - 5} more" if len(unusable) > 5 else ""
+            raise ValueError(
+                f"{len(unusable)} of the {len(self)} pictures of {self._name} cannot be used (--on_bad_image skip "
+                f"leaves such out), repair or remove {'it' if len(unusable) == 1 else 'them'}: "
+                f"{'; '.join(unusable[:5])}{more}"
+            )

@@ -1,0 +1,44 @@
+"""What data sets of images and of their latents have in common: labels, captions and a fingerprint."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+
+class LabelledDataset(torch.utils.data.Dataset):
+    """
+    A data set with labels and captions, where there are any.
+
+    Attributes:
+        labels (`torch.Tensor` or `None`): `int64` (n,), indices into `label_names`.
+        label_names (`list[str]` or `None`): The name of each class.
+        captions (`list` or `None`): A string for each image, or a list of strings if it has several captions.
+        fingerprint (`str`): Hash of all that the data set returns.
+    """
+
+    def with_labels(self, labels: torch.Tensor, label_names: list[str]):
+        """A copy with other labels."""
+        return self._with(labels=labels, label_names=label_names)
+
+    def with_captions(self, captions: list):
+        """A copy with other captions."""
+        return self._with(captions=captions)
+
+    def _with(self, **changes):
+        """A copy with other attributes, which its fingerprint covers."""
+        other = copy.copy(self)
+        vars(other).update(changes)
+        values = {name: v.tolist() if isinstance(v, torch.Tensor) else v for name, v in changes.items()}
+        other.fingerprint += "-" + hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
+        return other
+
+    def _targets(self, indices: Sequence[int]) -> dict:
+        """The labels and captions of a batch."""
+        targets = {}
+        if self.labels is not None:
+            targets["class_labels"] = self.labels[torch.as_tensor(indices)]
+        if self.captions is not None:
+            targets["captions"] = [self.captions[i] for i in indices]
+        return targets
