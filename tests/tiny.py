@@ -8,6 +8,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config
 
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
+from hf_genmod.models.image_autoencoder import Autoencoder
 from hf_genmod.models.noisy_classifier import NoisyImageClassifier
 from hf_genmod.models.variational_autoencoder import VariationalAutoencoder
 from hf_genmod.pipelines.text_to_image import TextToImagePipeline
@@ -28,6 +29,45 @@ TINY_AUTOENCODER = {
     "latent_channels": 2,
     "block_out_channels": (8, 16),
     "norm_num_groups": 4,
+}
+
+
+# A U-Net for each kind of condition.
+UNET_KINDS = {
+    "unconditional": {},
+    "labels": {"num_classes": 3},
+    "text": {"cross_attention_dim": 12},
+    "image": {"conditioning_channels": 2},
+    "everything": {
+        "sample_size": (16, 8),
+        "in_channels": 4,
+        "out_channels": 8,
+        "attention_levels": (True, True),
+        "layers_per_block": 2,
+        "num_classes": 3,
+        "cross_attention_dim": 12,
+        "conditioning_channels": 1,
+        "patch_size": 2,
+        "fourier_frequencies": (1.0, 3.0),
+    },
+}
+
+
+# An autoencoder of each kind.
+AUTOENCODER_KINDS = {
+    "small": (Autoencoder, {}),
+    "vector": (Autoencoder, {"vector_latents": True, "patch_size": 2, "in_channels": 1}),
+    "variational": (VariationalAutoencoder, {"layers_per_block": 2, "likelihood": "discretised_gaussian"}),
+    "variational vector": (
+        VariationalAutoencoder,
+        {
+            "sample_size": (12, 8),
+            "in_channels": 4,
+            "block_out_channels": (8, 16, 16),
+            "vector_latents": True,
+            "likelihood": "bernoulli",
+        },
+    ),
 }
 
 
@@ -75,6 +115,66 @@ def tiny_autoencoder(kind=VariationalAutoencoder, **config):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return randomized(kind(**(TINY_AUTOENCODER | config))).eval()
+
+
+def unet_inputs(unet, n=2, seed=1):
+    rng, config = torch.Generator().manual_seed(seed), unet.config
+    size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
+    inputs = {
+        "sample": torch.randn(n, config.in_channels, *size, generator=rng),
+        "timestep": torch.randint(1000, (n,), generator=rng),
+    }
+    if config.num_classes is not None:
+        inputs["class_labels"] = torch.randint(config.num_classes + 1, (n,), generator=rng)
+    if config.cross_attention_dim is not None:
+        inputs["encoder_hidden_states"] = torch.randn(n, 5, config.cross_attention_dim, generator=rng)
+        inputs["encoder_attention_mask"] = torch.arange(5) < torch.randint(1, 6, (n, 1), generator=rng)
+    if config.conditioning_channels:
+        inputs["conditioning_image"] = torch.randn(n, config.conditioning_channels, *size, generator=rng)
+        inputs["conditioning_timestep"] = torch.randint(1000, (n,), generator=rng)
+    return inputs
+
+
+@torch.no_grad()
+def predict(unet, inputs, **changed):
+    return unet(**(inputs | changed)).sample
+
+
+def same_weights(config, unet):
+    """A model of another config with the weights of `unet`."""
+    other = DenoisingUNet2DModel(**config).eval()
+    other.load_state_dict(unet.state_dict())
+    return other
+
+
+def relative_error(actual, expected):
+    return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+def autoencoder_inputs(model, n=2, seed=1):
+    size = model.config.sample_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    return torch.randn(n, model.config.in_channels, *size, generator=torch.Generator().manual_seed(seed)).tanh()
+
+
+def encoded(model, x):
+    """All that the encoder says of x."""
+    output = model.encode(x)
+    return output.latents if "latents" in output else output.latent_dist.parameters
+
+
+@torch.no_grad()
+def everything(model, x):
+    """Whatever the model makes of x, as one tensor for each picture."""
+    moments = encoded(model, x)
+    z = moments[:, : model.config.latent_channels]
+    return torch.cat([part.flatten(1) for part in (moments, model.decode(z).sample, model(x).sample)], dim=1)
+
+
+def assert_rounded_alike(actual, expected):
+    """Two computations of the same numbers may round differently: by some hundred roundings of the largest number."""
+    tolerance = 1000 * torch.finfo(expected.dtype).eps * max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 CAPTIONS = ["a red cat", "a green dog on a hill", "two lizards", "a cat above a blue dog and a lizard"]
