@@ -25,7 +25,7 @@ from hf_genmod.evaluation.features import (
     all_bytes,
     extract_features,
     find_features,
-    train_features,
+    train_feature_classifier,
 )
 from hf_genmod.evaluation.likelihood_bounds import bits_per_dimension
 from hf_genmod.evaluation.neighbours import nearest_of
@@ -133,7 +133,7 @@ with one_line_errors():
         with state.main_process_first():
             if not file.is_file() and (training.labels is not None or given is None):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                train_features(real, training.labels, len(training.label_names or [])).save(file)
+                train_feature_classifier(real, training.labels, len(training.label_names or [])).save(file)
         classifier = FeatureClassifier.load(file) if file.is_file() else None
     feature_fn = given or classifier
     models = [model for model in pipeline.components.values() if isinstance(model, torch.nn.Module)]

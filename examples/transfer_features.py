@@ -12,11 +12,10 @@ import copy
 import dataclasses
 
 import torch
-import torch.nn.functional as F
 
 from hf_genmod import load_vae
-from hf_genmod.data.value_range import to_model_range
 from hf_genmod.errors import one_line_errors
+from hf_genmod.evaluation.features import shifted, train_by_cross_entropy
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.processes import processes
 from hf_genmod.recipes.arguments import parse_arguments
@@ -85,18 +84,15 @@ def make_classifier(arm: str, vae, x, num_classes: int) -> Classifier:
 
 
 def train(model: Classifier, images, labels, learning_rate: float, transfer: TransferArguments, rng):
+    def batches():
+        for _ in range(transfer.max_train_steps):
+            batch = torch.randint(len(images), (transfer.batch_size,), generator=rng)
+            x = images[batch].contiguous(memory_format=torch.channels_last)
+            yield shifted(x, transfer.max_shift, rng), labels[batch]
+
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, transfer.max_train_steps)
-    padded = F.pad(images, [transfer.max_shift] * 4, mode="replicate").contiguous(memory_format=torch.channels_last)
-    for _ in range(transfer.max_train_steps):
-        batch = torch.randint(len(images), (transfer.batch_size,), generator=rng)
-        top, left = torch.randint(2 * transfer.max_shift + 1, (2,), generator=rng).tolist()
-        x = padded[batch, :, top : top + images.shape[2], left : left + images.shape[3]]
-        loss = F.cross_entropy(model(x), labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    train_by_cross_entropy(model, batches(), optimizer, schedule)
 
 
 @torch.no_grad()
@@ -123,9 +119,8 @@ with one_line_errors():
             "on; give fewer"
         )
     validation = dataset.hold_out(transfer.num_validation)
-    parts = [part.__getitems__(range(len(part))) for part in (dataset, validation, test)]
     (images, labels), of_validation, of_test = [
-        (to_model_range(x["images"]).to(device), x["class_labels"].to(device)) for x in parts
+        (part.x_0(range(len(part))).to(device), part.labels.to(device)) for part in (dataset, validation, test)
     ]
     num_classes = len(dataset.label_names)
     fewest = torch.bincount(labels, minlength=num_classes).min().item()

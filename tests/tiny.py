@@ -258,3 +258,8 @@ def bars(n, seed=0, channels=3, size=16):
     for image, label, start in zip(images, labels, torch.randint(2, size - 4, (n,), generator=rng), strict=True):
         image.narrow(2 if label == 0 else 1, int(start), 2).fill_(230)
     return images, labels
+
+
+def randn(*shape, seed=0):
+    """Normal numbers in fp64, the same at each call."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -2,9 +2,10 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from PIL import Image
-from tiny import tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet
+from tiny import bars, randn, tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet
 
 from hf_genmod import (
     AncestralDDPMScheduler,
@@ -17,10 +18,11 @@ from hf_genmod import (
     UnconditionalPipeline,
 )
 from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.evaluation.distances import frechet_distance, kernel_distance
 from hf_genmod.evaluation.estimates import Estimate, Share
-from hf_genmod.evaluation.features import FeatureClassifier
-from hf_genmod.evaluation.neighbours import nearest_of
-from hf_genmod.evaluation.report import Report
+from hf_genmod.evaluation.features import FeatureClassifier, extract_features, train_feature_classifier
+from hf_genmod.evaluation.neighbours import nearest_of, neighbourhoods
+from hf_genmod.evaluation.report import Report, evaluate_features
 from hf_genmod.evaluation.settings import (
     audit,
     enlarged_by_interpolation,
@@ -184,3 +186,34 @@ def test_a_report_is_read_as_it_was_saved(tmp_path):
     interpolated = dataclasses.replace(report, interpolated={"recall": share})
     interpolated.save(tmp_path / "report")
     assert Report.read(tmp_path / "report") == interpolated
+
+
+def test_features_are_evaluated_as_their_parts_are():
+    generated, real = randn(40, 5), randn(100, 5, seed=1) + 0.2
+    metrics = evaluate_features(generated, real)
+    assert metrics["frechet_distance"].value == frechet_distance(generated, real)
+    assert metrics["frechet_distance"].low < metrics["frechet_distance"].value < metrics["frechet_distance"].high
+    some = real[torch.randperm(100, generator=torch.Generator().manual_seed(0))[:40]]
+    assert metrics["kernel_distance"].value == kernel_distance(generated, some)
+    for name, value in neighbourhoods(some, generated).items():
+        assert metrics[name] == value
+
+
+def test_features_need_samples_enough_for_their_halves():
+    evaluate_features(randn(12, 5), randn(12, 5, seed=1))
+    with pytest.raises(ValueError, match="samples: 11 are too few for features of 5 dimensions; take 12 or more"):
+        evaluate_features(randn(11, 5), randn(12, 5, seed=1))
+    with pytest.raises(ValueError, match="real images: 5 are too few for features of 5 dimensions; take 6 or more"):
+        evaluate_features(randn(12, 5), randn(5, 5, seed=1))
+
+
+def test_worse_pictures_are_told_from_better():
+    classifier = train_feature_classifier(*bars(256), num_classes=2, max_train_steps=40, batch_size=32)
+    images = bars(150, seed=4)[0]
+    blurred = F.avg_pool2d(images.float(), 5, stride=1, padding=2).byte()
+    good, bad, real = (extract_features(x, classifier) for x in (images, blurred, bars(300, seed=3)[0]))
+    good, bad = (evaluate_features(features, real) for features in (good, bad))
+    for name in ("frechet_distance", "kernel_distance"):
+        assert good[name].high < bad[name].low
+    for name in ("precision", "density", "coverage"):
+        assert good[name].value > bad[name].value

@@ -1,12 +1,12 @@
-"""What pictures are measured by: features, (n, d), of a small classifier of the data set or of a pretrained model.
+"""Features of images, (n, d), from a small classifier of the data set or from a pretrained model.
 
-Pictures are (n, C, H, W), uint8 in 0..255 or float in [-1, 1].
+Images are (n, C, H, W), uint8 or float in [-1, 1].
 """
 
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +16,21 @@ from torch import Tensor, nn
 
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.value_range import to_model_range
+from hf_genmod.errors import first_line
 
 FEATURE_DIM = 64  # of the small classifier
 
 
 class FeatureClassifier(nn.Module):
-    """A small convolutional network whose last hidden layer gives features and whose output recognises classes.
+    """
+    A small convolutional network. Its last hidden layer gives features, its output recognises classes.
 
-    Its features are few, so that a thousand pictures suffice for a Fréchet distance. Distances are comparable only
-    between runs that share one classifier, which is why it can be saved.
+    A thousand images suffice for a Fréchet distance of its few features. Distances are comparable only if they are
+    measured with the same classifier, so it can be saved.
 
     Args:
-        in_channels (`int`): C of the pictures; their height and width are free, from 2 up.
-        num_classes (`int`): number of classes.
+        in_channels (`int`): C of the images. Their height and width are free, from 2 up.
+        num_classes (`int`): The number of classes.
         feature_dim (`int`, defaults to 64): d of the features.
     """
 
@@ -44,26 +46,26 @@ class FeatureClassifier(nn.Module):
         self.projection = nn.Linear(128, feature_dim)
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(feature_dim, num_classes))
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """Features (n, d) of `pictures`, (n, C, H, W) float in [-1, 1]. Raises `ValueError` where C is another."""
-        if pictures.shape[1] != self.config["in_channels"]:
+    def features(self, images: Tensor) -> Tensor:
+        """The features (n, d) of float images. Raises a `ValueError` for another C."""
+        if images.shape[1] != self.config["in_channels"]:
             raise ValueError(
-                f"pictures: {pictures.shape[1]} channels, but this classifier was made for "
-                f"{self.config['in_channels']}; convert the pictures first."
+                f"images: {images.shape[1]} channels, but this classifier was made for "
+                f"{self.config['in_channels']}; convert the images first."
             )
-        return self.projection(self.body(pictures).mean(dim=(2, 3)))  # (n, 128, H/4, W/4) -> (n, 128) -> (n, d)
+        return self.projection(self.body(images).mean(dim=(2, 3)))  # (n, 128, H/4, W/4) -> (n, 128) -> (n, d)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Logits (n, num_classes) of `pictures`, (n, C, H, W) float in [-1, 1]."""
-        return self.head(self.features(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits (n, num_classes) of float images."""
+        return self.head(self.features(images))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes weights and config to one safetensors file at `path`."""
+        """Writes the weights and the config into one safetensors file."""
         save_file(self.state_dict(), path, metadata={"config": json.dumps(self.config)})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "FeatureClassifier":
-        """The classifier that `save` wrote to `path`, in evaluation mode. Raises `ValueError` for any other file."""
+        """The classifier that `save` wrote, in evaluation mode. Raises a `ValueError` for any other file."""
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "config" not in metadata:
@@ -75,7 +77,7 @@ class FeatureClassifier(nn.Module):
 
 def train_feature_classifier(
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     num_classes: int,
     *,
     seed: int = 0,
@@ -86,31 +88,38 @@ def train_feature_classifier(
     max_shift: int = 0,
     feature_dim: int = FEATURE_DIM,
 ) -> FeatureClassifier:
-    """Trains a `FeatureClassifier` by cross-entropy, with AdamW and a one-cycle learning rate.
+    """
+    Trains a [`FeatureClassifier`] by cross-entropy, with AdamW and a one-cycle learning rate, on the device of the
+    images.
 
-    The same arguments give the same weights, bitwise on a CPU with the same number of threads; the global random state
-    is neither used nor changed. Trains where `images` are.
+    Without labels the classes are four ways of flipping an image: not, left to right, upside down, both (in the manner
+    of Gidaris et al. 2018, https://arxiv.org/abs/1803.07728). The same arguments give the same weights, bitwise on a
+    CPU with the same number of threads. The global random state is neither used nor changed.
 
     Args:
         images (`torch.Tensor`): (n, C, H, W), uint8.
-        labels (`torch.Tensor`): (n,), integers in 0..num_classes-1.
-        num_classes (`int`): number of classes.
-        seed (`int`, defaults to 0): decides initial weights, order, flips and shifts.
-        max_train_steps (`int`, defaults to 1000): number of batches.
-        batch_size (`int`, defaults to 128): pictures per batch.
-        learning_rate (`float`, defaults to 3e-3): peak of the cycle.
-        flip (`bool`, defaults to `False`): mirror half of the pictures left to right; not for digits or letters.
-        max_shift (`int`, defaults to 0): shift each batch by up to so many pixels, its border repeated.
+        labels (`torch.Tensor` or `None`): (n,), integers in 0..num_classes-1.
+        num_classes (`int`): The number of classes.
+        seed (`int`, defaults to 0): The seed of initial weights, order, flips and shifts.
+        max_train_steps (`int`, defaults to 1000): The number of batches.
+        batch_size (`int`, defaults to 128): Images per batch.
+        learning_rate (`float`, defaults to 3e-3): The highest learning rate.
+        flip (`bool`, defaults to `False`): Whether to mirror half of the images left to right; not for digits or
+            letters.
+        max_shift (`int`, defaults to 0): The most pixels by which a batch is shifted.
         feature_dim (`int`, defaults to 64): d of the features.
 
     Returns:
-        `FeatureClassifier`: in evaluation mode.
+        [`FeatureClassifier`]: The classifier, in evaluation mode.
 
     Raises:
-        `ValueError`: images that are not uint8 (n, C, H, W); a number of labels other than n; a label out of range.
+        `ValueError`: If images are not uint8 (n, C, H, W), there are not n labels, or a label is out of range.
     """
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(f"images: {images.dtype} of shape {tuple(images.shape)}; give uint8 of shape (n, C, H, W).")
+    if labels is None:
+        images = torch.cat([images.flip(axes) for axes in ((), (3,), (2,), (2, 3))])
+        labels, num_classes = torch.arange(4, device=images.device).repeat_interleave(len(images) // 4), 4
     if len(labels) != len(images):
         raise ValueError(f"labels: {len(labels)} for {len(images)} images; give one label per image.")
     if labels.min() < 0 or labels.max() >= num_classes:
@@ -121,90 +130,80 @@ def train_feature_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = FeatureClassifier(images.shape[1], num_classes, feature_dim).to(images.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max_train_steps)
     rng = torch.Generator().manual_seed(seed)
     num_epochs = math.ceil(max_train_steps * batch_size / len(images))
     order = torch.cat([torch.randperm(len(images), generator=rng) for _ in range(num_epochs)])
-    for index in order[: max_train_steps * batch_size].split(batch_size):
-        batch = as_floats(images[index])
-        if flip:
-            mirrored = torch.rand(batch_size, 1, 1, 1, generator=rng).to(batch.device) < 0.5
-            batch = torch.where(mirrored, batch.flip(-1), batch)
-        top, left = torch.randint(2 * max_shift + 1, (2,), generator=rng).tolist()
-        padded = F.pad(batch, [max_shift] * 4, mode="replicate")
-        batch = padded[..., top : top + images.shape[-2], left : left + images.shape[-1]]
-        loss = F.cross_entropy(model(batch), labels[index])
+
+    def batches():
+        for index in order[: max_train_steps * batch_size].split(batch_size):
+            batch = to_model_range(images[index])
+            if flip:
+                mirrored = torch.rand(batch_size, 1, 1, 1, generator=rng).to(batch.device) < 0.5
+                batch = torch.where(mirrored, batch.flip(-1), batch)
+            yield shifted(batch, max_shift, rng), labels[index]
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max_train_steps)
+    train_by_cross_entropy(model, batches(), optimizer, schedule)
+    return model.eval()
+
+
+def train_by_cross_entropy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], optimizer, schedule) -> None:
+    """Takes one step of the optimizer and of the learning rate schedule for each batch of images and labels."""
+    for images, labels in batches:
+        loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    return model.eval()
 
 
-def extract_features(pictures: Tensor, feature_fn: Callable[[Tensor], Tensor], batch_size: int = 256) -> Tensor:
-    """Features (n, d) of pictures, `batch_size` of them at a time.
+def shifted(images: Tensor, max_shift: int, rng: torch.Generator) -> Tensor:
+    """A batch shifted at random by up to `max_shift` pixels in each direction; pixels of its border are repeated."""
+    top, left = torch.randint(2 * max_shift + 1, (2,), generator=rng).tolist()
+    padded = F.pad(images, [max_shift] * 4, mode="replicate")
+    return padded[..., top : top + images.shape[-2], left : left + images.shape[-1]]
+
+
+def extract_features(images: Tensor, feature_fn: Callable[[Tensor], Tensor], batch_size: int = 256) -> Tensor:
+    """
+    The features (n, d) of images.
 
     Args:
-        pictures (`torch.Tensor`): (n, C, H, W), uint8 in 0..255 or float in [-1, 1].
-        feature_fn (`FeatureClassifier` or callable): from float pictures in [-1, 1] to features (n, d).
-        batch_size (`int`, defaults to 256): pictures per call of `feature_fn`.
+        images (`torch.Tensor`): (n, C, H, W), uint8 or float in [-1, 1].
+        feature_fn (`FeatureClassifier` or callable): Maps float images in [-1, 1] to features (n, d).
+        batch_size (`int`, defaults to 256): Images per call of `feature_fn`.
 
     Raises:
-        `ValueError`: float pictures outside [-1, 1] or all in [0, 1]; a module in training mode.
+        `ValueError`: If float images are outside [-1, 1] or all in [0, 1], or a module is in training mode.
     """
-    if pictures.ndim != 4 or len(pictures) == 0:
-        raise ValueError(f"pictures: shape {tuple(pictures.shape)}; give (n, C, H, W) with at least one picture.")
-    if pictures.dtype != torch.uint8:
-        low, high = (x.item() for x in pictures.aminmax())
-        # All in [0, 1] is what pipelines give as output_type="pt": measured as [-1, 1], it would just look worse.
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"images: shape {tuple(images.shape)}; give (n, C, H, W) with at least one image.")
+    if images.dtype != torch.uint8:
+        low, high = (x.item() for x in images.aminmax())
+        # Pipelines return images in [0, 1] as output_type="pt"; taken for [-1, 1] they would only seem worse.
         if not (-1 <= low < 0 and high <= 1):
-            raise ValueError(f"pictures: values in [{low:.3g}, {high:.3g}]; give uint8, or float that fills [-1, 1].")
+            raise ValueError(f"images: values in [{low:.3g}, {high:.3g}]; give uint8, or float that fills [-1, 1].")
     if getattr(feature_fn, "training", False):
-        raise ValueError("feature_fn: in training mode, where pictures of a batch may interact; call .eval() first.")
+        raise ValueError("feature_fn: in training mode, where images of a batch may interact; call .eval() first.")
     feature_fn = feature_fn.features if isinstance(feature_fn, FeatureClassifier) else feature_fn
     with torch.no_grad():
-        return torch.cat([feature_fn(as_floats(batch)) for batch in pictures.split(batch_size)])
+        return torch.cat([feature_fn(to_model_range(batch).float()) for batch in images.split(batch_size)])
 
 
-def _block(c_in: int, c_out: int, kernel_size: int, stride: int) -> tuple[nn.Module, ...]:
-    # BatchNorm rather than GroupNorm: 76% against 67% on cats and dogs after the same 400 steps.
-    convolution = nn.Conv2d(c_in, c_out, kernel_size, stride, padding=1, bias=False)
-    return convolution, nn.BatchNorm2d(c_out), nn.ReLU()
-
-
-def as_floats(pictures: Tensor) -> Tensor:
-    """Pictures as floats in [-1, 1]."""
-    return to_model_range(pictures) if pictures.dtype == torch.uint8 else pictures.float()
+def as_bytes(x: Tensor) -> Tensor:
+    """Images in [-1, 1] as `uint8`; values beyond are clipped."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def all_bytes(pictures: PictureDataset) -> Tensor:
-    """All pictures of a data set, (n, C, H, W) `uint8`; of measured values 0 and 255 are the ends of their range."""
-    parts = [pictures.__getitems__(part.tolist())["images"] for part in torch.arange(len(pictures)).split(1024)]
-    images = torch.cat(parts)
-    return images if images.dtype == torch.uint8 else ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def train_features(images: Tensor, labels: Tensor | None, num_classes: int, **options) -> FeatureClassifier:
-    """A `FeatureClassifier` of pictures, or, of those without labels, one that tells which of four ways a picture was
-    flipped: not, left to right, upside down, both (in the manner of Gidaris et al. 2018,
-    https://arxiv.org/abs/1803.07728).
-
-    Args:
-        images (`torch.Tensor`): (n, C, H, W), uint8.
-        labels (`torch.Tensor`, *optional*): (n,), in 0..num_classes-1.
-        num_classes (`int`): number of classes.
-        options: as `train_feature_classifier` takes them.
-    """
-    if labels is None:
-        ways = ((), (3,), (2,), (2, 3))
-        images = torch.cat([images.flip(way) for way in ways])
-        labels, num_classes = torch.arange(4).repeat_interleave(len(images) // 4), 4
-    return train_feature_classifier(images, labels, num_classes, **options)
+    """All images of a data set as `uint8`, (n, C, H, W); 0 and 255 are the ends of the range of measured values."""
+    return torch.cat([as_bytes(pictures.x_0(part.tolist())) for part in torch.arange(len(pictures)).split(1024)])
 
 
 def find_features(name: str) -> "FeatureClassifier | PretrainedFeatures":
-    """The features of a file that `FeatureClassifier.save` wrote, else of a model of transformers, a folder or an id.
+    """
+    The features of a file that `FeatureClassifier.save` wrote, or of a model of transformers, a folder or an id.
 
     Raises:
         ValueError, FileNotFoundError: If it is neither.
@@ -213,11 +212,12 @@ def find_features(name: str) -> "FeatureClassifier | PretrainedFeatures":
 
 
 class PretrainedFeatures:
-    """Features of a vision model of transformers (DINOv2, CLIP, ViT, ...): its pooled output, or the mean of its last
-    hidden states where it has none. Pictures are brought to its size by its own processor; grey ones are made RGB.
+    """
+    Features of a vision model of transformers (DINOv2, CLIP, ViT, ...): its pooled output, or the mean of its last
+    hidden states if it has none. The processor of the model resizes the images; grey images are made RGB.
 
     Args:
-        pretrained_model_name_or_path (`str`): A folder, or an id on the Hub; read from safetensors.
+        pretrained_model_name_or_path (`str`): A folder, or an id on the Hub; the weights are read from safetensors.
 
     Raises:
         FileNotFoundError: If there is no such model.
@@ -228,21 +228,26 @@ class PretrainedFeatures:
 
         try:
             config = AutoConfig.from_pretrained(pretrained_model_name_or_path)
-            config = getattr(config, "vision_config", config)  # of the whole of CLIP the half that sees
+            config = getattr(config, "vision_config", config)  # CLIP's vision tower
             self.processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, backend="pil")
             self.model = AutoModel.from_pretrained(pretrained_model_name_or_path, config=config, use_safetensors=True)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise FileNotFoundError(
-                f"features: {pretrained_model_name_or_path!r} is no vision model of transformers ({reason})"
+                f"features: {pretrained_model_name_or_path!r} is no vision model of transformers ({first_line(error)})"
             ) from error
         self.model.eval()
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Features (n, d) of `pictures`, (n, C, H, W) float in [-1, 1] with 1 or 3 channels (of 4, the first 3)."""
-        colors = pictures[:, :3].expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures[:, :3]
-        arrays = ((colors + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    def __call__(self, images: Tensor) -> Tensor:
+        """The features (n, d) of float images with 1 or 3 channels (of 4, the first 3)."""
+        colors = images[:, :3].expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+        arrays = as_bytes(colors).permute(0, 2, 3, 1).cpu().numpy()
         inputs = self.processor(images=list(arrays), return_tensors="pt").to(self.model.device)
         output = self.model(**inputs)
         pooled = getattr(output, "pooler_output", None)
         return (output.last_hidden_state.mean(dim=1) if pooled is None else pooled).flatten(1).float()
+
+
+def _block(c_in: int, c_out: int, kernel_size: int, stride: int) -> tuple[nn.Module, ...]:
+    # BatchNorm rather than GroupNorm: 76% against 67% on cats and dogs after the same 400 steps.
+    convolution = nn.Conv2d(c_in, c_out, kernel_size, stride, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(c_out), nn.ReLU()

@@ -1,4 +1,4 @@
-"""Bounds of the log-likelihood, in bits per dimension."""
+"""Bounds on the likelihood of images, in bits per dimension."""
 
 import math
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_genmod.data.randomness import BatchRandom
+from hf_genmod.data.value_range import to_model_range
 from hf_genmod.evaluation.estimates import Estimate
-from hf_genmod.evaluation.features import as_floats
 from hf_genmod.objectives.likelihoods import log_likelihood, variational_bound_term
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
@@ -16,54 +16,55 @@ from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 def variational_bound(
     unet: nn.Module,
     scheduler,
-    pictures: Tensor,
+    images: Tensor,
     draws: int = 10,
     seed: int = 0,
     batch_size: int = 256,
     likelihood: str = "discretised_gaussian",
     **condition: Tensor,
 ) -> Estimate:
-    """The variational bound on −log p(x_0) of a diffusion model, in bits per dimension (Ho et al. 2020, Eq. 5):
+    """
+    The variational bound on −log p(x_0) of a diffusion model, in bits per dimension (Ho et al. 2020, Eq. 5):
 
         Σ_t L_t + L_T,   L_T = KL( q(x_T | x_0) ‖ N(0, I) )
 
-    L_0, the largest term, is taken of every picture; the sum of the others is estimated, without bias, from `draws`
-    timesteps of each picture, stratified over the pictures, so that a thousand pictures cover them all.
-    The same seed draws the same timesteps and noise for every model, so differences of two models are paired.
+    L_0, the largest term, is computed for every image. The sum of the other terms is estimated, without bias, from
+    `draws` timesteps per image, stratified over the images, so that a thousand images cover all timesteps. The same
+    seed gives the same timesteps and noise for every model, so that the difference of two models is paired.
 
     Args:
-        unet ([`DenoisingUNet2DModel`]): the model.
-        scheduler ([`AncestralDDPMScheduler`]): its process; clips x̂_0 if it does so in sampling.
-        pictures (`torch.Tensor`): (n, C, H, W), uint8, or latents.
-        draws (`int`, defaults to 10): timesteps per picture, 2 or more.
-        seed (`int`, defaults to 0): decides timesteps and noise.
-        batch_size (`int`, defaults to 256): pictures per forward pass.
-        likelihood (`str`): of x_0, as `variational_bound_term` takes it; `"gaussian"` for latents.
-        condition (`torch.Tensor`): (n, ...), what the U-Net is told of each picture, such as `class_labels`.
+        unet ([`DenoisingUNet2DModel`]): The model.
+        scheduler ([`AncestralDDPMScheduler`]): The scheduler of the model; x̂_0 is clipped if its config says so.
+        images (`torch.Tensor`): (n, C, H, W), uint8, or latents.
+        draws (`int`, defaults to 10): Timesteps per image, 2 or more.
+        seed (`int`, defaults to 0): The seed of timesteps and noise.
+        batch_size (`int`, defaults to 256): Images per forward pass.
+        likelihood (`str`): The likelihood of x_0, as `variational_bound_term` takes it; `"gaussian"` for latents.
+        condition (`torch.Tensor`): What the U-Net is conditioned on, (n, ...), such as `class_labels`.
 
     Returns:
-        [`Estimate`]: the bound, whose interval, ± 1.96 standard errors over the draws, is for these pictures.
+        [`Estimate`]: The bound for these images, ± 1.96 standard errors over the draws.
     """
-    T, n = scheduler.config.num_train_timesteps, len(pictures)
+    T, n = scheduler.config.num_train_timesteps, len(images)
     bounds = torch.zeros(draws, dtype=torch.float64)
     for draw in range(draws):
-        # Which picture is in which stratum of time has nothing to do with their order, which may be that of classes.
+        # The stratum of an image must not depend on the order of the images, which may be sorted by class.
         stratum = torch.randperm(n, generator=torch.Generator().manual_seed(seed + draw))
         for part in torch.arange(n).split(batch_size):
-            rng = BatchRandom(seed, draw, stratum[part], n, pictures.device)
-            x_0 = as_floats(pictures[part])
-            told = {name: values[part] for name, values in condition.items()}
+            rng = BatchRandom(seed, draw, stratum[part], n, images.device)
+            x_0 = to_model_range(images[part]).float()
+            conditions = {name: values[part] for name, values in condition.items()}
             later = 1 + ((T - 1) * rng.stratified()).long()
             for t, terms in ((torch.zeros_like(later), 1), (later, T - 1)):
                 x_t = scheduler.add_noise(x_0, rng.normal(x_0.shape[1:]), t)
-                model_output = unet(x_t, t, **told).sample.float()
+                model_output = unet(x_t, t, **conditions).sample.float()
                 L_t = variational_bound_term(
                     scheduler, model_output, x_0, x_t, t, clip=True, likelihood=likelihood
                 )  # (n,)
                 bounds[draw] += terms * L_t.cpu().double().sum() / n
 
     alpha_bar_T = scheduler.alphas_cumprod[-1].cpu().double()
-    mean_square = as_floats(pictures).cpu().double().square().mean()
+    mean_square = to_model_range(images).cpu().double().square().mean()
     prior = 0.5 * (alpha_bar_T * mean_square - alpha_bar_T - torch.log1p(-alpha_bar_T)) / math.log(2)  # L_T
     return Estimate.with_error((bounds.mean() + prior).item(), n, (bounds.std() / draws**0.5).item())
 
@@ -77,79 +78,82 @@ def importance_log_likelihood(
     batch_size: int = 256,
     likelihood: str | None = None,
 ) -> Tensor:
-    """log p(x) under a variational autoencoder, estimated from below (Burda et al. 2016, Eq. 8):
+    """
+    A lower estimate of log p(x) under a variational autoencoder (Burda et al. 2016, Eq. 8):
 
         log (1/k) Σ_i p(x | z_i) p(z_i) / q(z_i | x),   z_i ~ q(z | x)
 
-    whose expectation is the evidence lower bound at k = 1 and rises with k to log p(x).
+    Its expectation is the evidence lower bound at k = 1 and rises with k to log p(x).
 
     Args:
         vae ([`VariationalAutoencoder`]): p and q.
         x (`torch.Tensor`): (n, C, H, W), float in [-1, 1]; each value -1 or 1 for a Bernoulli likelihood.
-        k (`int`): samples for each picture.
-        generator (`torch.Generator`, *optional*): decides the z_i, which belong to the pictures, whatever the batches.
-        batch_size (`int`, defaults to 256): z decoded at once.
-        likelihood (`str`, *optional*): p(x | z), by default as it was trained; `"discretised_gaussian"` for the
-            probability of pictures of 8 bits under a Gaussian.
+        k (`int`): The number of z_i per image.
+        generator (`torch.Generator`, *optional*): The random numbers of the z_i. The z_i of an image do not depend on
+            the batch size.
+        batch_size (`int`, defaults to 256): The number of z that are decoded at once.
+        likelihood (`str`, *optional*): p(x | z); by default that of training. `"discretised_gaussian"` gives the
+            probability of images of 8 bits under a Gaussian.
 
     Returns:
         `torch.Tensor`: (n,), in nats, fp64 on the CPU.
 
     Raises:
-        `ValueError`: no samples; values other than -1 and 1 for a Bernoulli likelihood.
+        `ValueError`: If k is not positive, or values are not -1 or 1 for a Bernoulli likelihood.
     """
     likelihood, n = likelihood or vae.config.likelihood, len(x)
     if k < 1:
-        raise ValueError(f"k: {k} is not positive; give the number of samples for each picture.")
+        raise ValueError(f"k: {k} is not positive; give the number of samples per image.")
     if likelihood == "bernoulli" and not (x.abs() == 1).all():
-        raise ValueError("x: a bernoulli likelihood is of values -1 and 1; draw or threshold the pictures first.")
+        raise ValueError("x: a bernoulli likelihood is of values -1 and 1; draw or threshold the images first.")
     seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device if generator else "cpu").item()
     estimates = []
     for part in torch.arange(n).split(batch_size):
-        pictures = x[part]
-        q = vae.encode(pictures).latent_dist
+        images = x[part]
+        q = vae.encode(images).latent_dist
         log_weights = []
         for draws in torch.arange(k).split(max(batch_size // len(part), 1)):
             rngs = (BatchRandom(seed, draw, part, n, x.device) for draw in draws.tolist())
             epsilon = torch.stack([rng.normal(q.mean.shape[1:], dtype=x.dtype) for rng in rngs])  # (draws, part, ...)
             z = q.mean + q.std * epsilon
-            log_p_x = log_likelihood(likelihood, pictures.repeat(len(draws), 1, 1, 1), vae.decode(z.flatten(0, 1)))
+            log_p_x = log_likelihood(likelihood, images.repeat(len(draws), 1, 1, 1), vae.decode(z.flatten(0, 1)))
             log_ratio = 0.5 * (epsilon**2 + q.logvar - z**2).flatten(2).sum(dim=2)  # log p(z) − log q(z | x)
             log_weights.append((log_p_x.unflatten(0, log_ratio.shape) + log_ratio).cpu().double())
         estimates.append(torch.cat(log_weights).logsumexp(dim=0) - math.log(k))
     return torch.cat(estimates)
 
 
-def bits_per_dimension(pipeline, pictures: Tensor, num_latents: int = 64, **condition: Tensor) -> dict[str, Estimate]:
-    """Upper bounds of −log p(x) in bits per dimension, of pictures of 8 bits that a model was not trained on: the
-    variational bound of a diffusion model; of a variational autoencoder the evidence lower bound, and the tighter one
-    of `num_latents` z for each picture. A Gaussian p(x | z) is integrated over the 8-bit bins; of a Bernoulli the
-    pictures are thresholded, and have one bit. Others have no likelihood.
+def bits_per_dimension(pipeline, images: Tensor, num_latents: int = 64, **condition: Tensor) -> dict[str, Estimate]:
+    """
+    Upper bounds of −log p(x) in bits per dimension, for images of 8 bits that the model was not trained on: for a
+    diffusion model the variational bound; for a variational autoencoder the evidence lower bound, and the tighter
+    bound from `num_latents` z per image. A Gaussian p(x | z) is integrated over the 8-bit bins. For a Bernoulli
+    p(x | z) the images are thresholded, and have one bit. Other models have no likelihood.
 
     Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): the model.
-        pictures (`torch.Tensor`): (n, C, H, W), uint8.
-        num_latents (`int`, defaults to 64): z for each picture.
-        condition (`torch.Tensor`): (n, ...), what the U-Net is told of each picture.
+        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The model.
+        images (`torch.Tensor`): (n, C, H, W), uint8.
+        num_latents (`int`, defaults to 64): The number of z per image.
+        condition (`torch.Tensor`): What the U-Net is conditioned on, (n, ...).
 
     Returns:
-        `dict`: "variational bound", or "evidence lower bound" and "importance-sampled bound (64 z)"; or nothing.
+        `dict`: "variational bound", or "evidence lower bound" and "importance-sampled bound (64 z)", or nothing.
     """
     if pipeline.config.get("value_range") is not None:  # measured values have no 8 bits
         return {}
-    scheduler = (
-        AncestralDDPMScheduler.from_config(pipeline.scheduler.config) if "unet" in pipeline.components else None
-    )
+    unet, scheduler = pipeline.components.get("unet"), None
+    if unet is not None:
+        scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
     if pipeline.vae is None:
-        return {"variational bound": variational_bound(pipeline.unet, scheduler, pictures, **condition)}
+        return {"variational bound": variational_bound(unet, scheduler, images, **condition)}
     likelihood = pipeline.vae.config.get("likelihood")
     if likelihood is None:
         return {}
-    x = as_floats(pictures)
+    x = to_model_range(images)
     x = torch.where(x < 0, -1.0, 1.0) if likelihood == "bernoulli" else x
     likelihood = "bernoulli" if likelihood == "bernoulli" else "discretised_gaussian"
-    if scheduler is not None:
-        bound = _bound_through_latents(pipeline.vae, pipeline.unet, scheduler, x, likelihood, **condition)
+    if unet is not None:
+        bound = _bound_through_latents(pipeline.vae, unet, scheduler, x, likelihood, **condition)
         return {"variational bound": bound}
     bounds = {"evidence lower bound": 1, f"importance-sampled bound ({num_latents} z)": num_latents}
     log_p = {name: importance_log_likelihood(pipeline.vae, x, k, likelihood=likelihood) for name, k in bounds.items()}
@@ -158,12 +162,13 @@ def bits_per_dimension(pipeline, pictures: Tensor, num_latents: int = 64, **cond
 
 @torch.no_grad()
 def _bound_through_latents(vae, unet, scheduler, x, likelihood, batch_size=256, **condition) -> Estimate:
-    """The evidence lower bound of an autoencoder whose prior is a diffusion model of its latents (Vahdat et al. 2021,
+    """
+    The evidence lower bound of an autoencoder whose prior is a diffusion model of its latents (Vahdat et al. 2021,
     https://arxiv.org/abs/2106.05931, Eq. 1), in bits per dimension:
 
         −log p(x) ≤ E [ log q(z | x) − log p(x | z) − log p(z) ],   −log p(z) ≤ Σ_t L_t + L_T − d log s
 
-    with z ~ q(z | x), the bound of s (z − shift), as the U-Net sees it, and s its `scaling_factor`.
+    with z ~ q(z | x), the L_t of s (z − shift), which the U-Net sees, and s the `scaling_factor`.
     """
     latents, rest, bits = [], [], x[0].numel() * math.log(2)
     for part in torch.arange(len(x)).split(batch_size):

@@ -1,0 +1,89 @@
+"""Precision, recall, density, coverage and memorisation."""
+
+import math
+
+import pytest
+import torch
+from tiny import randn
+
+from hf_genmod.evaluation.neighbours import audit_memorisation, nearest_of, neighbourhoods
+
+
+class TestNeighbourhoods:
+    @staticmethod
+    def by_brute_force(real, generated, k):
+        def distance(x, y):
+            return math.dist(x.tolist(), y.tolist())
+
+        def radius(x, i):
+            return sorted(distance(x[i], x[j]) for j in range(len(x)) if j != i)[k - 1]
+
+        of_real = [radius(real, i) for i in range(len(real))]
+        of_generated = [radius(generated, i) for i in range(len(generated))]
+        hits = [[distance(g, r) <= of_real[i] for i, r in enumerate(real)] for g in generated]
+        back = [[distance(g, r) <= of_generated[j] for j, g in enumerate(generated)] for r in real]
+        return {
+            "precision": sum(map(any, hits)) / len(generated),
+            "recall": sum(map(any, back)) / len(real),
+            "density": sum(map(sum, hits)) / (k * len(generated)),
+            "coverage": sum(any(hit[i] for hit in hits) for i in range(len(real))) / len(real),
+        }
+
+    @pytest.mark.parametrize("k", [1, 3, 5])
+    def test_equal_brute_force(self, k):
+        real, generated = randn(40, 3), 0.7 * randn(30, 3, seed=1) + 0.4
+        expected = self.by_brute_force(real, generated, k)
+        for batch_size in (7, 2048):
+            measured = neighbourhoods(real, generated, k, batch_size)
+            for name in ("precision", "recall", "coverage"):
+                assert measured[name].value == pytest.approx(expected[name])
+            assert measured["density"].value == pytest.approx(expected["density"])
+            counts = [measured[name].count for name in ("precision", "recall", "density", "coverage")]
+            assert counts == [30, 40, 30, 40]
+
+    def test_tell_what_is_missing_from_what_is_wrong(self):
+        real = torch.cat([randn(200, 2), randn(200, 2, seed=1) + 20])  # two modes
+        one_mode, elsewhere = randn(400, 2, seed=2), randn(400, 2, seed=3) + 100
+        of_one = neighbourhoods(real, one_mode)
+        assert of_one["precision"].value > 0.9 and 0.3 < of_one["recall"].value < 0.6
+        assert 0.3 < of_one["coverage"].value < 0.6
+        of_none = neighbourhoods(real, elsewhere)
+        assert [of_none[name].value for name in ("precision", "recall", "coverage")] == [0, 0, 0]
+        assert of_none["density"].value == 0
+
+    def test_need_more_pictures_than_neighbours(self):
+        with pytest.raises(ValueError, match="at least 6 images"):
+            neighbourhoods(randn(5, 3), randn(50, 3))
+
+
+class TestMemorisation:
+    @staticmethod
+    def pictures(n, seed):
+        return torch.randint(0, 256, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+    def held_out(self, training, seed):
+        return nearest_of(self.pictures(200, seed), training)[0]
+
+    def test_fresh_pictures_are_not_flagged(self):
+        training = self.pictures(500, 0)
+        for i in range(100):
+            audit = audit_memorisation(self.pictures(200, 2 * i + 1), training, self.held_out(training, 2 * i + 2))
+            assert not audit.flagged
+
+    def test_training_pictures_are(self):
+        training = self.pictures(500, 0)
+        audit = audit_memorisation(training[:200], training, self.held_out(training, 1))
+        assert audit.flagged and audit.share.value == 1 and audit.distances.max() == 0
+        assert torch.equal(audit.nearest, torch.arange(200))
+
+    def test_a_tenth_of_copies_is_enough_and_they_are_named(self):
+        training = self.pictures(500, 0)
+        samples = torch.cat([training[7:27] ^ 1, self.pictures(180, 1)])  # with one bit changed in each pixel
+        audit = audit_memorisation(samples, training, self.held_out(training, 2))
+        assert audit.flagged
+        assert torch.equal(audit.distances.argsort()[:20].sort().values, torch.arange(20))
+        assert torch.equal(audit.nearest[:20], torch.arange(7, 27))
+
+    def test_needs_as_many_held_out_pictures_as_the_quantile_says(self):
+        with pytest.raises(ValueError, match="held_out_distances: 99 images have no 1% quantile; hold out 100"):
+            audit_memorisation(self.pictures(5, 0), self.pictures(5, 1), torch.ones(99))
