@@ -28,8 +28,8 @@ def work(kind: str, n: int):
     pipeline.set_progress_bar_config(disable=True)
     labels = [i % 10 for i in range(n)]
     if kind == "classifier":
-        x_t, weights = torch.randn(n, 3, 32, 32, device=device), pipeline._label_weights(labels)
-        return lambda: pipeline._classifier_gradient(x_t, torch.tensor(500, device=device), weights)
+        x_t, weighted = torch.randn(n, 3, 32, 32, device=device), pipeline._weighted_labels(labels)
+        return lambda: pipeline._classifier_gradient(x_t, torch.tensor(500, device=device), weighted)
     scale = {"unguided": 0.0, "guided": 2.0}[kind]
     return lambda: pipeline(labels, classifier_scale=scale, num_inference_steps=1, output_type="latent")
 

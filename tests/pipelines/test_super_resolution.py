@@ -208,7 +208,7 @@ class TestLabels:
         torch.testing.assert_close(drawn, expected)
 
     def test_mistakes_are_named(self, pipe):
-        with pytest.raises(ValueError, match="class_labels: 1 for 2 pictures; give one for each, or none"):
+        with pytest.raises(ValueError, match="class_labels: 1 for 2 images; give one for each, or none"):
             pipe(pictures(), class_labels="dog")
         with pytest.raises(ValueError, match="did you mean 'lizard'"):
             pipe(pictures(1), class_labels="lizzard")
@@ -259,8 +259,8 @@ def test_a_learned_variance_is_used():
         ({"output_type": "jpg"}, "output_type: 'jpg' is not one of"),
         ({"image": pictures(channels=1)}, "images: 2 of 1 channels; this model takes one or more of 3"),
         ({"image": 2 * pictures()}, r"are not in \[0, 1\]"),
-        ({"image": Image.new("I;16", (4, 4))}, "images: some are of more than 8 bits"),
-        ({"image": []}, "images: they are none or differ in size"),
+        ({"image": Image.new("I;16", (4, 4))}, "images: some have more than 8 bits"),
+        ({"image": []}, "images: there are none, or they differ in size"),
     ],
 )
 def test_mistakes_are_named(request_, message):

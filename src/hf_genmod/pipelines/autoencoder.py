@@ -141,6 +141,15 @@ class AutoencoderPipeline(ImagePipeline):
         changed[:, list(dims)] = grid
         return self._decoded(changed.unflatten(1, z.shape[1:]), output_type, return_dict)
 
+    @property
+    def priors(self) -> list[str]:
+        """The priors that latents can be drawn from."""
+        standard = ["standard"] if getattr(self.vae, "has_standard_prior", False) else []
+        return standard + ["fitted"] * (self.vae.config.get("prior_rank") is not None)
+
+    def example_request(self):
+        return {"prior": self.priors[0]} if self.priors else {}
+
     def _sample_prior(self, prior, generators):
         if prior not in ("standard", "fitted"):
             raise ValueError(f"prior: {prior!r} is not one of 'standard', 'fitted'")

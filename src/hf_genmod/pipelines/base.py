@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin
@@ -23,7 +23,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
-    _scales = ()  # the arguments that may be too large
+    _scales = ()  # the arguments that make predictions infinite if they are too large
 
     def _generate(
         self,
@@ -50,21 +50,27 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         generators = one_generator_each(generator, batch_size)
         x_t = self._initial_noise(batch_size, generators, latents).to(device)
         scheduler, takes_variance = self._sampler(clip)
-        scheduler.set_timesteps(num_inference_steps, device=device)
+        scheduler.set_timesteps(num_inference_steps, device="cpu")  # a step never waits for the accelerator
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
         x_t = x_t * scheduler.init_noise_sigma
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        step_kwargs = {"generator": generators} if takes_generator else {}
+        options = {"generator": generators, "check_finite": False}
+        known = inspect.signature(scheduler.step).parameters
+        options = {name: value for name, value in options.items() if name in known}
+        alphas_cumprod = scheduler.alphas_cumprod.cpu() if hasattr(scheduler, "alphas_cumprod") else None
+        finite = []  # for each step, on the device
         self._interrupt = False
 
         for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
-            model_input, sigma = scheduler.scale_model_input(x_t, t), self._sigma(scheduler, i, t)
-            prediction = self._finite(predict(model_input, t, sigma), t)
+            model_input, sigma = scheduler.scale_model_input(x_t, t), _sigma(scheduler, alphas_cumprod, i, t)
+            prediction = predict(model_input, t, sigma)
             if not takes_variance:
                 prediction = prediction[:, : x_t.shape[1]]
-            x_prev = scheduler.step(prediction, t, x_t, **step_kwargs).prev_sample
+            x_prev = scheduler.step(prediction, t, x_t, **options).prev_sample
             if shift is not None:
-                x_prev = x_prev + self._finite(shift(model_input, t, sigma, prediction), t)
+                x_prev = x_prev + shift(model_input, t, sigma, prediction)
             x_t = x_prev
+            finite.append(prediction.isfinite().all() & x_t.isfinite().all())
 
             if callback_on_step_end is not None:
                 tensors = {"latents": x_t}
@@ -73,6 +79,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
                 if self._interrupt:
                     break
 
+        self._check_finite_steps(finite, scheduler.timesteps)
         images = x_t if output_type == "latent" else self.postprocess(self._decode(x_t), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -81,14 +88,15 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         """The network's prediction, in fp32."""
         return self.unet(x_t.to(self.unet.dtype), t, **condition).sample.float()
 
-    def _finite(self, tensor, t):
-        if not tensor.isfinite().all():
+    def _check_finite_steps(self, finite: list[torch.Tensor], timesteps: torch.Tensor):
+        """Raises if the prediction or the sample of a step was not finite."""
+        finite = torch.stack(finite).tolist()
+        if not all(finite):
             too_large = f"; lower {' or '.join(self._scales)}" if self._scales else ""
             raise ValueError(
-                f"the prediction at timestep {t:.6g} is not finite{too_large}, or sample in float32, or look for "
-                "weights that are not finite by `python -m hf_genmod doctor`"
+                f"the prediction at timestep {timesteps[finite.index(False)]:.6g} is not finite{too_large}, or sample "
+                "in float32, or look for weights that are not finite by `python -m hf_genmod doctor`"
             )
-        return tensor
 
     def _initial_noise(self, batch_size, generators, latents):
         """x_T ~ N(0, I), each picture from its own generator, in fp32 whatever the model's dtype."""
@@ -116,6 +124,10 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         known = inspect.signature(type(self.scheduler).__init__).parameters
         return [name for name in ("thresholding", "clip_sample") if name in known and self.scheduler.config[name]]
 
+    def unet_inputs(self, pictures, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What the U-Net is conditioned on for images of a data set, besides x_t and t."""
+        return {}
+
     @property
     def picture_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the pictures that it makes."""
@@ -134,18 +146,6 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         return self.vae.decode(z.to(self.vae.dtype)).sample.float()
 
-    def _sigma(self, scheduler, i, t) -> float:
-        """σ = √((1−ᾱ_t)/ᾱ_t) of what the network sees in step i."""
-        scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), t))
-        if scale != 1:  # x_0 + σ ε, divided by √(1+σ²)
-            return (scale**-2 - 1) ** 0.5
-        if hasattr(scheduler, "sigmas"):
-            return float(scheduler.sigmas[i])
-        if not hasattr(scheduler, "alphas_cumprod"):
-            return math.nan  # IPNDM does not say
-        alpha_bar_t = float(scheduler.alphas_cumprod[int(t)])
-        return math.inf if alpha_bar_t == 0 else ((1 - alpha_bar_t) / alpha_bar_t) ** 0.5
-
     def _check_request(self, batch_size, num_inference_steps, output_type, tensor_inputs, latents):
         check_positive(batch_size=batch_size, num_inference_steps=num_inference_steps)
         check_output_type(output_type)
@@ -161,3 +161,16 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
                     f"latents: shape {tuple(latents.shape)} is not ({expected[0]}, {expected[1]}, height, width), "
                     f"noise for the {batch_size} pictures asked for"
                 )
+
+
+def _sigma(scheduler: SchedulerMixin, alphas_cumprod: torch.Tensor | None, i: int, t: torch.Tensor) -> float:
+    """σ = √((1−ᾱ_t)/ᾱ_t) of the network's input in step i."""
+    scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), t))
+    if scale != 1:  # x_0 + σ ε, divided by √(1+σ²)
+        return (scale**-2 - 1) ** 0.5
+    if hasattr(scheduler, "sigmas"):
+        return float(scheduler.sigmas[i])
+    if alphas_cumprod is None:
+        return math.nan  # IPNDM does not say
+    alpha_bar_t = float(alphas_cumprod[int(t)])
+    return math.inf if alpha_bar_t == 0 else ((1 - alpha_bar_t) / alpha_bar_t) ** 0.5

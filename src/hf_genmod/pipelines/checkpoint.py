@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,26 @@ class ImagePipeline(DiffusionPipeline):
     A pipeline that makes images and saves its own source: `from_pretrained(..., trust_remote_code=True)` of diffusers
     loads the checkpoint where this package is not installed.
     """
+
+    guidance_argument = None  # the argument that is the strength of guidance
+
+    def request_for(self, pictures, indices: Sequence[int]) -> dict[str, list]:
+        """
+        What the pipeline is asked by to draw images like those of a data set.
+
+        Args:
+            pictures ([`PictureDataset`]): Images, with labels or captions where the pipeline takes them.
+            indices (`Sequence[int]`): Which of them.
+
+        Returns:
+            `dict[str, list]`: For each argument of `__call__` a list with one value per image; empty where images
+            differ by their seeds alone.
+        """
+        return {}
+
+    def example_request(self) -> dict:
+        """The arguments of `__call__` for one image; the defaults serve for those left out."""
+        return {}
 
     def _shipped(self):
         """(folder in the checkpoint, name in the index, class, file name, source) of the pipeline and its components,

@@ -80,17 +80,17 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             ValueError: If a label is unknown, an argument out of its range or too large for finite pictures, or a
                 shape does not fit the U-Net.
         """
-        weights = self._label_weights(class_labels)  # (n, num_classes)
+        labels = self._weighted_labels(class_labels)
         check_finite(guidance_scale=guidance_scale)
         check_interval(guidance_interval)
 
         def predict(x_t, t, sigma):
             gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
-            return self._classifier_free_guidance(x_t, t, weights, gamma)
+            return self._classifier_free_guidance(x_t, t, labels, gamma)
 
         return self._generate(
             predict,
-            len(weights),
+            labels.num_images,
             num_inference_steps,
             generator,
             latents,

@@ -39,6 +39,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
     """
 
     _scales = ("classifier_scale", "guidance_scale")
+    guidance_argument = "classifier_scale"
     _exclude_from_cpu_offload = ["classifier"]  # its weights are needed until its backward pass is over
 
     def __init__(
@@ -100,7 +101,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             ValueError: If a label is unknown, an argument out of its range or too large for finite pictures, or the
                 sampler is not that of the classifier's process, or not Algorithm 2 with `guidance_form="mean"`.
         """
-        weights = self._label_weights(class_labels)  # (n, num_classes)
+        labels = self._weighted_labels(class_labels)
         check_finite(classifier_scale=classifier_scale, guidance_scale=guidance_scale)
         check_interval(guidance_interval)
         self._check_classifier()
@@ -124,12 +125,12 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             """s g, which is 0 where there is no guidance."""
             if classifier_scale == 0 or sigma == math.inf or not is_within(sigma, interval):
                 return torch.zeros_like(x_t)
-            return classifier_scale * self._classifier_gradient(x_t, t, weights)
+            return classifier_scale * self._classifier_gradient(x_t, t, labels)
 
         def predict(x_t, t, sigma):
             if has_labels:
                 gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
-                prediction = self._classifier_free_guidance(x_t, t, weights, gamma)
+                prediction = self._classifier_free_guidance(x_t, t, labels, gamma)
             else:
                 prediction = self._denoise(x_t, t)
             if guidance_form == "mean" or classifier_scale == 0 or sigma == math.inf:
@@ -150,7 +151,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
 
         return self._generate(
             predict,
-            len(weights),
+            labels.num_images,
             num_inference_steps,
             generator,
             latents,
@@ -162,13 +163,15 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             clip=guidance_form == "mean" or classifier_scale == 0,
         )
 
-    def _classifier_gradient(self, x_t, t, weights):
+    def _classifier_gradient(self, x_t, t, labels):
         """∇_{x_t} Σ_k w_k log f_φ(k | x_t) for each picture, of the shape and dtype of x_t."""
         with torch.inference_mode(False), torch.enable_grad():
             # Clones, as tensors made in an inference mode have no gradient.
-            x_t, t, weights = x_t.clone().requires_grad_(), t.clone(), weights.clone()
+            x_t, t = x_t.clone().requires_grad_(), t.clone()
+            image, label, weight = (x.clone() for x in (labels.image, labels.label, labels.weight))
             logits = self.classifier(x_t.to(self.classifier.dtype), t).logits.to(x_t.dtype)
-            return torch.autograd.grad((weights * logits.log_softmax(dim=1)).sum(), x_t)[0]
+            log_probabilities = logits.log_softmax(dim=1)[image, label]
+            return torch.autograd.grad((weight * log_probabilities).sum(), x_t)[0]
 
     def _x_0_of(self, prediction, x_t, sigma):
         """x̂_0 of what the U-Net predicts, with √ᾱ = 1/√(1+σ²) and √(1−ᾱ) = σ/√(1+σ²)."""

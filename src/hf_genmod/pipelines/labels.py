@@ -3,14 +3,28 @@
 import difflib
 import math
 from numbers import Integral, Real
+from typing import NamedTuple
 
 import torch
 
 from .base import GenerationPipeline
 
 
+class WeightedLabels(NamedTuple):
+    """The labels of n images, as tensors (m,): image `image[j]` is guided to `label[j]` with weight `weight[j]`."""
+
+    num_images: int
+    image: torch.Tensor
+    label: torch.Tensor
+    weight: torch.Tensor
+    share: torch.Tensor  # |weight| divided by the sum of those of the image
+    are_single: bool  # whether each image has one label, of weight 1
+
+
 class ClassConditionalPipeline(GenerationPipeline):
     """What the pipelines that are asked for classes share: the names of the labels, and classifier-free guidance."""
+
+    guidance_argument = "guidance_scale"
 
     @property
     def num_classes(self) -> int | None:
@@ -28,35 +42,44 @@ class ClassConditionalPipeline(GenerationPipeline):
             id2label = dict(sorted((int(index), name) for index, name in id2label.items()))
         self.register_to_config(id2label=id2label, value_range=value_range)
 
-    def _classifier_free_guidance(self, x_t, t, weights, gamma, **condition):
-        """ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅) with the weights (n, num_classes), in as few passes as there can be; of what
-        else each picture is conditioned on, (n, ...), both ε know."""
+    def request_for(self, pictures, indices):
+        return {} if self.num_classes is None else {"class_labels": pictures.labels[indices].tolist()}
+
+    def example_request(self):
+        return {} if self.num_classes is None else {"class_labels": next(iter(self.labels), 0)}
+
+    def unet_inputs(self, pictures, indices):
+        if self.unet.config.num_classes is None:
+            return {}
+        return {"class_labels": pictures.labels[indices].to(self._execution_device)}
+
+    def _classifier_free_guidance(self, x_t, t, labels: WeightedLabels, gamma, **condition):
+        """ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅) in as few forward passes as possible. Both ε are conditioned on `condition`,
+        tensors (n, ...)."""
         n, channels = x_t.shape[:2]
-        picture, label = weights.nonzero(as_tuple=True)
         null = torch.full((n,), self.unet.config.num_classes, device=x_t.device)
         if gamma == 0:
             return self._denoise(x_t, t, class_labels=null, **condition)
-        w = weights[picture, label, None, None, None]
-        if gamma == 1 and len(picture) == n and (w == 1).all():
-            return self._denoise(x_t, t, class_labels=label, **condition)
-        condition = {name: torch.cat([value, value[picture]]) for name, value in condition.items()}
-        labels = torch.cat([null, label])
-        together = self._denoise(torch.cat([x_t, x_t[picture]]), t, class_labels=labels, **condition)
-        eps_null, eps_k = together[:n, :channels], together[n:, :channels]
-        direction = torch.zeros_like(eps_null).index_add(0, picture, w * (eps_k - eps_null[picture]))
+        if gamma == 1 and labels.are_single:
+            return self._denoise(x_t, t, class_labels=labels.label, **condition)
+        image, w, share = labels.image, labels.weight[:, None, None, None], labels.share[:, None, None, None]
+        condition = {name: torch.cat([value, value[image]]) for name, value in condition.items()}
+        condition["class_labels"] = torch.cat([null, labels.label])
+        both = self._denoise(torch.cat([x_t, x_t[image]]), t, **condition)
+        eps_null, eps_k = both[:n, :channels], both[n:, :channels]
+        direction = torch.zeros_like(eps_null).index_add(0, image, w * (eps_k - eps_null[image]))
         # A learned variance is not guided: it is the mean of those of the labels.
-        share = w.abs() / weights.abs().sum(dim=1)[picture, None, None, None]
-        variance = torch.zeros_like(together[:n, channels:]).index_add(0, picture, share * together[n:, channels:])
+        variance = torch.zeros_like(both[:n, channels:]).index_add(0, image, share * both[n:, channels:])
         return torch.cat([eps_null + gamma * direction, variance], dim=1)
 
-    def _label_weights(self, class_labels) -> torch.Tensor:
-        """The weight of each label for each picture, (n, num_classes): a one where a single label is asked for."""
+    def _weighted_labels(self, class_labels) -> WeightedLabels:
+        """The labels that are asked for, with their weights, on the device."""
         if hasattr(class_labels, "tolist"):  # of torch or numpy
             class_labels = class_labels.reshape(-1).tolist()
         if not isinstance(class_labels, (list, tuple)):
             class_labels = [class_labels]
         if not class_labels:
-            raise ValueError("class_labels: there are none; give one for each picture")
+            raise ValueError("class_labels: there are none; give one for each image")
         weights = torch.zeros(len(class_labels), self.num_classes)
         for row, request in zip(weights, class_labels, strict=True):
             for label, weight in request.items() if isinstance(request, dict) else [(request, 1.0)]:
@@ -67,7 +90,12 @@ class ClassConditionalPipeline(GenerationPipeline):
                 raise ValueError(f"class_labels: the weights {request!r} are too large")
             if not row.any():
                 raise ValueError(f"class_labels: {request!r} gives no label a weight")
-        return weights.to(self._execution_device)
+        image, label = weights.nonzero(as_tuple=True)
+        weight = weights[image, label]
+        share = weight.abs() / weights.abs().sum(dim=1)[image]
+        are_single = len(image) == len(weights) and bool((weight == 1).all())
+        tensors = (x.to(self._execution_device) for x in (image, label, weight, share))
+        return WeightedLabels(len(weights), *tensors, are_single)
 
     def _label_index(self, label) -> int:
         num_classes = self.num_classes

@@ -6,7 +6,7 @@ from numbers import Integral
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
-from ..models.conditioning import enlarge, noised_by
+from ..models.conditioning import enlarge, noised_by, shrink
 from .labels import ClassConditionalPipeline
 from .requests import check_finite, check_interval, check_positive, is_within, one_generator_each, standard_normal
 from .tiles import blend_tiles
@@ -113,10 +113,10 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         larger = tuple(self.config.factor * length for length in size)
         if class_labels is not None and self.num_classes is None:
             raise ValueError("class_labels: given, but this model knows no classes; leave them out")
-        weights = None if class_labels is None else self._label_weights(class_labels)  # (n, num_classes)
+        labels = None if class_labels is None else self._weighted_labels(class_labels)
         check_finite(guidance_scale=guidance_scale)
         check_interval(guidance_interval)
-        self._check_enlargement(n, weights, guidance_scale, noise_level, tile_size)
+        self._check_enlargement(n, labels, guidance_scale, noise_level, tile_size)
         if latents is not None and tuple(latents.shape[2:]) != larger:
             raise ValueError(f"latents: {tuple(latents.shape[2:])} is not {larger}, the size of the result")
 
@@ -134,10 +134,10 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
                 condition = {"conditioning_image": seen, "conditioning_timestep": s}
                 if self.num_classes is None:
                     return self._denoise(x_t, t, **condition)
-                if weights is None:
+                if labels is None:
                     null = torch.full((n,), self.num_classes, device=x_t.device)
                     return self._denoise(x_t, t, class_labels=null, **condition)
-                return self._classifier_free_guidance(x_t, t, weights, gamma, **condition)
+                return self._classifier_free_guidance(x_t, t, labels, gamma, **condition)
 
             return blend_tiles(of_tile, (x_t, seen), tile_size, self.unet.size_factor)
 
@@ -153,11 +153,32 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
             callback_on_step_end_tensor_inputs,
         )
 
-    def _check_enlargement(self, n, weights, guidance_scale, noise_level, tile_size):
-        if weights is None and guidance_scale != 1:
+    @property
+    def guidance_argument(self) -> str | None:
+        return None if self.num_classes is None else "guidance_scale"
+
+    def request_for(self, pictures, indices):
+        small = self.postprocess(self._made_small(pictures, indices), "pt")
+        return {"image": list(small)} | super().request_for(pictures, indices)
+
+    def example_request(self):
+        ramp = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).expand(-1, self.unet.config.in_channels, -1, -1)
+        return {"image": self.postprocess(ramp, "pt")} | super().example_request()
+
+    def unet_inputs(self, pictures, indices):
+        enlarged = enlarge(self._made_small(pictures, indices), self.config.factor)
+        return super().unet_inputs(pictures, indices) | {"conditioning_image": enlarged.to(self._execution_device)}
+
+    def _made_small(self, pictures, indices) -> torch.Tensor:
+        """Images of a data set at 1/factor of their size, (n, C, h, w) in [-1, 1]."""
+        parts = torch.as_tensor(indices).split(256)
+        return torch.cat([shrink(pictures.x_0(part.tolist()), self.config.factor) for part in parts])
+
+    def _check_enlargement(self, n, labels, guidance_scale, noise_level, tile_size):
+        if labels is None and guidance_scale != 1:
             raise ValueError(f"guidance_scale: {guidance_scale} is towards class_labels, and none are given")
-        if weights is not None and len(weights) != n:
-            raise ValueError(f"class_labels: {len(weights)} for {n} pictures; give one for each, or none")
+        if labels is not None and labels.num_images != n:
+            raise ValueError(f"class_labels: {labels.num_images} for {n} images; give one for each, or none")
         most = self.config.max_noise_level
         if isinstance(noise_level, bool) or not isinstance(noise_level, Integral) or not 0 <= noise_level <= most:
             raise ValueError(f"noise_level: {noise_level!r} is not a whole number from 0 to {most}, all it has seen")

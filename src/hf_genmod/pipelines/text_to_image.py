@@ -36,6 +36,7 @@ class TextToImagePipeline(GenerationPipeline):
     """
 
     _scales = ("guidance_scale",)
+    guidance_argument = "guidance_scale"
 
     def __init__(
         self,
@@ -161,6 +162,17 @@ class TextToImagePipeline(GenerationPipeline):
         tokens = tokenize(prompts, self.tokenizer, self.text_encoder)
         tokens = {name: ids.to(self._execution_device) for name, ids in tokens.items()}
         return self.text_encoder(**tokens).last_hidden_state, tokens["attention_mask"]
+
+    def request_for(self, pictures, indices):
+        captions = [pictures.captions[i] for i in indices]
+        return {"prompt": [caption if isinstance(caption, str) else caption[0] for caption in captions]}
+
+    def example_request(self):
+        return {"prompt": ""}
+
+    def unet_inputs(self, pictures, indices):
+        tokens, mask = self.encode_prompt(self.request_for(pictures, indices)["prompt"])
+        return {"encoder_hidden_states": tokens, "encoder_attention_mask": mask}
 
     def _condition(self, name, prompt, embeds, mask) -> tuple[torch.Tensor, torch.Tensor]:
         if (prompt is None) == (embeds is None):

@@ -130,6 +130,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
             )
         self.alphas = 1 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+        self._ends_in_noise = bool(self.alphas_cumprod[-1] == 0)
         self.init_noise_sigma = 1.0  # x_{T−1} ~ N(0, I)
         self.custom_timesteps = False
         self.num_inference_steps = None
@@ -209,7 +210,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         clip = clip and (self.config.thresholding or self.config.clip_sample)
         alpha_bar_t = self._alpha_bar(timesteps, sample)
         if self.config.prediction_type == "epsilon":
-            if not clip and (alpha_bar_t == 0).any():
+            if not clip and self._ends_in_noise and (alpha_bar_t == 0).any():
                 raise ValueError(
                     f"prediction_type: 'epsilon' leaves x_0 undefined at timestep {timesteps}, where ᾱ_t = 0; use "
                     "'v_prediction' or 'sample', or betas with ᾱ_t > 0."
@@ -358,7 +359,15 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         """x_t as it is, for that is what the network of DDPM sees; other samplers of diffusers scale it."""
         return sample
 
-    def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, generator=None, return_dict=True):
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        generator=None,
+        return_dict: bool = True,
+        check_finite: bool = True,
+    ):
         """One step of the reverse process (DDPM, Algorithm 2, with the mean of Eq. 7).
 
         x_{t'} = μ̃_t(x_t, x̂_0) + √Σ_θ z,  z ~ N(0, I) for t > 0, z = 0 at t = 0
@@ -369,6 +378,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
             sample (`torch.Tensor` of shape `(n, C, ...)`): x_t.
             generator (`torch.Generator` or a list of n, *optional*): Draws z, in the dtype of `model_output`.
             return_dict (`bool`): [`AncestralDDPMSchedulerOutput`] if true, otherwise a tuple of the same.
+            check_finite (`bool`): Raise if the result is not finite, for which the host waits for the device.
 
         Raises:
             ValueError: A shape, the timestep or the number of generators is wrong, or the result is not finite.
@@ -387,7 +397,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
             x_prev = x_prev + torch.exp(0.5 * log_variance) * z
         x_prev, x_0 = x_prev.to(sample.dtype), x_0.to(sample.dtype)
 
-        if not x_prev.isfinite().all():
+        if check_finite and not x_prev.isfinite().all():
             raise ValueError(
                 f"step: the result at timestep {t} is not finite, with ᾱ_t = {self.alphas_cumprod[t]:.3g}, "
                 f"max |model_output| = {model_output.abs().max():.3g}, max |sample| = {sample.abs().max():.3g}; check "
