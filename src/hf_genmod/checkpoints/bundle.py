@@ -6,8 +6,10 @@ import importlib
 import inspect
 from pathlib import Path
 
-# A bundle keeps its own text from the moment of import: a later load may overwrite the file.
-CAPTURE = '_BUNDLE = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))'
+# Classes keep their source from the moment of import: a later load may overwrite the file, and execute it again.
+CAPTURE = """for shipped in ({classes},):
+    shipped._bundle = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))
+"""
 
 
 def bundle_of(cls: type) -> tuple[str, str]:
@@ -35,13 +37,15 @@ def bundle(file: Path) -> str:
             in a circle, or a relative import stands anywhere but at the top level of a module, or renames what it
             imports.
     """
-    parts, imports, meanings = {}, {"from pathlib import Path"}, {"Path": "pathlib.Path", "_BUNDLE": str(file)}
+    parts, imports, meanings = {}, {"from pathlib import Path"}, {"Path": "pathlib.Path", "shipped": "the class"}
     _collect(file, (), parts, imports, meanings)
     docstring, own = parts.pop(file)
     pieces = [f"# ---- {path.parent.name}/{path.name} ----\n\n{text}" for path, (_, text) in parts.items()]
     pieces.append(f"# ---- {file.parent.name}/{file.name} ----\n\n{own}")
-    head = f'"""{docstring}"""\n\n' + "\n".join(sorted(imports)) + f"\n\n{CAPTURE}\n"
-    return "\n\n".join([head, *pieces])
+    head = f'"""{docstring}"""\n\n' + "\n".join(sorted(imports)) + "\n"
+    classes = [node.name for node in ast.parse(own).body if isinstance(node, ast.ClassDef)]
+    end = [CAPTURE.format(classes=", ".join(classes))] if classes else []
+    return "\n\n".join([head, *pieces, *end])
 
 
 def _collect(file: Path, above: tuple[Path, ...], parts: dict, imports: set[str], meanings: dict[str, str]) -> None:

@@ -1,7 +1,6 @@
 """Checkpoints that carry the code of their own classes."""
 
 import importlib
-import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -112,7 +111,7 @@ class ImagePipeline(DiffusionPipeline):
 
 def _bundle_of(cls: type) -> tuple[str, str] | None:
     """The file name, without its ending, and the source of a class of this package, installed or from a checkpoint."""
-    captured = getattr(inspect.unwrap(cls.__init__), "__globals__", {}).get("_BUNDLE")
+    captured = vars(cls).get("_bundle")  # set at the end of a bundle
     if captured is None and cls.__module__.startswith("hf_genmod."):
         return importlib.import_module("hf_genmod.checkpoints.bundle").bundle_of(cls)
     return captured
