@@ -90,7 +90,7 @@ def step_against_bare_loop(folder):
     times = []
     for _ in range(9):
         start = time.perf_counter()
-        trainer._save_state()
+        trainer.state.save(trainer.folder, trainer.config.checkpoints_total_limit)
         times.append(time.perf_counter() - start)
         trainer.progress.step += 1
     print(f"| saving the training state | {statistics.median(times) * 1e3:.0f} ms | | |", flush=True)

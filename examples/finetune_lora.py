@@ -18,10 +18,10 @@ from hf_genmod.data.captions import Tokens
 from hf_genmod.data.latents import weights_fingerprint
 from hf_genmod.drawing.grids import caption_rows, class_rows
 from hf_genmod.drawing.samples import draw_images
-from hf_genmod.errors import TrainingError, one_line_errors
 from hf_genmod.processes import processes
-from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.recipes.arguments import SharingArguments
 from hf_genmod.recipes.pictures import CaptionedDataArguments
+from hf_genmod.recipes.run import run
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.training.adapters import attach_adapter, name_pictures
 from hf_genmod.training.prior_samples import WithPrior
@@ -30,7 +30,13 @@ from hf_genmod.training.text_encoder import TextConditionedUNet
 
 @dataclasses.dataclass
 class LoraArguments:
-    base: str = dataclasses.field(metadata={"help": "The model: the folder of its run, or its id on the Hub."})
+    base: str = dataclasses.field(
+        metadata={
+            "help": "The model: the folder of its run, or its id on the Hub.",
+            "built_on": "base model",
+            "may_change": True,
+        }
+    )
     class_name: str | None = dataclasses.field(
         default=None, metadata={"help": "Class of the pictures, where they are not in class folders."}
     )
@@ -56,13 +62,14 @@ class LoraArguments:
             raise ValueError(f"rank: {self.rank} is not positive")
 
 
-with one_line_errors():
-    data, lora, config = parse_arguments(CaptionedDataArguments, LoraArguments, TrainingConfig)
+def main(
+    data: CaptionedDataArguments, lora: LoraArguments, config: TrainingConfig, sharing: SharingArguments
+) -> Trainer:
     pipeline = load_pipeline(lora.base).to(processes().device)
     unet, text_encoder = pipeline.components.get("unet"), pipeline.components.get("text_encoder")
     if "classifier" in pipeline.components:
         raise ValueError("base: an adapter of a ClassifierGuidedPipeline is trained for the model that it guides")
-    if config.push_to_hub and os.path.isdir(lora.base):
+    if sharing.push_to_hub and os.path.isdir(lora.base):
         raise ValueError("base: it is a folder here, which others do not have; push it first, and give its id")
     if lora.train_text_encoder and text_encoder is None:
         raise ValueError("train_text_encoder: the model has none; leave it out")
@@ -101,27 +108,23 @@ with one_line_errors():
             return class_rows(pipeline, range(pipeline.num_classes)[::-1], guidance_scale=lora.guidance_scale)
         return make_image_grid(draw_images(pipeline, count=64), rows=8, cols=8)
 
-    def load(_, folder):
+    def load(folder):
         pipeline = load_pipeline(lora.base)
         pipeline.load_lora_weights(folder)
         return pipeline
 
-    trainer = Trainer(
+    return Trainer(
         network,
         objective,
         dataset,
         config,
         make_pipeline,
         draw,
-        description={
-            "data": dataclasses.asdict(data),
-            "lora": dataclasses.asdict(lora),
-            "weights": fingerprint,
-            "asked": {name: values[0] for name, values in asked.items()},
-        },
         save=lambda pipeline, folder: pipeline.save_lora_weights(folder),
         load=load,
+        depends_on={"base": fingerprint},
     )
 
-with one_line_errors(TrainingError, status=1):
-    trainer.train()
+
+if __name__ == "__main__":
+    run(main)

@@ -9,10 +9,9 @@ import dataclasses
 from hf_genmod import Autoencoder, AutoencoderPipeline, ReconstructionObjective, Trainer, TrainingConfig
 from hf_genmod.data.latents import with_statistics
 from hf_genmod.drawing.grids import draw_reconstructions
-from hf_genmod.errors import TrainingError, one_line_errors
-from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.recipes.networks import AutoencoderArguments
 from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.recipes.run import run
 
 
 @dataclasses.dataclass
@@ -24,22 +23,24 @@ class ReconstructionArguments:
     )
 
 
-with one_line_errors():
-    data, autoencoder, reconstruction, config = parse_arguments(
-        DataArguments, AutoencoderArguments, ReconstructionArguments, TrainingConfig
-    )
+def main(
+    data: DataArguments,
+    autoencoder: AutoencoderArguments,
+    reconstruction: ReconstructionArguments,
+    config: TrainingConfig,
+) -> Trainer:
     dataset, held_out = data.load()
-    trainer = Trainer(
+    return Trainer(
         autoencoder.make_autoencoder(Autoencoder, dataset, config.seed),
         ReconstructionObjective(reconstruction.loss, mask=reconstruction.mask),
         dataset,
         config,
         make_pipeline=lambda model: AutoencoderPipeline(with_statistics(model, dataset), dataset.value_range),
+        load=AutoencoderPipeline.from_pretrained,
         draw_samples=lambda pipeline: draw_reconstructions(pipeline, held_out or dataset, prior="fitted"),
-        description={part: dataclasses.asdict(arguments) for part, arguments in
-                     (("data", data), ("autoencoder", autoencoder), ("reconstruction", reconstruction))},
         validation_dataset=held_out,
-    )  # fmt: skip
+    )
 
-with one_line_errors(TrainingError, status=1):
-    trainer.train()
+
+if __name__ == "__main__":
+    run(main)

@@ -8,10 +8,9 @@ import dataclasses
 
 from hf_genmod import ClassifierFreeGuidedPipeline, DenoisingObjective, Trainer, TrainingConfig
 from hf_genmod.drawing.grids import class_rows
-from hf_genmod.errors import TrainingError, one_line_errors
-from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.recipes.networks import ModelArguments
 from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.recipes.run import run
 
 
 @dataclasses.dataclass
@@ -22,14 +21,13 @@ class GuidanceArguments:
     guidance_scale: float = dataclasses.field(default=2.0, metadata={"help": "γ of the samples drawn while training."})
 
 
-with one_line_errors():
-    data, model, guidance, config = parse_arguments(DataArguments, ModelArguments, GuidanceArguments, TrainingConfig)
+def main(data: DataArguments, model: ModelArguments, guidance: GuidanceArguments, config: TrainingConfig) -> Trainer:
     dataset, held_out = data.load(require_labels=True, vae=model.vae, mirrored=config.horizontal_flip)
     unet = model.make_unet(dataset, num_classes=len(dataset.label_names), seed=config.seed)
     scheduler = model.make_scheduler()
     sampler = model.make_sampler(scheduler, dataset)
     objective = DenoisingObjective(scheduler, unet.null_label, model.weighting, guidance.condition_dropout)
-    trainer = Trainer(
+    return Trainer(
         unet,
         objective,
         dataset,
@@ -38,10 +36,9 @@ with one_line_errors():
             unet, sampler, dataset.vae, id2label=dict(enumerate(dataset.label_names)), value_range=dataset.value_range
         ),
         draw_samples=lambda pipeline: class_rows(pipeline, guidance_scale=guidance.guidance_scale),
-        description={part: dataclasses.asdict(arguments) for part, arguments in
-                     (("data", data), ("model", model), ("guidance", guidance))},
         validation_dataset=held_out,
-    )  # fmt: skip
+    )
 
-with one_line_errors(TrainingError, status=1):
-    trainer.train()
+
+if __name__ == "__main__":
+    run(main)

@@ -12,27 +12,27 @@ from diffusers import DPMSolverMultistepScheduler
 from hf_genmod import ClassifierGuidedPipeline, NoisyClassificationObjective, Trainer, TrainingConfig, load_pipeline
 from hf_genmod.data.latents import weights_fingerprint
 from hf_genmod.drawing.grids import class_rows
-from hf_genmod.errors import TrainingError, one_line_errors
 from hf_genmod.evaluation.recognition import report_accuracy
-from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.recipes.networks import NetworkArguments
 from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.recipes.run import run
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
 
 
 @dataclasses.dataclass
 class GuidanceArguments:
-    for_model: str = dataclasses.field(metadata={"help": "The diffusion model: the folder of its run, or its id."})
+    for_model: str = dataclasses.field(
+        metadata={"help": "The diffusion model: the folder of its run, or its id.", "built_on": "diffusion model"}
+    )
     classifier_scale: float = dataclasses.field(
         default=2.0, metadata={"help": "Strength s of the guidance of the samples drawn while training."}
     )
 
 
-with one_line_errors():
-    data, guidance, network, config = parse_arguments(
-        DataArguments, GuidanceArguments, NetworkArguments, TrainingConfig
-    )
+def main(
+    data: DataArguments, guidance: GuidanceArguments, network: NetworkArguments, config: TrainingConfig
+) -> Trainer:
     model = load_pipeline(guidance.for_model)
     dataset, held_out = data.load_for(model, mirrored=config.horizontal_flip)
     scheduler = AncestralDDPMScheduler.from_config(model.scheduler.config)
@@ -42,7 +42,7 @@ with one_line_errors():
         model.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=1, use_lu_lambdas=few_steps
     )
     classifier = network.make_classifier(dataset, scheduler, seed=config.seed)
-    trainer = Trainer(
+    return Trainer(
         classifier,
         NoisyClassificationObjective(scheduler),
         dataset,
@@ -56,17 +56,13 @@ with one_line_errors():
             value_range=dataset.value_range,
         ).to(classifier.device),
         draw_samples=lambda pipeline: class_rows(pipeline, classifier_scale=guidance.classifier_scale),
-        description={
-            "data": dataclasses.asdict(data),
-            "guidance": dataclasses.asdict(guidance),
-            "network": dataclasses.asdict(network),
-            "weights": {"for_model": weights_fingerprint(model.unet)},
-        },
         validation_dataset=held_out,
         finish=lambda pipeline: report_accuracy(
             pipeline.classifier, scheduler, held_out, Path(config.output_dir) / "accuracy.png"
         ),
+        depends_on={"unet": weights_fingerprint(model.unet)},
     )
 
-with one_line_errors(TrainingError, status=1):
-    trainer.train()
+
+if __name__ == "__main__":
+    run(main)

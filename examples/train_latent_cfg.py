@@ -6,6 +6,7 @@ Latent diffusion in one command: a variational autoencoder, then a class-conditi
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +21,9 @@ from hf_genmod import (
 )
 from hf_genmod.data.latents import with_statistics
 from hf_genmod.drawing.grids import class_rows, draw_reconstructions
-from hf_genmod.errors import TrainingError, one_line_errors
-from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.recipes.networks import AutoencoderArguments, ModelArguments
 from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.recipes.run import run
 
 
 @dataclasses.dataclass
@@ -73,34 +73,36 @@ def check_second_stage(vae, dataset, model: ModelArguments, latent: LatentArgume
     DenoisingObjective(model.make_scheduler(), unet.null_label, model.weighting, latent.condition_dropout)
 
 
-def train_autoencoder(data, autoencoder, model, latent, config: TrainingConfig):
+def autoencoder_trainer(data, autoencoder, model, latent, config: TrainingConfig) -> Trainer:
     dataset, held_out = data.load(require_labels=True)
     vae = autoencoder.make_autoencoder(VariationalAutoencoder, dataset, config.seed)
     check_second_stage(vae, dataset, model, latent)
-    trainer = Trainer(
+    return Trainer(
         vae,
         ElboObjective(),
         dataset,
         config,
         make_pipeline=lambda vae: AutoencoderPipeline(with_statistics(vae, dataset), dataset.value_range),
+        load=AutoencoderPipeline.from_pretrained,
         draw_samples=lambda pipeline: draw_reconstructions(pipeline, held_out or dataset, prior="standard"),
-        description={"data": dataclasses.asdict(data), "autoencoder": dataclasses.asdict(autoencoder)},
         validation_dataset=held_out,
     )
-    with one_line_errors(TrainingError, status=1):
-        trainer.train()
-    trainer.accelerator.print(f"{config.output_dir} is the checkpoint of the autoencoder")
 
 
-with one_line_errors():
-    data, autoencoder, model, latent, config = parse_arguments(
-        DataArguments, AutoencoderArguments, ModelArguments, LatentArguments, TrainingConfig
-    )
+def main(
+    data: DataArguments,
+    autoencoder: AutoencoderArguments,
+    model: ModelArguments,
+    latent: LatentArguments,
+    config: TrainingConfig,
+) -> Iterator[tuple]:
     if model.vae is None:
         model.vae = f"{Path(config.output_dir)}-vae"
-        first = part_of(config, latent.autoencoder_share, model.vae)
-        first = dataclasses.replace(first, push_to_hub=False, hub_model_id=None, hub_private_repo=False)
-        train_autoencoder(data, autoencoder, model, latent, first)
+        trainer = autoencoder_trainer(
+            data, autoencoder, model, latent, part_of(config, latent.autoencoder_share, model.vae)
+        )
+        yield trainer, data, autoencoder
+        trainer.accelerator.print(f"{model.vae} is the checkpoint of the autoencoder")
         config = part_of(config, 1 - latent.autoencoder_share, config.output_dir)
         config = dataclasses.replace(config, max_shift=0)  # which was for the pictures of the autoencoder
 
@@ -119,11 +121,11 @@ with one_line_errors():
             unet, sampler, latents.vae, id2label=dict(enumerate(latents.label_names)), value_range=latents.value_range
         ),
         draw_samples=lambda pipeline: class_rows(pipeline, guidance_scale=latent.guidance_scale),
-        description={part: dataclasses.asdict(arguments) for part, arguments in
-                     (("data", data), ("model", model), ("latent", latent))},
         validation_dataset=held_out,
-    )  # fmt: skip
-
-with one_line_errors(TrainingError, status=1):
-    trainer.train()
+    )
+    yield trainer, data, model, latent
     trainer.accelerator.print(f"{config.output_dir} is the checkpoint of the whole")
+
+
+if __name__ == "__main__":
+    run(main)

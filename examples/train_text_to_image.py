@@ -10,10 +10,9 @@ import dataclasses
 from hf_genmod import DenoisingObjective, TextToImagePipeline, Trainer, TrainingConfig
 from hf_genmod.data.captions import FrozenText, Tokens, all_captions
 from hf_genmod.drawing.grids import caption_rows
-from hf_genmod.errors import TrainingError, one_line_errors
-from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.recipes.networks import ModelArguments
 from hf_genmod.recipes.pictures import CaptionedDataArguments
+from hf_genmod.recipes.run import run
 from hf_genmod.training.text_encoder import TextConditionedUNet, load_text_encoder, make_text_encoder, train_tokenizer
 
 
@@ -32,8 +31,7 @@ class TextArguments:
     guidance_scale: float = dataclasses.field(default=3.0, metadata={"help": "γ of the samples drawn while training."})
 
 
-with one_line_errors():
-    data, model, text, config = parse_arguments(CaptionedDataArguments, ModelArguments, TextArguments, TrainingConfig)
+def main(data: CaptionedDataArguments, model: ModelArguments, text: TextArguments, config: TrainingConfig) -> Trainer:
     dataset, held_out = data.load(vae=model.vae, mirrored=config.horizontal_flip, require_captions=True)
     captions = all_captions(dataset, held_out)
     shown = captions[:: -(-len(captions) // 8)]
@@ -54,11 +52,7 @@ with one_line_errors():
         models = (network.unet, network.text_encoder) if learns_along else (network, text_encoder)
         return TextToImagePipeline(*models, tokenizer, sampler, dataset.vae, dataset.value_range)
 
-    description = {"data": data, "model": model, "text": text}
-    description = {part: dataclasses.asdict(arguments) for part, arguments in description.items()}
-    if not learns_along:
-        description["weights"] = {"text_encoder": of_captions.fingerprint}
-    trainer = Trainer(
+    return Trainer(
         network,
         DenoisingObjective(
             scheduler, weighting=model.weighting, condition_dropout=text.condition_dropout, text=of_captions
@@ -67,9 +61,10 @@ with one_line_errors():
         config,
         make_pipeline,
         draw_samples=lambda pipeline: caption_rows(pipeline, shown, guidance_scale=text.guidance_scale),
-        description=description,
         validation_dataset=held_out,
+        depends_on=None if learns_along else {"text_encoder": of_captions.fingerprint},
     )
 
-with one_line_errors(TrainingError, status=1):
-    trainer.train()
+
+if __name__ == "__main__":
+    run(main)

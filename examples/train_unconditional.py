@@ -4,33 +4,30 @@ Trains a diffusion model without labels by Algorithm 1 of Ho et al. 2020.
     python examples/train_unconditional.py --dataset path/to/folder --max_train_minutes 30
 """
 
-import dataclasses
-
 from diffusers.utils import make_image_grid
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, UnconditionalPipeline
 from hf_genmod.drawing.samples import draw_images
-from hf_genmod.errors import TrainingError, one_line_errors
-from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.recipes.networks import ModelArguments
 from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.recipes.run import run
 
-with one_line_errors():
-    data, model, config = parse_arguments(DataArguments, ModelArguments, TrainingConfig)
+
+def main(data: DataArguments, model: ModelArguments, config: TrainingConfig) -> Trainer:
     dataset, held_out = data.load(vae=model.vae, mirrored=config.horizontal_flip)
     unet = model.make_unet(dataset, seed=config.seed)
     scheduler = model.make_scheduler()
     sampler = model.make_sampler(scheduler, dataset)
-    trainer = Trainer(
+    return Trainer(
         unet,
         DenoisingObjective(scheduler, weighting=model.weighting),
         dataset,
         config,
         make_pipeline=lambda unet: UnconditionalPipeline(unet, sampler, dataset.vae, value_range=dataset.value_range),
         draw_samples=lambda pipeline: make_image_grid(draw_images(pipeline, count=64), rows=8, cols=8),
-        description={"data": dataclasses.asdict(data), "model": dataclasses.asdict(model)},
         validation_dataset=held_out,
     )
 
-with one_line_errors(TrainingError, status=1):
-    trainer.train()
+
+if __name__ == "__main__":
+    run(main)

@@ -9,11 +9,10 @@ import math
 
 from hf_genmod import DenoisingObjective, SuperResolutionPipeline, Trainer, TrainingConfig
 from hf_genmod.drawing.grids import draw_enlarged
-from hf_genmod.errors import TrainingError, one_line_errors
 from hf_genmod.objectives.upsampling import SmallPictures
-from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.recipes.networks import DiffusionArguments
 from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.recipes.run import run
 
 
 @dataclasses.dataclass
@@ -53,10 +52,9 @@ class UpsamplerArguments:
         return SmallPictures(scheduler, self.factor, self.max_noise_level, crop_size)
 
 
-with one_line_errors():
-    data, model, upsampler, config = parse_arguments(
-        DataArguments, ConvolutionalArguments, UpsamplerArguments, TrainingConfig
-    )
+def main(
+    data: DataArguments, model: ConvolutionalArguments, upsampler: UpsamplerArguments, config: TrainingConfig
+) -> Trainer:
     dataset, held_out = data.load_in_pixels(require_labels=upsampler.with_labels)
     label_names = dataset.label_names if upsampler.with_labels else None
     unet = model.make_unet(
@@ -65,7 +63,7 @@ with one_line_errors():
     scheduler = model.make_scheduler()
     sampler = model.make_sampler(scheduler, dataset)
     small = upsampler.small_pictures(scheduler, dataset, unet)
-    trainer = Trainer(
+    return Trainer(
         unet,
         DenoisingObjective(scheduler, unet.null_label, model.weighting, upsampler.condition_dropout, small=small),
         dataset,
@@ -79,10 +77,9 @@ with one_line_errors():
             value_range=dataset.value_range,
         ),
         draw_samples=lambda pipeline: draw_enlarged(pipeline, held_out or dataset),
-        description={part: dataclasses.asdict(arguments) for part, arguments in
-                     (("data", data), ("model", model), ("upsampler", upsampler))},
         validation_dataset=held_out,
-    )  # fmt: skip
+    )
 
-with one_line_errors(TrainingError, status=1):
-    trainer.train()
+
+if __name__ == "__main__":
+    run(main)

@@ -9,10 +9,9 @@ import dataclasses
 from hf_genmod import AutoencoderPipeline, ElboObjective, Trainer, TrainingConfig, VariationalAutoencoder
 from hf_genmod.data.latents import with_statistics
 from hf_genmod.drawing.grids import draw_reconstructions
-from hf_genmod.errors import TrainingError, one_line_errors
-from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.recipes.networks import AutoencoderArguments
 from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.recipes.run import run
 
 
 @dataclasses.dataclass
@@ -32,25 +31,24 @@ class ElboArguments:
     )
 
 
-with one_line_errors():
-    data, autoencoder, elbo, config = parse_arguments(
-        DataArguments, AutoencoderArguments, ElboArguments, TrainingConfig
-    )
+def main(
+    data: DataArguments, autoencoder: AutoencoderArguments, elbo: ElboArguments, config: TrainingConfig
+) -> Trainer:
     dataset, held_out = data.load()
     vae = autoencoder.make_autoencoder(
         VariationalAutoencoder, dataset, config.seed, likelihood=elbo.likelihood, variance=elbo.variance
     )
-    trainer = Trainer(
+    return Trainer(
         vae,
         ElboObjective(elbo.beta, elbo.beta_warmup, elbo.free_bits),
         dataset,
         config,
         make_pipeline=lambda vae: AutoencoderPipeline(with_statistics(vae, dataset), dataset.value_range),
+        load=AutoencoderPipeline.from_pretrained,
         draw_samples=lambda pipeline: draw_reconstructions(pipeline, held_out or dataset, prior="standard"),
-        description={part: dataclasses.asdict(arguments) for part, arguments in
-                     (("data", data), ("autoencoder", autoencoder), ("elbo", elbo))},
         validation_dataset=held_out,
-    )  # fmt: skip
+    )
 
-with one_line_errors(TrainingError, status=1):
-    trainer.train()
+
+if __name__ == "__main__":
+    run(main)

@@ -281,7 +281,7 @@ class TestStandardised:
         assert abs(shift) > 0.2 and abs(scale - 1) > 0.1  # there was something to standardise
 
         trainer = trainer_of(latents, tmp_path, horizontal_flip=mirrored)
-        prepared = trainer._prepare(everything(latents), rng_of(300))["images"]
+        prepared = latents.x_0(everything(latents), rng_of(300), trainer.config.augmentation)
         assert abs(prepared.mean().item()) < 0.05 and abs(prepared.std().item() - 1) < 0.05
 
         rng = rng_of(300)
@@ -308,7 +308,9 @@ class TestStandardised:
     def test_each_step_draws_other_latents_of_a_picture_and_each_run_the_same(self, tmp_path):
         latents = standardised(make_vae("variational"), pictures(8, (16, 16)))
         trainer = trainer_of(latents, tmp_path)
-        draws = [trainer._prepare(everything(latents), rng_of(8, step=step))["images"] for step in (0, 0, 1)]
+        draws = [
+            latents.x_0(everything(latents), rng_of(8, step=step), trainer.config.augmentation) for step in (0, 0, 1)
+        ]
         assert torch.equal(draws[0], draws[1])
         assert (draws[0] - draws[2]).abs().mean() > 0.1
 

@@ -253,7 +253,7 @@ def test_a_card_for_the_hub_shows_no_training_pictures(run):
 def test_the_runs_before_it_are_told_too(run):
     folder, base = run("guided"), run("unconditional")
     (base / "provenance.json").write_text(json.dumps(PROVENANCE | {"command": "python train_unconditional.py"}))
-    config = CONFIG | {"guidance": {"for_model": str(base)}}
+    config = CONFIG | {"built_on": {"diffusion model": str(base)}}
     (folder / "training_config.json").write_text(json.dumps(config))
     text = write_card(folder, "mit").text
     assert "The diffusion model:\n\n```\npython train_unconditional.py\n```" in text

@@ -208,7 +208,7 @@ def make_trainer(folder, base, **config):
         pipeline.unet = unet
         return pipeline
 
-    def load(_, folder):
+    def load(folder):
         loaded = load_pipeline(base)
         loaded.load_lora_weights(folder)
         return loaded

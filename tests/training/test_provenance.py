@@ -61,8 +61,8 @@ def test_below_the_checkout_of_another_project_there_is_no_commit(tmp_path):
     run = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True}
     subprocess.run(["git", "init", "-q"], **run)
     package = tmp_path / "env" / "hf_genmod"
-    package.mkdir(parents=True)
-    for file in ("provenance.py", "__init__.py"):
+    (package / "training").mkdir(parents=True)
+    for file in ("training/provenance.py", "training/__init__.py", "__init__.py"):
         (package / file).write_bytes((Path(hf_genmod.__file__).parent / file).read_bytes())
     program = "from hf_genmod.training.provenance import provenance; print(provenance()['commit'])"
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}

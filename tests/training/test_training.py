@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import math
@@ -64,12 +65,12 @@ def make_trainer(
     objective=None,
     draw_samples=None,
     dropout=0.0,
-    description=None,
     double=False,
     learn_variance=False,
     prediction_type="v_prediction",
     weighting="simple",
     held_out=None,
+    depends_on=None,
     **config,
 ):
     torch.manual_seed(0)
@@ -100,8 +101,8 @@ def make_trainer(
             unet, scheduler, id2label=dict(enumerate(dataset.label_names))
         ),
         draw_samples=draw_samples,
-        description=description,
         validation_dataset=held_out,
+        depends_on=depends_on,
     )
 
 
@@ -377,20 +378,75 @@ def test_settings_out_of_range_are_refused(settings, message):
         TrainingConfig(**settings)
 
 
+@dataclasses.dataclass
+class Size:
+    resolution: int
+    threads: int = dataclasses.field(default=1, metadata={"may_change": True})
+    base: str | None = dataclasses.field(default=None, metadata={"built_on": "base model", "may_change": True})
+
+
+def test_a_run_records_its_arguments_and_is_continued_with_those_that_may_change(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=1, depends_on={"unet": "abc"})
+    trainer.open_run({"data": Size(8, base="runs/base")})
+    trainer.train()
+    written = json.loads((tmp_path / "training_config.json").read_text())
+    assert written["training"] == dataclasses.asdict(trainer.config)
+    assert written["arguments"] == {"data": {"resolution": 8, "threads": 1, "base": "runs/base"}}
+    assert written["built_on"] == {"base model": "runs/base"} and written["depends_on"] == {"unet": "abc"}
+    (tmp_path / "model_index.json").unlink()
+
+    def again(size, weights="abc", **settings):
+        trainer = make_trainer(dataset, tmp_path, max_train_steps=1, depends_on={"unet": weights}, **settings)
+        trainer.open_run({"data": size})
+
+    again(Size(8, threads=2), logging_steps=7)
+    written = json.loads((tmp_path / "training_config.json").read_text())
+    assert (written["arguments"]["data"]["threads"], written["training"]["logging_steps"]) == (2, 7)
+    with pytest.raises(
+        ValueError, match=r"run \(arguments.data.resolution was 8, is 9\).*only base, .*threads, \S+ may"
+    ):
+        again(Size(9))
+    with pytest.raises(ValueError, match="depends_on.unet was 'abc', is 'abd'"):
+        again(Size(8), weights="abd")
+
+
+def test_a_run_of_an_earlier_version_is_complete_or_starts_again_elsewhere(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=1)
+    trainer.train()
+    file = tmp_path / "training_config.json"
+    settings = json.loads(file.read_text())
+    old = {name: settings[name] for name in ("training", "pictures")} | {"data": {"resolution": 16}}
+    old["training"]["license"] = "mit"
+    file.write_text(json.dumps(old))
+
+    def must_not_be_called(model, batch, rng):
+        raise AssertionError("trained again")
+
+    make_trainer(dataset, tmp_path, max_train_steps=1, objective=must_not_be_called).train()
+    assert json.loads(file.read_text()) == old
+    with pytest.raises(ValueError, match="training.seed was 0, is 1"):
+        make_trainer(dataset, tmp_path, max_train_steps=1, seed=1).open_run()
+    (tmp_path / "model_index.json").unlink()
+    with pytest.raises(
+        ValueError, match="holds an unfinished run that an earlier version of this package wrote; choose"
+    ):
+        make_trainer(dataset, tmp_path, max_train_steps=1).open_run()
+
+
 def test_the_folder_of_another_run_is_left_alone(dataset, tmp_path):
     make_trainer(dataset, tmp_path, max_train_steps=1).train()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="holds a different run .training.learning_rate was 0.005, is 0.001"):
-        make_trainer(dataset, tmp_path, max_train_steps=1, learning_rate=1e-3)
-    with pytest.raises(ValueError, match="holds a different run .data was None, is ..resolution"):
-        make_trainer(dataset, tmp_path, max_train_steps=1, description={"data": {"resolution": 8}})
+        make_trainer(dataset, tmp_path, max_train_steps=1, learning_rate=1e-3).train()
+    with pytest.raises(ValueError, match="holds a different run .arguments.data was None, is ..resolution"):
+        make_trainer(dataset, tmp_path, max_train_steps=1).open_run({"data": Size(8)})
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_folder_of_other_things_is_left_alone(dataset, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="is not empty and holds no training run"):
-        make_trainer(dataset, tmp_path, max_train_steps=1)
+        make_trainer(dataset, tmp_path, max_train_steps=1).train()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -456,9 +512,7 @@ def test_memory_that_does_not_suffice_is_explained(dataset, tmp_path):
         return torch.empty(2**60), {}
 
     trainer = make_trainer(dataset, tmp_path, objective=objective, max_train_steps=2)
-    message = (
-        "a batch of 8 pictures of 16x16; .* --gradient_accumulation_steps 2 .*, --gradient_checkpointing, --mixed"
-    )
+    message = "a batch of 8 images of 16x16; .* --gradient_accumulation_steps 2 .*, --gradient_checkpointing, --mixed"
     with pytest.raises(TrainingError, match=message):
         trainer.train()
     advised = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
@@ -511,7 +565,7 @@ def test_a_loading_process_that_dies_is_replaced(dataset, tmp_path, capsys):
 
     def objective(model, batch, rng):
         if trainer.progress.step == 2 and psutil.Process().children():
-            for worker in trainer.batches._workers:
+            for worker in trainer.batches._loaded._workers:
                 worker.kill()
         return whole.objective(model, batch, rng)
 
@@ -561,6 +615,7 @@ def test_a_folder_is_trained_in_by_one_run_at_a_time(dataset, tmp_path):
 
 def test_a_checkpoint_that_cannot_be_written_is_written_by_the_same_command_later(dataset, tmp_path):
     trainer = make_trainer(dataset, tmp_path, max_train_steps=3, checkpointing_steps=5)
+    trainer.open_run()
     blocked = tmp_path / "unet"
     blocked.write_text("a file where a folder should be")
     message = "the checkpoint could not be written .*; make room, and repeat the command, .* from the state step-3"
@@ -583,7 +638,7 @@ def test_a_checkpoint_that_cannot_be_written_is_written_by_the_same_command_late
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from test_training import *
 
 run_script(*sys.argv[1:])
@@ -647,7 +702,7 @@ def kill_all(num_processes):
 
 def command(tmp_path, output_dir, settings, num_processes=1, kill=None):
     file = tmp_path / "script.py"
-    file.write_text(SCRIPT.format(tests=Path(__file__).parents[1]))
+    file.write_text(SCRIPT.format(folders=[str(folder) for folder in Path(__file__).parents[:2]]))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     launcher = launcher if num_processes > 1 else []
     return [sys.executable, *launcher, str(file), str(output_dir), settings, str(kill)]

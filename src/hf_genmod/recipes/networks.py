@@ -253,6 +253,7 @@ class ModelArguments(DiffusionArguments):
         default=None,
         metadata={
             "help": "Autoencoder in whose latent space the model works: the folder of its run, or the folder or id of "
-            "one of diffusers."
+            "one of diffusers.",
+            "built_on": "autoencoder",
         },
     )

@@ -28,7 +28,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Split of held-out pictures; by default 'validation' or 'test', where the data set has one (else "
-            "a classifier holds out a tenth of the pictures)."
+            "a classifier holds out a tenth of the pictures).",
+            "may_change": True,
         },
     )
     resolution: str | None = dataclasses.field(

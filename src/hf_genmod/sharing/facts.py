@@ -21,8 +21,9 @@ class Facts:
         self.config = config = _read(folder / "training_config.json")
         self.provenance = _read(folder / PROVENANCE)
         self.report = _read(folder / "evaluation" / "evaluation.json")
-        self.base = None if self.index else config.get("lora", {}).get("base")
-        self.asked = config.get("asked", {})  # of an adapter: what it is asked by for what it has learned
+        built_on = config.get("built_on", {})
+        self.base = None if self.index else built_on.get("base model") or config.get("lora", {}).get("base")
+        self.asked = config.get("asked") or self.provenance.get("request", {})  # for what an adapter has learned
         if not self.index and self.base is None:
             raise ValueError(f"{folder}: there is no training_config.json that says which model the adapter is for")
         self.configs = {
@@ -45,8 +46,8 @@ class Facts:
     def stages(self) -> list[tuple[str, "Facts"]]:
         """The runs that led to it, the last one its own."""
         before = {
-            "The autoencoder": self.config.get("model", {}).get("vae"),
-            "The diffusion model": self.config.get("guidance", {}).get("for_model"),
+            "The autoencoder": self.config.get("built_on", {}).get("autoencoder"),
+            "The diffusion model": self.config.get("built_on", {}).get("diffusion model"),
         }
         before = [(what, Facts(Path(path))) for what, path in before.items() if path and os.path.isdir(path)]
         return [*(earlier for what, facts in before for earlier in [*facts.stages[:-1], (what, facts)]),

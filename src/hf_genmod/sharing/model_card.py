@@ -266,7 +266,7 @@ def _summary(facts: Facts) -> str:
     classes = f", of {len(facts.classes)} classes: {_listed(facts.classes)}" if facts.classes else ""
     ready = {
         "vae": facts.index.get("vae", [None, None])[1] == "AutoencoderKL",
-        "text encoder": facts.config.get("text", {}).get("text_encoder", "scratch") != "scratch",
+        "text encoder": "text_encoder" in facts.config.get("depends_on", {}),
     }
     but = [name for name, was in ready.items() if was]
     return (

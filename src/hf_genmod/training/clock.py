@@ -19,9 +19,15 @@ class Progress:
     bad_steps: int = 0  # skipped, as their loss or gradient was not finite
     bad_steps_in_a_row: int = 0
 
+    def count(self, is_bad: bool):
+        """Counts a step."""
+        self.step += 1
+        self.bad_steps += is_bad
+        self.bad_steps_in_a_row = self.bad_steps_in_a_row + 1 if is_bad else 0
+
 
 class Clock:
-    """The one number that every schedule reads: `fraction`, the used part of the budget, equal on all processes."""
+    """Measures `fraction`, the used part of the budget, which every schedule reads. It is equal on all processes."""
 
     def __init__(self, config: TrainingConfig, progress: Progress, accelerator: Accelerator):
         self.config, self.progress, self.accelerator = config, progress, accelerator
@@ -43,6 +49,6 @@ class Clock:
         return self.progress.elapsed / (60 * self.config.max_train_minutes)
 
     def steps_per_second(self) -> float:
-        """Since the last call."""
+        """The speed since the last call."""
         (step, elapsed), self.last_log = self.last_log, (self.progress.step, self.progress.elapsed)
         return (self.progress.step - step) / max(self.progress.elapsed - elapsed, 1e-9)

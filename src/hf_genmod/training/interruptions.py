@@ -2,13 +2,19 @@
 
 import contextlib
 import ctypes
+import re
 import signal
 import sys
+
+import torch
+
+from hf_genmod.errors import TrainingError
+from hf_genmod.training.config import TrainingConfig
 
 
 @contextlib.contextmanager
 def stop_signals():
-    """Collects SIGINT and SIGTERM in a list instead of dying at once; a second signal dies at once."""
+    """Collects SIGINT and SIGTERM in a list instead of ending the process. A second signal ends it."""
     received = []
 
     def handler(number, frame):
@@ -24,9 +30,37 @@ def stop_signals():
 
 
 def keep_freed_memory():
-    """Tells the C library, for the rest of the process, to keep what is freed for what comes next, in blocks of up to
-    32 MiB; else each step gets its memory anew from the kernel, page by page and each filled with zeros first."""
+    """Makes the C library keep freed blocks of up to 32 MiB for the next allocation, for the rest of the process.
+    Otherwise each step gets its memory from the kernel again, which first fills every page with zeros."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # of glibc
     if mallopt is not None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the largest that it takes
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the largest value that it takes
+
+
+@contextlib.contextmanager
+def explained_memory(config: TrainingConfig, resolution: tuple[int, int], num_processes: int):
+    """
+    Says which settings need less memory.
+
+    Raises:
+        TrainingError: If memory does not suffice within the context.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = (torch.OutOfMemoryError, MemoryError)
+        if not isinstance(error, known) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        share, parts = config.batch_size // num_processes, config.gradient_accumulation_steps
+        finer = [n for n in range(parts + 1, share + 1) if share % n == 0]
+        flags = [f"--gradient_accumulation_steps {n} (the same steps in smaller parts)" for n in finer[:1]]
+        if not config.gradient_checkpointing:
+            flags.append("--gradient_checkpointing")
+        if config.mixed_precision == "no":
+            flags.append("--mixed_precision bf16 (in a new output_dir)")
+        height, width = resolution
+        raise TrainingError(
+            f"out of memory with a batch of {config.batch_size} images of {height}x{width}; what helps, in this "
+            f"order: {', '.join([*flags, 'a smaller --resolution'])}"
+        ) from error

@@ -1,5 +1,6 @@
-"""Where a checkpoint comes from: what a card says of a run that nobody could find out afterwards."""
+"""Where a checkpoint comes from: the facts of a run that nobody could find out afterwards."""
 
+import collections
 import functools
 import importlib.metadata
 import os
@@ -30,6 +31,35 @@ def provenance(num_processes: int = 1) -> dict:
         | {package: importlib.metadata.version(package) for package in _PACKAGES},
         "commit": _commit(),
         "hardware": _hardware(num_processes),
+    }
+
+
+def origin(dataset: torch.utils.data.Dataset, pipeline) -> dict:
+    """
+    What a pipeline was trained on.
+
+    Returns:
+        `dict`: "num_pictures", "fingerprint", "class_balance", three of the "captions", and the
+        "request": what the pipeline is asked by to draw the first image, but for an "image" to enlarge.
+    """
+    pictures = getattr(dataset, "pictures", dataset)  # of latents, of an adapter
+    labels, names = getattr(pictures, "labels", None), getattr(pictures, "label_names", None)
+    balance = collections.Counter(torch.as_tensor(labels).tolist() if labels is not None and names else ())
+    request = {}
+    if hasattr(pipeline, "request_for"):
+        request = {name: values[0] for name, values in pipeline.request_for(pictures, [0]).items() if name != "image"}
+        if names and "class_labels" in request:
+            request["class_labels"] = names[request["class_labels"]]
+    elif names:
+        request = {"class_labels": names[int(labels[0])]}
+    elif getattr(pictures, "captions", None):
+        request = {"prompt": pictures.captions[0]}
+    return {
+        "num_pictures": len(pictures),
+        "fingerprint": pictures.fingerprint,
+        "class_balance": {name: balance[label] for label, name in enumerate(names or ()) if balance[label]},
+        "captions": (getattr(pictures, "captions", None) or [])[:3],
+        "request": request,
     }
 
 

@@ -1,6 +1,7 @@
 """The folder of a training run: whose it is, its saved states, its metrics."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -16,19 +17,44 @@ from safetensors import SafetensorError
 
 from hf_genmod.errors import TrainingError, first_line
 
-# What may change when a run is taken up again: nothing that the trained weights depend on, but for rounding.
-MAY_CHANGE = (
-    "output_dir", "num_workers", "logging_steps", "sampling_steps", "validation_steps", "validation_split",
-    "checkpointing_steps", "checkpoints_total_limit",
-    "report_to", "base", "license", "push_to_hub", "hub_model_id", "hub_private_repo",
-    "max_bad_steps", "gradient_accumulation_steps", "gradient_checkpointing",
-)  # fmt: skip
-
-
 PROVENANCE = "provenance.json"  # where the checkpoint comes from
 
-
 _INDICES = ("model_index.json", LORA_WEIGHT_NAME_SAFE)  # of a pipeline, of an adapter
+
+
+def run_settings(training, arguments: dict[str, object], pictures: dict, depends_on: dict[str, str]) -> dict:
+    """
+    The settings of a run as `training_config.json` holds them.
+
+    Args:
+        training ([`TrainingConfig`]): Section "training".
+        arguments (`dict`): The other dataclasses that define the run, by the names of their sections. A field with the
+            metadata "built_on" names a checkpoint that the run builds on, and the value of the metadata its kind.
+        pictures (`dict`): What the run is trained on.
+        depends_on (`dict`): Fingerprints of frozen weights that the run uses.
+    """
+    fields = [(section, field) for section in arguments.values() for field in dataclasses.fields(section)]
+    paths = {field.metadata["built_on"]: getattr(section, field.name)
+             for section, field in fields if "built_on" in field.metadata}  # fmt: skip
+    settings = {
+        "training": dataclasses.asdict(training),
+        "arguments": {name: dataclasses.asdict(section) for name, section in arguments.items()},
+        "pictures": pictures,
+        "built_on": {kind: path for kind, path in paths.items() if path is not None},
+        "depends_on": depends_on,
+    }
+    return json.loads(json.dumps(settings, default=str))
+
+
+def changeable(training, arguments: dict[str, object]) -> set[str]:
+    """The settings with the metadata "may_change", as "training.num_workers"."""
+    sections = {"training": training, **{f"arguments.{name}": section for name, section in arguments.items()}}
+    return {
+        f"{name}.{field.name}"
+        for name, section in sections.items()
+        for field in dataclasses.fields(section)
+        if field.metadata.get("may_change")
+    }
 
 
 class RunFolder:
@@ -63,19 +89,27 @@ class RunFolder:
     def is_complete(self) -> bool:
         return self.index is not None
 
-    def check(self, settings: dict):
+    def check(self, settings: dict, may_change: set[str]):
         """
         Raises:
-            ValueError: If the folder holds anything but a run of these settings.
+            ValueError: If the folder holds anything but a run of these settings, those in `may_change` aside.
         """
-        unfinished = {self._settings, _partial(self._settings)}  # of a run that never came to a step
+        unfinished = {self._settings, _partial(self._settings)}  # of a run that was stopped before its first step
         if self._settings.is_file() and set(self.path.iterdir()) - unfinished:
             old = json.loads(self._settings.read_text(encoding="utf-8"))
-            differing = list(_differences(old, json.loads(json.dumps(settings, default=str))))
+            if "arguments" not in old:
+                if not self.is_complete:
+                    raise ValueError(
+                        f"output_dir: {self.path} holds an unfinished run that an earlier version of this package "
+                        "wrote; choose another folder, or delete this one, to start the run again"
+                    )
+                old, settings = _comparable(old, settings), _comparable(settings, old)
+            differing = list(_differences(old, settings, may_change))
             if differing:
+                names = ", ".join(sorted(path.split(".")[-1] for path in may_change))
                 raise ValueError(
                     f"output_dir: {self.path} holds a different run ({'; '.join(differing[:5])}); choose another "
-                    f"folder, or repeat that run's arguments to continue it (only {', '.join(MAY_CHANGE)} may change)"
+                    f"folder, or repeat that run's arguments to continue it (only {names} may change)"
                 )
         elif self.path.is_file() or (self.path.is_dir() and set(self.path.iterdir()) - unfinished):
             raise ValueError(f"output_dir: {self.path} is not empty and holds no training run; choose another folder")
@@ -103,8 +137,10 @@ class RunFolder:
             os.close(folder)
 
     def claim(self, settings: dict):
-        self.path.mkdir(parents=True, exist_ok=True)
-        _write_atomically(self._settings, json.dumps(settings, indent=2, default=str) + "\n")
+        """Writes the settings. A complete run keeps its own."""
+        if not self.is_complete:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_atomically(self._settings, json.dumps(settings, indent=2) + "\n")
 
     # ---- training states ----
 
@@ -213,16 +249,23 @@ class RunFolder:
             _write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _differences(old: dict, new: dict, prefix: str = ""):
-    """Sentences "name was a, is b" for what differs, except for what may."""
-    for name in sorted(set(old) | set(new)):
-        known_otherwise = ("skipped", "num_held_out")  # by the fingerprint of the pictures that are left
-        if name in (*MAY_CHANGE, *known_otherwise) or old.get(name) == new.get(name):
+def _differences(old: dict, new: dict, may_change: set[str], prefix: str = ""):
+    """Phrases "name was a, is b" for the settings that differ but may not."""
+    known_otherwise = {"pictures.skipped", "pictures.num_held_out", "built_on"}  # by the fingerprints
+    for name in sorted({*old, *new}):
+        path, values = f"{prefix}{name}", (old.get(name), new.get(name))
+        if path in may_change | known_otherwise or values[0] == values[1]:
             continue
-        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
-            yield from _differences(old[name], new[name], f"{prefix}{name}.")
+        if all(isinstance(value, dict) for value in values):
+            yield from _differences(*values, may_change, f"{path}.")
         else:
-            yield f"{prefix}{name} was {old.get(name)!r}, is {new.get(name)!r}"
+            yield f"{path} was {values[0]!r}, is {values[1]!r}"
+
+
+def _comparable(settings: dict, other: dict) -> dict:
+    """The settings whose meaning was the same in earlier versions and that both hold."""
+    training = {name: value for name, value in settings["training"].items() if name in other["training"]}
+    return {"training": training, "pictures": {name: settings["pictures"][name] for name in ("name", "num_pictures")}}
 
 
 def _remove_state(folder: Path):

@@ -1,0 +1,104 @@
+"""The batches of a run, on the device and in the format of the model."""
+
+import signal
+import sys
+
+import torch
+from accelerate import Accelerator
+
+from hf_genmod.data.randomness import Augmentation, BatchRandom, GlobalBatchSampler, batch_positions
+from hf_genmod.training.config import TrainingConfig
+
+
+class Batches:
+    """
+    Loads the parts of each global batch that this process computes. Loader processes that die are replaced.
+
+    Args:
+        dataset ([`PictureDataset`]): The images.
+        config ([`TrainingConfig`]): The settings of the run.
+        accelerator (`Accelerator`): Which process this is.
+
+    Raises:
+        ValueError: If the processes cannot share a batch evenly, or the data set does not allow the augmentation.
+    """
+
+    def __init__(self, dataset: torch.utils.data.Dataset, config: TrainingConfig, accelerator: Accelerator):
+        self.dataset, self.config = dataset, config
+        self.device = accelerator.device
+        self.shares = config.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes
+        self.positions = [
+            batch_positions(config.batch_size, part, *self.shares)
+            for part in range(config.gradient_accumulation_steps)
+        ]
+        dataset.check_augmentation(config.augmentation)
+        self._loaded = None
+
+    def open(self, step: int):
+        """Starts to load, from the batch of this step on."""
+        parts, process_index, num_processes = self.shares
+        sampler = GlobalBatchSampler(
+            len(self.dataset),
+            self.config.batch_size,
+            self.config.seed,
+            start_step=step,
+            process_index=process_index,
+            num_processes=num_processes,
+            gradient_accumulation_steps=parts,
+        )
+        self._loaded = iter(
+            torch.utils.data.DataLoader(
+                self.dataset,
+                batch_sampler=sampler,
+                collate_fn=_identity,
+                num_workers=self.config.num_workers,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+        if self.config.num_workers:
+            # The handler that torch installs raises anywhere, even between two updates of weights; the next batch
+            # reports a dead process as well.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def close(self):
+        """Ends the loader processes."""
+        self._loaded = None
+
+    def of_step(self, step: int) -> list[tuple[dict, BatchRandom]]:
+        """The parts of the step's batch, as the data set gave them, and the random numbers of their images."""
+        return [
+            (batch, BatchRandom(self.config.seed, step, positions, self.config.batch_size, self.device))
+            for batch, positions in zip(self._load(step), self.positions, strict=True)
+        ]
+
+    def _load(self, step) -> list[dict]:
+        try:
+            return [next(self._loaded) for _ in self.positions]
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            print(f"a process that loads pictures has died ({error}); starting others", file=sys.stderr)
+            self.open(step)
+            return [next(self._loaded) for _ in self.positions]
+
+
+def for_model(
+    batch: dict,
+    dataset: torch.utils.data.Dataset,
+    rng: BatchRandom,
+    augment: Augmentation,
+    dtype: torch.dtype = torch.float32,
+) -> dict:
+    """A batch of a data set on the device of `rng`, with x_0 as its "images" in channels-last format: in fp64 for a
+    model in fp64."""
+    batch = {
+        name: value.to(rng.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+    x_0 = dataset.x_0(batch, rng, augment)
+    x_0 = x_0.to(torch.promote_types(x_0.dtype, dtype))
+    return {**batch, "images": x_0.contiguous(memory_format=torch.channels_last)}
+
+
+def _identity(batch):
+    return batch

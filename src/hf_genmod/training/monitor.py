@@ -1,0 +1,144 @@
+"""What a run reports: lines of metrics, a tracker, samples and loss curves."""
+
+import contextlib
+import dataclasses
+import math
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tqdm.auto import tqdm
+
+from hf_genmod.drawing.curves import draw_losses
+from hf_genmod.training.clock import Clock
+from hf_genmod.training.config import TrainingConfig
+from hf_genmod.training.run_folder import RunFolder
+
+
+class Monitor:
+    """
+    Writes `metrics.jsonl`, `samples/` and `loss.png` and logs them to the tracker. Failures are reported and do not
+    stop training.
+
+    Args:
+        config ([`TrainingConfig`]): The settings of the run.
+        folder ([`RunFolder`]): Where it reports to.
+        accelerator (`Accelerator`): The processes of the run.
+
+    Attributes:
+        accumulated (`dict[str, list[torch.Tensor]]`): The metrics of the steps since the last line.
+    """
+
+    def __init__(self, config: TrainingConfig, folder: RunFolder, accelerator: Accelerator):
+        self.config, self.folder, self.accelerator = config, folder, accelerator
+        self.accumulated = {}
+
+    def say(self, message: str):
+        """Prints a line to stderr, once for all processes."""
+        if self.accelerator.is_main_process:
+            tqdm.write(message, file=sys.stderr)
+
+    @contextlib.contextmanager
+    def optional(self, what: str):
+        """Around what the training does not need: a failure is reported and ignored."""
+        try:
+            yield
+        except Exception as error:
+            self.say(f"{what} failed ({type(error).__name__}: {error}); the run goes on")
+
+    def start_tracker(self):
+        with self.optional("the tracker"):
+            settings = {name: value for name, value in dataclasses.asdict(self.config).items() if value is not None}
+            self.accelerator.trackers = []  # should they fail to start
+            self.accelerator.init_trackers("hf_genmod", config=settings)
+
+    def end_tracker(self):
+        with self.optional("the tracker"):
+            self.accelerator.end_training()
+
+    def progress_bar(self, fraction: float) -> tqdm:
+        return tqdm(
+            total=1.0,
+            initial=fraction,
+            bar_format="{percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}",
+            disable=not self.accelerator.is_main_process,
+        )
+
+    # ---- metrics ----
+
+    def add(self, metrics: dict[str, torch.Tensor]):
+        """Keeps the metrics of a step for the next line."""
+        for name, value in metrics.items():
+            self.accumulated.setdefault(name, []).append(value)
+
+    def gathered(self) -> dict[str, torch.Tensor]:
+        """The accumulated metrics of all processes, (processes, steps)."""
+        return {name: self.accelerator.gather(torch.stack(steps)[None]) for name, steps in self.accumulated.items()}
+
+    def restore(self, gathered: dict[str, torch.Tensor]):
+        """Continues from accumulated metrics: each process from its own, or all from their mean."""
+        for name, values in gathered.items():
+            same_processes = len(values) == self.accelerator.num_processes
+            mine = values[self.accelerator.process_index] if same_processes else values.mean(dim=0)
+            self.accumulated[name] = list(mine.to(self.accelerator.device))
+
+    def log(self, clock: Clock, learning_rate: float, validation: dict[str, float], bar: tqdm):
+        """Writes a line of metrics: means over the steps since the last line, or None if all of them were skipped."""
+        progress = clock.progress
+        values = {"loss": None, "gradient_norm": None}
+        if self.accumulated:
+            means = torch.stack([torch.stack(steps).mean() for steps in self.accumulated.values()])
+            means = self.accelerator.reduce(means, "mean").tolist()
+            values = dict(sorted(zip(self.accumulated, means, strict=True)))
+        self.accumulated = {}
+        images_per_second = clock.steps_per_second() * self.config.batch_size
+        line = {
+            "step": progress.step,
+            "fraction": round(clock.fraction, 6),
+            **values,
+            **validation,
+            "learning_rate": learning_rate,
+            "bad_steps": progress.bad_steps,
+            "images_per_second": images_per_second,
+            "elapsed_seconds": progress.elapsed,
+        }
+        with self.optional("the tracker"):
+            self.accelerator.log(line, step=progress.step)
+        if self.accelerator.is_main_process:
+            with self.optional("writing metrics.jsonl"):
+                self.folder.append_metrics(line)
+        bar.set_postfix_str(
+            f"step {line['step']}, loss {values['loss'] or math.nan:.4f}, learning rate {learning_rate:.1e}, "
+            f"{images_per_second:.0f} images/s"
+        )
+
+    # ---- images ----
+
+    def show(self, step: int, draw: Callable[[], Image.Image] | None):
+        """Saves what `draw` draws on all processes, if anything, and the loss curves so far."""
+        if draw is not None:
+            with self.optional("drawing samples"):
+                image = draw()
+                if self.accelerator.is_main_process:
+                    self.folder.save_sample(step, image)
+                    with self.optional("the tracker"):
+                        self._track_image("samples", image, step)
+        if self.accelerator.is_main_process:
+            with self.optional("drawing loss.png"):
+                draw_losses(self.folder.metrics(), self.folder.path / "loss.png")
+        self.accelerator.wait_for_everyone()
+
+    def _track_image(self, name: str, image: Image.Image, step: int):
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "trackio":  # for which Accelerate has no `log_images`
+                import trackio
+
+                tracker.log({name: trackio.Image(image)}, step=step)
+            elif tracker.name == "tensorboard":
+                pixels = np.asarray(image.convert("RGB"))[None]  # (1, H, W, 3)
+                tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({name: [image]}, step=step)

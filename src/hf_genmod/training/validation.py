@@ -1,0 +1,59 @@
+"""The loss on held-out images."""
+
+import collections
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from hf_genmod.data.randomness import BatchRandom
+from hf_genmod.training.batches import for_model
+from hf_genmod.training.config import TrainingConfig
+
+NUM_BANDS = 5  # of noise levels
+
+
+@torch.no_grad()
+def validation_metrics(
+    model: torch.nn.Module,
+    objective: Callable,
+    dataset: torch.utils.data.Dataset,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """
+    The mean loss and metrics of a model on held-out images, always with the same noise. An objective that is
+    `by_noise_level` is measured in each fifth of the timesteps, too.
+
+    Returns:
+        `dict`: "validation_loss" and the like, and for a fifth "validation_loss_0.0_0.2" and the like.
+    """
+    count = len(dataset)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # rows may be sorted by class
+    num_bands = NUM_BANDS if getattr(objective, "by_noise_level", False) else 1
+    bands = torch.arange(count).tensor_split(num_bands)  # noise levels are stratified by position
+    sums = collections.defaultdict(lambda: [0.0] * num_bands)
+    dtype = next(model.parameters()).dtype
+    for band, positions in enumerate(bands):
+        mine = positions[accelerator.process_index :: accelerator.num_processes]
+        for part in mine.split(config.batch_size) if len(mine) else ():
+            rng = BatchRandom(config.seed, 0, part, count, accelerator.device)
+            batch = dataset.__getitems__(order[part].tolist())
+            batch = for_model(batch, dataset, rng, config.augmentation, dtype)
+            with accelerator.autocast():
+                loss, metrics = objective(model, batch, rng)
+            for name, value in {"loss": loss, **metrics}.items():
+                sums[name][band] += value.item() * len(part)
+    total = collections.defaultdict(lambda: [0.0] * num_bands)
+    for of_process in gather_object([dict(sums)]):
+        for name, values in of_process.items():
+            total[name] = [a + b for a, b in zip(total[name], values, strict=True)]
+    means = {}
+    for name, values in sorted(total.items()):
+        means[f"validation_{name}"] = sum(values) / count
+        for band, positions in enumerate(bands if num_bands > 1 else []):
+            low, high = band / num_bands, (band + 1) / num_bands
+            if len(positions):
+                means[f"validation_{name}_{low:.1f}_{high:.1f}"] = values[band] / len(positions)
+    return means
