@@ -609,7 +609,7 @@ def test_what_features_are_worth_is_a_table_of_four_rows(class_folders, vae_run)
         ("train_latent_cfg.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor a checkpoint"),
         ("train_cfg.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor a checkpoint"),
         ("train_cfg.py", ["--vae", "{vae}", "--resolution", "18"], "resolution 18x18: this network (patch_size 2, 2"),
-        ("train_cfg.py", ["--vae", "{vae}", "--channels", "3"], "vae: it is for pictures of 1 channels, and these"),
+        ("train_cfg.py", ["--vae", "{vae}", "--channels", "3"], "vae: it takes images of 1 channels, and these"),
         ("train_unconditional.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor"),
         (
             "train_classifier.py",

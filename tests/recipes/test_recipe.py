@@ -407,7 +407,7 @@ class TestLatents:
         assert training.resolution == (8, 10)
         for arguments, message in (
             ({"resolution": "9", "channels": 1}, "resolution 9x9: .* such as 8x8 or 10x10"),
-            ({"channels": 3}, "vae: it is for pictures of 1 channels, and these have 3"),
+            ({"channels": 3}, "vae: it takes images of 1 channels, and these have 3"),
             ({}, "vae: it is for grey pictures, and some of .* are stored in colour; .* give --channels 1"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -132,7 +132,7 @@ def test_nothing_there_is_an_error_of_one_line(tmp_path):
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("there is no such folder or file here; check the path")
+    assert done.stderr.splitlines()[-1].endswith("there is no such folder or file; check the path")
     assert "Traceback" not in done.stderr
 
 
@@ -265,7 +265,7 @@ def test_each_fault_of_a_data_set_is_found(tmp_path):
     assert len(findings) == len(expected)
     for finding, start in zip(findings, expected, strict=True):
         assert finding.startswith(start)
-    assert "class1/broken.png: no picture that Pillow knows" in findings[0]
+    assert "class1/broken.png: no image that Pillow knows" in findings[0]
     assert "class0/copy.png of " in findings[5] and "class0/0.png, for one" in findings[5]
     assert "class1/also.png and " in findings[6] and "class0/red.png" in findings[7]
     assert all(len(finding.splitlines()) == 1 for finding in findings)

@@ -16,6 +16,7 @@ from hf_genmod import (
 )
 from hf_genmod.data.latents import LatentDataset
 from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.data.randomness import Augmentation, BatchRandom
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.errors import TrainingError
 from hf_genmod.training.adapters import attach_adapter, name_pictures
@@ -175,6 +176,24 @@ class TestWithPrior:
         alone = WithPrior(some, of_classes(), 0, {"class_labels": [0]})
         assert len(alone) == 3
         assert torch.equal(alone.__getitems__([2])["images"], to_model_range(some.__getitems__([2])["images"]))
+
+    @pytest.mark.parametrize("of_latents", [False, True])
+    def test_gives_x_0_as_the_new_images_do(self, of_latents):
+        vae, channels, size = (tiny_autoencoder(), 2, 4) if of_latents else (None, 3, 8)
+        unet = tiny_unet(in_channels=channels, out_channels=channels, sample_size=size)
+        pipeline = UnconditionalPipeline(unet, AncestralDDPMScheduler(clip_sample=vae is None), vae)
+        pipeline.set_progress_bar_config(disable=True)
+        new = LatentDataset(pictures(3), vae, mirrored=True) if of_latents else pictures(3)
+        mixed, augment, indices = WithPrior(new, pipeline, 3, {}), Augmentation(mirror=True), [0, 4, 1, 5]
+        batch, numbers = mixed.__getitems__(indices), [BatchRandom(3, 5, range(4), 4) for _ in range(3)]
+        x_0 = mixed.x_0(batch, numbers[0], augment)
+        assert torch.equal(x_0, mixed.x_0(indices, numbers[1], augment))
+        assert torch.equal(x_0, new.x_0(batch, numbers[2], augment))
+        assert torch.equal(mixed.x_0([0, 1]), new.x_0([0, 1]))
+        mixed.check_augmentation(augment)
+        if of_latents:
+            with pytest.raises(ValueError, match="max_shift: latents cannot be moved by pixels"):
+                mixed.check_augmentation(Augmentation(max_shift=1))
 
     def test_is_known_by_pictures_model_and_samples(self):
         def fingerprint(pipeline, count=3, labels=(0, 1), seed=0, some=None):

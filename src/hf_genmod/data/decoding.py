@@ -27,10 +27,10 @@ def open_image(entry) -> Image.Image | np.ndarray:
     if isinstance(entry, Image.Image):
         image = entry
     elif entry is None or entry["bytes"] is entry["path"] is None:
-        raise ValueError("the row holds no picture")
+        raise ValueError("the row holds no image")
     elif entry["bytes"] is not None:
         image = Image.open(io.BytesIO(entry["bytes"]))
-    elif "://" in entry["path"]:  # inside of an archive
+    elif "://" in entry["path"]:  # in an archive
         with fsspec.open(entry["path"]) as file:
             image = Image.open(io.BytesIO(file.read()))
     else:
@@ -38,13 +38,13 @@ def open_image(entry) -> Image.Image | np.ndarray:
     if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO is a photo with others beside it
         frames = image.n_frames
         image.close()
-        raise ValueError(f"it has {frames} frames; save the one that you want as a picture of its own")
+        raise ValueError(f"it has {frames} frames; save the one that you want as an image of its own")
     if image.mode[0] in "IF":
         with image:
             return _values(np.asarray(ImageOps.exif_transpose(image)))
     if image.format == "PNG" and image.tile and ";16" in str(image.tile[0].args):
         image.close()
-        raise ValueError("it has colours of 16 bits, of which Pillow reads 8; save it with 8, or as an array in .npy")
+        raise ValueError("its channels have 16 bits, of which Pillow reads 8; save it with 8, or as an array in .npy")
     return image
 
 

@@ -14,18 +14,8 @@ def encode_once(
     rows: dict[str, list], encode: Callable[[dict], dict], feature: datasets.List, kind: str, key: str, batch_size: int
 ) -> datasets.Dataset:
     """
-    The encoded rows, computed by the main process or found in the cache folder of `datasets`.
-
-    Args:
-        rows (`dict[str, list]`): Columns that `encode` reads.
-        encode (`Callable`): Maps a batch of rows to `{"encoded": ...}`.
-        feature (`datasets.List`): Type of an encoded row.
-        kind (`str`): What is encoded; names the folder of the cache.
-        key (`str`): Hash of all that the result depends on; names the file of the cache.
-        batch_size (`int`): Number of rows that are encoded together.
-
-    Returns:
-        `datasets.Dataset`: The column "encoded", as tensors.
+    The column "encoded", which `encode` returns for batches of rows: computed by the main process, or read from the
+    file `key` in the folder `kind` of the cache of `datasets`. The key is a hash of all that the result depends on.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", kind)
     folder.mkdir(parents=True, exist_ok=True)

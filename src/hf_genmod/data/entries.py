@@ -58,7 +58,7 @@ class Entries:
                 if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.ENOENT):
                     raise  # not the fault of the image
                 unknown = isinstance(error, UnidentifiedImageError)
-                reason = "no picture that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
+                reason = "no image that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
                 results.append(None)
                 unusable.append(f"{self._where(index, entry)}: {reason}")
         return results, unusable
@@ -70,7 +70,7 @@ class Entries:
         chunks = [range(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)]
         with (
             ThreadPoolExecutor(num_threads) as threads,
-            tqdm(total=len(self), desc=description, unit=" pictures", disable=None) as progress,
+            tqdm(total=len(self), desc=description, unit=" images", disable=None) as progress,
         ):
             for results, new in threads.map(lambda chunk: self.apply(function, chunk), chunks):
                 unusable += new
@@ -90,7 +90,7 @@ class Entries:
         if unusable:
             more = f"; and {len(unusable) - 5} more" if len(unusable) > 5 else ""
             raise ValueError(
-                f"{len(unusable)} of the {len(self)} pictures of {self._name} cannot be used (--on_bad_image skip "
-                f"leaves such out), repair or remove {'it' if len(unusable) == 1 else 'them'}: "
+                f"{len(unusable)} of the {len(self)} images of {self._name} cannot be used; repair or remove "
+                f"{'it' if len(unusable) == 1 else 'them'}, or leave such out with --on_bad_image skip: "
                 f"{'; '.join(unusable[:5])}{more}"
             )

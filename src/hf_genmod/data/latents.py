@@ -75,29 +75,17 @@ class LatentDataset(LabelledDataset):
     def x_0(
         self, batch: dict | Sequence[int], rng: BatchRandom | None = None, augment: Augmentation = Augmentation()
     ) -> torch.Tensor:
-        """
-        The latents of a batch as the models see them.
-
-        Args:
-            batch (`dict` or `Sequence[int]`): What `__getitems__` returned, on any device, or indices.
-            rng ([`BatchRandom`], *optional*): The random numbers by which latents are drawn from the posteriors;
-                without them they are the means.
-            augment ([`Augmentation`]): Whether half of them are the latents of mirror images.
-
-        Returns:
-            `torch.Tensor`: Standardised latents, `float32` (n, c, h, w).
-        """
+        """Standardised latents of a batch, `float32` (n, c, h, w): drawn from the posteriors, or without `rng` their
+        means. Arguments as of [`PictureDataset.x_0`]."""
         posteriors = (batch if isinstance(batch, dict) else self.__getitems__(batch))["posteriors"]
         return posteriors[:, 0, 0] if rng is None else draw_latents(posteriors, rng, augment.mirror)
 
     def check_augmentation(self, augment: Augmentation) -> None:
         """Raises a `ValueError` for an augmentation that needs images which were not encoded."""
         if augment.mirror and not self.mirrored:
-            raise ValueError(
-                "horizontal_flip: the latents are not those of mirrored pictures too; encode these as well"
-            )
+            raise ValueError("horizontal_flip: the mirrored images were not encoded; encode them as well")
         if augment.max_shift:
-            raise ValueError("max_shift: latents cannot be moved by pixels; shift the pictures of their autoencoder")
+            raise ValueError("max_shift: latents cannot be moved by pixels; shift the images of their autoencoder")
 
 
 def draw_latents(posteriors: torch.Tensor, rng: BatchRandom, mirror: bool = False) -> torch.Tensor:
@@ -160,7 +148,7 @@ def _standardise(vae: ModelMixin, parts: Iterable[torch.Tensor]) -> None:
 def _check_fit(pictures: PictureDataset, vae: ModelMixin) -> None:
     if pictures.channels != vae.config.in_channels:
         raise ValueError(
-            f"vae: it is for pictures of {vae.config.in_channels} channels, and these have {pictures.channels}; train "
+            f"vae: it takes images of {vae.config.in_channels} channels, and these have {pictures.channels}; train "
             f"one for them, or give --channels {vae.config.in_channels}"
         )
     if hasattr(vae, "check_size"):
@@ -171,6 +159,6 @@ def _check_fit(pictures: PictureDataset, vae: ModelMixin) -> None:
         fitting = "x".join(str(-(-length // factor) * factor) for length in pictures.resolution)
         height, width = pictures.resolution
         raise ValueError(
-            f"vae: it needs a height and width that {factor} divides, and these pictures are {height}x{width}; give "
-            f"--resolution {fitting}, for one"
+            f"vae: it needs a height and width that {factor} divides, and these images are {height}x{width}; give "
+            f"--resolution {fitting}, for example"
         )

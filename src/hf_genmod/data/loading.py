@@ -34,31 +34,32 @@ def load_pictures(
     require_captions: bool = False,
     limit: int | None = None,
 ) -> PictureDataset:
-    """Loads one split of a data set of pictures.
+    """
+    Loads one split of a data set of images.
 
     Args:
-        dataset: "shapes", the embedded data set; a folder of class folders, of pictures alone, of pictures with
-            captions in metadata.jsonl or metadata.csv, of .npy files in class folders or alone, or of parquet files; a
+        dataset: "shapes", the embedded data set; a folder of class folders, of images without labels, of images with
+            captions in metadata.jsonl or metadata.csv, of .npy files in class folders or not, or of parquet files; a
             parquet file; a folder written by `save_to_disk`; an id on the Hub; or a data set that is loaded already.
-        split (`str`): "train" exists everywhere, others where the data set has them. For "shapes", "test" holds 2048
-            other pictures.
-        resolution (`int`, `str` or `tuple[int, int]`, *optional*): side, (height, width) or "HxW"; see
+        split (`str`): Every data set has "train", some have others. For "shapes", "test" holds 2048 other images.
+        resolution (`int`, `str` or `tuple[int, int]`, *optional*): Side, (height, width) or "HxW"; see
             [`PictureDataset`]. For "shapes" 32 by default.
-        channels (`int`, *optional*): see [`PictureDataset`].
-        image_column (`str`, *optional*): by default the only one of pictures.
-        label_column (`str`, *optional*): class labels, integers or strings, the classes being the sorted values that
-            occur in any split. By default the only `ClassLabel` column, or "label", "labels" or "class"; none if that
-            holds no usable labels. For "shapes": "shape" or "shape_color".
-        caption_column (`str`, *optional*): a string or a list of strings for each picture. By default "text",
-            "caption" or "captions".
-        config_name (`str`, *optional*): which configuration of a data set on the Hub that has several.
-        in_memory (`bool`, *optional*), on_bad_image (`str`): see [`PictureDataset`].
-        require_labels (`bool`): whether a data set without labels is an error.
-        require_captions (`bool`): whether a data set without captions is an error.
-        limit (`int`, *optional*): how many pictures to take, at even distances.
+        channels (`int`, *optional*): See [`PictureDataset`].
+        image_column (`str`, *optional*): By default the only column of images.
+        label_column (`str`, *optional*): Column of class labels, integers or strings; the classes are the sorted
+            values that occur in any split. By default the only `ClassLabel` column, or "label", "labels" or "class";
+            none if that column holds no usable labels. For "shapes": "shape" or "shape_color".
+        caption_column (`str`, *optional*): Column with a string or a list of strings for each image. By default
+            "text", "caption" or "captions".
+        config_name (`str`, *optional*): The configuration of a data set on the Hub that has several.
+        in_memory (`bool`, *optional*), on_bad_image (`str`): See [`PictureDataset`].
+        require_labels (`bool`): Whether a data set without labels is an error.
+        require_captions (`bool`): Whether a data set without captions is an error.
+        limit (`int`, *optional*): How many images to take, at even distances.
 
     Raises:
-        `ValueError`, `FileNotFoundError`: in one sentence that names the culprit and what to do.
+        FileNotFoundError: If there is no such data set.
+        ValueError: If the data set cannot be read, or has no column of the kind that is asked for.
     """
     size = None if resolution is None else _height_width(resolution)
     if isinstance(dataset, str) and dataset == "shapes":
@@ -66,8 +67,8 @@ def load_pictures(
         dataset = ShapesDataset(num_images, size or 32, seed, label=label_column or "shape")
     if isinstance(dataset, ShapesDataset):
         if require_labels and not dataset.label_names:
-            raise ValueError("shapes: these pictures have no labels; draw them with label='shape'")
-        rows = [dataset[i] for i in tqdm(_at_even_distances(len(dataset), limit), "Drawing pictures", disable=None)]
+            raise ValueError("shapes: these images have no labels; draw them with label='shape'")
+        rows = [dataset[i] for i in tqdm(_at_even_distances(len(dataset), limit), "Drawing images", disable=None)]
         labels = torch.tensor([row["label"] for row in rows]) if dataset.label_names else None
         pictures, captions = [row["image"] for row in rows], [row["caption"] for row in rows]
         return PictureDataset(
@@ -112,13 +113,13 @@ def _split(splits: dict, split: str, name: str):
 
 
 def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets.Dataset:
-    """The pictures, not decoded, as the column "image"."""
+    """The images, not decoded, as the column "image"."""
     if column is None:
         images = [key for key, feature in rows.features.items() if isinstance(feature, (datasets.Image, *ARRAYS))]
         if len(images) != 1:
             raise ValueError(
-                f"{name}: {len(images)} of its columns ({', '.join(rows.column_names)}) are known to hold pictures; "
-                f"name the one to use with --image_column"
+                f"{name}: {len(images)} of its columns ({', '.join(rows.column_names)}) are known to hold images; "
+                f"choose one with --image_column"
             )
         column = images[0]
     pictures = rows.select_columns(column)
@@ -126,7 +127,7 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
         if not isinstance(rows.features[column], ARRAYS):
             pictures = pictures.cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"image_column: {column!r} of {name} holds no pictures; name another column") from error
+        raise ValueError(f"image_column: {column!r} of {name} holds no images; name another column") from error
     return pictures if column == "image" else pictures.rename_column(column, "image")
 
 
@@ -142,7 +143,7 @@ def _labels(
         if required:
             raise ValueError(
                 f"{name}: none of its columns ({', '.join(rows.column_names)}) is known to hold class labels; name "
-                f"one with --label_column, or sort the pictures into two or more class folders, all at one depth"
+                f"one with --label_column, or sort the images into two or more class folders, all at one depth"
             )
         return None, None
 
@@ -164,7 +165,7 @@ def _labels(
     unlabelled = int((labels < 0).sum())
     if unlabelled and required:
         raise ValueError(
-            f"label_column: {unlabelled} of the {len(labels)} pictures of {name} have no label in {column!r} (-1 or "
+            f"label_column: {unlabelled} of the {len(labels)} images of {name} have no label in {column!r} (-1 or "
             f"none); use a split with labels or remove them"
         )
     return (None, None) if unlabelled else (labels, label_names)
@@ -175,16 +176,17 @@ def _captions(rows: datasets.Dataset, name: str, column: str | None, required: b
     feature = rows.features.get(column)
     if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string"):
         if required:
+            where = repr(column) if column else "its columns"
             raise ValueError(
-                f"{name}: no captions, which are strings or lists of strings, in {column or 'its columns'!r}; name "
-                f"one of {', '.join(rows.column_names)} with --caption_column"
+                f"{name}: no captions (strings or lists of strings) in {where}; choose one of "
+                f"{', '.join(rows.column_names)} with --caption_column"
             )
         return None
     captions = column_of(rows, column).to_pylist()
     missing = [i for i, caption in enumerate(captions) if caption is None or caption == []]
     if missing and required:
         raise ValueError(
-            f"caption_column: {len(missing)} of the {len(captions)} pictures of {name} have no caption in {column!r}, "
-            f"row {missing[0]} for one; caption or remove them"
+            f"caption_column: {len(missing)} of the {len(captions)} images of {name} have no caption in {column!r}, "
+            f"such as row {missing[0]}; caption or remove them"
         )
     return None if missing else captions

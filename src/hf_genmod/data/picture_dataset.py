@@ -105,7 +105,7 @@ class PictureDataset(LabelledDataset):
             function, unusable = functools.partial(inspect, decode=decode), []
             cached = functools.partial(cache, f"decoded {decode}", function)
             threads = os.cpu_count() if decode else 1
-            return list(self._entries.apply_to_all(cached, "Inspecting pictures", unusable, threads)), unusable
+            return list(self._entries.apply_to_all(cached, "Inspecting images", unusable, threads)), unusable
 
         # An image that is left out must not influence the size and channels of the others: decode at once.
         found, unusable = inspect_all(decode=skip_bad)
@@ -121,8 +121,8 @@ class PictureDataset(LabelledDataset):
         low, high = (min(heights), min(widths)), (max(heights), max(widths))
         if low != high:
             raise ValueError(
-                f"the pictures of {self.name} differ in size, from {low[0]}x{low[1]} to {high[0]}x{high[1]} (height x "
-                f"width); choose one to bring them to, for example --resolution 64"
+                f"the images of {self.name} differ in size, from {low[0]}x{low[1]} to {high[0]}x{high[1]} (height x "
+                f"width); choose one size for all, for example --resolution 64"
             )
         return low
 
@@ -134,13 +134,13 @@ class PictureDataset(LabelledDataset):
                 (one, first), (other, second) = list(kinds.items())[:2]
                 kind = f"{one} channels" if one else "8 bits"
                 raise ValueError(
-                    f"the pictures of {self.name} are of several kinds: {self.where(first)} of {kind}, "
-                    f"{self.where(second)} of {other} channels of measured values; keep those of one kind"
+                    f"the images of {self.name} are of several kinds: {self.where(first)} of {kind}, "
+                    f"{self.where(second)} of {other} channels of measured values; keep one kind"
                 )
             if wanted not in (None, measured[0]):
                 raise ValueError(
-                    f"{self.name}: it holds measured values of {measured[0]} channels, which stay as they are; they "
-                    f"cannot be made {wanted}"
+                    f"{self.name}: it holds measured values of {measured[0]} channels, which stay as they are and "
+                    f"cannot become {wanted}"
                 )
             return measured[0]
         if wanted not in (None, *MODES):
@@ -166,7 +166,7 @@ class PictureDataset(LabelledDataset):
         num_pixels = sum(properties.height * properties.width for properties in self.properties)
         num_threads = os.cpu_count() if num_pixels >= 64 * 64 * len(self) else 1
         usable, hashes, ranges, unusable = [], [], [], []
-        results = self._entries.apply_to_all(decode, "Decoding pictures", unusable, num_threads)
+        results = self._entries.apply_to_all(decode, "Decoding images", unusable, num_threads)
         for index, result in enumerate(results):
             if result is not None:
                 pixels, (digest, value_range) = result
@@ -188,7 +188,7 @@ class PictureDataset(LabelledDataset):
     def _keep(self, indices: list[int]) -> None:
         """Leaves all other images out."""
         if not indices:
-            raise ValueError(f"none of the {len(self.skipped)} pictures of {self.name} can be used: {self.skipped[0]}")
+            raise ValueError(f"none of the {len(self.skipped)} images of {self.name} can be used: {self.skipped[0]}")
         if len(indices) == len(self):
             return
         self._entries = self._entries.select(indices)
@@ -197,23 +197,12 @@ class PictureDataset(LabelledDataset):
         self.captions = None if self.captions is None else [self.captions[i] for i in indices]
 
     def hold_out(self, count: int, seed: int = 0) -> "PictureDataset":
-        """
-        Takes images out of this data set.
-
-        Args:
-            count (`int`): How many. They are drawn at random, from each class its share, but never its last image.
-            seed (`int`): Of the draw.
-
-        Returns:
-            [`PictureDataset`]: The images taken out.
-
-        Raises:
-            ValueError: If there are not so many.
-        """
+        """Takes `count` images out of this data set and returns them as another. They are drawn at random, from each
+        class its share, but never the last of a class."""
         num_kept = 1 if self.labels is None else len(self.labels.unique())
         if not 0 < count <= len(self) - num_kept:
             raise ValueError(
-                f"{self.name}: {count} of its {len(self)} pictures cannot be held out without emptying a class; "
+                f"{self.name}: {count} of its {len(self)} images cannot be held out without emptying a class; "
                 "collect more"
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))

@@ -1,7 +1,7 @@
-"""What is random in training: the order of the pictures, and the numbers drawn in a step.
+"""The randomness of training: the order of the images, the numbers drawn in a step, and what varies images.
 
-All of it is a function of (seed, step, position in the global batch), by the counter-based generator Philox: nothing
-has to be replayed to resume a run, and any number of processes sees the same global batches.
+All random numbers are a function of (seed, step, position in the global batch), by the counter-based generator Philox:
+nothing has to be replayed to resume a run, and any number of processes sees the same global batches.
 
     sampler = GlobalBatchSampler(len(dataset), batch_size=128, seed=0)
     for step, batch in enumerate(DataLoader(dataset, batch_sampler=sampler, collate_fn=identity)):
@@ -23,7 +23,7 @@ class _Philox:
     """Random numbers of a seed and a stream, as functions of a counter, e.g. (draw, step, position).
 
     Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a function of a key of 128 bits and a
-    counter of 256, of which the lowest quarter counts the numbers: no hashing of seeds, and no overlap of streams.
+    counter of 256 bits, whose lowest quarter counts the numbers: no hashing of seeds, and no overlap of streams.
     """
 
     def __init__(self, seed: int, stream: bytes):
@@ -42,9 +42,13 @@ class _Philox:
 def batch_positions(
     batch_size: int, micro_step: int = 0, accumulation: int = 1, process_index: int = 0, num_processes: int = 1
 ) -> torch.Tensor:
-    """Positions in the global batch, `int64` (batch_size / accumulation / num_processes,), of one micro-batch.
+    """
+    Positions in the global batch of one micro-batch, `int64` (batch_size / accumulation / num_processes,).
 
     They are interleaved, so that each micro-batch has its even share of `BatchRandom.stratified`.
+
+    Raises:
+        ValueError: If the batch cannot be shared evenly.
     """
     parts = accumulation * num_processes
     if batch_size < 1 or batch_size % parts:
@@ -56,18 +60,23 @@ def batch_positions(
 
 
 class GlobalBatchSampler(torch.utils.data.Sampler):
-    """Indices of this process's micro-batches; hand it to `DataLoader(batch_sampler=...)`, and not to `prepare`.
+    """
+    The indices of this process's micro-batches, without end, for `DataLoader(batch_sampler=...)`; not to be prepared
+    by Accelerate.
 
-    Place g = step · batch_size + position of the endless sequence shows picture π_e(g mod n), e = ⌊g / n⌋, where the
-    permutation π_e of the n pictures derives from (seed, e): every picture occurs once in each epoch, and a step's
-    batch depends on neither the steps before nor the number of processes.
+    Place g = step · batch_size + position of the endless sequence shows image π_e(g mod n), e = ⌊g / n⌋, where the
+    permutation π_e of the n images derives from (seed, e): every image occurs once in each epoch, and a step's batch
+    depends on neither the steps before nor the number of processes.
 
     Args:
         num_pictures (`int`): n; may be less than a batch.
-        batch_size (`int`): pictures in an optimizer step, over all processes and gradient accumulation steps.
-        seed (`int`): seed of the run.
-        start_step (`int`): the first optimizer step; to resume, the number of those done.
-        process_index, num_processes, gradient_accumulation_steps (`int`): see `batch_positions`.
+        batch_size (`int`): Images in an optimizer step, over all processes and gradient accumulation steps.
+        seed (`int`): Seed of the run.
+        start_step (`int`): The first optimizer step; to resume, the number of steps done.
+        process_index, num_processes, gradient_accumulation_steps (`int`): See `batch_positions`.
+
+    Raises:
+        ValueError: If there are no images, or the batch cannot be shared evenly.
     """
 
     def __init__(
@@ -101,18 +110,19 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
 
 
 class BatchRandom:
-    """The random numbers of a training step for the pictures at `positions` of its global batch.
+    """
+    The random numbers of a training step for the images at `positions` of its global batch.
 
-    Each picture has numbers of its own, a function of (seed, step, position) and of how many calls came before: how a
-    batch is shared among processes and micro-batches changes nothing, nor does the dtype of the model. Everything is
-    drawn in fp32 on the CPU, so that all devices see the same numbers.
+    Each image has numbers of its own, a function of (seed, step, position) and of how many calls came before. They
+    depend neither on how the batch is shared among processes and micro-batches, nor on the dtype of the model, nor on
+    the device: all are drawn in fp32 on the CPU.
 
     Args:
-        seed (`int`): seed of the run.
-        step (`int`): optimizer step.
-        positions (`torch.Tensor` or sequence of `int`): (n,), from `batch_positions`.
-        batch_size (`int`): of the global batch.
-        device (`torch.device` or `str`): where the numbers go.
+        seed (`int`): Seed of the run.
+        step (`int`): Optimizer step.
+        positions (`torch.Tensor` or `Sequence[int]`): (n,), from `batch_positions`.
+        batch_size (`int`): Of the global batch.
+        device (`torch.device` or `str`): Where the numbers go.
     """
 
     def __init__(
@@ -132,7 +142,7 @@ class BatchRandom:
         return len(self.positions)
 
     def normal(self, *shape: int | tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Standard normal numbers, (n, *shape); the shape as in `torch.randn`. Drawn in fp32 whatever the dtype."""
+        """Standard normal numbers, (n, *shape), the shape as in `torch.randn`; drawn in fp32 whatever the dtype."""
         return self._draw("standard_normal", shape).to(self.device, dtype)
 
     def uniform(self, *shape: int | tuple[int, ...]) -> torch.Tensor:
@@ -168,20 +178,21 @@ class Augmentation:
 
 
 def flip(images: torch.Tensor, rng: BatchRandom) -> torch.Tensor:
-    """Mirrors each picture of (n, C, H, W) left to right with probability 1/2."""
+    """Mirrors each image of (n, C, H, W) left to right with probability 1/2."""
     mirrored = rng.uniform() < 0.5  # (n,)
     return torch.where(mirrored[:, None, None, None].to(images.device), images.flip(-1), images)
 
 
 def shift(images: torch.Tensor, rng: BatchRandom, max_shift: int) -> torch.Tensor:
-    """Moves each picture of (n, C, H, W) by up to `max_shift` pixels along each axis; what comes in repeats its
-    edge."""
+    """Moves each image of (n, C, H, W) by up to `max_shift` pixels along each axis; the gap repeats the edge of the
+    image."""
     corners = ((2 * max_shift + 1) * rng.uniform(2)).long().tolist()  # (n, 2)
     return cut(F.pad(images, [max_shift] * 4, mode="replicate"), corners, images.shape[2:])
 
 
 def cut(images: torch.Tensor, corners: list[tuple[int, int]], size: tuple[int, int]) -> torch.Tensor:
-    """The part of `size` of each picture of (n, C, H, W) whose upper left pixel is at its corner, (top, left)."""
+    """Crops each image of (n, C, H, W) to `size`, (height, width), with its upper left pixel at its corner, (top,
+    left)."""
     height, width = size
     parts = zip(images, corners, strict=True)
     return torch.stack([image[:, top : top + height, left : left + width] for image, (top, left) in parts])

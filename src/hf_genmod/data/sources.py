@@ -14,14 +14,14 @@ ARRAYS = (datasets.Array2D, datasets.Array3D)  # types of columns
 
 
 def splits_of(dataset: str | Path) -> list[str]:
-    """The names of the splits of a data set that `load_pictures` takes."""
+    """The names of the splits of a data set, as `load_pictures` takes it."""
     return list(SHAPES_SPLITS if dataset == "shapes" else find_splits(dataset, None)[0])
 
 
 def find_splits(
     dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_name: str | None
 ) -> tuple[dict, str]:
-    """All splits of a data set, and how errors call it."""
+    """All splits of a data set, and the name by which errors call the data set; arguments as of `load_pictures`."""
     if isinstance(dataset, datasets.Dataset):
         dataset = {"train": dataset}
     if isinstance(dataset, dict):
@@ -29,19 +29,17 @@ def find_splits(
 
     name, path = str(dataset), Path(dataset).expanduser().resolve()
     if not path.exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
-        raise FileNotFoundError(f"{name}: there is no such folder or file here; check the path")
+        raise FileNotFoundError(f"{name}: there is no such folder or file; check the path")
     if path.is_file() and path.suffix != ".parquet":
-        raise ValueError(f"{name}: a file, but not of parquet; give a folder of pictures or a .parquet file")
+        raise ValueError(f"{name}: a file, but not a parquet file; give a folder of images or a .parquet file")
     if path.exists() and set("*?[]") & set(str(path)):
-        raise ValueError(f"{name}: datasets takes the characters *?[] of a path for a pattern; rename the folder")
+        raise ValueError(f"{name}: datasets takes a path with a character of *?[] for a pattern; rename the folder")
     files = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
-    pictures = {str(file) for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS}
+    images = {str(file) for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS}
     metadata = [file for file in files if file.name in ImageFolder.METADATA_FILENAMES]
     arrays = [file for file in files if file.suffix == ".npy"]
-    if arrays and pictures:
-        raise ValueError(
-            f"{name}: it holds both arrays, {arrays[0].name}, and pictures, {min(pictures)}; keep one kind"
-        )
+    if arrays and images:
+        raise ValueError(f"{name}: it holds both arrays, {arrays[0].name}, and images, {min(images)}; keep one kind")
     if arrays:
         return _array_folder(path, arrays), name
     try:
@@ -50,21 +48,21 @@ def find_splits(
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             saved = datasets.load_from_disk(path)
             return saved if isinstance(saved, dict) else {"train": saved}, name
-        if not pictures or {".parquet"} & {file.suffix for file in files if file not in metadata}:
+        if not images or {".parquet"} & {file.suffix for file in files if file not in metadata}:
             return datasets.load_dataset(str(path) if path.exists() else name, config_name), name
         splits = datasets.load_dataset("imagefolder", data_dir=str(path))
-    except Exception as error:  # from as many libraries as there are formats
+    except Exception as error:  # each format has a library with errors of its own
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         if not path.exists():
-            message = f"{name}: there is no such folder here, and the Hub gave no data set of that name ({reason})"
+            message = f"{name}: there is no such folder, and the Hub has no data set of that name ({reason})"
             raise FileNotFoundError(f"{message}; check the spelling") from error
         raise ValueError(
-            f"{name}: no data set in there that could be read ({reason}); it should hold pictures or .npy files in "
-            f"class folders or alone, pictures with a metadata.jsonl, or parquet files"
+            f"{name}: it holds no data set that can be read ({reason}); it should hold images or .npy files, in class "
+            f"folders or not, images with a metadata.jsonl, or parquet files"
         ) from error
 
-    # Folders and files that are called train, test, eval, ... are splits to datasets, and it ignores all others.
+    # For `datasets`, folders and files named train, test, eval, ... are splits; it ignores all others.
     used = {
         entry["path"]
         for rows in splits.values()
@@ -73,16 +71,16 @@ def find_splits(
         for entry in column_of(rows, column).to_pylist()
         if entry
     }
-    ignored = sorted(pictures - used)
+    ignored = sorted(images - used)
     if ignored and metadata:
-        warnings.warn(f"{name}: {len(ignored)} pictures have no line in its metadata and are left out", stacklevel=3)
+        warnings.warn(f"{name}: {len(ignored)} images have no line in its metadata and are left out", stacklevel=3)
     elif ignored:
         example, other = (os.path.relpath(file, path) for file in (ignored[0], min(used)))
         raise ValueError(
-            f"{name}: {len(ignored)} of its {len(pictures)} pictures ({example}, for one) would be ignored, because "
-            f"the names of others ({other}) look like those of the splits {', '.join(splits)}; rename these"
+            f"{name}: {len(ignored)} of its {len(images)} images (such as {example}) would be ignored, because "
+            f"the names of others ({other}) look like those of the splits {', '.join(splits)}; rename the latter"
         )
-    # Of folders train/ and test/ that hold pictures without classes it makes the classes "train" and "test".
+    # It takes folders train/ and test/ of images without classes for the classes "train" and "test".
     labelled = not metadata and all("label" in rows.column_names for rows in splits.values())
     if labelled and len(splits) > 1 and all(len(rows.unique("label")) == 1 for rows in splits.values()):
         splits = {split: rows.remove_columns("label") for split, rows in splits.items()}
@@ -90,7 +88,8 @@ def find_splits(
 
 
 def _array_folder(path: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
-    """Arrays in class folders or without classes, in folders "train", "validation" and "test" or without splits."""
+    """The splits of a folder of arrays: its folders "train", "validation" and "test", or else the whole folder; with
+    labels if the arrays are in class folders."""
     tops = {file.relative_to(path).parts[0] for file in files}
     roots = {split: path / split for split in tops} if tops <= {"train", "validation", "test"} else {"train": path}
     of_split = {split: sorted(file for file in files if root in file.parents) for split, root in roots.items()}
@@ -110,7 +109,7 @@ def _array_folder(path: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
 
 
 def _is_hidden(path: Path) -> bool:
-    """Whether datasets takes no notice of it."""
+    """Whether `datasets` ignores a file."""
     return any(part.startswith((".", "__")) for part in path.parts)
 
 

@@ -1,0 +1,168 @@
+"""Images of every kind are decoded faithfully, or refused in a sentence."""
+
+import io
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from made_images import chw, coded, in_own_units, load, picture, pixels, rows, save
+from PIL import Image, ImageOps
+
+from hf_genmod.data.loading import load_pictures
+
+
+def test_alpha_that_is_given_up_is_laid_on_white():
+    rgba = pixels(1, channels=4)[0]
+    rgba[0, 0, 3], rgba[0, 1, 3] = 0, 255
+    rgb = load([coded(picture(rgba))], channels=3).images[0]
+    assert rgb[:, 0, 0].tolist() == [255] * 3 and rgb[:, 0, 1].tolist() == rgba[0, 1, :3].tolist()
+    alpha = rgba[..., 3:] / 255
+    assert np.abs(rgb.movedim(0, -1).numpy() - (alpha * rgba[..., :3] + (1 - alpha) * 255)).max() <= 1
+
+
+def test_palettes_bilevel_transparent_color_and_cmyk():
+    rgb = pixels(1)[0]
+    indexed = picture(rgb).quantize(16)
+    dataset = load([coded(indexed)])
+    assert dataset.channels == 3 and torch.equal(dataset.images[0], chw(np.asarray(indexed.convert("RGB"))))
+
+    dataset = load([coded(indexed, transparency=3)])
+    assert dataset.channels == 4
+    assert torch.equal(dataset.images[0, 3] == 0, torch.from_numpy(np.asarray(indexed) == 3))
+
+    greys = Image.fromarray(pixels(1, channels=1)[0, ..., 0])
+    grey_palette = greys.copy()
+    grey_palette.putpalette([value for value in range(256) for _ in range(3)])
+    dataset = load([coded(grey_palette)])
+    assert grey_palette.mode == "P" and dataset.channels == 1
+    assert torch.equal(dataset.images[0, 0], torch.from_numpy(np.array(greys)))
+
+    bilevel = greys.convert("1")
+    dataset = load([coded(bilevel)])
+    assert dataset.channels == 1 and torch.equal(dataset.images[0, 0] == 255, torch.from_numpy(np.array(bilevel)))
+
+    color = tuple(rgb[2, 5].tolist())
+    dataset = load([coded(picture(rgb), transparency=color)])
+    assert dataset.channels == 4 and dataset.images[0, 3, 2, 5] == 0 and dataset.images[0, 3, 0, 0] == 255
+
+    cmyk = coded(picture(rgb).convert("CMYK"), "TIFF")
+    dataset = load([cmyk])
+    assert dataset.channels == 3
+    assert torch.equal(dataset.images[0], chw(np.asarray(picture(rgb).convert("CMYK").convert("RGB"))))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_exif_orientation_is_applied(format):
+    array = np.zeros((16, 24, 3), dtype=np.uint8)
+    array[:8, :12] = 255  # the upper left quarter
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        entry = coded(picture(array), format, exif=exif)
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(entry["bytes"])))
+        dataset = load([entry])
+        assert dataset.resolution == upright.size[::-1] == ((16, 24) if orientation < 5 else (24, 16))
+        assert torch.equal(dataset.images[0], chw(np.asarray(upright)))
+    assert dataset.images[0, 0, -4, 4] > 250 and dataset.images[0, 0, 4, 4] < 5  # 8: a quarter turn to the left
+
+
+def test_large_jpeg_is_decoded_in_reduced_size_without_harm():
+    smooth = picture(pixels(1, 6, 8)[0]).resize((1024, 768), Image.Resampling.BICUBIC)
+    entry = coded(smooth, "JPEG", quality=95)
+    full = Image.open(io.BytesIO(entry["bytes"])).convert("RGB")
+    expected = ImageOps.fit(full, (32, 32), Image.Resampling.LANCZOS)
+    error = load([entry], resolution=32).images[0].float() - chw(np.asarray(expected)).float()
+    assert error.abs().max() <= 4
+
+
+def test_a_picture_with_others_beside_it_is_taken_and_a_bomb_is_not(tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    save(frames[0], tmp_path / "photo.mpo", save_all=True, append_images=frames[1:])
+    photo = {"bytes": (tmp_path / "photo.mpo").read_bytes(), "path": None}
+    dataset = load_pictures(rows([photo]))
+    assert dataset[0]["images"][0].min() > 200 and dataset[0]["images"][2].max() < 50
+
+    bomb = coded(Image.new("L", (8, 8)))  # 50,000 x 50,000 pixels, by its header
+    header = b"IHDR" + struct.pack(">II", 50_000, 50_000) + bomb["bytes"][24:29]
+    bomb["bytes"] = bomb["bytes"][:12] + header + struct.pack(">I", zlib.crc32(header)) + bomb["bytes"][33:]
+    with pytest.raises(ValueError, match="row 1 of the data set: .*decompression bomb"):
+        load_pictures(rows([photo, bomb]), resolution=8)
+
+
+@pytest.mark.parametrize("name, mode", [("deep.png", "I;16"), ("deep.tiff", "I;16"), ("deep.tiff", "F")])
+def test_grey_pictures_of_more_than_8_bits_keep_their_values(tmp_path, name, mode):
+    levels = np.arange(0, 64 * 1000, 1000).reshape(8, 8)
+    save(Image.fromarray(levels.astype(np.uint16 if mode == "I;16" else np.float32)), tmp_path / name)
+    dataset = load_pictures(tmp_path)
+    assert dataset.value_range == {"low": [0.0], "high": [63000.0]}
+    assert torch.equal(in_own_units(dataset, dataset[0]["images"]).round(), torch.from_numpy(levels)[None].double())
+
+
+def test_measured_values_that_cannot_be_used(tmp_path):
+    for name, array in {
+        "good": np.zeros((4, 4)), "infinite": np.full((4, 4), np.inf), "deep": np.zeros((2, 2, 4, 4)),
+        "words": np.array([["a"]]), "objects": np.array([[None]]),
+    }.items():  # fmt: skip
+        np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
+    dataset = load_pictures(tmp_path, on_bad_image="skip")
+    reasons = {Path(line.split(": ")[0]).stem: line for line in dataset.skipped}
+    assert len(dataset) == 1 and sorted(reasons) == ["deep", "infinite", "objects", "words"]
+    assert "not finite" in reasons["infinite"] and "(2, 2, 4, 4)" in reasons["deep"] and "<U1" in reasons["words"]
+
+    np.save(tmp_path / "more.npy", np.zeros((3, 4, 4)))
+    with pytest.raises(
+        ValueError, match=r"several kinds: \S*good.npy of 1 channels, \S*more.npy of 3 channels of meas"
+    ):
+        load_pictures(tmp_path, on_bad_image="skip")
+    with pytest.raises(
+        ValueError, match="it holds measured values of 1 channels, which stay as they are and cannot become 3"
+    ):
+        load_pictures(rows([coded(Image.new("I;16", (4, 4)))]), channels=3)
+    with pytest.raises(ValueError, match="several kinds: row 1 .* of 8 bits, row 0 .* of 1 channels of measured"):
+        load_pictures(rows([coded(Image.new("I;16", (4, 4))), coded(Image.new("L", (4, 4)))]))
+    save(Image.new("L", (4, 4)), tmp_path / "picture.png")
+    with pytest.raises(ValueError, match="both arrays, .*.npy, and images"):
+        load_pictures(tmp_path)
+
+
+def test_colours_of_16_bits_are_refused(arrays):
+    eight = coded(picture(arrays[0]))["bytes"]
+    header = eight[12:24] + b"\x10" + eight[25:29]  # 16 bits instead of 8
+    sixteen = eight[:12] + header + struct.pack(">I", zlib.crc32(header)) + eight[33:]
+    with pytest.raises(
+        ValueError, match="its channels have 16 bits, of which Pillow reads 8; save it with 8, or as an array"
+    ):
+        load_pictures(rows([{"bytes": sixteen, "path": None}]))
+
+
+def test_a_picture_is_decoded_anew_when_its_file_has_changed(class_folders, arrays):
+    """In place, with the size and, at first, the time of before."""
+    file = class_folders / "ant" / "0.png"
+    stat, old = file.stat(), load_pictures(class_folders, in_memory=False)
+    content = file.read_bytes()
+    file.write_bytes(b"x" * len(content))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert load_pictures(class_folders, in_memory=False).fingerprint == old.fingerprint  # as nothing was decoded
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(ValueError, match="ant/0.png: no image that Pillow knows"):
+        load_pictures(class_folders, in_memory=False)
+    file.write_bytes(content)
+    assert load_pictures(class_folders, in_memory=False).fingerprint == old.fingerprint
+    assert load_pictures(class_folders, resolution=4, in_memory=False).fingerprint != old.fingerprint
+
+
+def test_a_damaged_or_unwritable_cache_costs_nothing(class_folders):
+    fingerprint = load_pictures(class_folders).fingerprint
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod")
+    (file,) = cache.iterdir()
+    file.write_text("{")
+    assert load_pictures(class_folders, in_memory=False).fingerprint == fingerprint
+    shutil.rmtree(cache)
+    cache.write_text("a file where a folder should be")
+    assert load_pictures(class_folders, in_memory=False).fingerprint == fingerprint

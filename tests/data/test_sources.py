@@ -1,0 +1,109 @@
+"""The images of folders, files and splits are found, or what is missing is named."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from made_images import chw, coded, picture, rows, save
+
+from hf_genmod.data.loading import load_pictures
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
+
+
+def test_class_folders_give_pixels_labels_and_sorted_names(class_folders, arrays):
+    dataset = load_pictures(class_folders)
+    assert dataset.label_names == ["ant", "bee", "zebra"]
+    assert (dataset.channels, dataset.resolution, len(dataset)) == (3, (8, 8), 6)
+    batch = dataset.__getitems__([5, 0, 2])
+    assert torch.equal(batch["images"], chw(arrays[[5, 0, 2]]))
+    assert batch["class_labels"].tolist() == [2, 0, 1] and batch["class_labels"].dtype == torch.int64
+    assert "captions" not in batch
+    assert torch.equal(dataset[-1]["images"], chw(arrays[5])) and dataset[-1]["class_labels"] == 2
+    with pytest.raises(IndexError):
+        dataset[6]
+
+
+def test_parquet_and_saved_data_equal_the_folder(class_folders, arrays, tmp_path):
+    folder = load_pictures(class_folders)
+    source = datasets.load_dataset("imagefolder", data_dir=str(class_folders))
+    embedded = rows(
+        [coded(picture(a)) for a in arrays],
+        label=(datasets.ClassLabel(names=["ant", "bee", "zebra"]), [0, 0, 1, 1, 2, 2]),
+    )
+    (tmp_path / "parquet").mkdir()
+    embedded.to_parquet(tmp_path / "parquet" / "train-00000-of-00001.parquet")
+    embedded.save_to_disk(tmp_path / "saved")
+    source.save_to_disk(tmp_path / "saved_dict")
+    parquet_file = tmp_path / "parquet" / "train-00000-of-00001.parquet"
+    for other in (tmp_path / "parquet", parquet_file, tmp_path / "saved", tmp_path / "saved_dict", embedded, source):
+        dataset = load_pictures(other)
+        assert torch.equal(dataset.images, folder.images) and torch.equal(dataset.labels, folder.labels)
+        assert dataset.label_names == folder.label_names
+        assert dataset.fingerprint == folder.fingerprint
+
+
+def test_pictures_without_classes(tmp_path, arrays):
+    for where in ("flat", "one/class"):
+        for i, array in enumerate(arrays):
+            save(picture(array), tmp_path / where / f"{i}.png")
+    for where in ("flat", "one"):
+        dataset = load_pictures(tmp_path / where)
+        assert torch.equal(dataset.images, chw(arrays))
+        assert dataset.labels is None and dataset.label_names is None and set(dataset[0]) == {"images"}
+        with pytest.raises(ValueError, match=r"\(image\) is known to hold class labels.*--label_column"):
+            load_pictures(tmp_path / where, require_labels=True)
+
+
+def test_splits(tmp_path, arrays):
+    for split, part in (("train", arrays[:4]), ("test", arrays[4:])):
+        for i, array in enumerate(part):
+            save(picture(array), tmp_path / "labelled" / split / "ab"[i % 2] / f"{i}.png")
+            save(picture(array), tmp_path / "alone" / split / f"{i}.png")
+    assert torch.equal(load_pictures(tmp_path / "labelled", split="test").images, chw(arrays[4:]))
+    assert load_pictures(tmp_path / "labelled").label_names == ["a", "b"]
+    # Folders of splits are no classes, though they are to the imagefolder builder of datasets.
+    assert load_pictures(tmp_path / "alone").label_names is None
+    with pytest.raises(ValueError, match=r"no 'validation'; it has 'train', 'test'"):
+        load_pictures(tmp_path / "labelled", split="validation")
+
+
+def test_names_of_splits_do_not_hide_pictures(tmp_path, arrays):
+    for name in ("train/0.png", "plane/0.png", "car/0.png"):
+        save(picture(arrays[0]), tmp_path / "vehicles" / name)
+    with pytest.raises(ValueError, match=r"2 of its 3 images \(such as car/0.png\) would be ignored.*train/0.png"):
+        load_pictures(tmp_path / "vehicles")
+
+
+def test_missing_and_empty_places(tmp_path):
+    for bad in ("./nowhere", str(tmp_path / "nowhere"), "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="there is no such folder or file; check"):
+            load_pictures(bad)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="it holds no data set that can be read.*it should hold images"):
+        load_pictures(tmp_path / "empty")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "train.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match="it holds no data set that can be read"):
+        load_pictures(tmp_path / "broken")
+    (tmp_path / "pictures.zip").write_text("")
+    with pytest.raises(ValueError, match="not a parquet file"):
+        load_pictures(tmp_path / "pictures.zip")
+    (tmp_path / "a[1]").mkdir()
+    with pytest.raises(ValueError, match="for a pattern; rename the folder"):
+        load_pictures(tmp_path / "a[1]")
+
+
+@needs_shared
+def test_shared_data():
+    mnist = load_pictures(SHARED / "mnist", split="test", resolution=32, require_labels=True)
+    assert tuple(mnist.images.shape) == (10000, 1, 32, 32) and mnist.label_names == list("0123456789")
+    pets = load_pictures(SHARED / "cats_dogs32", split="test")
+    assert tuple(pets.images.shape) == (2000, 3, 32, 32) and pets.label_names == ["cat", "dog"]
+    assert pets.labels.bincount().tolist() == [1000, 1000]
+    reference = datasets.load_dataset(str(SHARED / "cats_dogs32"), split="test")[7]
+    assert torch.equal(pets[7]["images"], chw(np.asarray(reference["image"])))
+    assert pets[7]["class_labels"] == reference["label"]
