@@ -1,5 +1,6 @@
-"""What is known of a run, read from its folder."""
+"""What the folder of a run says about its checkpoint or adapter."""
 
+import dataclasses
 import json
 import math
 import os
@@ -7,95 +8,159 @@ from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
-from hf_genmod.checkpoints.safety import shapes_in
-from hf_genmod.training.run_folder import PROVENANCE
+from hf_genmod.checkpoints.safety import read_json, shapes_in
+from hf_genmod.training.run_folder import PROVENANCE, RunFolder
+
+_CURVES = ("loss.png", "accuracy.png")
+_MEASURED = ("evaluation/guidance.png", "evaluation/steps.png", "evaluation/trajectory.png")
 
 
+@dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a checkpoint or an adapter, from the files in its folder."""
+    """
+    The files of a run, read once by `Facts.read`.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.name = folder.resolve().name
-        self.index = _read(folder / "model_index.json")  # empty for an adapter
-        self.config = config = _read(folder / "training_config.json")
-        self.provenance = _read(folder / PROVENANCE)
-        self.report = _read(folder / "evaluation" / "evaluation.json")
-        built_on = config.get("built_on", {})
-        self.base = None if self.index else built_on.get("base model") or config.get("lora", {}).get("base")
-        self.asked = config.get("asked") or self.provenance.get("request", {})  # for what an adapter has learned
-        if not self.index and self.base is None:
+    Args:
+        folder (`Path`): The folder.
+        index (`dict`): `model_index.json`; empty for an adapter.
+        configs (`dict[str, dict]`): The `config.json` of each component.
+        settings (`dict`): `training_config.json`; empty where no run has written the folder.
+        provenance (`dict`): `provenance.json`, likewise.
+        report (`dict`): `evaluation/evaluation.json`; empty where nothing was measured.
+        num_parameters (`int`): Of all components, or of the adapter.
+        base (`str`, *optional*): The model that an adapter is for, a folder or an id on the Hub.
+    """
+
+    folder: Path
+    index: dict
+    configs: dict[str, dict]
+    settings: dict
+    provenance: dict
+    report: dict
+    num_parameters: int
+    base: str | None
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike) -> "Facts":
+        """
+        Reads the files in a folder.
+
+        Raises:
+            FileNotFoundError: If there is neither a checkpoint nor an adapter in it.
+            ValueError: If the run of an adapter has not recorded which model the adapter is for.
+        """
+        folder = Path(folder)
+        if not RunFolder(folder).is_complete:
+            raise FileNotFoundError(f"{folder}: no model_index.json in it, so it holds no checkpoint")
+        index, settings = _read(folder / "model_index.json"), _read(folder / "training_config.json")
+        base = None if index else settings.get("built_on", {}).get("base model")
+        if not index and base is None:
             raise ValueError(f"{folder}: there is no training_config.json that says which model the adapter is for")
-        self.configs = {
-            name: _read(folder / name / "config.json")
-            for name, entry in self.index.items()
-            if isinstance(entry, list) and entry[0] is not None and name != "_class_name"
-        }
-        self.factor = self.index.get("factor")  # of an upsampler
-        self.is_autoencoder = "vae" in self.configs and "unet" not in self.configs
-        names = self.index.get("id2label") or {}  # JSON has made the keys strings, and sorted them as such
-        self.classes = [names[index] for index in sorted(names, key=int)]
-        self.num_parameters = 0
-        parts = [part for name in self.configs for part in (folder / name).glob("*.safetensors")]
-        for file in parts if self.index else [folder / LORA_WEIGHT_NAME_SAFE]:
-            self.num_parameters += sum(math.prod(shape) for shape in shapes_in(file))
-        captions = self.provenance.get("captions", []) if "tokenizer" in self.index else []  # others were told none
-        self.captions = [caption if isinstance(caption, str) else caption[0] for caption in captions if caption]
+        components = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
+        components = [name for name in components if name != "_class_name"]
+        weights = [file for name in components for file in (folder / name).glob("*.safetensors")]
+        weights = weights if index else [folder / LORA_WEIGHT_NAME_SAFE]
+        return cls(
+            folder,
+            index,
+            configs={name: _read(folder / name / "config.json") for name in components},
+            settings=settings,
+            provenance=_read(folder / PROVENANCE),
+            report=_read(folder / "evaluation" / "evaluation.json"),
+            num_parameters=sum(math.prod(shape) for file in weights for shape in shapes_in(file)),
+            base=base,
+        )
 
     @property
-    def stages(self) -> list[tuple[str, "Facts"]]:
-        """The runs that led to it, the last one its own."""
-        before = {
-            "The autoencoder": self.config.get("built_on", {}).get("autoencoder"),
-            "The diffusion model": self.config.get("built_on", {}).get("diffusion model"),
-        }
-        before = [(what, Facts(Path(path))) for what, path in before.items() if path and os.path.isdir(path)]
-        return [*(earlier for what, facts in before for earlier in [*facts.stages[:-1], (what, facts)]),
-                ("Then" if before else "", self)]  # fmt: skip
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def factor(self) -> int | None:
+        """How many times an upsampler enlarges height and width."""
+        return self.index.get("factor")
+
+    @property
+    def class_names(self) -> list[str]:
+        names = self.index.get("id2label") or {}  # JSON makes the keys strings, and sorts them as strings
+        return [names[index] for index in sorted(names, key=int)]
+
+    @property
+    def captions(self) -> list[str]:
+        """Some captions of the training images, of a text-to-image model."""
+        captions = self.provenance.get("captions", []) if "tokenizer" in self.index else []
+        return [caption if isinstance(caption, str) else caption[0] for caption in captions if caption]
+
+    @property
+    def learned(self) -> dict:
+        """What an adapter is asked by for what it has learned, such as `{"class_labels": "zebra"}`."""
+        return self.provenance.get("request", {}) if self.base else {}
 
     @property
     def request(self) -> str:
-        """How to ask the pipeline for a picture, in Python."""
+        """The arguments, in Python, that ask the pipeline for one image."""
         if self.base:
-            return ", ".join(f"{name}={_in_quotes(value)}" for name, value in self.asked.items())
+            return ", ".join(f"{name}={_literal(value)}" for name, value in self.learned.items())
         if self.factor:
             return 'image=Image.open("small.png")'
-        if self.classes:
-            return f"class_labels={_in_quotes(self.classes[0])}"
+        if self.class_names:
+            return f"class_labels={_literal(self.class_names[0])}"
         if self.configs.get("classifier", self.configs.get("unet", {})).get("num_classes"):
-            return "class_labels=0"  # they have no names
+            return "class_labels=0"  # the classes have no names
         if "tokenizer" in self.index:
-            return f"prompt={_in_quotes(self.captions[0] if self.captions else '')}"
-        return 'prior="fitted"' if self.is_autoencoder and self.index["vae"][1] == "Autoencoder" else ""
+            return f"prompt={_literal(self.captions[0] if self.captions else '')}"
+        return 'prior="fitted"' if "unet" not in self.configs and self.index["vae"][1] == "Autoencoder" else ""
 
     @property
-    def model_size(self) -> str:
-        millions = self.num_parameters / 1e6
-        return f"{millions:.1f} million numbers" if millions >= 1 else f"{self.num_parameters:,} numbers"
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        vae, unet = self.configs.get("vae"), self.configs.get("unet")
+        size = (unet or vae)["sample_size"]
+        height, width = size if isinstance(size, list) else (size, size)
+        factor = 1
+        if vae and unet:  # an image is higher than its latents by this factor
+            factor = vae.get("patch_size", 1) * 2 ** (len(vae["block_out_channels"]) - 1)
+        return (vae or unet)["in_channels"], factor * height, factor * width
 
     @property
-    def picture_size(self) -> str:
-        config = self.configs.get("vae") or self.configs.get("unet")
-        channels = config["in_channels"]
-        kind = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
-        if self.index.get("value_range") is not None:
-            kind = f"measured values in {channels} channels"
-        size = self.configs.get("unet", config)["sample_size"]
-        factor = self._downsampling_factor if "unet" in self.configs and "vae" in self.configs else 1
-        height, width = (factor * side for side in (size if isinstance(size, list) else [size, size]))
-        return f"{height}×{width} pixels, {kind}"
+    def trained_by_others(self) -> list[str]:
+        """The components that no run of this package has trained."""
+        frozen = (
+            self.settings.get("depends_on") or self.settings.get("weights") or {}
+        )  # "weights": before "depends_on"
+        others = {
+            "autoencoder": self.index.get("vae", [None, None])[1] == "AutoencoderKL",
+            "text encoder": "text_encoder" in self.configs and "text_encoder" in frozen,
+        }
+        return [name for name, is_of_others in others.items() if is_of_others]
 
     @property
-    def _downsampling_factor(self) -> int:
-        """How many times higher than its latents a picture of the autoencoder is."""
-        config = self.configs["vae"]
-        return config.get("patch_size", 1) * 2 ** (len(config["block_out_channels"]) - 1)
+    def stages(self) -> list[tuple[str | None, "Facts"]]:
+        """The runs on which this one is built, as far as their folders are here, under what each has trained; then
+        this one, under `None`."""
+        stages = []
+        for kind, path in self.settings.get("built_on", {}).items():
+            if os.path.isdir(path) and RunFolder(path).is_complete:
+                *before, (_, facts) = Facts.read(path).stages
+                stages += [*before, (kind, facts)]
+        return [*stages, (None, self)]
+
+    def figures(self, shared: bool) -> list[str]:
+        """The figures for the card that are in the folder; for a card that is shared, those that show no images of
+        the data set. The figures of an upsampler do."""
+        names = ["samples.png", *_CURVES]
+        if not (shared and self.factor):
+            names += _MEASURED
+        if not shared:
+            names += ["evaluation/enlarged.png"] if self.factor else []
+            names += sorted(f"evaluation/{file.name}" for file in self.folder.glob("evaluation/closest_*.png"))
+        return [name for name in names if (self.folder / name).is_file()]
 
 
-def _in_quotes(text: str) -> str:
-    """As Python has it."""
-    return json.dumps(str(text), ensure_ascii=False)
+def _literal(value: str | int) -> str:
+    """A value in Python."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _read(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
