@@ -1,3 +1,5 @@
+"""Opens checkpoints and autoencoders from folders and a local Hub."""
+
 import os
 
 import pytest
