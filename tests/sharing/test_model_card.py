@@ -183,8 +183,9 @@ def test_every_measure_is_in_the_card_and_in_what_the_hub_shows(run, hub):
     report(folder, measured(1), measured(3))
     card = write_card(folder, "mit")
     card.validate()
-    for shown in ("DPMSolver, 20 steps, γ = 3", "3.21 (2.96–3.46)", "0.654 (0.404–0.904)", "80.0% (76.9–82.9)",
-                  "88.0% (84.9–90.9)", "0.87 (0.62–1.12)", "| 40 | 0.271 (0.021–0.521) |", "| dog | 80.8% (77.7–83.7)",
+    for shown in ("DPMSolver, 20 steps, γ = 3", "3.21 (2.96–3.46)", "0.654 (0.404–0.904)", "80.0% (76.9–82.9%)",
+                  "88.0% (84.9–90.9%)", "0.87 (0.62–1.12)", "| 40 | 0.271 (0.021–0.521) |",
+                  "| dog | 80.8% (77.7–83.7%)",
                   "3.99 (3.74–4.24) bits per dimension", "Each setting has 500 samples, with the seeds 7 to 506",
                   "held-out images | 0.4 (0.15–0.65)", "evaluation/guidance.png"):  # fmt: skip
         assert shown in card.text, shown
@@ -200,9 +201,9 @@ def test_limits_follow_from_what_was_measured(run):
     text = write_card(folder, "mit").text
     assert "less than half as many training images as the average class: dog." in text
     assert "their Fréchet distance is at best 8.0 times that of held-out images (DPMSolver, 20 steps, γ = 1)" in text
-    assert "coverage is 70.0% (66.9–72.9), that of held-out images 96.0% (92.9–98.9)" in text
+    assert "coverage is 70.0% (66.9–72.9%), that of held-out images 96.0% (92.9–98.9%)" in text
     assert "recognised less often than the average: dog" in text
-    assert "**Some samples are copies" in text and "| 20.0% (16.9–22.9) | **yes** |" in text
+    assert "**Some samples are copies" in text and "| 20.0% (16.9–22.9%) | **yes** |" in text
     assert "not known" not in text
 
     good = run("guided")

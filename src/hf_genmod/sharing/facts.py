@@ -9,6 +9,7 @@ from pathlib import Path
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from hf_genmod.checkpoints.safety import read_json, shapes_in
+from hf_genmod.evaluation.report import Report
 from hf_genmod.training.run_folder import PROVENANCE, RunFolder
 
 _CURVES = ("loss.png", "accuracy.png")
@@ -26,7 +27,7 @@ class Facts:
         configs (`dict[str, dict]`): The `config.json` of each component.
         settings (`dict`): `training_config.json`; empty where no run has written the folder.
         provenance (`dict`): `provenance.json`, likewise.
-        report (`dict`): `evaluation/evaluation.json`; empty where nothing was measured.
+        report ([`Report`], *optional*): `evaluation/evaluation.json`, where something was measured.
         num_parameters (`int`): Of all components, or of the adapter.
         base (`str`, *optional*): The model that an adapter is for, a folder or an id on the Hub.
     """
@@ -36,7 +37,7 @@ class Facts:
     configs: dict[str, dict]
     settings: dict
     provenance: dict
-    report: dict
+    report: Report | None
     num_parameters: int
     base: str | None
 
@@ -66,7 +67,7 @@ class Facts:
             configs={name: _read(folder / name / "config.json") for name in components},
             settings=settings,
             provenance=_read(folder / PROVENANCE),
-            report=_read(folder / "evaluation" / "evaluation.json"),
+            report=Report.read(folder / "evaluation"),
             num_parameters=sum(math.prod(shape) for file in weights for shape in shapes_in(file)),
             base=base,
         )

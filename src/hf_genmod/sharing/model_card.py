@@ -10,6 +10,8 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_genmod.drawing.grids import draw_checkpoint
+from hf_genmod.evaluation.estimates import Estimate, Share
+from hf_genmod.evaluation.report import Report
 from hf_genmod.processes import processes
 from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.loading import load_pipeline
@@ -26,8 +28,6 @@ _METRICS = {
     "coverage": ("coverage", "coverage"),
     "recognised_share": ("recognised", "accuracy"),
 }
-
-_SHARES = ("precision", "recall", "coverage", "recognised_share")
 
 
 def write_card(
@@ -121,8 +121,14 @@ def _draw_samples(facts: Facts):
 
 def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: str | None) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"thousands": "{:,}".format, "listed": _listed, "cell": _cell, "shared_name": _shared_name}
-    report = facts.report
+    environment.filters |= {
+        "cell": _cell,
+        "interval": _interval,
+        "listed": _listed,
+        "shared_name": _shared_name,
+        "thousands": "{:,}".format,
+    }
+    report, settings = facts.report, facts.report.settings if facts.report else []
     where = f'"{repo_id or facts.folder}"' + (f', revision="{revision}"' if revision else "")
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         metadata=_metadata(facts, license, repo_id).to_yaml(),
@@ -134,13 +140,10 @@ def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: st
         is_shared=repo_id is not None,
         report=report,
         metrics={
-            name: heading
-            for name, (heading, _) in _METRICS.items()
-            if any(name in setting for setting in report.get("settings", []))
+            name: heading for name, (heading, _) in _METRICS.items() if any(name in setting for setting in settings)
         },
         name_of=_setting_name,
-        interval=_interval,
-        limits=_limits(report) if report.get("settings") else {},
+        limits=_limits(report) if settings else {},
         rare_classes=_rare(facts.provenance.get("class_balance", {})),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -154,17 +157,17 @@ def _metadata(facts: Facts, license: str, repo_id: str | None) -> ModelCardData:
     results = [
         EvalResult(
             task_type=task,
-            dataset_type=facts.report["dataset"]["fingerprint"],
-            dataset_name=_shared_name(facts.report["dataset"]["name"]),
+            dataset_type=facts.report.dataset["fingerprint"],
+            dataset_name=_shared_name(facts.report.dataset["name"]),
             metric_type=metric,
             metric_name=f"{heading} ({_setting_name(setting)})",
-            metric_value=_rounded(setting[name]["value"]),
+            metric_value=_rounded(setting[name].value),
             metric_args={
-                "interval": [_rounded(setting[name][end]) for end in ("low", "high")],
-                "samples": setting[name]["count"],
+                "interval": [_rounded(setting[name].low), _rounded(setting[name].high)],
+                "samples": setting[name].count,
             },
         )
-        for setting in facts.report.get("settings", [])
+        for setting in (facts.report.settings if facts.report else [])
         for name, (heading, metric) in _METRICS.items()
         if name in setting
     ]
@@ -180,20 +183,20 @@ def _metadata(facts: Facts, license: str, repo_id: str | None) -> ModelCardData:
     )
 
 
-def _limits(report: dict) -> dict:
-    """What the measures show about the best setting, the one of the lowest Fréchet distance."""
-    settings, held_out = report["settings"], report["held_out"]
-    best = min(settings, key=lambda setting: setting["frechet_distance"]["value"])
+def _limits(report: Report) -> dict:
+    """What the measures show of the best setting, the one of the lowest Fréchet distance."""
+    held_out = report.held_out
+    best = min(report.settings, key=lambda setting: setting["frechet_distance"].value)
     distance, perfect = best["frechet_distance"], held_out["frechet_distance"]
-    is_comparable = distance["count"] == perfect["count"] and perfect["value"] > 0
-    is_worse = is_comparable and distance["low"] > perfect["high"]
+    is_comparable = distance.count == perfect.count and perfect.value > 0
+    is_worse = is_comparable and distance.low > perfect.high
     classes = best.get("recognised_share_by_class", {})
     return {
         "best": best,
-        "distance_ratio": distance["value"] / perfect["value"] if is_worse else None,
-        "is_less_varied": best["coverage"]["high"] < held_out["coverage"]["low"],
-        "unrecognised": [name for name, share in classes.items() if share["high"] < best["recognised_share"]["value"]],
-        "copies": any(found["flagged"] for setting in settings for found in setting["memorisation"].values()),
+        "distance_ratio": distance.value / perfect.value if is_worse else None,
+        "is_less_varied": best["coverage"].high < held_out["coverage"].low,
+        "unrecognised": [name for name, share in classes.items() if share.high < best["recognised_share"].value],
+        "copies": any(found["flagged"] for setting in report.settings for found in setting["memorisation"].values()),
     }
 
 
@@ -212,12 +215,9 @@ def _setting_name(setting: dict) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _interval(estimate: dict | None, metric: str = "") -> str:
-    """A value and its interval; a share in percent."""
-    if estimate is None:
-        return ""
-    value, low, high = (estimate[key] * (100 if metric in _SHARES else 1) for key in ("value", "low", "high"))
-    return f"{value:.1f}% ({low:.1f}–{high:.1f})" if metric in _SHARES else f"{value:.3g} ({low:.3g}–{high:.3g})"
+def _interval(estimate: Estimate | Share | None) -> str:
+    """An estimate without the number of images, which the card names once."""
+    return "" if estimate is None else str(estimate).replace(f", n = {estimate.count}", "")
 
 
 def _rounded(value: float) -> float:
