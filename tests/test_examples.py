@@ -123,7 +123,7 @@ def test_training_an_upsampler_on_full_size_pictures_leaves_one_of_them(class_fo
     assert (image.mode, image.size) == ("L", (32, 32))
     assert Image.open(upsampler_run / "samples" / "step-000001.png").size == (12 * 64, 8 * 64)
     card = (upsampler_run / "README.md").read_text()
-    assert "enlarges pictures to 2 times their height and width" in card
+    assert "enlarges images to 2 times their height and width" in card
     assert not (upsampler_run / "samples.png").exists()  # whose pictures would it show?
 
 
@@ -545,7 +545,7 @@ def test_a_push_that_failed_leaves_the_run_complete_and_is_made_up_for_by_the_sa
     flags = ["--base", base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS,
              "--class_name", "zebra", "--license", "mit", "--push_to_hub"]  # fmt: skip
     failed = run("finetune_lora.py", *flags, "--hub_model_id", "org-of-others/adapter")
-    assert failed.returncode == 0 and "the push to org-of-others/adapter is not done (" in failed.stderr
+    assert failed.returncode == 0 and "the push to org-of-others/adapter did not finish (" in failed.stderr
     done = run("finetune_lora.py", *flags, "--hub_model_id", repo_id)
     assert done.returncode == 0 and "loads and draws what" in done.stderr
     pipe = load_pipeline(bases / "classes")

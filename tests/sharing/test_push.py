@@ -70,6 +70,11 @@ NOT_FOR_THE_HUB = ("checkpoints/step-9/state.pt", "samples/step-9.png", "evaluat
                    "evaluation/samples/20/00000.pt", "logs/events.1", "unet/notes.md", "secret.txt")  # fmt: skip
 
 
+def without_proof(monkeypatch):
+    """For tests of the upload: the proof takes seconds."""
+    monkeypatch.setattr("hf_genmod.sharing.push.sample_without_package", lambda where, **options: "sha256:0")
+
+
 class TestPushCheckpoint:
     @pytest.fixture
     def run(self, tmp_path):
@@ -146,8 +151,8 @@ class TestPushCheckpoint:
     )
     def test_temporary_errors_are_retried(self, pattern, how, run, hub, monkeypatch):
         folder, repo_id = run(), hub.new_repo_id()
-        if not pattern.startswith("GET"):  # of an upload: the proof, which takes seconds, does not matter
-            monkeypatch.setattr("hf_genmod.sharing.push.sample_without_package", lambda where, **options: "sha256:0")
+        if not pattern.startswith("GET"):
+            without_proof(monkeypatch)
         fault = hub.fail_next(pattern, how, seconds=1.0)
         report = push_checkpoint(folder, repo_id, license="mit")
         assert fault.left == 0
@@ -164,6 +169,7 @@ class TestPushCheckpoint:
         python, dash_m, package, *words = shlex.split(re.search(r"finish it by: (.*)", str(error.value))[1])
         assert (python, dash_m, package) == ("python", "-m", "hf_genmod")
         monkeypatch.chdir(tmp_path)
+        without_proof(monkeypatch)
         assert main(words) == 0
         printed = "".join(capsys.readouterr())
         assert "loads and draws what" in printed and hub.token not in printed
