@@ -112,7 +112,7 @@ def test_every_parameter_has_a_gradient_with_checkpointing_too(classifier):
         ({}, {"timestep": torch.zeros(3)}, "timestep: shape (3,) is neither () nor (2,)"),
         ({"block_out_channels": (16, 24), "attention_head_dim": 16, "attention_levels": (True, False)}, {},
          "block_out_channels: 24 is not a multiple of attention_head_dim (16), as the pooling needs"),
-        ({"block_out_channels": (12, 32)}, {}, "block_out_channels: 12 is not a multiple of norm_num_groups (8)"),
+        ({"block_out_channels": (12, 32)}, {}, "block_out_channels: 12 is not a positive multiple of norm_num_groups"),
     ],
 )  # fmt: skip
 def test_errors(config, inputs, message):

@@ -19,7 +19,10 @@ from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
             {"attention_levels": (True,)},
             "attention_levels: (True,) has 1 entries for the 2 levels of block_out_channels (16, 32); give one",
         ),
-        ({"norm_num_groups": 12}, "block_out_channels: 16 is not a multiple of norm_num_groups (12); change one"),
+        (
+            {"norm_num_groups": 12},
+            "block_out_channels: 16 is not a positive multiple of norm_num_groups (12)",
+        ),
         (
             {"attention_head_dim": 24},
             "block_out_channels: 32 is not a multiple of attention_head_dim (24); change one of them, or turn att",

@@ -1,19 +1,13 @@
 """The blocks of the U-Net and the classifier: attention, residual block, down- and upsampling."""
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
 from .fast_convolutions import Convolution
-
-
-def zero_init(layer: nn.Module) -> nn.Module:
-    """Sets a layer's parameters to zero, so that a residual branch starts as the identity."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
+from .residual_block import ResidualBlock, zero_init
+from .sizes import pair
 
 
 class AttentionProcessor:
@@ -63,26 +57,6 @@ class Attention(nn.Module, AttentionModuleMixin):
         return self.processor(self, tokens, context, context_mask)
 
 
-class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))) · (1 + scale) + shift)), scale and shift linear in the embedding."""
-
-    def __init__(self, in_channels, out_channels, embedding_dim: int, groups: int, dropout: float, kernel: dict):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels)
-        self.conv1 = Convolution(in_channels, out_channels, **kernel)
-        self.scale_shift = nn.Linear(embedding_dim, 2 * out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(Convolution(out_channels, out_channels, **kernel))
-        self.skip = nn.Identity() if in_channels == out_channels else Convolution(in_channels, out_channels, 1)
-
-    def forward(self, x, embedding):
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)  # (n, c, 1, 1) each
-        hidden = F.silu(torch.addcmul(shift, self.norm2(hidden), 1 + scale))
-        return self.skip(x) + self.conv2(self.dropout(hidden))
-
-
 class AttentionBlock(nn.Module):
     """Every position looks at every other, then, where the model has a text, at its tokens."""
 
@@ -115,7 +89,7 @@ class UNetBlock(nn.Module):
     def __init__(self, in_channels, out_channels, embedding_dim, config, level: int, has_attention: bool):
         super().__init__()
         groups, kernel = config.norm_num_groups, level_kernel(config, level)
-        self.residual = ResidualBlock(in_channels, out_channels, embedding_dim, groups, config.dropout, kernel)
+        self.residual = ResidualBlock(in_channels, out_channels, groups, config.dropout, kernel, embedding_dim)
         self.attention = None
         if has_attention:
             self.attention = AttentionBlock(
@@ -144,7 +118,6 @@ class Downsample(nn.Module):
 
 def level_kernel(config, level: int) -> dict:
     """Size and padding of the kernels on a level: 3×3, but 1 along a side of one pixel, past which is nothing."""
-    size, scale = config.sample_size, config.patch_size * 2**level
-    sides = (size, size) if isinstance(size, int) else size
-    kernel_size = tuple(1 if side == scale else 3 for side in sides)
+    smallest = config.patch_size * 2**level
+    kernel_size = tuple(1 if side == smallest else 3 for side in pair(config.sample_size))
     return {"kernel_size": kernel_size, "padding": tuple(width // 2 for width in kernel_size)}

@@ -13,9 +13,10 @@ from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .blocks import UNetBlock, level_kernel, zero_init
+from .blocks import UNetBlock, level_kernel
 from .fast_convolutions import Upsample
 from .noisy_image_model import NoisyImageModel
+from .residual_block import zero_init
 
 
 @dataclass

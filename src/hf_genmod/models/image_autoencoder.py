@@ -1,7 +1,7 @@
 """Networks that bring pictures x into a smaller space and back: an autoencoder and a variational autoencoder.
 
 Pictures and feature maps are (n, channels, height, width), called (n, c, h, w) in the comments; z is a small feature
-map or, as (n, c, 1, 1), a vector. The file is complete in itself: it travels inside every checkpoint.
+map or, as (n, c, 1, 1), a vector.
 """
 
 import math
@@ -15,7 +15,12 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from .fast_convolutions import Upsample
+from .residual_block import ResidualBlock
+from .sizes import check_channels, check_size, check_widths, pair, size_factor
+
 MAX_PRIOR_RANK = 256
+KERNEL = {"kernel_size": 3, "padding": 1}
 
 
 @dataclass
@@ -38,41 +43,6 @@ class AutoencoderOutput(BaseOutput):
 
     sample: torch.Tensor
     latents: torch.Tensor | None = None
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), which starts as the identity."""
-
-    def __init__(self, in_channels: int, out_channels: int, groups: int, dropout: float):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        for parameter in self.conv2.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, x):
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(hidden))))
-
-
-class Upsample(nn.Conv2d):
-    """
-    Nearest neighbour to twice the height and width, then a convolution; computed as one transposed convolution, where
-    each pixel meets at once the sum of the weights that its copies would have met: 4/9 of the products.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, padding=1)
-
-    def forward(self, x):
-        kernel = F.pad(self.weight, (1, 1, 1, 1))
-        kernel = kernel[:, :, 1:] + kernel[:, :, :-1]
-        kernel = kernel[:, :, :, 1:] + kernel[:, :, :, :-1]  # (c, c, 4, 4)
-        return F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), self.bias, stride=2, padding=1)
 
 
 class ConvolutionalNetwork(nn.Module):
@@ -109,7 +79,7 @@ class Encoder(ConvolutionalNetwork):
             if level > 0:
                 layers.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
             for _ in range(config.layers_per_block):
-                layers.append(ResidualBlock(channels, width, groups, config.dropout))
+                layers.append(ResidualBlock(channels, width, groups, config.dropout, KERNEL))
                 channels = width
         conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, widths[0], 3, padding=1)
         if config.vector_latents:
@@ -127,7 +97,7 @@ class Decoder(ConvolutionalNetwork):
         layers, channels = [], widths[-1]
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.layers_per_block):
-                layers.append(ResidualBlock(channels, width, groups, config.dropout))
+                layers.append(ResidualBlock(channels, width, groups, config.dropout, KERNEL))
                 channels = width
             if level > 0:
                 layers.append(Upsample(channels))
@@ -152,24 +122,19 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         config = self.config
         if config.latent_channels < 1:
             raise ValueError(f"latent_channels: {config.latent_channels} is not positive")
-        for width in config.block_out_channels:
-            if width < 1 or width % config.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels: {width} is not a positive multiple of norm_num_groups "
-                    f"({config.norm_num_groups}); change one of them"
-                )
-        self.check_size(_sample_size(config))
+        check_widths(config)
+        self.check_size(pair(config.sample_size))
         self.encoder = Encoder(config, encoder_channels)
         self.decoder = Decoder(config)
         if config.prior_rank is not None:
-            d = math.prod(self.latent_shape(*_sample_size(config)))
+            d = math.prod(self.latent_shape(*pair(config.sample_size)))
             self.register_buffer("prior_mean", torch.zeros(d))
             self.register_buffer("prior_directions", torch.zeros(config.prior_rank, d))
 
     @property
     def downsampling_factor(self) -> int:
         """How many times higher and wider a picture is than its smallest feature map, and than z if no vector."""
-        return _factor(self.config)
+        return size_factor(self.config)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """
@@ -189,17 +154,9 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
             ValueError: If a picture of `size` = (height, width) cannot be folded and halved as this network needs, or
                 is of another size than the only one that gives vectors.
         """
-        config, factor = self.config, self.downsampling_factor
-        height, width = _sample_size(config)
-        if any(length % factor for length in size):
-            below = tuple(max(length // factor, 1) * factor for length in size)
-            above = tuple(-(-length // factor) * factor for length in size)
-            raise ValueError(
-                f"resolution {size[0]}x{size[1]}: this network (patch_size {config.patch_size}, "
-                f"{len(config.block_out_channels)} levels) needs a height and width that {factor} divides, such "
-                f"as {below[0]}x{below[1]} or {above[0]}x{above[1]}"
-            )
-        if config.vector_latents and tuple(size) != (height, width):
+        check_size(self.config, size)
+        height, width = pair(self.config.sample_size)
+        if self.config.vector_latents and tuple(size) != (height, width):
             raise ValueError(
                 f"resolution {size[0]}x{size[1]}: this network makes vectors (vector_latents) of pictures of "
                 f"{height}x{width} alone; resize them to that"
@@ -217,7 +174,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If there are fewer than two, or they are of another shape.
         """
-        shape = self.latent_shape(*_sample_size(self.config))
+        shape = self.latent_shape(*pair(self.config.sample_size))
         if latents.shape[1:] != shape or len(latents) < 2:
             raise ValueError(
                 f"latents: shape {tuple(latents.shape)} is not (n, {', '.join(map(str, shape))}) with n of two or more"
@@ -255,7 +212,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         if epsilon.ndim != 2 or epsilon.shape[1] != rank:
             raise ValueError(f"epsilon: shape {tuple(epsilon.shape)} is not (n, {rank}), n times prior_rank")
         z = self.prior_mean + epsilon @ self.prior_directions  # (n, d)
-        return z.unflatten(1, self.latent_shape(*_sample_size(self.config)))
+        return z.unflatten(1, self.latent_shape(*pair(self.config.sample_size)))
 
     @apply_forward_hook
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -268,11 +225,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         return self.encoder(self._folded(x)).to(x.dtype)
 
     def _folded(self, x):
-        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"sample: shape {tuple(x.shape)} is not (n, {self.config.in_channels}, height, width), "
-                "the shape this network takes"
-            )
+        check_channels(self.config, x)
         self.check_size(tuple(x.shape[2:]))
         return F.pixel_unshuffle(x, self.config.patch_size)
 
@@ -365,16 +318,7 @@ class Autoencoder(ImageAutoencoder):
         return output if return_dict else output.to_tuple()
 
 
-def _sample_size(config) -> tuple[int, int]:
-    size = config.sample_size
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _factor(config) -> int:
-    return config.patch_size * 2 ** (len(config.block_out_channels) - 1)
-
-
 def _smallest_size(config) -> tuple[int, int]:
-    """Height and width of the smallest feature map of a picture of `sample_size`."""
-    height, width = _sample_size(config)
-    return height // _factor(config), width // _factor(config)
+    """Height and width of the smallest feature map of an image of `sample_size`."""
+    height, width = pair(config.sample_size)
+    return height // size_factor(config), width // size_factor(config)

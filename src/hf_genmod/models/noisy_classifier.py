@@ -8,8 +8,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .blocks import Attention, zero_init
+from .blocks import Attention
 from .noisy_image_model import NoisyImageModel
+from .residual_block import zero_init
 
 
 @dataclass

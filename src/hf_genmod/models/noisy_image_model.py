@@ -10,6 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from .blocks import Downsample, UNetBlock, level_kernel
+from .sizes import check_channels, check_size, check_widths, pair, size_factor
 
 
 class NoisyImageModel(ModelMixin, ConfigMixin):
@@ -22,10 +23,9 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
     def _build_encoder(self, conditioning_channels: int = 0) -> list[int]:
         """Creates the layers; returns the widths of the outputs of `conv_in` and of `down_layers`."""
         config = self.config
-        size = config.sample_size
         self.gradient_checkpointing = False
-        _check_widths(config)
-        self.check_size((size, size) if isinstance(size, int) else size)
+        _check_levels(config)
+        self.check_size(pair(config.sample_size))
         widths = config.block_out_channels
         self.time_frequencies = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(widths[0], self._embedding_dim)
@@ -72,30 +72,18 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
 
     @property
     def size_factor(self) -> int:
-        """What divides the height and the width of its pictures."""
-        return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
+        """The number that divides height and width of every image that the network takes."""
+        return size_factor(self.config)
 
     def check_size(self, size: tuple[int, int]) -> None:
         """
         Raises:
-            ValueError: If a picture of `size` = (height, width) cannot be folded and halved as this network needs.
+            ValueError: If an image of `size` = (height, width) cannot be folded and halved as this network needs.
         """
-        factor = self.size_factor
-        if any(length % factor for length in size):
-            below = tuple(max(length // factor, 1) * factor for length in size)
-            above = tuple(-(-length // factor) * factor for length in size)
-            raise ValueError(
-                f"resolution {size[0]}x{size[1]}: this network (patch_size {self.config.patch_size}, "
-                f"{len(self.config.block_out_channels)} levels) needs a height and width that {factor} divides, such "
-                f"as {below[0]}x{below[1]} or {above[0]}x{above[1]}"
-            )
+        check_size(self.config, size)
 
     def _check_sample(self, sample, **timesteps) -> None:
-        if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"sample: shape {tuple(sample.shape)} is not (n, {self.config.in_channels}, height, width), "
-                "the shape this network takes"
-            )
+        check_channels(self.config, sample)
         self.check_size(tuple(sample.shape[2:]))
         for name, t in timesteps.items():
             if isinstance(t, torch.Tensor) and t.shape not in ((), (1,), (len(sample),)):
@@ -104,7 +92,8 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
                 )
 
 
-def _check_widths(config) -> None:
+def _check_levels(config) -> None:
+    check_widths(config)
     widths = config.block_out_channels
     if len(config.attention_levels) != len(widths):
         raise ValueError(
@@ -112,11 +101,6 @@ def _check_widths(config) -> None:
             f"{len(widths)} levels of block_out_channels {tuple(widths)}; give one for each level"
         )
     for width, has_attention in zip(widths, config.attention_levels, strict=True):
-        if width % config.norm_num_groups:
-            raise ValueError(
-                f"block_out_channels: {width} is not a multiple of norm_num_groups ({config.norm_num_groups}); "
-                "change one of them"
-            )
         if has_attention and width % config.attention_head_dim:
             raise ValueError(
                 f"block_out_channels: {width} is not a multiple of attention_head_dim ({config.attention_head_dim}); "

@@ -7,8 +7,9 @@ from numbers import Integral, Real
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin
 
+from ..models.sizes import pair
 from .checkpoint import ImagePipeline
-from .requests import check_output_type, check_positive, one_generator_each, pair, standard_normal
+from .requests import check_output_type, check_positive, one_generator_each, standard_normal
 
 
 class AutoencoderPipeline(ImagePipeline):

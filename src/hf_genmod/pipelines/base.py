@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin
 
+from ..models.sizes import pair
 from .adapters import AdapterMixin
 from .checkpoint import ImagePipeline
-from .requests import check_output_type, check_positive, one_generator_each, pair, standard_normal
+from .requests import check_output_type, check_positive, one_generator_each, standard_normal
 
 
 class GenerationPipeline(ImagePipeline, AdapterMixin):

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 from diffusers import DDPMScheduler, ImagePipelineOutput, ModelMixin, SchedulerMixin
 
+from ..models.sizes import pair
 from .labels import ClassConditionalPipeline
-from .requests import check_finite, check_interval, is_within, pair
+from .requests import check_finite, check_interval, is_within
 
 MOST_NOISE = 20.0  # the σ up to which a classifier guides unless told otherwise
 

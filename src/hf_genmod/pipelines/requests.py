@@ -42,10 +42,6 @@ def is_within(sigma: float, interval: tuple[float, float] | None) -> bool:
     return interval is None or interval[0] <= sigma <= interval[1]
 
 
-def pair(size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
 def one_generator_each(generator, n: int) -> list[torch.Generator]:
     """One generator per picture, so that what a picture is made of does not depend on its neighbours."""
     if isinstance(generator, (list, tuple)):
