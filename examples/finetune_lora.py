@@ -14,7 +14,7 @@ import os
 from diffusers.utils import make_image_grid
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, load_pipeline
-from hf_genmod.data.captions import Tokens
+from hf_genmod.data.captions import Tokens, all_captions
 from hf_genmod.data.latents import weights_fingerprint
 from hf_genmod.drawing.grids import caption_rows, class_rows
 from hf_genmod.drawing.samples import draw_images
@@ -23,8 +23,8 @@ from hf_genmod.recipes.arguments import SharingArguments
 from hf_genmod.recipes.pictures import CaptionedDataArguments
 from hf_genmod.recipes.run import run
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
-from hf_genmod.training.adapters import attach_adapter, name_pictures
-from hf_genmod.training.prior_samples import WithPrior
+from hf_genmod.training.adapters import attach_adapter, with_names_for
+from hf_genmod.training.prior_samples import PriorSamples
 from hf_genmod.training.text_encoder import TextConditionedUNet
 
 
@@ -75,17 +75,17 @@ def main(
         raise ValueError("train_text_encoder: the model has none; leave it out")
     pictures = data.load_more_for(pipeline, mirrored=config.horizontal_flip)
     num_known = unet.config.num_classes or 0
-    asked = name_pictures(pipeline, pictures, lora.class_name, lora.caption)
+    pictures = with_names_for(pipeline, pictures, lora.class_name, lora.caption)
 
     network, text = unet, None
     prior = {"class_labels": list(range(num_known))} if num_known else {}
     if text_encoder is not None:
         network, text = TextConditionedUNet(unet, text_encoder), Tokens(pipeline.tokenizer, text_encoder)
-        prior = {"captions": lora.prior_captions}
+        prior = {"prompt": lora.prior_captions}
     fingerprint = weights_fingerprint(network)
     scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
     objective = DenoisingObjective(scheduler, unet.null_label, "balanced", lora.condition_dropout, text)
-    dataset = WithPrior(pictures, pipeline, lora.prior_samples, prior, config.seed)
+    dataset = PriorSamples(pictures, pipeline, lora.prior_samples, prior, config.seed)
 
     network.requires_grad_(False)
     attach_adapter(
@@ -102,7 +102,7 @@ def main(
 
     def draw(pipeline):
         if text_encoder is not None:
-            captions = [*asked["prompt"][:6], *lora.prior_captions[:2]]
+            captions = [*all_captions(pictures)[:6], *lora.prior_captions[:2]]
             return caption_rows(pipeline, captions, guidance_scale=lora.guidance_scale)
         if num_known:
             return class_rows(pipeline, range(pipeline.num_classes)[::-1], guidance_scale=lora.guidance_scale)

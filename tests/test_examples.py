@@ -556,7 +556,7 @@ def test_a_push_that_failed_leaves_the_run_complete_and_is_made_up_for_by_the_sa
 @pytest.mark.parametrize(
     "base, arguments, message",
     [
-        ("classes", [], "class_name: name the class of the pictures"),
+        ("classes", [], "class_name: name the class of the images"),
         ("classes", ["--caption", "a zebra"], "caption: a ClassifierFreeGuidedPipeline is not asked by it"),
         ("classes", ["--class_name", "zebra", "--train_text_encoder"], "train_text_encoder: the model has none"),
         ("classes", ["--class_name", "zebra", "--rank", "0"], "rank: 0 is not positive"),

@@ -80,6 +80,13 @@ class LatentDataset(LabelledDataset):
         posteriors = (batch if isinstance(batch, dict) else self.__getitems__(batch))["posteriors"]
         return posteriors[:, 0, 0] if rng is None else draw_latents(posteriors, rng, augment.mirror)
 
+    def joined(self, batch: dict, x_0: torch.Tensor) -> dict:
+        """The posteriors of a batch, followed by those of latents given as x_0, without variance, as `x_0` takes
+        them."""
+        posteriors = batch["posteriors"]
+        known = torch.stack([x_0, torch.zeros_like(x_0)], dim=1)[:, None]  # (m, 1, 2, c, h, w)
+        return {"posteriors": torch.cat([posteriors, known.expand(-1, posteriors.shape[1], -1, -1, -1, -1)])}
+
     def check_augmentation(self, augment: Augmentation) -> None:
         """Raises a `ValueError` for an augmentation that needs images which were not encoded."""
         if augment.mirror and not self.mirrored:

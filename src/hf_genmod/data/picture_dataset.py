@@ -267,6 +267,10 @@ class PictureDataset(LabelledDataset):
             x_0 = shift(x_0, rng, augment.max_shift)
         return x_0
 
+    def joined(self, batch: dict, x_0: torch.Tensor) -> dict:
+        """The images of a batch, followed by images given as x_0, as `x_0` takes them."""
+        return {"images": torch.cat([self.x_0(batch), x_0])}
+
     def check_augmentation(self, augment: Augmentation) -> None:
         """Images can be varied in every way, unlike latents."""
 

@@ -45,15 +45,9 @@ def origin(dataset: torch.utils.data.Dataset, pipeline) -> dict:
     pictures = getattr(dataset, "pictures", dataset)  # of latents, of an adapter
     labels, names = getattr(pictures, "labels", None), getattr(pictures, "label_names", None)
     balance = collections.Counter(torch.as_tensor(labels).tolist() if labels is not None and names else ())
-    request = {}
-    if hasattr(pipeline, "request_for"):
-        request = {name: values[0] for name, values in pipeline.request_for(pictures, [0]).items() if name != "image"}
-        if names and "class_labels" in request:
-            request["class_labels"] = names[request["class_labels"]]
-    elif names:
-        request = {"class_labels": names[int(labels[0])]}
-    elif getattr(pictures, "captions", None):
-        request = {"prompt": pictures.captions[0]}
+    request = {name: values[0] for name, values in pipeline.request_for(pictures, [0]).items() if name != "image"}
+    if names and "class_labels" in request:
+        request["class_labels"] = names[request["class_labels"]]
     return {
         "num_pictures": len(pictures),
         "fingerprint": pictures.fingerprint,

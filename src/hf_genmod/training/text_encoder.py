@@ -14,20 +14,20 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from hf_genmod.errors import first_line
+
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>")
-
-
-MAX_TOKENS = 77  # of CLIP; more where a caption is longer
+MAX_TOKENS = 77  # as CLIP has; a longer caption raises the number
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> PreTrainedTokenizerFast:
     """
-    A tokenizer of the words and parts of words that occur in captions, by byte pair encoding (Sennrich et al. 2016,
-    https://arxiv.org/abs/1508.07909): any text can be written in it, upper and lower case being the same.
+    Trains a byte-level tokenizer by byte pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909). It
+    can encode any text, and ignores case.
 
     Args:
-        captions (`Iterable[str]`): What it is trained on.
-        vocab_size (`int`, defaults to 8192): The most tokens that it has.
+        captions (`Iterable[str]`): The texts to train on.
+        vocab_size (`int`, defaults to 8192): The maximum number of tokens.
     """
     captions = list(captions)
     tokenizer = Tokenizer(models.BPE())
@@ -55,7 +55,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> PreTrain
 def make_text_encoder(
     tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, num_layers: int = 2, seed: int = 0
 ) -> CLIPTextModel:
-    """A small text encoder in the style of CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020), untrained."""
+    """An untrained small text encoder with the architecture of CLIP's (Radford et al. 2021,
+    https://arxiv.org/abs/2103.00020)."""
     torch.manual_seed(seed)
     return CLIPTextModel(
         CLIPTextConfig(
@@ -74,8 +75,8 @@ def make_text_encoder(
 
 def load_text_encoder(pretrained_model_name_or_path: str | os.PathLike):
     """
-    Loads a tokenizer and a text encoder of transformers (CLIP, T5, BERT, ...), by themselves or as parts of a
-    pipeline, from safetensors and without executing code.
+    Loads a tokenizer and a text encoder of transformers (CLIP, T5, BERT, ...), alone or as components of a pipeline,
+    from safetensors and without executing code.
 
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
@@ -84,25 +85,25 @@ def load_text_encoder(pretrained_model_name_or_path: str | os.PathLike):
         The tokenizer, and the text encoder in evaluation mode.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no text encoder.
     """
     path = str(pretrained_model_name_or_path)
     for of_encoder, of_tokenizer in (("text_encoder", "tokenizer"), ("", "")):
         try:
             config = AutoConfig.from_pretrained(path, subfolder=of_encoder)
-            config = getattr(config, "text_config", config)  # of the whole of CLIP the half that reads
+            config = getattr(config, "text_config", config)  # CLIP's text tower
             tokenizer = AutoTokenizer.from_pretrained(path, subfolder=of_tokenizer)
             text_encoder = AutoModelForTextEncoding.from_pretrained(
                 path, subfolder=of_encoder, config=config, use_safetensors=True
             )
             return tokenizer, text_encoder.eval().requires_grad_(False)
-        except (OSError, ValueError) as error:  # a config of no model of transformers gives the latter
-            reason = str(error).splitlines()[0]
+        except (OSError, ValueError) as error:  # ValueError: not a config of transformers
+            reason = first_line(error)
     raise FileNotFoundError(f"text_encoder: {path!r} is neither a text encoder nor a pipeline with one ({reason})")
 
 
 class TextConditionedUNet(torch.nn.Module):
-    """A U-Net and the text encoder that is trained with it, as one model of x_t, t and tokens."""
+    """A U-Net and a text encoder that are trained together, as one model of x_t, t and tokens."""
 
     def __init__(self, unet, text_encoder):
         super().__init__()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_autoencoder, tiny_text_pipeline, tiny_unet
+from tiny import tiny_text_pipeline, tiny_unet
 
 from hf_genmod import (
     AncestralDDPMScheduler,
@@ -14,14 +14,11 @@ from hf_genmod import (
     UnconditionalPipeline,
     load_pipeline,
 )
-from hf_genmod.data.latents import LatentDataset
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.data.randomness import Augmentation, BatchRandom
-from hf_genmod.data.value_range import to_model_range
 from hf_genmod.errors import TrainingError
-from hf_genmod.training.adapters import attach_adapter, name_pictures
+from hf_genmod.training.adapters import attach_adapter, with_names_for
 from hf_genmod.training.muon import Muon
-from hf_genmod.training.prior_samples import WithPrior, draw_samples
+from hf_genmod.training.prior_samples import PriorSamples
 
 
 def of_classes(**config):
@@ -90,25 +87,32 @@ class TestAttaching:
         assert torch.equal(new[[0, 1, 2, 4]], rows[[0, 1, 2, 4]]) and not torch.equal(new[3], rows[3])
 
 
-class TestNamingPictures:
+class TestNames:
     def test_without_labels_all_are_of_the_one_class(self):
         pipeline, some = of_classes(), pictures()
-        assert name_pictures(pipeline, some, class_name="zebra") == {"class_labels": ["zebra"]}
-        assert some.labels.tolist() == [3] * 5 and pipeline.labels["zebra"] == 3
+        named = with_names_for(pipeline, some, class_name="zebra")
+        assert named.labels.tolist() == [3] * 5 and pipeline.labels["zebra"] == 3
+        assert named.label_names == ["a", "b", "c", "zebra"] and some.labels is None
+        assert named.fingerprint != some.fingerprint
+        assert pipeline.request_for(named, [4]) == {"class_labels": [3]}
 
     def test_class_folders_are_of_the_classes_of_their_names(self):
         pipeline = of_classes()
         some = pictures(labels=torch.tensor([0, 1, 2, 1, 0]), label_names=["zebra", "b", "okapi"])
-        assert name_pictures(pipeline, some) == {"class_labels": ["zebra", "b", "okapi"]}
-        assert some.__getitems__(range(5))["class_labels"].tolist() == [3, 1, 4, 1, 3]
+        named = with_names_for(pipeline, some)
+        assert named.__getitems__(range(5))["class_labels"].tolist() == [3, 1, 4, 1, 3]
         assert pipeline.labels == {"a": 0, "b": 1, "c": 2, "zebra": 3, "okapi": 4}
 
     def test_captions_are_their_own_or_the_one_for_all(self):
         pipeline, captions = tiny_text_pipeline(), ["a cat", "two lizards", "a cat", "a dog", ["a dog", "dogs"]]
-        some, bare = pictures(captions=captions), pictures()
-        assert name_pictures(pipeline, some) == {"prompt": ["a cat", "a dog", "dogs", "two lizards"]}
-        assert name_pictures(pipeline, bare, caption="a zorb") == {"prompt": ["a zorb"]}
-        assert bare.captions == ["a zorb"] * 5
+        assert with_names_for(pipeline, pictures(captions=captions)).captions == captions
+        named = with_names_for(pipeline, pictures(), caption="a zorb")
+        assert named.captions == ["a zorb"] * 5
+        assert pipeline.request_for(named, [1, 2]) == {"prompt": ["a zorb", "a zorb"]}
+
+    def test_an_unconditional_pipeline_takes_images_as_they_are(self):
+        some = pictures(2, **self.LABELS)
+        assert with_names_for(UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()), some) is some
 
     LABELS = {"labels": torch.tensor([0, 1]), "label_names": ["a", "zebra"]}
     CAPTIONS = {"captions": ["a cat", "a dog"]}
@@ -116,111 +120,24 @@ class TestNamingPictures:
     @pytest.mark.parametrize(
         "make, of_pictures, arguments, message",
         [
-            (of_classes, {}, {}, "class_name: name the class of the pictures"),
-            (of_classes, LABELS, {"class_name": "x"}, "class_name: the pictures are of a, zebra; leave it out"),
+            (of_classes, {}, {}, "class_name: name the class of the images"),
+            (of_classes, LABELS, {"class_name": "x"}, "class_name: the images are of a, zebra; leave it out"),
             (of_classes, {}, {"caption": "x"}, "caption: a ClassifierFreeGuidedPipeline is not asked by it"),
             (tiny_text_pipeline, {}, {}, "caption: say what they show, or caption each"),
-            (tiny_text_pipeline, CAPTIONS, {"caption": "x"}, "caption: the pictures have captions; leave it out"),
+            (tiny_text_pipeline, CAPTIONS, {"caption": "x"}, "caption: the images have captions; leave it out"),
             (tiny_text_pipeline, {}, {"class_name": "x"}, "class_name: a TextToImagePipeline is not asked by it"),
         ],
     )
     def test_what_is_missing_or_of_no_use_is_named(self, make, of_pictures, arguments, message):
         with pytest.raises(ValueError, match=message):
-            name_pictures(make(), pictures(2, **of_pictures), **arguments)
-
-
-class TestWithPrior:
-    def test_half_are_new_pictures_and_half_samples_of_what_was_known(self):
-        pipeline, some = of_classes(), pictures(5, labels=torch.full((5,), 3), label_names=["zebra"])
-        mixed = WithPrior(some, pipeline, 8, {"class_labels": [0, 1, 2]}, seed=7)
-        assert len(mixed) == 16
-        batch = mixed.__getitems__(range(16))
-        assert batch["class_labels"].tolist() == [3] * 8 + [0, 1, 2, 0, 1, 2, 0, 1]
-        new = to_model_range(some.__getitems__(range(5))["images"])
-        assert torch.equal(batch["images"][:8], new[[0, 1, 2, 3, 4, 0, 1, 2]])
-        for i, label in enumerate([0, 1, 2, 0]):
-            request = {"guidance_scale": 1.0, "num_inference_steps": 20, "output_type": "latent"}
-            alone = pipeline(label, generator=[torch.Generator().manual_seed(7 + i)], **request).images[0]
-            torch.testing.assert_close(batch["images"][8 + i], alone.clamp(-1, 1), atol=1e-4, rtol=0)
-
-    def test_a_batch_comes_in_the_order_asked_for(self):
-        some = pictures(3, labels=torch.tensor([3, 3, 3]), label_names=["zebra"])
-        mixed = WithPrior(some, of_classes(), 4, {"class_labels": [0, 1]})
-        whole, part = mixed.__getitems__(range(8)), mixed.__getitems__([6, 1, 5])
-        assert torch.equal(part["images"], whole["images"][[6, 1, 5]])
-        assert part["class_labels"].tolist() == whole["class_labels"][[6, 1, 5]].tolist()
-
-    def test_captions_go_along(self):
-        mixed = WithPrior(
-            pictures(2, captions=["x", ["y", "z"]]), tiny_text_pipeline(), 3, {"captions": ["a cat", ""]}
-        )
-        assert mixed.__getitems__([0, 1, 2, 3, 4, 5])["captions"] == ["x", ["y", "z"], "x", "a cat", "", "a cat"]
-
-    def test_latents_are_joined_to_latents(self):
-        vae = tiny_autoencoder()
-        scheduler = AncestralDDPMScheduler(clip_sample=False)
-        unet = tiny_unet(in_channels=2, out_channels=2, sample_size=4)
-        pipeline = UnconditionalPipeline(unet, scheduler, vae)
-        pipeline.set_progress_bar_config(disable=True)
-        latents = LatentDataset(pictures(2), vae, mirrored=True)
-        mixed = WithPrior(latents, pipeline, 2, {})
-        batch = mixed.__getitems__(range(4))["posteriors"]
-        assert torch.equal(batch[:2], latents.__getitems__([0, 1])["posteriors"])
-        samples = draw_samples(pipeline, {}, 2, 0)
-        for variant in range(2):
-            assert torch.equal(batch[2:, variant, 0], samples)
-        assert not batch[2:, :, 1].any()  # with no variance
-
-    def test_without_samples_there_are_the_new_pictures_alone(self):
-        some = pictures(3)
-        alone = WithPrior(some, of_classes(), 0, {"class_labels": [0]})
-        assert len(alone) == 3
-        assert torch.equal(alone.__getitems__([2])["images"], to_model_range(some.__getitems__([2])["images"]))
-
-    @pytest.mark.parametrize("of_latents", [False, True])
-    def test_gives_x_0_as_the_new_images_do(self, of_latents):
-        vae, channels, size = (tiny_autoencoder(), 2, 4) if of_latents else (None, 3, 8)
-        unet = tiny_unet(in_channels=channels, out_channels=channels, sample_size=size)
-        pipeline = UnconditionalPipeline(unet, AncestralDDPMScheduler(clip_sample=vae is None), vae)
-        pipeline.set_progress_bar_config(disable=True)
-        new = LatentDataset(pictures(3), vae, mirrored=True) if of_latents else pictures(3)
-        mixed, augment, indices = WithPrior(new, pipeline, 3, {}), Augmentation(mirror=True), [0, 4, 1, 5]
-        batch, numbers = mixed.__getitems__(indices), [BatchRandom(3, 5, range(4), 4) for _ in range(3)]
-        x_0 = mixed.x_0(batch, numbers[0], augment)
-        assert torch.equal(x_0, mixed.x_0(indices, numbers[1], augment))
-        assert torch.equal(x_0, new.x_0(batch, numbers[2], augment))
-        assert torch.equal(mixed.x_0([0, 1]), new.x_0([0, 1]))
-        mixed.check_augmentation(augment)
-        if of_latents:
-            with pytest.raises(ValueError, match="max_shift: latents cannot be moved by pixels"):
-                mixed.check_augmentation(Augmentation(max_shift=1))
-
-    def test_is_known_by_pictures_model_and_samples(self):
-        def fingerprint(pipeline, count=3, labels=(0, 1), seed=0, some=None):
-            return WithPrior(some or pictures(2), pipeline, count, {"class_labels": labels}, seed).fingerprint
-
-        other = of_classes()
-        other.unet.conv_in.bias.data += 1
-        changed = [
-            fingerprint(other),
-            fingerprint(of_classes(), count=2),
-            fingerprint(of_classes(), labels=(0, 2)),
-            fingerprint(of_classes(), seed=1),
-            fingerprint(of_classes(), some=pictures(3)),
-        ]
-        assert fingerprint(of_classes()) == fingerprint(of_classes())
-        assert len({fingerprint(of_classes()), *changed}) == 6
-
-    def test_a_number_that_is_none_is_refused(self):
-        with pytest.raises(ValueError, match="prior_samples: -1 is negative"):
-            WithPrior(pictures(), of_classes(), -1, {})
+            with_names_for(make(), pictures(2, **of_pictures), **arguments)
 
 
 def make_trainer(folder, base, **config):
     """As the example does it."""
-    pipeline, some = load_pipeline(base), pictures()
-    name_pictures(pipeline, some, class_name="zebra")
-    dataset = WithPrior(some, pipeline, 4, {"class_labels": [0, 1, 2]})
+    pipeline = load_pipeline(base)
+    some = with_names_for(pipeline, pictures(), class_name="zebra")
+    dataset = PriorSamples(some, pipeline, 4, {"class_labels": [0, 1, 2]})
     attach_adapter(pipeline.unet, 2, num_new_classes=1)
 
     def make_pipeline(unet):
