@@ -31,7 +31,7 @@ judge = Judge(arguments.dataset, arguments.resolution, arguments.samples, argume
 test = load_pictures(
     arguments.dataset, resolution=size, split="test", limit=arguments.samples, in_memory=True, require_labels=True
 )
-x = to_model_range(test.images)
+x = test.x_0(range(len(test)))
 small = shrink(x, arguments.factor)
 
 

@@ -12,7 +12,6 @@ from judge import parser, train
 
 from hf_genmod import load_vae
 from hf_genmod.data.loading import load_pictures
-from hf_genmod.data.value_range import to_model_range
 from hf_genmod.evaluation.likelihood_bounds import importance_log_likelihood
 
 parser = parser(__doc__)
@@ -26,7 +25,7 @@ train("train_vae.py", folder, arguments, arguments.minutes, "--likelihood=bernou
 
 vae = load_vae(folder)
 test = load_pictures(arguments.dataset, split="test", resolution=arguments.resolution)
-x = to_model_range(test.__getitems__(range(len(test)))["images"])
+x = test.x_0(range(len(test)))
 rng = torch.Generator().manual_seed(0)
 x = torch.where(torch.rand(x.shape, generator=rng) < (x + 1) / 2, 1.0, -1.0)
 

@@ -16,7 +16,6 @@ from speed import autocast, seconds
 from hf_genmod import AncestralDDPMScheduler, DenoisingObjective, load_pipeline
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.randomness import BatchRandom
-from hf_genmod.data.value_range import to_model_range
 from hf_genmod.training.interruptions import keep_freed_memory
 from hf_genmod.training.muon import Muon
 
@@ -87,9 +86,10 @@ def median_seconds(batch_size: int) -> dict[str, float]:
 
 def reconstructions() -> torch.Tensor:
     """Of test pictures."""
-    vae, images = pipelines["latents"].vae, test.images
+    vae = pipelines["latents"].vae
+    parts = torch.arange(len(test)).split(100)
     with torch.no_grad():
-        parts = [vae.decode(vae.encode(to_model_range(x)).latent_dist.mode()).sample for x in images.split(100)]
+        parts = [vae.decode(vae.encode(test.x_0(part)).latent_dist.mode()).sample for part in parts]
     return to_uint8(torch.cat(parts) / 2 + 0.5)
 
 

@@ -15,7 +15,6 @@ from diffusers.training_utils import EMAModel
 from judge import Judge, draw, once, parser, to_uint8, train
 
 from hf_genmod import load_pipeline
-from hf_genmod.data.value_range import to_model_range
 
 parser = parser(__doc__)
 parser.add_argument("--minutes", type=float, default=8.0, help="Training time of each model.")
@@ -60,7 +59,7 @@ def train_theirs(folder: Path, learning_rate: float, batch_size: int = 64) -> fl
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 500) * 0.5 * (1 + math.cos(math.pi * fraction))
         index = torch.randint(len(judge.train), (batch_size,))
-        images, labels = to_model_range(judge.train.images[index]), judge.train.labels[index]
+        images, labels = judge.train.x_0(index), judge.train.labels[index]
         labels = labels.masked_fill(torch.rand(batch_size) < 0.1, len(label_names))
         noise, t = torch.randn_like(images), torch.randint(1000, (batch_size,))
         prediction = unet(scheduler.add_noise(images, noise, t), t, class_labels=labels).sample

@@ -24,8 +24,7 @@ from PIL import Image, ImageOps
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, UnconditionalPipeline
 from hf_genmod.data.loading import load_pictures
-from hf_genmod.data.randomness import BatchRandom, GlobalBatchSampler, flip
-from hf_genmod.data.value_range import to_model_range
+from hf_genmod.data.randomness import Augmentation, BatchRandom, GlobalBatchSampler
 from hf_genmod.recipes.networks import ModelArguments
 from hf_genmod.training.muon import Muon
 
@@ -47,7 +46,7 @@ def step_against_bare_loop(folder):
     objective = DenoisingObjective(scheduler, None, model.weighting)
     bare = model.make_unet(pictures).to(memory_format=torch.channels_last)
     optimizer = Muon(bare, lr=1e-3)
-    images = to_model_range(pictures.images[:batch_size]).contiguous(memory_format=torch.channels_last)
+    images = pictures.x_0(range(batch_size)).contiguous(memory_format=torch.channels_last)
     seconds = {"bare loop": [], "trainer": []}
 
     def bare_step():
@@ -120,7 +119,7 @@ def loading():
         sampler = GlobalBatchSampler(len(pictures), batch_size, seed=0)
         loader = torch.utils.data.DataLoader(pictures, batch_sampler=sampler, collate_fn=lambda batch: batch)
         for step, batch in enumerate(itertools.islice(loader, steps)):
-            flip(to_model_range(batch["images"]), BatchRandom(0, step, range(batch_size), batch_size))
+            pictures.x_0(batch, BatchRandom(0, step, range(batch_size), batch_size), Augmentation(mirror=True))
 
     def their_epoch():
         for _ in theirs:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from hf_genmod import load_pipeline
-from hf_genmod.data.latents import weights_fingerprint
+from hf_genmod.data.encoding import weights_fingerprint
 from hf_genmod.drawing.grids import draw_enlarged
 from hf_genmod.drawing.samples import draw_to_folder
 from hf_genmod.errors import one_line_errors

@@ -15,7 +15,7 @@ from diffusers.utils import make_image_grid
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, load_pipeline
 from hf_genmod.data.captions import Tokens, all_captions
-from hf_genmod.data.latents import weights_fingerprint
+from hf_genmod.data.encoding import weights_fingerprint
 from hf_genmod.drawing.grids import caption_rows, class_rows
 from hf_genmod.drawing.samples import draw_images
 from hf_genmod.processes import processes

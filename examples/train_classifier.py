@@ -10,7 +10,7 @@ from pathlib import Path
 from diffusers import DPMSolverMultistepScheduler
 
 from hf_genmod import ClassifierGuidedPipeline, NoisyClassificationObjective, Trainer, TrainingConfig, load_pipeline
-from hf_genmod.data.latents import weights_fingerprint
+from hf_genmod.data.encoding import weights_fingerprint
 from hf_genmod.drawing.grids import class_rows
 from hf_genmod.evaluation.recognition import report_accuracy
 from hf_genmod.recipes.networks import NetworkArguments

@@ -43,6 +43,7 @@ class TestX0:
         assert batch["images"].dtype == torch.uint8
         x_0 = data.x_0(INDICES)
         assert x_0.dtype == torch.float32 and torch.equal(x_0, data.x_0(batch))
+        assert torch.equal(x_0, data.x_0(torch.tensor(INDICES)))
         assert torch.equal(x_0, to_model_range(batch["images"]))
 
     def test_of_measured_values_is_mapped_once(self):

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
 
 import torch
 
@@ -34,11 +33,11 @@ class LabelledDataset(torch.utils.data.Dataset):
         other.fingerprint += "-" + hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
         return other
 
-    def _targets(self, indices: Sequence[int]) -> dict:
+    def _targets(self, indices: list[int]) -> dict:
         """The labels and captions of a batch."""
         targets = {}
         if self.labels is not None:
-            targets["class_labels"] = self.labels[torch.as_tensor(indices)]
+            targets["class_labels"] = self.labels[indices]
         if self.captions is not None:
             targets["captions"] = [self.captions[i] for i in indices]
         return targets

@@ -63,7 +63,7 @@ class LatentDataset(LabelledDataset):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitems__(self, indices: Sequence[int]) -> dict:
+    def __getitems__(self, indices: Sequence[int] | torch.Tensor) -> dict:
         """A batch: "posteriors", `float32` (n, variants, 2, c, h, w), the standardised μ and σ of each image and of
         its mirror image, and where there are any, "class_labels", `int64` (n,), and "captions", a list."""
         indices = torch.as_tensor(indices).tolist()
@@ -73,7 +73,10 @@ class LatentDataset(LabelledDataset):
         return {"posteriors": posteriors, **self._targets(indices)}
 
     def x_0(
-        self, batch: dict | Sequence[int], rng: BatchRandom | None = None, augment: Augmentation = Augmentation()
+        self,
+        batch: dict | Sequence[int] | torch.Tensor,
+        rng: BatchRandom | None = None,
+        augment: Augmentation = Augmentation(),
     ) -> torch.Tensor:
         """Standardised latents of a batch, `float32` (n, c, h, w): drawn from the posteriors, or without `rng` their
         means. Arguments as of [`PictureDataset.x_0`]."""
@@ -118,7 +121,7 @@ def with_statistics(vae: ImageAutoencoder, pictures: PictureDataset, count: int 
     them and, where the autoencoder has no other prior, a Gaussian fitted to them."""
     vae = copy.deepcopy(vae).eval()
     indices = torch.arange(0, len(pictures), -(-len(pictures) // count))
-    parts = [encode(vae, pictures.x_0(part.tolist())) for part in indices.split(_batch_size(pictures))]
+    parts = [encode(vae, pictures.x_0(part)) for part in indices.split(_batch_size(pictures))]
     posteriors = torch.cat(parts)  # (n, 2, c, h, w)
     _standardise(vae, [posteriors])
     if not vae.has_standard_prior:

@@ -229,11 +229,12 @@ class PictureDataset(LabelledDataset):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getitems__(self, indices: Sequence[int]) -> dict:
+    def __getitems__(self, indices: Sequence[int] | torch.Tensor) -> dict:
         """A batch: "images", `uint8` or `float32` in [-1, 1], (n, C, H, W), and where there are any, "class_labels",
         `int64` (n,), and "captions", a list."""
+        indices = torch.as_tensor(indices).tolist()
         if self.images is not None:
-            images = self.images[torch.as_tensor(indices)]
+            images = self.images[indices]
         else:
             decoded, unusable = self._entries.apply(self._decode, indices)
             self._entries.refuse(unusable)  # it was usable at the start
@@ -247,13 +248,16 @@ class PictureDataset(LabelledDataset):
         return {key: value[0] for key, value in self.__getitems__([range(len(self))[index]]).items()}
 
     def x_0(
-        self, batch: dict | Sequence[int], rng: BatchRandom | None = None, augment: Augmentation = Augmentation()
+        self,
+        batch: dict | Sequence[int] | torch.Tensor,
+        rng: BatchRandom | None = None,
+        augment: Augmentation = Augmentation(),
     ) -> torch.Tensor:
         """
         The images of a batch as the models see them.
 
         Args:
-            batch (`dict` or `Sequence[int]`): What `__getitems__` returned, on any device, or indices.
+            batch (`dict`, `Sequence[int]` or `torch.Tensor`): What `__getitems__` returned, on any device, or indices.
             rng ([`BatchRandom`], *optional*): The random numbers of the augmentation; without them there is none.
             augment ([`Augmentation`]): How the images are varied.
 

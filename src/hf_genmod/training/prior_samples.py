@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_genmod.data.latents import LatentDataset, weights_fingerprint
+from hf_genmod.data.encoding import weights_fingerprint
+from hf_genmod.data.latents import LatentDataset
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom
 from hf_genmod.drawing.samples import draw_images
