@@ -161,6 +161,7 @@ class TestBitsPerDimension:
         bits = bits_per_dimension(AutoencoderPipeline(vae), self.pictures)
         bound, tighter = bits["evidence lower bound"], bits["importance-sampled bound (64 z)"]
         assert tighter.value < bound.value and bound.count == 20 and bound.low < bound.value < bound.high
+        assert bits_per_dimension(AutoencoderPipeline(vae), self.pictures) == bits
         # Of a variance far wider than a bin, the integral over it is the density at its middle times its width.
         vae.log_variance.data.fill_(2.0)
         smooth = self.pictures.clamp(1, 254)  # the outermost bins are open

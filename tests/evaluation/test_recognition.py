@@ -11,7 +11,8 @@ from PIL import Image
 from hf_genmod import AncestralDDPMScheduler
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.evaluation.estimates import Share
-from hf_genmod.evaluation.recognition import accuracy_by_noise_level, recognised_share
+from hf_genmod.evaluation.features import FeatureClassifier
+from hf_genmod.evaluation.recognition import accuracy_by_noise_level, recognised, recognised_share
 
 
 @pytest.mark.parametrize(
@@ -102,3 +103,17 @@ class TestAccuracyByNoiseLevel:
             for batch_size in (1000, 7)
         ]
         assert by_batch_size[0] == by_batch_size[1]
+
+
+def test_the_share_of_each_class_is_of_the_pictures_of_that_class():
+    classifier = FeatureClassifier(1, 3).eval()
+    images = torch.randint(0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        said = classifier(images / 127.5 - 1).argmax(dim=1)
+    labels = said.clone()
+    labels[:20] = (labels[:20] + 1) % 3
+    found = recognised(classifier, images, labels, ["a", "b", "c"])
+    assert found["recognised_share"] == Share.of(torch.arange(60) >= 20)
+    for i, name in enumerate("abc"):
+        if (labels == i).any():
+            assert found["recognised_share_by_class"][name] == Share.of((said == labels)[labels == i])

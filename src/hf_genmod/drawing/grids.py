@@ -9,7 +9,6 @@ from PIL import Image, ImageDraw
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.drawing.samples import draw_images
 from hf_genmod.models.conditioning import enlarge, shrink
-from hf_genmod.models.variational_autoencoder import VariationalAutoencoder
 from hf_genmod.pipelines.autoencoder import AutoencoderPipeline
 
 
@@ -108,16 +107,14 @@ def caption_rows(pipeline, captions: list[str], **kwargs) -> Image.Image:
 def draw_checkpoint(pipeline, captions: Sequence[str] = ()) -> Image.Image:
     """Samples of a checkpoint, not chosen, drawn on this process: a row for each class or caption, else 8 rows of 8;
     sample i has the seed i."""
-    options = {"shared": False}
-    if "unet" not in pipeline.components:
-        prior = "standard" if isinstance(pipeline.vae, VariationalAutoencoder) else "fitted"
-        return sample_rows(pipeline, prior=prior, **options)
-    options["num_inference_steps"] = 20
-    if hasattr(pipeline, "labels"):
+    request, options = pipeline.example_request(), {"shared": False}
+    if "unet" in pipeline.components:
+        options["num_inference_steps"] = 20
+    if "class_labels" in request:
         return class_rows(pipeline, **options)
-    if "tokenizer" in pipeline.components:
+    if "prompt" in request:
         return caption_rows(pipeline, list(captions) or [""], **options)
-    return sample_rows(pipeline, **options)
+    return sample_rows(pipeline, **request, **options)  # the prior of an autoencoder
 
 
 def draw_reconstructions(
@@ -140,10 +137,7 @@ def draw_enlarged(pipeline, dataset: PictureDataset, num_columns: int = 12, **kw
     indices, factor = _spread(dataset, 2 * num_columns), pipeline.config.factor
     x = dataset.x_0(indices)
     small = shrink(x, factor)
-    request = {"image": list(pipeline.postprocess(small, "pt"))}
-    if pipeline.unet.config.num_classes is not None:
-        request["class_labels"] = dataset.labels[indices].tolist()
-    drawn = draw_images(pipeline, request, **kwargs)
+    drawn = draw_images(pipeline, pipeline.request_for(dataset, indices), **kwargs)
     bicubic = enlarge(small, factor).clamp(-1, 1)
     shown = [pipeline.postprocess(small), pipeline.postprocess(bicubic), drawn, pipeline.postprocess(x)]
     return grid([images[start : start + num_columns] for start in (0, num_columns) for images in shown])

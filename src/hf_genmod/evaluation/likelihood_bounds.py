@@ -156,8 +156,11 @@ def bits_per_dimension(pipeline, images: Tensor, num_latents: int = 64, **condit
         bound = _bound_through_latents(pipeline.vae, unet, scheduler, x, likelihood, **condition)
         return {"variational bound": bound}
     bounds = {"evidence lower bound": 1, f"importance-sampled bound ({num_latents} z)": num_latents}
-    log_p = {name: importance_log_likelihood(pipeline.vae, x, k, likelihood=likelihood) for name, k in bounds.items()}
-    return {name: Estimate.of(-values / (x[0].numel() * math.log(2))) for name, values in log_p.items()}
+    bits = {}
+    for name, k in bounds.items():
+        log_p = importance_log_likelihood(pipeline.vae, x, k, torch.Generator().manual_seed(0), likelihood=likelihood)
+        bits[name] = Estimate.of(-log_p / (x[0].numel() * math.log(2)))
+    return bits
 
 
 @torch.no_grad()

@@ -1,16 +1,37 @@
-"""The report of a checkpoint, `evaluation.json`."""
+"""Measures a checkpoint; the report is `evaluation.json`."""
 
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from hf_genmod.data.encoding import weights_fingerprint
+from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.drawing.curves import draw_guidance
+from hf_genmod.drawing.grids import draw_enlarged, draw_steps, draw_trajectory, side_by_side
+from hf_genmod.drawing.samples import draw_to_folder
+from hf_genmod.evaluation.config import EvaluationConfig, make_sampler
 from hf_genmod.evaluation.distances import FeatureStatistics, frechet_distance, kernel_distance
 from hf_genmod.evaluation.estimates import Estimate, Share, with_interval
-from hf_genmod.evaluation.neighbours import neighbourhoods
+from hf_genmod.evaluation.features import (
+    FEATURE_DIM,
+    FeatureClassifier,
+    all_bytes,
+    as_bytes,
+    extract_features,
+    find_features,
+    train_feature_classifier,
+)
+from hf_genmod.evaluation.likelihood_bounds import bits_per_dimension
+from hf_genmod.evaluation.neighbours import audit_memorisation, nearest_of, neighbourhoods
+from hf_genmod.evaluation.recognition import recognised
+from hf_genmod.models.conditioning import enlarge, shrink
+from hf_genmod.processes import processes
 
 # The measures that are shares, and those that hold shares by the name of a class.
 _SHARES = {"precision", "recall", "coverage", "recognised_share", "recognised_share_by_class", "share"}
@@ -45,6 +66,14 @@ class Report:
     bits_per_dimension: dict = dataclasses.field(default_factory=dict)
     interpolated: dict | None = None
 
+    def __str__(self) -> str:
+        """One line for each setting."""
+        lines = []
+        for setting in self.settings:
+            values = {name: value for name, value in setting.items() if not isinstance(value, dict)}
+            lines.append(", ".join(f"{name} {value}" for name, value in values.items()))
+        return "\n".join(lines)
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `evaluation.json` into a folder."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
@@ -68,6 +97,131 @@ def _measures(found, is_share: bool = False):
     if found.keys() == {field.name for field in dataclasses.fields(Estimate)}:
         return (Share if is_share else Estimate)(**found)
     return {name: _measures(value, is_share or name in _SHARES) for name, value in found.items()}
+
+
+def evaluate(
+    pipeline,
+    pictures: PictureDataset,
+    held_out: PictureDataset,
+    folder: str | os.PathLike,
+    config: EvaluationConfig,
+    model: str,
+) -> Report | None:
+    """
+    Draws samples of a checkpoint on all processes, compares them with the images that it was trained on, and writes
+    `evaluation.json` and figures into a folder. Samples and features are kept there, so that an interrupted evaluation
+    continues where it was.
+
+    Args:
+        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
+        pictures, held_out ([`PictureDataset`]): The training images and the held-out images, at its resolution.
+        folder (`str` or `os.PathLike`): The folder of the report.
+        config ([`~hf_genmod.evaluation.config.EvaluationConfig`]): What is measured.
+        model (`str`): The folder or id of the checkpoint.
+
+    Returns:
+        [`Report`]: The report; `None` on all processes but the first.
+
+    Raises:
+        ValueError: If a setting does not fit the pipeline, or there are too few samples or held-out images.
+    """
+    folder, state = Path(folder), processes()
+    pipeline.to(state.device)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = config.settings_for(pipeline)
+    samplers = {name: make_sampler(name, pipeline.scheduler) for name in config.samplers}
+    network = find_features(config.features) if config.features else None
+    real, unseen = all_bytes(pictures), all_bytes(held_out)
+    is_upsampler = "image" in pipeline.example_request()
+    source, rng = held_out if is_upsampler else pictures, torch.Generator().manual_seed(config.seed)
+    indices = torch.randint(len(source), (config.samples,), generator=rng).tolist()
+    request = pipeline.request_for(source, indices)  # classes and captions in the proportions of the data set
+    labels = torch.tensor(request["class_labels"]) if "class_labels" in request else None
+    num_features = FEATURE_DIM if network is None else extract_features(real[:2], network).shape[1]
+    _check_counts(config.samples, len(unseen), num_features)
+    classifier = _find_classifier(network, pictures, real, folder, needs_classes=labels is not None)
+    network = network or classifier
+    names = ["-".join(map(str, setting.values())) for setting in settings]
+    drawn = _draw_settings(pipeline, settings, names, samplers, request, source, folder / "samples", config)
+    if not state.is_main_process:
+        return None
+
+    of_real, of_unseen = extract_features(real, network), extract_features(unseen, network)
+    apart = {"pixels": nearest_of(_pixels(unseen), _pixels(real))[0], "features": nearest_of(of_unseen, of_real)[0]}
+    for name, setting, samples in zip(names, settings, drawn, strict=True):
+        images = samples["images"]
+        features = extract_features(images, network)
+        setting |= {"seconds": Estimate.of(samples["seconds"]), "forward_passes": samples["forward_passes"]}
+        setting |= evaluate_features(features, of_real)
+        if labels is not None:
+            setting |= recognised(classifier, images, labels, pictures.label_names)
+        spaces = {"pixels": (_pixels(images), _pixels(real)), "features": (features, of_real)}
+        setting["memorisation"] = audit(spaces, apart, images, real, folder / f"closest_{name}.png")
+    dataset = {"name": pictures.name, "num_pictures": len(pictures), "num_held_out": len(held_out)}
+    dataset |= {"held_out_is_unseen": not held_out.may_have_been_trained_on, "fingerprint": pictures.fingerprint}
+    report = Report(model, dataset, config.features or "a network trained on the data set", config.seed, settings)
+    report.held_out = evaluate_features(of_unseen, of_real)
+    if labels is not None:
+        report.held_out |= recognised(classifier, unseen, held_out.labels, pictures.label_names)
+    if is_upsampler:
+        interpolated = enlarged_by_interpolation(source, indices, pipeline.config.factor)
+        report.interpolated = evaluate_features(extract_features(interpolated, network), of_real)
+    conditions = pipeline.unet_inputs(held_out, range(len(held_out))) if "unet" in pipeline.components else {}
+    report.bits_per_dimension = bits_per_dimension(pipeline, unseen.to(state.device), **conditions)
+    report.save(folder)
+    try:
+        draw_figures(pipeline, settings, request, held_out, folder)
+    except (ImportError, ValueError) as error:  # no matplotlib; strong guidance that diverges in few steps
+        print(f"not all figures could be drawn: {error}")
+    return report
+
+
+def _draw_settings(pipeline, settings, names, samplers, request, source, folder, config) -> list[dict]:
+    """The samples of each setting, as `draw_to_folder` returns them, in folders for this model and data set."""
+    models = [model for model in pipeline.components.values() if isinstance(model, torch.nn.Module)]
+    own = pipeline.components.get("scheduler")
+    key = f"{[*map(weights_fingerprint, models)]} {own and own.to_json_string()} {source.fingerprint} "
+    key = hashlib.blake2b(f"{key}{config.samples} {config.seed}".encode(), digest_size=4).hexdigest()
+    drawn = []
+    for name, setting in zip(names, settings, strict=True):
+        if samplers:
+            pipeline.scheduler = samplers[setting["sampler"]]
+        options = {argument: value for argument, value in setting.items() if argument != "sampler"}
+        kept = folder / f"{name}-{key}"
+        drawn.append(draw_to_folder(pipeline, kept, request, config.samples, config.seed, **options))
+    if samplers:
+        pipeline.scheduler = own
+    return drawn
+
+
+def _check_counts(num_samples: int, num_held_out: int, num_features: int) -> None:
+    least = 2 * (num_features + 1)  # for the Fréchet distance of halves
+    counts = {"samples": (num_samples, least), "held-out images": (num_held_out, max(least, 100))}  # 1% of 100 is one
+    for kind, (count, needed) in counts.items():
+        if count < needed:
+            raise ValueError(
+                f"{kind}: {count} are too few for features of {num_features} dimensions; {needed} or more"
+            )
+
+
+def _find_classifier(network, pictures, images: Tensor, folder: Path, needs_classes: bool) -> FeatureClassifier | None:
+    """The given network if it is a classifier, else one that is trained on the data set and kept in the folder; `None`
+    if there are no labels and another network was given."""
+    if isinstance(network, FeatureClassifier):
+        num_classes = network.config["num_classes"]
+        if needs_classes and num_classes != len(pictures.label_names):
+            raise ValueError(f"features: the network is of {num_classes} other classes; give one of this data set")
+        return network
+    file = folder / f"features-{pictures.fingerprint}.safetensors"
+    with processes().main_process_first():
+        if not file.is_file() and (pictures.labels is not None or network is None):
+            folder.mkdir(parents=True, exist_ok=True)
+            train_feature_classifier(images, pictures.labels, len(pictures.label_names or [])).save(file)
+    return FeatureClassifier.load(file) if file.is_file() else None
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return images.flatten(1).float()
 
 
 def evaluate_features(generated: Tensor, real: Tensor, seed: int = 0) -> dict[str, Estimate | Share]:
@@ -98,3 +252,53 @@ def evaluate_features(generated: Tensor, real: Tensor, seed: int = 0) -> dict[st
         "kernel_distance": with_interval(lambda x: kernel_distance(x, some), generated, seed=seed),
         **neighbourhoods(some, generated),
     }
+
+
+def audit(
+    spaces: dict[str, tuple[Tensor, Tensor]],
+    held_out_distances: dict[str, Tensor],
+    images: Tensor,
+    real: Tensor,
+    file: Path,
+) -> dict:
+    """
+    Tests whether samples copy training images.
+
+    Args:
+        spaces (`dict`): By what images are compared, such as "pixels", and the samples and training images as points.
+        held_out_distances (`dict`): For each space the distances of held-out images to the nearest training image.
+        images, real (`torch.Tensor`): Samples and training images, `uint8`.
+        file (`Path`): A figure is written beside it for each space, of the ten samples that are closest to a training
+            image, and below them these images.
+    """
+    result = {}
+    for space, (samples, training) in spaces.items():
+        found = audit_memorisation(samples, training, held_out_distances[space])
+        closest = found.distances.argsort()[:10]
+        side_by_side([images[closest], real[found.nearest[closest]]]).save(file.with_name(f"{file.stem}_{space}.png"))
+        result[space] = {"threshold": found.threshold, "share": found.share, "flagged": found.flagged}
+    return result
+
+
+def enlarged_by_interpolation(pictures: PictureDataset, indices: Sequence[int], factor: int) -> Tensor:
+    """Images made small and enlarged again by bicubic interpolation, `uint8` (n, C, H, W)."""
+    parts = (pictures.x_0(part.tolist()) for part in torch.as_tensor(indices).split(256))
+    return torch.cat([as_bytes(enlarge(shrink(x, factor), factor)) for x in parts])
+
+
+def draw_figures(pipeline, settings: list[dict], request: dict[str, list], held_out: PictureDataset, folder: Path):
+    """Draws measures by guidance, samples by guidance and number of steps, samples as they emerge from noise, and what
+    an upsampler enlarges. An autoencoder has none of these figures."""
+    if "unet" not in pipeline.components:
+        return
+    argument, choices = pipeline.guidance_argument, [1.0, 2.0, 4.0]
+    if len(settings) > 1 and all(argument in setting for setting in settings):
+        draw_guidance(settings, argument, folder / "guidance.png")
+    if "image" in request:
+        draw_enlarged(pipeline, held_out, shared=False, num_inference_steps=20).save(folder / "enlarged.png")
+        argument = "noise_level"
+        choices = [share * pipeline.config.max_noise_level // 4 for share in (0, 1, 2, 4)]
+    values = sorted({setting[argument] for setting in settings if argument in setting} or set(choices))
+    few = {name: values[:4] for name, values in request.items()}
+    draw_steps(pipeline, few, {argument: values} if argument else {}).save(folder / "steps.png")
+    draw_trajectory(pipeline, few).save(folder / "trajectory.png")

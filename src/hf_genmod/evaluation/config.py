@@ -1,0 +1,78 @@
+"""What is measured of a checkpoint: by which settings samples are drawn, and how many."""
+
+import dataclasses
+import itertools
+
+import diffusers
+from diffusers import SchedulerMixin
+
+import hf_genmod
+
+
+@dataclasses.dataclass
+class EvaluationConfig:
+    """Samples and features."""
+
+    samples: int = dataclasses.field(default=1000, metadata={"help": "Samples of each setting."})
+    guidance_scales: list[float] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "γ, or s of a classifier; one setting each. Default: that of the pipeline."},
+    )
+    num_inference_steps: list[int] = dataclasses.field(
+        default_factory=lambda: [20], metadata={"help": "Steps of the sampler; one setting each."}
+    )
+    samplers: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "Names of schedulers of diffusers; one setting each. Default: that of the checkpoint."},
+    )
+    noise_levels: list[int] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "Noise in the small images of an upsampler; one setting each. Default: no noise."},
+    )
+    features: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Network whose features are compared: a vision model of transformers, a folder or an id, or "
+            "features-*.safetensors of another report. Default: a small network that is trained on the data set."
+        },
+    )
+    seed: int = dataclasses.field(default=0, metadata={"help": "Seed of the first sample; the next has seed + 1."})
+
+    def settings_for(self, pipeline) -> list[dict]:
+        """
+        All combinations of arguments by which samples of a pipeline are drawn; for an autoencoder its priors.
+
+        Raises:
+            ValueError: If there are guidance scales and the model is not guided, or noise levels and it is no
+                upsampler.
+        """
+        name = type(pipeline).__name__
+        if self.guidance_scales and pipeline.guidance_argument is None:
+            raise ValueError(f"guidance_scales: a {name} is not guided; leave them out")
+        if self.noise_levels and "image" not in pipeline.example_request():
+            raise ValueError(f"noise_levels: a {name} is no upsampler; leave them out")
+        if "unet" not in pipeline.components:
+            return [{"prior": prior} for prior in pipeline.priors]
+        choices = {
+            "sampler": self.samplers or [type(pipeline.scheduler).__name__],
+            "num_inference_steps": self.num_inference_steps,
+            pipeline.guidance_argument: self.guidance_scales,
+            "noise_level": self.noise_levels,
+        }
+        choices = {name: values for name, values in choices.items() if values}
+        return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+def make_sampler(name: str, own: SchedulerMixin) -> SchedulerMixin:
+    """
+    A scheduler of this package or of diffusers, with the noise schedule of a pipeline's own scheduler.
+
+    Raises:
+        ValueError: If there is no scheduler of that name.
+    """
+    if name == type(own).__name__:
+        return own
+    cls = getattr(hf_genmod, name, getattr(diffusers, name, None))
+    if not hasattr(cls, "add_noise"):
+        raise ValueError(f"samplers: {name!r} is no scheduler of diffusers, such as DDIMScheduler")
+    return cls.from_config(own.config)

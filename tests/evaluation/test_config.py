@@ -1,0 +1,80 @@
+"""The settings by which samples are drawn."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from tiny import tiny_autoencoder, tiny_classifier, tiny_unet
+
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    Autoencoder,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
+    FewStepDDPMScheduler,
+    SuperResolutionPipeline,
+    UnconditionalPipeline,
+)
+from hf_genmod.evaluation.config import EvaluationConfig, make_sampler
+
+
+def settings_of(pipeline, samplers, num_inference_steps, guidance_scales, noise_levels=()):
+    config = EvaluationConfig(
+        samplers=samplers,
+        num_inference_steps=num_inference_steps,
+        guidance_scales=guidance_scales,
+        noise_levels=list(noise_levels),
+    )
+    return config.settings_for(pipeline)
+
+
+def of_classes():
+    return ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler())
+
+
+def guided():
+    return ClassifierGuidedPipeline(tiny_unet(), tiny_classifier(num_classes=2), AncestralDDPMScheduler())
+
+
+def plain():
+    return UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+
+
+def upsampler(**config):
+    unet = tiny_unet(conditioning_channels=3, **config)
+    return SuperResolutionPipeline(unet, AncestralDDPMScheduler(), factor=4, max_noise_level=200)
+
+
+def test_settings_are_all_combinations_by_the_names_that_the_pipeline_takes():
+    settings = settings_of(of_classes(), ["DDIMScheduler", "UniPCMultistepScheduler"], [5, 10], [1.0, 3.0])
+    assert len({tuple(setting.items()) for setting in settings}) == 8
+    assert settings[0] == {"sampler": "DDIMScheduler", "num_inference_steps": 5, "guidance_scale": 1.0}
+    assert settings_of(guided(), [], [5], [2.0])[0]["classifier_scale"] == 2.0
+    assert settings_of(plain(), [], [5], []) == [{"sampler": "AncestralDDPMScheduler", "num_inference_steps": 5}]
+    variational, fitted = AutoencoderPipeline(tiny_autoencoder()), AutoencoderPipeline(tiny_autoencoder(Autoencoder))
+    fitted.vae.fit_prior(torch.randn(50, *fitted.vae.latent_shape(8, 8)))
+    assert settings_of(variational, [], [5], []) == [{"prior": "standard"}]
+    assert settings_of(fitted, [], [5], []) == [{"prior": "fitted"}]
+    with pytest.raises(ValueError, match="guidance_scales: a UnconditionalPipeline is not guided"):
+        settings_of(plain(), [], [5], [2.0])
+    levels = settings_of(upsampler(), [], [5], [], noise_levels=[0, 100])
+    assert [setting["noise_level"] for setting in levels] == [0, 100]
+    with pytest.raises(ValueError, match="guidance_scales: a SuperResolutionPipeline is not guided"):
+        settings_of(upsampler(), [], [5], [2.0])
+    assert settings_of(upsampler(num_classes=2), [], [5], [2.0])[0]["guidance_scale"] == 2.0
+    with pytest.raises(ValueError, match="noise_levels: a UnconditionalPipeline is no upsampler"):
+        settings_of(plain(), [], [5], [], noise_levels=[0])
+
+
+def test_a_sampler_is_of_the_same_process():
+    own = AncestralDDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    sampler = make_sampler("DDIMScheduler", own)
+    assert isinstance(sampler, DDIMScheduler) and sampler.config.prediction_type == "v_prediction"
+    torch.testing.assert_close(sampler.alphas_cumprod, own.alphas_cumprod)
+    assert make_sampler("AncestralDDPMScheduler", own) is own
+    few_steps = make_sampler("FewStepDDPMScheduler", own)
+    assert type(few_steps) is FewStepDDPMScheduler
+    assert type(make_sampler("AncestralDDPMScheduler", few_steps)) is AncestralDDPMScheduler
+    for name in ("NoScheduler", "DDPMPipeline"):
+        with pytest.raises(ValueError, match=f"samplers: '{name}' is no scheduler of diffusers"):
+            make_sampler(name, own)
