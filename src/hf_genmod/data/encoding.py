@@ -1,4 +1,4 @@
-"""Encodes rows by a frozen model once, and finds the result again as long as rows and model are the same."""
+"""Encodes rows by a frozen model once, as long as rows and model stay the same."""
 
 import hashlib
 from collections.abc import Callable

@@ -14,7 +14,7 @@ class LabelledDataset(torch.utils.data.Dataset):
         labels (`torch.Tensor` or `None`): `int64` (n,), indices into `label_names`.
         label_names (`list[str]` or `None`): The name of each class.
         captions (`list` or `None`): A string for each image, or a list of strings if it has several captions.
-        fingerprint (`str`): Hash of all that the data set returns.
+        fingerprint (`str`): Hash of all that the data set returns, the same in every process and run.
     """
 
     def with_labels(self, labels: torch.Tensor, label_names: list[str]):

@@ -56,14 +56,14 @@ class LatentDataset(LabelledDataset):
         feature = datasets.List(datasets.Value("float32"), length=torch.Size(self._shape).numel())
         rows = {"index": range(len(pictures))}
         self._posteriors = encode_once(rows, encode_rows, feature, "latents", key, _batch_size(pictures))
-        # Rounded, as their last digits depend on the number of threads that measured them.
+        # The last digits of the factors depend on the number of threads that measured them.
         factors = f"{key} {vae.config.scaling_factor:.4g} {vae.config.get('shift_factor') or 0.0:.4g}"
         self.fingerprint = hashlib.blake2b(factors.encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitems__(self, indices: Sequence[int] | torch.Tensor) -> dict:
+    def __getitems__(self, indices: Sequence[int]) -> dict:
         """A batch: "posteriors", `float32` (n, variants, 2, c, h, w), the standardised μ and σ of each image and of
         its mirror image, and where there are any, "class_labels", `int64` (n,), and "captions", a list."""
         indices = torch.as_tensor(indices).tolist()
@@ -73,10 +73,7 @@ class LatentDataset(LabelledDataset):
         return {"posteriors": posteriors, **self._targets(indices)}
 
     def x_0(
-        self,
-        batch: dict | Sequence[int] | torch.Tensor,
-        rng: BatchRandom | None = None,
-        augment: Augmentation = Augmentation(),
+        self, batch: dict | Sequence[int], rng: BatchRandom | None = None, augment: Augmentation = Augmentation()
     ) -> torch.Tensor:
         """Standardised latents of a batch, `float32` (n, c, h, w): drawn from the posteriors, or without `rng` their
         means. Arguments as of [`PictureDataset.x_0`]."""

@@ -30,7 +30,7 @@ class PictureDataset(LabelledDataset):
     found out about a file is remembered for the next time, until the time or size of the file changes.
 
     Measured values, of more than 8 bits or of other than the usual channels, are `float32`. The range of each channel
-    in the whole data set (`value_range`) is mapped to [-1, 1], the range of the models.
+    in the whole data set (`value_range`) is mapped to [-1, 1].
 
     Args:
         source (`datasets.Dataset` or `list[PIL.Image.Image]`): The images. Of a data set the column "image", of type
@@ -43,25 +43,19 @@ class PictureDataset(LabelledDataset):
         channels (`int`, *optional*): 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA. By default the fewest that represent
             every image faithfully. Where alpha is given up, the image is laid on white. Measured values keep their
             channels, however many.
-        labels (`torch.Tensor`, *optional*): `int64` (n,), indices into `label_names`.
-        label_names (`list[str]`, *optional*): The name of each class.
-        captions (`list`, *optional*): A string for each image, or a list of strings if it has several captions.
+        labels, label_names, captions (*optional*): See [`LabelledDataset`].
         in_memory (`bool`, *optional*): Whether to keep the decoded pixels. By default if they take less than a quarter
             of the available memory.
         on_bad_image (`str`): "error" refuses the whole data set if any image cannot be used, and names the image;
             "skip" leaves such images out.
 
     Attributes:
-        images (`torch.Tensor` or `None`): All pixels, `uint8`, or measured values, `float32` in units of their own,
-            (n, C, H, W), if they are kept in memory.
+        images (`torch.Tensor` or `None`): All pixels or measured values, (n, C, H, W), if they are kept in memory.
         value_range (`dict` or `None`): The lowest and the highest measured value of each channel, as `"low"` and
             `"high"`; `None` for images of 8 bits.
-        fingerprint (`str`): Hash of the pixels, labels, label names and captions that this data set returns; the same
-            in every process and run, wherever the images come from.
         properties (`list[Properties]`): What each image is before it is scaled and converted.
         skipped (`list[str]`): Which images were left out, and why.
-        may_have_been_trained_on (`bool`): Whether these images were held out of a split that a model may have been
-            trained on as a whole.
+        may_have_been_trained_on (`bool`): Whether the images were taken out of a training split.
 
     Raises:
         ValueError: If there are images that cannot be used (with "skip", if none can be used), or images of several
@@ -229,7 +223,7 @@ class PictureDataset(LabelledDataset):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getitems__(self, indices: Sequence[int] | torch.Tensor) -> dict:
+    def __getitems__(self, indices: Sequence[int]) -> dict:
         """A batch: "images", `uint8` or `float32` in [-1, 1], (n, C, H, W), and where there are any, "class_labels",
         `int64` (n,), and "captions", a list."""
         indices = torch.as_tensor(indices).tolist()
@@ -248,16 +242,13 @@ class PictureDataset(LabelledDataset):
         return {key: value[0] for key, value in self.__getitems__([range(len(self))[index]]).items()}
 
     def x_0(
-        self,
-        batch: dict | Sequence[int] | torch.Tensor,
-        rng: BatchRandom | None = None,
-        augment: Augmentation = Augmentation(),
+        self, batch: dict | Sequence[int], rng: BatchRandom | None = None, augment: Augmentation = Augmentation()
     ) -> torch.Tensor:
         """
         The images of a batch as the models see them.
 
         Args:
-            batch (`dict`, `Sequence[int]` or `torch.Tensor`): What `__getitems__` returned, on any device, or indices.
+            batch (`dict` or `Sequence[int]`): What `__getitems__` returned, on any device, or indices.
             rng ([`BatchRandom`], *optional*): The random numbers of the augmentation; without them there is none.
             augment ([`Augmentation`]): How the images are varied.
 
