@@ -9,7 +9,7 @@ import math
 
 from hf_genmod import DenoisingObjective, SuperResolutionPipeline, Trainer, TrainingConfig
 from hf_genmod.drawing.grids import draw_enlarged
-from hf_genmod.objectives.upsampling import SmallPictures
+from hf_genmod.objectives.upsampling import ConditioningAugmentation
 from hf_genmod.recipes.networks import DiffusionArguments
 from hf_genmod.recipes.pictures import DataArguments
 from hf_genmod.recipes.run import run
@@ -39,7 +39,7 @@ class UpsamplerArguments:
         default=0.1, metadata={"help": "How often a label is left out, so that the model learns to do without."}
     )
 
-    def small_pictures(self, scheduler, dataset, unet) -> SmallPictures:
+    def small_pictures(self, scheduler, dataset, unet) -> ConditioningAugmentation:
         (height, width), least = dataset.resolution, math.lcm(self.factor, unet.size_factor)
         if self.factor not in (2, 4, 8):
             raise ValueError(f"factor: {self.factor} is not one of 2, 4, 8")
@@ -49,7 +49,7 @@ class UpsamplerArguments:
         crop_size = self.crop_size or (-(-64 // least) * least if min(height, width) > 64 else None)
         if crop_size and (crop_size % least or crop_size > min(height, width)):
             raise ValueError(f"crop_size: {crop_size} is not a multiple of {least} up to {min(height, width)}")
-        return SmallPictures(scheduler, self.factor, self.max_noise_level, crop_size)
+        return ConditioningAugmentation(scheduler, self.factor, self.max_noise_level, crop_size)
 
 
 def main(

@@ -1,4 +1,4 @@
-"""Algorithm 1 of Ho et al. 2020 and its weightings."""
+"""The loss of a denoising diffusion model: Algorithm 1 of Ho et al. 2020 and its weightings."""
 
 import torch
 
@@ -14,31 +14,28 @@ class DenoisingObjective:
         t ~ Uniform{0, ..., T-1},  ε ~ N(0, I),  x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε
         L = w_t ‖target − model(x_t, t, y)‖²,  target = ε, x_0 or v, as the scheduler's `prediction_type` says
 
-    where y, a label or a caption, is replaced by the null label or "" with probability `condition_dropout` (Ho &
-    Salimans 2022, https://arxiv.org/abs/2207.12598, Algorithm 1). Of a picture's captions one is drawn.
+    The condition y is a label or one of an image's captions, drawn at random. It is replaced by the null label or ""
+    with probability `condition_dropout` (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598, Algorithm 1).
 
-    With `small`, the model is an upsampler: it sees the picture made small and enlarged again, too.
-
-    A model with twice the output channels learns the variance Σ_θ too, by L_simple + 0.001 L_vlb, in which L_vlb
-    does not move the mean (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672, Eq. 16).
+    A model with twice the output channels also learns the variance Σ_θ, by L_simple + 0.001 L_vlb, where L_vlb has no
+    gradient with respect to the mean (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672, Eq. 16).
 
     Args:
-        scheduler ([`AncestralDDPMScheduler`]): The forward process and what is predicted.
-        null_label (`int`, *optional*): `unet.null_label`; `None` trains a model without labels.
+        scheduler ([`AncestralDDPMScheduler`]): The forward process and the `prediction_type`.
+        null_label (`int`, *optional*): `unet.null_label`; `None` for a model without labels.
         weighting (`str`, defaults to `"simple"`): `"simple"`, w_t = 1 (L_simple, Eq. 14 of Ho et al.); `"min_snr"`,
             min(SNR_t, 5) on the error of x̂_0 (Hang et al. 2023, https://arxiv.org/abs/2303.09556); `"balanced"`,
-            sech(log σ_t + ½) with σ_t² = 1 / SNR_t on the error of v, which is about the inverse of the error that
-            training leaves at each noise level, so that none outweighs the others, as the uncertainty weights of
-            Karras et al. 2024 (https://arxiv.org/abs/2312.02696) learn to do; `"vlb"`, the variational bound
-            itself, T · L_t, in bits per dimension.
-        condition_dropout (`float`, defaults to 0.1): In [0, 1].
-        text (`Callable`, *optional*): From n captions to the model's keyword arguments of them, tensors (n, ...):
+            sech(log σ_t + ½) with σ_t² = 1 / SNR_t on the error of v: about the inverse of the error of a trained
+            model at each noise level, so that all levels weigh the same, like the learned weights of Karras et al.
+            2024 (https://arxiv.org/abs/2312.02696); `"vlb"`, the variational bound, T · L_t, in bits per dimension.
+        condition_dropout (`float`, defaults to 0.1): A probability.
+        text (`Callable`, *optional*): Turns n captions into keyword arguments of the model, tensors (n, ...):
             [`~hf_genmod.data.captions.Tokens`] or [`~hf_genmod.data.captions.FrozenText`].
-        small (`Callable`, *optional*): From x_0 and `rng` to the x_0 to train on and the model's keyword arguments:
-            [`SmallPictures`].
+        small (`Callable`, *optional*): For an upsampler, turns x_0 and `rng` into the x_0 to train on and keyword
+            arguments of the model: [`~hf_genmod.objectives.upsampling.ConditioningAugmentation`].
 
     Raises:
-        ValueError: If the weighting is unknown or the dropout not a probability.
+        ValueError: If the weighting is unknown or the dropout is not a probability.
     """
 
     by_noise_level = True
@@ -68,7 +65,7 @@ class DenoisingObjective:
         condition = {}
         if self.small is not None:
             x_0, condition = self.small(x_0, rng)
-        t, x_t, epsilon = noised(x_0, scheduler, rng)
+        t, x_t, epsilon = draw_x_t(x_0, scheduler, rng)
 
         if self.null_label is not None:
             dropped = rng.uniform() < self.condition_dropout
@@ -92,12 +89,12 @@ class DenoisingObjective:
         return loss + 0.001 * vlb, {"loss_simple": loss.detach(), "loss_vlb": vlb.detach()}
 
     def _draw_captions(self, captions, rng) -> list[str]:
-        """One of each picture's captions, or ""."""
+        """One caption of each image, or "" where it is dropped."""
         dropped, which = (rng.uniform() < self.condition_dropout).tolist(), rng.uniform().tolist()
-        captions = [[of_picture] if isinstance(of_picture, str) else of_picture for of_picture in captions]
+        captions = [[of_image] if isinstance(of_image, str) else of_image for of_image in captions]
         return [
-            "" if drop else of_picture[int(u * len(of_picture))]
-            for of_picture, drop, u in zip(captions, dropped, which, strict=True)
+            "" if drop else of_image[int(u * len(of_image))]
+            for of_image, drop, u in zip(captions, dropped, which, strict=True)
         ]
 
     def _variational_bound(self, model_output, x_0, x_t, t):
@@ -113,7 +110,7 @@ class DenoisingObjective:
         return self.scheduler.get_velocity(x_0, epsilon, t)
 
     def _weight(self, t):
-        """w_t: 1, or the weight of the squared error of x̂_0 over the ratio of the prediction's to it."""
+        """w_t for the squared error of the prediction."""
         if self.weighting == "simple":
             return torch.ones_like(t, dtype=torch.float32)
         alpha_bar_t = self.scheduler.alphas_cumprod.to(t.device)[t]
@@ -129,8 +126,13 @@ class DenoisingObjective:
         return weight / (snr + 1)  # ‖v − v̂‖² = (SNR + 1) ‖x_0 − x̂_0‖²
 
 
-def noised(x_0, scheduler, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """t ~ Uniform{0, ..., T-1}, one for each picture (n,), stratified over the batch; x_t; and the ε in it."""
+def draw_x_t(x_0, scheduler, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Draws t, x_t and ε for images x_0, (n, C, H, W).
+
+    Returns:
+        `tuple`: t ~ Uniform{0, ..., T-1}, (n,), stratified over the batch; x_t ~ q(x_t | x_0); and its noise ε.
+    """
     T = scheduler.config.num_train_timesteps
     t = (T * rng.stratified()).long().clamp(max=T - 1)
     epsilon = rng.normal(x_0.shape[1:], dtype=x_0.dtype)

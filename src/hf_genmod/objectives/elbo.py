@@ -14,21 +14,20 @@ class ElboObjective:
 
         E_q[log p(x | z)] − β KL(q(z | x) ‖ N(0, I)),   z = μ(x) + σ(x) ε,   ε ~ N(0, I)
 
-    p(x | z) is the `likelihood` in the config of the [`VariationalAutoencoder`]; for a Bernoulli each picture is drawn
-    anew from Bernoulli((x + 1) / 2), as values in {−1, 1}. β is 1, or another (Higgins et al. 2017,
+    p(x | z) is the `likelihood` in the config of the [`VariationalAutoencoder`]. For a Bernoulli, the values of each
+    image are drawn from Bernoulli((x + 1) / 2) in each step, as −1 or 1. β ≠ 1 is a β-VAE (Higgins et al. 2017,
     https://openreview.net/forum?id=Sy2fzU9gl). With `free_bits` λ the KL is Σ_j max(λ, E_x[KL_j]) over the dimensions
-    of z, E_x a mean over the pictures of a call: less than λ in a dimension is not rewarded (Kingma et al. 2016,
-    https://arxiv.org/abs/1606.04934, appendix C.8).
+    j of z, where E_x is the mean over the batch (Kingma et al. 2016, https://arxiv.org/abs/1606.04934, appendix C.8).
 
-    The loss is in nats per value of a picture. The metrics know neither β nor free bits: `elbo` and `reconstruction`,
-    −E_q[log p(x | z)], in nats per picture; `kl_per_dimension` in nats; `active_units`, the number of dimensions whose
-    μ has a variance of more than 0.01 over the pictures (Burda et al. 2016, https://arxiv.org/abs/1509.00519,
-    section 5.2); for the discretised Gaussian `bits_per_dimension`, of the ELBO.
+    The loss is in nats per value of an image. The metrics do not depend on β and λ: `elbo` and `reconstruction`,
+    −E_q[log p(x | z)], in nats per image; `kl_per_dimension` in nats; `active_units`, the number of dimensions of z
+    whose μ has a variance above 0.01 over the batch (Burda et al. 2016, https://arxiv.org/abs/1509.00519, section
+    5.2); for the discretised Gaussian `bits_per_dimension`, the negative ELBO in bits per value.
 
     Args:
         beta (`float`, defaults to 1.0): β.
-        beta_warmup (`float`, defaults to 0.0): Fraction of the run over which β rises from 0, linearly in
-            `batch["fraction"]`; a batch without it sees the full β.
+        beta_warmup (`float`, defaults to 0.0): Fraction of the run over which β rises linearly from 0. Without
+            `batch["fraction"]`, as in validation, β has its full value.
         free_bits (`float`, defaults to 0.0): λ in nats.
 
     Raises:

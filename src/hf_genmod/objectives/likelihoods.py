@@ -14,17 +14,17 @@ def variational_bound_term(
 
         L_{t−1} = KL( q(x_{t−1} | x_t, x_0) ‖ p_θ(x_{t−1} | x_t) ) for t > 1,   L_0 = −log p_θ(x_0 | x_1)
 
-    in the paper's indices, whose t is the argument `t` plus one; both sides are Gaussian, and L_0 is the likelihood of
-    8-bit pictures (Eq. 13).
+    The paper's t is the argument `t` plus one. Both distributions are Gaussian, and L_0 is the likelihood of 8-bit
+    images (Eq. 13).
 
     Args:
-        scheduler ([`AncestralDDPMScheduler`]): Gives both sides; its `variance_type` says what Σ_θ is.
+        scheduler ([`AncestralDDPMScheduler`]): The process; its `variance_type` determines Σ_θ.
         model_output (`torch.Tensor` of shape `(n, c, h, w)`, or `(n, 2c, h, w)` with a learned variance).
-        x_0, x_t (`torch.Tensor` of shape `(n, c, h, w)`): A picture in [-1, 1], and the same at t.
+        x_0, x_t (`torch.Tensor` of shape `(n, c, h, w)`): Images in [-1, 1], and the same images at t.
         t (`torch.Tensor` of shape `(n,)`): Integers in 0 ... T-1.
-        clip (`bool`, defaults to `False`): Clip x̂_0 as sampling does, to measure rather than to train.
-        likelihood (`str`): Of x_0: `"discretised_gaussian"`, or the density `"gaussian"` where it is no picture of 8
-            bits but latents.
+        clip (`bool`, defaults to `False`): Whether to clip x̂_0, as in sampling; not for training.
+        likelihood (`str`): p(x_0 | x_1): `"discretised_gaussian"` for 8-bit images, or the density `"gaussian"` for
+            latents.
 
     Returns:
         `torch.Tensor` of shape `(n,)`: L_t in bits per dimension.
@@ -46,19 +46,19 @@ def variational_bound_term(
 
 def log_likelihood(likelihood: str, x, output) -> torch.Tensor:
     """
-    log p(x | z) in nats, summed over the values of each picture.
+    log p(x | z) in nats, summed over the values of each image.
 
     Args:
         likelihood (`str`): `"gaussian"`, `"discretised_gaussian"` or `"bernoulli"`, see [`VariationalAutoencoder`].
-        x (`torch.Tensor` of shape `(n, c, h, w)`): In [-1, 1]; on the grid of 8-bit values for the discretised
-            Gaussian, -1 or 1 for the Bernoulli.
-        output: p(x | z), with `sample` and `log_variance` of a Gaussian or `logits` of a Bernoulli.
+        x (`torch.Tensor` of shape `(n, c, h, w)`): Values in [-1, 1]; 8-bit values for the discretised Gaussian, -1
+            or 1 for the Bernoulli.
+        output: The parameters of p(x | z): `sample` and `log_variance` of a Gaussian, or `logits` of a Bernoulli.
 
     Returns:
         `torch.Tensor` of shape `(n,)`.
 
     Raises:
-        ValueError: If the output is that of another likelihood.
+        ValueError: If the output belongs to another likelihood.
     """
     if (likelihood == "bernoulli") != (output.logits is not None):
         given = "a variance and no logits" if output.logits is None else "logits and no variance"
@@ -87,13 +87,13 @@ def gaussian_log_likelihood(x, mean, log_variance) -> torch.Tensor:
 
 def discretised_gaussian_log_likelihood(x_0, mean, log_variance) -> torch.Tensor:
     """
-    log ∫ N(x; μ, σ²) dx over the 8-bit bin of x_0, elementwise, in nats (Ho et al. 2020, Eq. 13): bins are 2/255 wide
-    around k/127.5 − 1, and the first and the last are open to −∞ and +∞.
+    log ∫ N(x; μ, σ²) dx over the 8-bit bin of x_0, elementwise, in nats (Ho et al. 2020, Eq. 13). Bins are 2/255 wide
+    around k/127.5 − 1; the first begins at −∞ and the last ends at +∞.
     """
     inverse_std = torch.exp(-0.5 * log_variance)
     lower = ((x_0 - 1 / 255 - mean) * inverse_std).masked_fill(x_0 < -0.999, -1e4)
     upper = ((x_0 + 1 / 255 - mean) * inverse_std).masked_fill(x_0 > 0.999, 1e4)
-    # Φ(u) − Φ(l) = Φ(−l) − Φ(−u): on the side where both are small, the difference keeps its digits.
+    # Φ(u) − Φ(l) = Φ(−l) − Φ(−u): the tail where both are small gives the more precise difference.
     right = lower + upper > 0
     lower, upper = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)

@@ -6,24 +6,24 @@ from hf_genmod.data.randomness import cut
 from hf_genmod.models.conditioning import enlarge, noised_by, shrink
 
 
-class SmallPictures:
+class ConditioningAugmentation:
     r"""
-    What an upsampler sees of a picture x_0 beside x_t, as [`SuperResolutionPipeline`] shows it (conditioning
-    augmentation, Ho et al. 2022, https://arxiv.org/abs/2106.15282, section 4.2):
+    The conditioning image c of an upsampler, made from the image x_0 (Ho et al. 2022,
+    https://arxiv.org/abs/2106.15282, section 4.2), as [`SuperResolutionPipeline`] makes it from a small image:
 
         y = D(x_0),   c = U(√ᾱ_s y + √(1−ᾱ_s) ε′),   s = ⌊(m + 1) u²⌋,   u ~ Uniform[0, 1),  ε′ ~ N(0, I)
 
-    where D makes the picture small and U enlarges. Little noise is more frequent than much, as it is in use.
+    where D shrinks and U enlarges. u² makes low noise levels, which sampling uses, more frequent.
 
     Args:
-        scheduler ([`AncestralDDPMScheduler`]): Whose ᾱ.
-        factor (`int`, defaults to 2): How many times smaller y is.
+        scheduler ([`AncestralDDPMScheduler`]): The process of ᾱ.
+        factor (`int`, defaults to 2): How many times y is smaller than x_0.
         max_noise_level (`int`, defaults to 250): m in timesteps; 0 trains without noise.
-        crop_size (`int`, *optional*): Height and width of the part of each picture, drawn anew in every step, that is
-            trained on; by default the whole.
+        crop_size (`int`, *optional*): Height and width of a random crop of each image to train on; by default the
+            whole image.
 
     Raises:
-        ValueError: If the noise level is no timestep, or the crop no multiple of the factor.
+        ValueError: If the noise level is not a timestep, or the crop is not a multiple of the factor.
     """
 
     def __init__(self, scheduler, factor: int = 2, max_noise_level: int = 250, crop_size: int | None = None):
@@ -42,7 +42,7 @@ class SmallPictures:
         s = ((self.max_noise_level + 1) * rng.uniform().square()).long()
         y = noised_by(self.scheduler, y, rng.normal(y.shape[1:], dtype=y.dtype), s)
         c = enlarge(y, self.factor)
-        if self.crop_size is not None:  # after all that looks beyond its border
+        if self.crop_size is not None:  # last, as U looks beyond the border of the crop
             x_0, c = self._crop(torch.cat([x_0, c], dim=1), rng).chunk(2, dim=1)
         return x_0, {"conditioning_image": c, "conditioning_timestep": s}
 
