@@ -12,6 +12,7 @@ from huggingface_hub import get_token
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
+from hf_genmod.errors import first_line
 from hf_genmod.sharing.model_card import check_license
 
 # Entries of training_config.json that are not flags, and flags that hold for the run that wrote it alone.
@@ -156,7 +157,7 @@ def _flags_in_file(file: str, names: list[str]) -> list[str]:
     try:
         settings = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not a YAML file ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{file}: not a YAML file ({first_line(error)})") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: holds no settings, which would be lines such as 'batch_size: 32'")
     settings = _without_sections({name: value for name, value in settings.items() if name not in _RECORDS})
