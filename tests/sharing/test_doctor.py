@@ -106,7 +106,7 @@ def test_an_adapter_is_examined_without_its_model(tmp_path):
     save_file({"unet.a.lora_A.weight": torch.tensor([1.0, torch.inf])}, file)
     assert "unet.a.lora_A.weight is not finite" in only(examine(tmp_path))
     file.write_bytes(b"torn")
-    assert "pytorch_lora_weights.safetensors: it cannot be read" in only(examine(tmp_path))
+    assert "pytorch_lora_weights.safetensors: the file cannot be read" in only(examine(tmp_path))
 
 
 def test_a_classifier_of_other_noise_is_found(tmp_path):
@@ -125,7 +125,7 @@ def test_a_checkpoint_that_loads_but_does_not_sample_is_found(tmp_path):
     assert "it does not sample where this package is not installed" in only(examine(tmp_path))
 
 
-def test_an_upsampler_is_sound_without_a_picture_of_its_own(tmp_path):
+def test_an_upsampler_is_sound_without_an_image_of_its_own(tmp_path):
     unet = tiny_unet(conditioning_channels=3)
     SuperResolutionPipeline(unet, AncestralDDPMScheduler(**COSINE)).save_pretrained(tmp_path)
     assert list(examine(str(tmp_path))) == []
@@ -147,7 +147,7 @@ def test_an_autoencoder_that_does_not_reconstruct_elsewhere_is_found(tmp_path):
     weights = load_file(file)
     weights["decoder.conv_out.bias"][0] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
-    assert "vae: 1 of its weights, decoder.conv_out.bias for one, are not finite" in only(examine(tmp_path))
+    assert "vae: 1 of its weights, such as decoder.conv_out.bias, are not finite" in only(examine(tmp_path))
 
 
 def test_each_finding_is_a_line_and_the_status_is_1(tmp_path, capsys):
@@ -176,7 +176,7 @@ def test_the_signal_left_at_the_end_is_what_the_schedule_leaves(tmp_path):
         .alphas_cumprod[-1]
         .sqrt()
     )
-    assert f"√ᾱ_T = {left:.2f} of the picture" in only(examine(str(tmp_path)))
+    assert f"√ᾱ_T = {left:.2f} of the image" in only(examine(str(tmp_path)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -186,17 +186,17 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value):
     weights = load_file(file)
     weights["conv_out.bias"][0] = value
     save_file(weights, file, metadata={"format": "pt"})
-    assert "unet: 1 of its weights, conv_out.bias for one, are not finite" in only(examine(str(tmp_path)))
+    assert "unet: 1 of its weights, such as conv_out.bias, are not finite" in only(examine(str(tmp_path)))
 
 
 def test_clipped_latents_are_found(tmp_path):
     save_checkpoint(tmp_path, vae=tiny_vae(), clip_sample=True)
-    assert "clip_sample cuts latents off at ±1.0" in only(examine(str(tmp_path)))
+    assert "clip_sample clips latents at ±1.0" in only(examine(str(tmp_path)))
     save_checkpoint(tmp_path, vae=tiny_autoencoder(latent_channels=4), clip_sample=False)
     assert not list(examine(str(tmp_path)))
 
 
-def test_few_steps_start_where_pictures_do_not_show_any_more(tmp_path):
+def test_few_steps_start_where_images_do_not_show_any_more(tmp_path):
     sampler = FewStepDDPMScheduler(beta_schedule="linear")
     ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), sampler).save_pretrained(tmp_path)
     sampler.set_timesteps(50)
@@ -254,7 +254,7 @@ def test_short_and_unstable_runs_are_found(tmp_path, line, finding):
 
 def test_a_run_that_is_not_over_is_found(tmp_path):
     (tmp_path / "training_config.json").write_text("{}")
-    assert "the run is not over" in only(examine(str(tmp_path)))
+    assert "the run is not finished" in only(examine(str(tmp_path)))
 
 
 def save_pictures(folder, count=600, classes=2, size=(8, 8), mode="RGB"):
@@ -287,24 +287,24 @@ def test_each_fault_of_a_data_set_is_found(tmp_path):
     picture.rotate(90).save(tmp_path / "rare" / "1.png")
     findings = list(examine(str(tmp_path)))
     expected = [
-        "unusable: 1 of 68 pictures, which would stop a run (", "number of pictures: 67, so few that",
-        "they have 2 sizes, heights from 8 to 12 and widths from 8 to 8,", "both kinds: 66 of 67 pictures in colour",
-        "transparent in places: 1 of 67 pictures", "copies of other pictures: 2 (",
-        "the same picture in two classes: 1 (", "pictures of one colour only: 1 (",
-        "pictures in the class 'rare': 1, and in the largest 35",
+        "unusable: 1 of 68 images, which would stop a run (", "number of images: 67, so few that",
+        "the images have 2 sizes, heights from 8 to 12 and widths from 8 to 8,",
+        "colour and grey: 66 of 67 images are in colour", "transparent in places: 1 of 67 images",
+        "copies of other images: 2 (", "the same image in two classes: 1 (", "images of one colour only: 1 (",
+        "images in the class 'rare': 1, in the largest 35",
     ]  # fmt: skip
     assert len(findings) == len(expected)
     for finding, start in zip(findings, expected, strict=True):
         assert finding.startswith(start)
     assert "class1/broken.png: no image that Pillow knows" in findings[0]
-    assert "class0/copy.png of " in findings[5] and "class0/0.png, for one" in findings[5]
+    assert "class0/copy.png of " in findings[5] and "class0/0.png)" in findings[5]
     assert "class1/also.png and " in findings[6] and "class0/red.png" in findings[7]
     assert all(len(finding.splitlines()) == 1 for finding in findings)
 
 
 def test_classes_that_are_all_small_are_found(tmp_path):
     save_pictures(tmp_path, count=10)
-    assert list(examine(str(tmp_path)))[-1].startswith("no class has more than 5 pictures")
+    assert list(examine(str(tmp_path)))[-1].startswith("no class has more than 5 images")
 
 
 def test_outliers_that_set_the_range_of_a_channel_are_found(tmp_path):
@@ -317,7 +317,7 @@ def test_outliers_that_set_the_range_of_a_channel_are_found(tmp_path):
 
 def test_a_part_of_a_checkpoint_is_no_data_set(tmp_path):
     save_checkpoint(tmp_path)
-    with pytest.raises(ValueError, match="unet: a part of .*; examine that"):
+    with pytest.raises(ValueError, match="unet: a part of .*; examine that folder"):
         list(examine(str(tmp_path / "unet")))
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a data set or a checkpoint, one line for each: what, why it matters, what to do about it."""
+"""Findings about a data set or a checkpoint. Each is one line: the problem, why it matters, what to do."""
 
 import hashlib
 import math
@@ -14,14 +14,13 @@ from safetensors.torch import load_file
 from hf_genmod.checkpoints.safety import check_code
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.data.value_range import to_model_range
 from hf_genmod.errors import first_line
 from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
 from hf_genmod.sharing.loading import load_pipeline
 from hf_genmod.sharing.push import sample_without_package
 from hf_genmod.training.run_folder import RunFolder
 
-_THUMBNAIL = 32  # pixels; at this size pictures are compared
+_THUMBNAIL = 32  # pixels; images are compared at this size
 
 
 def examine(path: str, split: str = "train") -> Iterator[str]:
@@ -29,11 +28,11 @@ def examine(path: str, split: str = "train") -> Iterator[str]:
     Findings about a checkpoint, a run or a data set, each a line of text.
 
     Args:
-        path (`str`): The `output_dir` of a run, finished or not, or whatever `load_pictures` takes.
-        split (`str`): Which split of a data set.
+        path (`str`): The `output_dir` of a run, finished or not, or a data set as `load_pictures` takes it.
+        split (`str`): The split of the data set.
 
     Raises:
-        ValueError, FileNotFoundError: If there is nothing at the path that could be examined.
+        ValueError, FileNotFoundError: If the path is neither a checkpoint, a run nor a data set.
     """
     folder = Path(path)
     if (folder / "model_index.json").is_file():
@@ -42,11 +41,11 @@ def examine(path: str, split: str = "train") -> Iterator[str]:
         yield from examine_adapter(folder / LORA_WEIGHT_NAME_SAFE)
     elif (folder / "training_config.json").is_file():
         yield (
-            "there is no model_index.json, so the run is not over and nothing can be loaded from it; repeat its "
-            "command, which continues it"
+            "there is no model_index.json, so the run is not finished and there is no model to load; repeat the "
+            "command of the run, which continues it"
         )
     elif any((folder.parent / name).is_file() for name in ("model_index.json", "training_config.json")):
-        raise ValueError(f"{path}: a part of {folder.parent}; examine that")
+        raise ValueError(f"{path}: a part of {folder.parent}; examine that folder")
     else:
         yield from examine_pictures(path, split)
 
@@ -54,16 +53,16 @@ def examine(path: str, split: str = "train") -> Iterator[str]:
 def examine_checkpoint(folder: Path) -> Iterator[str]:
     try:
         pipeline = load_pipeline(folder)
-    except Exception as error:  # whatever the loaders of three libraries raise
+    except Exception as error:  # three libraries load it, and raise errors of many kinds
         reason = first_line(error).replace(f"{folder}/", "")
         remedy = "download or train it again"
         if RunFolder(folder).saved_states():
             remedy = "repeat the command of the run, which writes it again"
         yield f"it does not load ({reason}); {remedy}"
         return
-    infinite = list(_infinite_weights(pipeline))
-    yield from infinite
-    yield from _shipped_code(folder, sample=not infinite)
+    not_finite = list(_weights(pipeline))
+    yield from not_finite
+    yield from _shipped_code(folder, sample=not not_finite)
     yield from _process(pipeline)
     yield from _run(folder)
 
@@ -72,52 +71,47 @@ def examine_adapter(file: Path) -> Iterator[str]:
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
-        yield f"{file.name}: it cannot be read ({str(error).splitlines()[0]}); repeat the command of the run"
+        yield f"{file.name}: the file cannot be read ({first_line(error)}); repeat the command of the run"
         return
-    bad = [key for key, weight in weights.items() if not weight.isfinite().all()]
-    if bad:
-        yield f"{file.name}: {bad[0]} is not finite, nor will the pictures be; train again with a lower learning rate"
+    if bad := [key for key, weight in weights.items() if not weight.isfinite().all()]:
+        yield f"{file.name}: {bad[0]} is not finite, nor will the images be; train again with a lower learning rate"
 
 
-def _infinite_weights(pipeline) -> Iterator[str]:
+def _weights(pipeline) -> Iterator[str]:
     for name, model in pipeline.components.items():
         if isinstance(model, torch.nn.Module):
-            bad = [key for key, weight in model.state_dict().items() if not weight.isfinite().all()]
-            if bad:
+            if bad := [key for key, weight in model.state_dict().items() if not weight.isfinite().all()]:
                 yield (
-                    f"{name}: {len(bad)} of its weights, {bad[0]} for one, are not finite, so that every picture is "
-                    "black or noise; train again with a lower learning rate or with --mixed_precision no"
+                    f"{name}: {len(bad)} of its weights, such as {bad[0]}, are not finite, so every image is black or "
+                    "noise; train again with a lower learning rate or with --mixed_precision no"
                 )
 
 
 def _shipped_code(folder: Path, sample: bool) -> Iterator[str]:
-    """The code in a checkpoint is executed here only where it is that of the installed package."""
+    """Whether the code in the checkpoint is that of the installed package, and only then whether it draws an image."""
     if not list(folder.rglob("*.py")):
         yield "it carries no code, so it loads only where this package is installed; save it by `save_pretrained`"
         return
     try:
         check_code(folder)
-    except ValueError as error:
-        yield str(error)
-        return
-    try:
         if sample:
             sample_without_package(folder.resolve())
+    except ValueError as error:
+        yield str(error)
     except RuntimeError as error:
         yield f"it does not sample where this package is not installed ({error}); save it again by `save_pretrained`"
 
 
 def _process(pipeline) -> Iterator[str]:
-    """Whether sampling runs the process backwards from where it ends."""
-    scheduler = getattr(pipeline, "scheduler", None)
+    """Whether sampling starts where the forward process ends."""
+    scheduler = pipeline.components.get("scheduler")
     if not hasattr(scheduler, "alphas_cumprod"):
         return
     config, signal = scheduler.config, float(scheduler.alphas_cumprod[-1]) ** 0.5
     if signal > 0.05:
         yield (
-            f"scheduler: at the last timestep a share √ᾱ_T = {signal:.2f} of the picture is left, but sampling starts "
-            "at pure noise, so that brightness and contrast come out wrong; train with --beta_schedule "
-            "squaredcos_cap_v2"
+            f"scheduler: the last timestep keeps a share √ᾱ_T = {signal:.2f} of the image, but sampling starts at "
+            "pure noise, so brightness and contrast come out wrong; train with --beta_schedule squaredcos_cap_v2"
         )
     steps = min(50, config.num_train_timesteps)
     scheduler.set_timesteps(steps)
@@ -125,29 +119,25 @@ def _process(pipeline) -> Iterator[str]:
     if first < 0.99 * last and not isinstance(scheduler, FewStepDDPMScheduler):
         yield (
             f"scheduler: its timestep_spacing {config.timestep_spacing!r} starts {steps} steps at t = {first} of "
-            f"{last}, where the picture should still show through, but at pure noise; set timestep_spacing to "
-            "'trailing'"
+            f"{last}, where some of the image should be left, but from pure noise; set timestep_spacing to 'trailing'"
         )
     clipping = [name for name in ("clip_sample", "thresholding") if config.get(name)]
-    if clipping and getattr(pipeline, "vae", None) is not None:
+    if clipping and pipeline.components.get("vae") is not None:
         yield (
-            f"scheduler: {' and '.join(clipping)} cuts latents off at ±{config.get('clip_sample_range', 1.0)}, which "
-            "are not limited to that; turn it off for latent diffusion"
+            f"scheduler: {' and '.join(clipping)} clips latents at ±{config.get('clip_sample_range', 1.0)}, but "
+            "latents have no such bounds; turn it off for latent diffusion"
         )
 
 
 def _run(folder: Path) -> Iterator[str]:
     """Whether the run that made the checkpoint was long enough for it."""
-    lines = RunFolder(folder).metrics()
-    if not lines:
-        return
-    steps = lines[-1]["step"]
+    last = (RunFolder(folder).metrics() or [{}])[-1]
+    steps, bad = last.get("step", math.inf), last.get("bad_steps", 0)
     if steps < 200:
         yield (
-            f"it was trained for {steps} steps, too few for any model, and its moving average still holds the first "
-            "of them; train longer"
+            f"it was trained for {steps} steps, too few for any model, and its averaged weights still hold the first "
+            "steps; train longer"
         )
-    bad = lines[-1].get("bad_steps", 0)
     if bad > 0.01 * steps:
         yield (
             f"{bad} of its {steps} steps were skipped, as their loss was not finite; train with a lower learning rate "
@@ -161,33 +151,33 @@ def examine_pictures(dataset: str, split: str = "train") -> Iterator[str]:
     if pictures.skipped:
         more = ", ..." if len(pictures.skipped) > 5 else ""
         yield (
-            f"unusable: {len(pictures.skipped)} of {count + len(pictures.skipped)} pictures, which would stop a run "
+            f"unusable: {len(pictures.skipped)} of {count + len(pictures.skipped)} images, which would stop a run "
             f"({'; '.join(pictures.skipped[:5])}{more}); repair or remove them, or train with --on_bad_image skip"
         )
     if count < 500:
         yield (
-            f"number of pictures: {count}, so few that a model learns them by heart rather than what they have in "
-            "common; collect more, and train with --horizontal_flip if a mirrored picture is as good"
+            f"number of images: {count}, so few that a model memorises them instead of learning what they have in "
+            "common; collect more, and train with --horizontal_flip if mirrored images are as good"
         )
     sizes = {(properties.height, properties.width) for properties in pictures.properties}
     if len(sizes) > 1:
         heights, widths = zip(*sizes, strict=True)
         yield (
-            f"they have {len(sizes)} sizes, heights from {min(heights)} to {max(heights)} and widths from "
-            f"{min(widths)} to {max(widths)}, and a model has one; give --resolution, to which they are scaled and "
+            f"the images have {len(sizes)} sizes, heights from {min(heights)} to {max(heights)} and widths from "
+            f"{min(widths)} to {max(widths)}, but a model has one; give --resolution, to which they are scaled and "
             "cropped"
         )
     in_color = sum(properties.has_color for properties in pictures.properties)
     if 0 < in_color < count:
         yield (
-            f"both kinds: {in_color} of {count} pictures in colour, the others grey, and a model draws both; make all "
-            "grey by --channels 1, or leave one kind out"
+            f"colour and grey: {in_color} of {count} images are in colour, the others grey, and a model draws both; "
+            "make all grey by --channels 1, or remove one kind"
         )
     transparent = sum(properties.has_alpha for properties in pictures.properties)
     if transparent:
         yield (
-            f"transparent in places: {transparent} of {count} pictures, for which a model gets one more channel; "
-            f"lay them on white by --channels {3 if in_color else 1}, unless that is what you want"
+            f"transparent in places: {transparent} of {count} images, for which a model needs one more channel; put "
+            f"them on white by --channels {3 if in_color else 1}, unless transparency is wanted"
         )
     yield from _contents(pictures)
     if pictures.value_range is not None:
@@ -196,56 +186,55 @@ def examine_pictures(dataset: str, split: str = "train") -> Iterator[str]:
         numbers = torch.bincount(pictures.labels, minlength=len(pictures.label_names))
         least, most = int(numbers.argmin()), int(numbers.argmax())
         if numbers[most] < 20:
-            yield f"no class has more than {numbers[most]} pictures: each is drawn from memory; collect more"
+            yield f"no class has more than {numbers[most]} images, so a model memorises each; collect more"
         elif numbers[least] < max(20, numbers[most] / 10):
             yield (
-                f"pictures in the class {pictures.label_names[least]!r}: {numbers[least]}, and in the largest "
-                f"{numbers[most]}, so that it is drawn badly, or from memory; collect more, or merge or remove it"
+                f"images in the class {pictures.label_names[least]!r}: {numbers[least]}, in the largest "
+                f"{numbers[most]}, so a model draws the class badly or from memory; collect more, or merge or remove "
+                "the class"
             )
 
 
 def _contents(pictures: PictureDataset) -> Iterator[str]:
-    """Copies, by the pixels that are left at a small size, and pictures of a single colour."""
+    """Images that are the same at a small size, and images of a single colour."""
     first_of, copies, contradictions, plain = {}, [], [], []
     for start in range(0, len(pictures), 64):
-        batch = pictures.__getitems__(range(start, min(start + 64, len(pictures))))["images"]
-        for index, image in enumerate(batch, start):
-            digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+        for index, x in enumerate(pictures.x_0(range(start, min(start + 64, len(pictures)))), start):
+            digest = hashlib.blake2b(x.numpy().tobytes(), digest_size=16).digest()
             first = first_of.setdefault(digest, index)
             if first != index:
                 copies.append((first, index))
                 if pictures.labels is not None and pictures.labels[first] != pictures.labels[index]:
                     contradictions.append((first, index))
-            values = to_model_range(image)
-            if (values.amax((1, 2)) - values.amin((1, 2))).max() <= 4 / 127.5:
+            if (x.amax((1, 2)) - x.amin((1, 2))).max() <= 4 / 127.5:
                 plain.append(index)
     if copies:
         first, copy = copies[0]
         yield (
-            f"copies of other pictures: {len(copies)} ({pictures.where(copy)} of {pictures.where(first)}, for one), "
-            "which a model draws more often and, in a test split, scores without skill; remove them"
+            f"copies of other images: {len(copies)} (such as {pictures.where(copy)} of {pictures.where(first)}), "
+            "which a model draws more often and which, in a test split, improve its scores; remove them"
         )
     if contradictions:
         first, copy = contradictions[0]
         yield (
-            f"the same picture in two classes: {len(contradictions)} ({pictures.where(copy)} and "
-            f"{pictures.where(first)}, for one), so that the labels contradict each other; keep the right one"
+            f"the same image in two classes: {len(contradictions)} (such as {pictures.where(copy)} and "
+            f"{pictures.where(first)}), so the labels contradict each other; keep the right one"
         )
     if plain:
         yield (
-            f"pictures of one colour only: {len(plain)} ({pictures.where(plain[0])}, for one), as a model then draws; "
+            f"images of one colour only: {len(plain)} (such as {pictures.where(plain[0])}), which a model then draws; "
             "remove them"
         )
 
 
 def _values(pictures: PictureDataset) -> Iterator[str]:
-    """Channels whose range a few outliers set."""
-    some = pictures.__getitems__(range(0, len(pictures), math.ceil(len(pictures) / 256)))["images"]
+    """Channels whose range is set by a few outliers."""
+    some = pictures.x_0(range(0, len(pictures), math.ceil(len(pictures) / 256)))
     ranges = zip(pictures.value_range["low"], pictures.value_range["high"], strict=True)
     for channel, (low, high) in enumerate(ranges):
         inner = np.quantile(some[:, channel].numpy(), [0.005, 0.995])
         if high > low and inner[1] - inner[0] < 0.2:
             yield (
-                f"channel {channel}: 99% of its values lie in a tenth of its range, {low:.4g} to {high:.4g}, so that "
-                "a model sees flat pictures; take a logarithm or a root of them, or cut the outliers off"
+                f"channel {channel}: 99% of its values lie in a tenth of its range, {low:.4g} to {high:.4g}, so a "
+                "model sees flat images; take a logarithm or a root of the values, or clip the outliers"
             )

@@ -32,15 +32,10 @@ if adapter:
     pipe.load_lora_weights(adapter, revision=adapter_revision)
 pipe.set_progress_bar_config(disable=True)
 rng = torch.Generator().manual_seed(0)
-if hasattr(pipe, "reconstruct"):
+if hasattr(pipe, "reconstruct"):  # an autoencoder, whose encoder is to load as well
     images = pipe.reconstruct(torch.rand(1, *pipe.picture_shape, generator=rng), output_type="np").images
 else:
-    request = {"prompt": "a picture"} if hasattr(pipe, "tokenizer") else {}
-    if hasattr(pipe.config, "factor"):
-        request = {"image": torch.rand(1, pipe.picture_shape[0], 8, 8, generator=rng)}
-    if getattr(pipe, "num_classes", None):
-        request["class_labels"] = pipe.num_classes - 1
-    images = pipe(**request, num_inference_steps=2, generator=rng, output_type="np").images
+    images = pipe(**pipe.example_request(), num_inference_steps=2, generator=rng, output_type="np").images
 print("sha256:" + hashlib.sha256(images.tobytes()).hexdigest())
 """
 
