@@ -278,6 +278,21 @@ def test_a_changed_card_is_left_alone_and_an_unchanged_one_brought_up_to_date(ru
     assert (folder / "README.md").read_text() == mine
 
 
+@pytest.mark.parametrize("vae", [lambda: tiny_autoencoder(Autoencoder), tiny_vae], ids=["plain", "of diffusers"])
+def test_an_autoencoder_without_a_prior_has_a_card_without_samples(vae, tmp_path):
+    AutoencoderPipeline(vae()).save_pretrained(tmp_path)
+    assert "# How to use it" in write_card(tmp_path, "mit").text
+    assert not (tmp_path / "samples.png").exists()
+
+
+def test_runs_of_earlier_versions_have_a_card_without_the_runs_before_them(run):
+    folder, base = run("guided"), run("unconditional")
+    earlier = CONFIG | {"guidance": {"for_model": str(base)}, "weights": {"for_model": "0123"}}
+    (folder / "training_config.json").write_text(json.dumps(earlier))
+    text = write_card(folder, "mit").text
+    assert PROVENANCE["command"] in text and "The diffusion model:" not in text
+
+
 def test_there_is_no_card_without_a_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model_index.json in it"):
         write_card(tmp_path, "mit")

@@ -9,6 +9,7 @@ from huggingface_hub import snapshot_download
 import hf_genmod
 from hf_genmod.checkpoints.reading import check_complete, download_checkpoint
 from hf_genmod.checkpoints.safety import check_component
+from hf_genmod.errors import first_line
 from hf_genmod.models.image_autoencoder import Autoencoder
 from hf_genmod.models.variational_autoencoder import VariationalAutoencoder
 from hf_genmod.pipelines.checkpoint import ImagePipeline
@@ -16,8 +17,8 @@ from hf_genmod.pipelines.checkpoint import ImagePipeline
 
 def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> ImagePipeline:
     """
-    Loads any checkpoint of this package, as the pipeline that it names, with the installed classes: no code of the
-    checkpoint is executed, and weights are read from safetensors only.
+    Loads a checkpoint of this package as the pipeline that its index names, with the installed classes: the code in
+    the checkpoint is not executed, and weights are read from safetensors only.
 
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
@@ -25,9 +26,9 @@ def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) ->
             `token`, `scheduler=...`, ...).
 
     Raises:
-        FileNotFoundError: If there is no checkpoint at the path, or a component lacks its weights.
-        ValueError: If the checkpoint is not one of this package, or asks for code, for files elsewhere or for more
-            memory than its weights take.
+        FileNotFoundError: If there is no checkpoint at the path, or the weights of a component are missing.
+        ValueError: If the checkpoint is not one of this package, or needs foreign code, files elsewhere or more memory
+            than its weights.
     """
     path = pretrained_model_name_or_path
     folder = path if os.path.isdir(path) else download_checkpoint(str(path), kwargs)
@@ -43,17 +44,17 @@ def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) ->
 
 def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> ModelMixin:
     """
-    Loads an autoencoder for a latent space: the `vae/` of a checkpoint, of this package or of diffusers, or one by
-    itself; as `load_pipeline`, without executing code or reading pickles.
+    Loads an autoencoder for latent diffusion: the `vae/` of a checkpoint of this package or of diffusers, or a folder
+    that holds an autoencoder alone. As in `load_pipeline`, no code is executed and no pickle is read.
 
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
         kwargs: As `from_pretrained` takes them (`torch_dtype`, `revision`, `token`, ...).
 
     Raises:
-        ValueError: If it asks for code, for files elsewhere or for more memory than its weights take.
-        FileNotFoundError: If there is none that is an [`Autoencoder`], [`VariationalAutoencoder`] or `AutoencoderKL`,
-            or it lacks its weights.
+        ValueError: If the autoencoder needs foreign code, files elsewhere or more memory than its weights.
+        FileNotFoundError: If the path has no [`Autoencoder`], [`VariationalAutoencoder`] or `AutoencoderKL`, or the
+            weights are missing.
     """
     path = str(pretrained_model_name_or_path)
     options = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in kwargs}
@@ -62,7 +63,7 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
         try:
             config = AutoencoderKL.load_config(path, subfolder=subfolder, **options)
         except OSError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             continue
         name = config.get("_class_name")
         if name not in known:
@@ -76,8 +77,7 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
             check_component(Path(folder, subfolder or ""), known[name])
             return known[name].from_pretrained(path, subfolder=subfolder, use_safetensors=True, **kwargs)
         except OSError as error:
-            reason = str(error).splitlines()[0]
-            raise FileNotFoundError(f"vae: the weights in {path!r} cannot be read ({reason})") from error
+            raise FileNotFoundError(f"vae: the weights in {path!r} cannot be read ({first_line(error)})") from error
     place = "" if os.path.isdir(path) else ", and no folder here"
     raise FileNotFoundError(
         f"vae: {path!r} is neither an autoencoder nor a checkpoint with one{place} ({reason}); give the folder "

@@ -111,10 +111,10 @@ def _draw_samples(facts: Facts):
         if drawn:
             shutil.copyfile(drawn[-1], file)
         return
-    is_without_prior = "unet" not in facts.configs and facts.index["vae"][1] == "AutoencoderKL"
-    if facts.factor or is_without_prior:  # an upsampler needs images of somebody
-        return
     pipeline = load_pipeline(facts.folder).to(processes().device)
+    request = pipeline.example_request()
+    if "image" in request or ("unet" not in facts.configs and not request):
+        return  # an upsampler, which enlarges given images, or an autoencoder without a prior
     pipeline.set_progress_bar_config(disable=True)
     draw_checkpoint(pipeline, facts.captions).save(file)
 
