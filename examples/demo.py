@@ -1,5 +1,5 @@
 """
-Samples a model that `train_cfg.py` trained on the embedded shapes, and checks every picture it draws.
+Samples a model of `train_cfg.py` on the embedded shapes, and checks every image.
 
     python examples/demo.py --model runs/shapes
 """
@@ -13,32 +13,42 @@ from diffusers.utils import make_image_grid
 
 from hf_genmod.data.shapes_checker import matches
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default="runs/shapes", help="Folder of the checkpoint.")
-parser.add_argument("--samples_per_class", type=int, default=25, help="Pictures drawn of each class.")
-parser.add_argument("--guidance_scale", type=float, default=2.0, help="γ of classifier-free guidance.")
-arguments = parser.parse_args()
 
-pipe = DiffusionPipeline.from_pretrained(arguments.model, trust_remote_code=True)
-if torch.accelerator.is_available():
-    pipe.to(torch.accelerator.current_accelerator())
-num_columns = min(8, arguments.samples_per_class)
-names = list(pipe.labels)
-right, rows = 0, []
-for name in names:
-    generator = torch.Generator().manual_seed(pipe.labels[name])
-    images = pipe(
-        [name] * arguments.samples_per_class, guidance_scale=arguments.guidance_scale, generator=generator
-    ).images
-    right += sum(matches(image, name) for image in images)
-    rows += images[:num_columns]
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="runs/shapes", help="Folder of the checkpoint.")
+    parser.add_argument("--samples_per_class", type=int, default=25, help="Images of each class.")
+    parser.add_argument(
+        "--guidance_scale", type=float, default=2.0, help="Guidance scale γ of classifier-free guidance."
+    )
+    arguments = parser.parse_args()
 
-grid = Path(arguments.model) / "samples" / "classes.png"
-grid.parent.mkdir(exist_ok=True)
-width, height = (4 * side for side in rows[0].size)
-make_image_grid(rows, len(names), num_columns).resize((num_columns * width, len(names) * height), 0).save(grid)
-total = len(names) * arguments.samples_per_class
-print(f"{right} of {total} samples ({right / total:.1%}) show the shape asked for, by the data set's exact checker")
-print(f"one row for each class, {', '.join(names)}: {grid}")
-print("to load the model, with this package installed or not:")
-print(f'    DiffusionPipeline.from_pretrained("{arguments.model}", trust_remote_code=True)')
+    pipe = DiffusionPipeline.from_pretrained(arguments.model, trust_remote_code=True)
+    if torch.accelerator.is_available():
+        pipe.to(torch.accelerator.current_accelerator())
+    num_columns = min(8, arguments.samples_per_class)
+    names = list(pipe.labels)
+    right, rows = 0, []
+    for name in names:
+        generator = torch.Generator().manual_seed(pipe.labels[name])
+        images = pipe(
+            [name] * arguments.samples_per_class, guidance_scale=arguments.guidance_scale, generator=generator
+        ).images
+        right += sum(matches(image, name) for image in images)
+        rows += images[:num_columns]
+
+    grid = Path(arguments.model) / "samples" / "classes.png"
+    grid.parent.mkdir(exist_ok=True)
+    width, height = (4 * side for side in rows[0].size)
+    make_image_grid(rows, len(names), num_columns).resize((num_columns * width, len(names) * height), 0).save(grid)
+    total = len(names) * arguments.samples_per_class
+    print(
+        f"{right} of {total} samples ({right / total:.1%}) show the shape asked for, by the data set's exact checker"
+    )
+    print(f"one row for each class, {', '.join(names)}: {grid}")
+    print("to load the model, with this package installed or not:")
+    print(f'    DiffusionPipeline.from_pretrained("{arguments.model}", trust_remote_code=True)')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,12 @@
 """
-Trains an autoencoder on pictures, by their reconstruction.
+Trains an autoencoder on images by their reconstruction.
 
     python examples/train_autoencoder.py --dataset path/to/folder --max_train_minutes 10
 """
 
 import dataclasses
+
+from transformers.hf_argparser import HfArg
 
 from hf_genmod import Autoencoder, AutoencoderPipeline, ReconstructionObjective, Trainer, TrainingConfig
 from hf_genmod.data.latents import with_statistics
@@ -16,11 +18,10 @@ from hf_genmod.recipes.run import run
 
 @dataclasses.dataclass
 class ReconstructionArguments:
-    loss: str = dataclasses.field(default="mse", metadata={"help": "Of the pixels: 'mse' or 'l1'."})
-    mask: float = dataclasses.field(
-        default=0.0,
-        metadata={"help": "Part of each picture that the encoder does not see, for better features."},
-    )
+    """Reconstruction."""
+
+    loss: str = HfArg(default="mse", help="Loss of the pixels: 'mse' or 'l1'.")
+    mask: float = HfArg(default=0.0, help="Share of each image that is masked for the encoder, for better features.")
 
 
 def main(
@@ -29,17 +30,17 @@ def main(
     reconstruction: ReconstructionArguments,
     config: TrainingConfig,
 ) -> Trainer:
-    dataset, held_out = data.load()
-    return Trainer(
-        autoencoder.make_autoencoder(Autoencoder, dataset, config.seed),
-        ReconstructionObjective(reconstruction.loss, mask=reconstruction.mask),
-        dataset,
-        config,
-        make_pipeline=lambda model: AutoencoderPipeline(with_statistics(model, dataset), dataset.value_range),
-        load=AutoencoderPipeline.from_pretrained,
-        draw_samples=lambda pipeline: draw_reconstructions(pipeline, held_out or dataset, prior="fitted"),
-        validation_dataset=held_out,
-    )
+    pictures, held_out = data.load()
+    model = autoencoder.make_autoencoder(Autoencoder, pictures, config.seed)
+    objective = ReconstructionObjective(reconstruction.loss, mask=reconstruction.mask)
+
+    def make_pipeline(model):
+        return AutoencoderPipeline(with_statistics(model, pictures), pictures.value_range)
+
+    def draw_samples(pipeline):
+        return draw_reconstructions(pipeline, held_out or pictures, prior="fitted")
+
+    return Trainer(model, objective, pictures, config, make_pipeline, draw_samples, held_out)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,38 @@
 """
-Trains a class-conditional diffusion model with classifier-free guidance on labelled pictures.
+Trains a class-conditional diffusion model with classifier-free guidance on labelled images.
 
     python examples/train_cfg.py --dataset path/to/folder --max_train_minutes 30
 """
 
-import dataclasses
-
 from hf_genmod import ClassifierFreeGuidedPipeline, DenoisingObjective, Trainer, TrainingConfig
 from hf_genmod.drawing.grids import class_rows
+from hf_genmod.recipes.arguments import GuidanceArguments
 from hf_genmod.recipes.networks import ModelArguments
 from hf_genmod.recipes.pictures import DataArguments
 from hf_genmod.recipes.run import run
 
 
-@dataclasses.dataclass
-class GuidanceArguments:
-    condition_dropout: float = dataclasses.field(
-        default=0.1, metadata={"help": "How often a label is left out, so that the model learns to do without."}
-    )
-    guidance_scale: float = dataclasses.field(default=2.0, metadata={"help": "γ of the samples drawn while training."})
-
-
 def main(data: DataArguments, model: ModelArguments, guidance: GuidanceArguments, config: TrainingConfig) -> Trainer:
-    dataset, held_out = data.load(require_labels=True, vae=model.vae, mirrored=config.horizontal_flip)
-    unet = model.make_unet(dataset, num_classes=len(dataset.label_names), seed=config.seed)
+    pictures, held_out = data.load(model.vae, config.horizontal_flip, require_labels=True)
+    return make_trainer(pictures, held_out, model, guidance, config)
+
+
+def make_trainer(
+    pictures, held_out, model: ModelArguments, guidance: GuidanceArguments, config: TrainingConfig
+) -> Trainer:
+    unet = model.make_unet(pictures, len(pictures.label_names), config.seed)
     scheduler = model.make_scheduler()
-    sampler = model.make_sampler(scheduler, dataset)
+    sampler = model.make_sampler(scheduler, pictures)
     objective = DenoisingObjective(scheduler, unet.null_label, model.weighting, guidance.condition_dropout)
-    return Trainer(
-        unet,
-        objective,
-        dataset,
-        config,
-        make_pipeline=lambda unet: ClassifierFreeGuidedPipeline(
-            unet, sampler, dataset.vae, id2label=dict(enumerate(dataset.label_names)), value_range=dataset.value_range
-        ),
-        draw_samples=lambda pipeline: class_rows(pipeline, guidance_scale=guidance.guidance_scale),
-        validation_dataset=held_out,
-    )
+
+    def make_pipeline(unet):
+        id2label = dict(enumerate(pictures.label_names))
+        return ClassifierFreeGuidedPipeline(unet, sampler, pictures.vae, id2label, pictures.value_range)
+
+    def draw_samples(pipeline):
+        return class_rows(pipeline, guidance_scale=guidance.guidance_scale)
+
+    return Trainer(unet, objective, pictures, config, make_pipeline, draw_samples, held_out)
 
 
 if __name__ == "__main__":

@@ -1,67 +1,58 @@
 """
-Trains a classifier of noisy pictures for a diffusion model, which it then guides; the result is a checkpoint of both.
+Trains a classifier of noisy images to guide a diffusion model. The checkpoint holds both.
 
     python examples/train_classifier.py --for_model runs/model --dataset path/to/folder --max_train_minutes 4
 """
 
+import copy
 import dataclasses
 from pathlib import Path
 
-from diffusers import DPMSolverMultistepScheduler
+from transformers.hf_argparser import HfArg
 
 from hf_genmod import ClassifierGuidedPipeline, NoisyClassificationObjective, Trainer, TrainingConfig, load_pipeline
 from hf_genmod.data.encoding import weights_fingerprint
 from hf_genmod.drawing.grids import class_rows
 from hf_genmod.evaluation.recognition import report_accuracy
-from hf_genmod.recipes.networks import NetworkArguments
+from hf_genmod.recipes.networks import NetworkArguments, sampler_with_classifier
 from hf_genmod.recipes.pictures import DataArguments
 from hf_genmod.recipes.run import run
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
-from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
 
 
 @dataclasses.dataclass
-class GuidanceArguments:
-    for_model: str = dataclasses.field(
-        metadata={"help": "The diffusion model: the folder of its run, or its id.", "built_on": "diffusion model"}
+class ClassifierArguments:
+    """Diffusion model and guidance."""
+
+    for_model: str = HfArg(
+        help="Diffusion model to guide: the folder of its run, or its id.", metadata={"built_on": "diffusion model"}
     )
-    classifier_scale: float = dataclasses.field(
-        default=2.0, metadata={"help": "Strength s of the guidance of the samples drawn while training."}
-    )
+    classifier_scale: float = HfArg(default=2.0, help="Guidance scale s of the samples drawn during training.")
 
 
 def main(
-    data: DataArguments, guidance: GuidanceArguments, network: NetworkArguments, config: TrainingConfig
+    data: DataArguments, guidance: ClassifierArguments, network: NetworkArguments, config: TrainingConfig
 ) -> Trainer:
     model = load_pipeline(guidance.for_model)
-    dataset, held_out = data.load_for(model, mirrored=config.horizontal_flip)
+    pictures, held_out = data.training_pictures_for(model, config.horizontal_flip, hold_out=True, require_labels=True)
     scheduler = AncestralDDPMScheduler.from_config(model.scheduler.config)
-    # Guided steps of second order overshoot.
-    few_steps = isinstance(model.scheduler, FewStepDDPMScheduler)
-    sampler = (DPMSolverMultistepScheduler if few_steps else type(model.scheduler)).from_config(
-        model.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=1, use_lu_lambdas=few_steps
-    )
-    classifier = network.make_classifier(dataset, scheduler, seed=config.seed)
-    return Trainer(
-        classifier,
-        NoisyClassificationObjective(scheduler),
-        dataset,
-        config,
-        make_pipeline=lambda classifier: ClassifierGuidedPipeline(
-            model.unet,
-            classifier,
-            sampler,
-            dataset.vae,
-            id2label=dict(enumerate(dataset.label_names)),
-            value_range=dataset.value_range,
-        ).to(classifier.device),
-        draw_samples=lambda pipeline: class_rows(pipeline, classifier_scale=guidance.classifier_scale),
-        validation_dataset=held_out,
-        finish=lambda pipeline: report_accuracy(
-            pipeline.classifier, scheduler, held_out, Path(config.output_dir) / "accuracy.png"
-        ),
-        depends_on={"unet": weights_fingerprint(model.unet)},
-    )
+    sampler = sampler_with_classifier(model.scheduler)
+    classifier = network.make_classifier(pictures, scheduler, config.seed)
+    objective = NoisyClassificationObjective(scheduler)
+
+    def make_pipeline(classifier):
+        parts = model.unet, classifier, sampler, pictures.vae, dict(enumerate(pictures.label_names))
+        return ClassifierGuidedPipeline(*parts, pictures.value_range).to(classifier.device)
+
+    def draw_samples(pipeline):
+        return class_rows(pipeline, classifier_scale=guidance.classifier_scale)
+
+    def finish(pipeline):
+        report_accuracy(pipeline.classifier, scheduler, held_out, Path(config.output_dir, "accuracy.png"))
+
+    make_pipeline(copy.deepcopy(classifier))  # raises if classifier and diffusion model do not fit
+    at_end = {"finish": finish, "depends_on": {"for_model": weights_fingerprint(model.unet)}}
+    return Trainer(classifier, objective, pictures, config, make_pipeline, draw_samples, held_out, **at_end)
 
 
 if __name__ == "__main__":

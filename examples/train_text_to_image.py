@@ -1,15 +1,17 @@
 """
-Trains a text-to-image model on captioned pictures: those of a folder with a metadata.jsonl of lines such as
-{"file_name": "1.png", "text": "a cat on a sofa"}, or of a data set with a column "text" or "caption".
+Trains a text-to-image model on images with captions, such as a folder with a metadata.jsonl.
 
     python examples/train_text_to_image.py --dataset path/to/folder --resolution 32 --max_train_minutes 60
 """
 
 import dataclasses
 
+from transformers.hf_argparser import HfArg
+
 from hf_genmod import DenoisingObjective, TextToImagePipeline, Trainer, TrainingConfig
 from hf_genmod.data.captions import FrozenText, Tokens, all_captions
 from hf_genmod.drawing.grids import caption_rows
+from hf_genmod.recipes.arguments import GuidanceArguments
 from hf_genmod.recipes.networks import ModelArguments
 from hf_genmod.recipes.pictures import CaptionedDataArguments
 from hf_genmod.recipes.run import run
@@ -17,53 +19,41 @@ from hf_genmod.training.text_encoder import TextConditionedUNet, load_text_encod
 
 
 @dataclasses.dataclass
-class TextArguments:
-    text_encoder: str = dataclasses.field(
-        default="scratch",
-        metadata={
-            "help": "'scratch', a tokenizer and a small text encoder that learn from the captions; or a pretrained "
-            "one, which stays as it is: a folder, or an id on the Hub."
-        },
+class TextArguments(GuidanceArguments):
+    """Text encoder and guidance."""
+
+    text_encoder: str = HfArg(
+        default="scratch", help="'scratch', or a pretrained one that stays frozen: a folder or id."
     )
-    condition_dropout: float = dataclasses.field(
-        default=0.1, metadata={"help": "How often a caption is left out, so that the model learns to do without."}
-    )
-    guidance_scale: float = dataclasses.field(default=3.0, metadata={"help": "γ of the samples drawn while training."})
+    guidance_scale: float = HfArg(default=3.0, help="Guidance scale γ of the samples drawn during training.")
 
 
 def main(data: CaptionedDataArguments, model: ModelArguments, text: TextArguments, config: TrainingConfig) -> Trainer:
-    dataset, held_out = data.load(vae=model.vae, mirrored=config.horizontal_flip, require_captions=True)
-    captions = all_captions(dataset, held_out)
-    shown = captions[:: -(-len(captions) // 8)]
-    learns_along = text.text_encoder == "scratch"
-    if learns_along:
-        tokenizer = train_tokenizer(all_captions(dataset))
+    pictures, held_out = data.load(model.vae, config.horizontal_flip, require_captions=True)
+    captions = all_captions(pictures, held_out)
+    is_trained = text.text_encoder == "scratch"
+    if is_trained:
+        tokenizer = train_tokenizer(all_captions(pictures))
         text_encoder = make_text_encoder(tokenizer, seed=config.seed)
-        of_captions = Tokens(tokenizer, text_encoder)
+        condition = Tokens(tokenizer, text_encoder)
     else:
         tokenizer, text_encoder = load_text_encoder(text.text_encoder)
-        of_captions = FrozenText(captions, tokenizer, text_encoder)
-    unet = model.make_unet(dataset, seed=config.seed, cross_attention_dim=text_encoder.config.hidden_size)
-    network = TextConditionedUNet(unet, text_encoder) if learns_along else unet
+        condition = FrozenText(captions, tokenizer, text_encoder)
+    unet = model.make_unet(pictures, seed=config.seed, cross_attention_dim=text_encoder.config.hidden_size)
+    network = TextConditionedUNet(unet, text_encoder) if is_trained else unet
     scheduler = model.make_scheduler()
-    sampler = model.make_sampler(scheduler, dataset)
+    sampler = model.make_sampler(scheduler, pictures)
+    objective = DenoisingObjective(scheduler, None, model.weighting, text.condition_dropout, text=condition)
 
     def make_pipeline(network):
-        models = (network.unet, network.text_encoder) if learns_along else (network, text_encoder)
-        return TextToImagePipeline(*models, tokenizer, sampler, dataset.vae, dataset.value_range)
+        models = (network.unet, network.text_encoder) if is_trained else (network, text_encoder)
+        return TextToImagePipeline(*models, tokenizer, sampler, pictures.vae, pictures.value_range)
 
-    return Trainer(
-        network,
-        DenoisingObjective(
-            scheduler, weighting=model.weighting, condition_dropout=text.condition_dropout, text=of_captions
-        ),
-        dataset,
-        config,
-        make_pipeline,
-        draw_samples=lambda pipeline: caption_rows(pipeline, shown, guidance_scale=text.guidance_scale),
-        validation_dataset=held_out,
-        depends_on=None if learns_along else {"text_encoder": of_captions.fingerprint},
-    )
+    def draw_samples(pipeline):
+        return caption_rows(pipeline, captions[:: -(-len(captions) // 8)], guidance_scale=text.guidance_scale)
+
+    depends_on = {} if is_trained else {"text_encoder": condition.fingerprint}
+    return Trainer(network, objective, pictures, config, make_pipeline, draw_samples, held_out, depends_on=depends_on)
 
 
 if __name__ == "__main__":

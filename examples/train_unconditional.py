@@ -14,19 +14,19 @@ from hf_genmod.recipes.run import run
 
 
 def main(data: DataArguments, model: ModelArguments, config: TrainingConfig) -> Trainer:
-    dataset, held_out = data.load(vae=model.vae, mirrored=config.horizontal_flip)
-    unet = model.make_unet(dataset, seed=config.seed)
+    pictures, held_out = data.load(model.vae, config.horizontal_flip)
+    unet = model.make_unet(pictures, seed=config.seed)
     scheduler = model.make_scheduler()
-    sampler = model.make_sampler(scheduler, dataset)
-    return Trainer(
-        unet,
-        DenoisingObjective(scheduler, weighting=model.weighting),
-        dataset,
-        config,
-        make_pipeline=lambda unet: UnconditionalPipeline(unet, sampler, dataset.vae, value_range=dataset.value_range),
-        draw_samples=lambda pipeline: make_image_grid(draw_images(pipeline, count=64), rows=8, cols=8),
-        validation_dataset=held_out,
-    )
+    sampler = model.make_sampler(scheduler, pictures)
+    objective = DenoisingObjective(scheduler, weighting=model.weighting)
+
+    def make_pipeline(unet):
+        return UnconditionalPipeline(unet, sampler, pictures.vae, value_range=pictures.value_range)
+
+    def draw_samples(pipeline):
+        return make_image_grid(draw_images(pipeline, count=64), rows=8, cols=8)
+
+    return Trainer(unet, objective, pictures, config, make_pipeline, draw_samples, held_out)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """
-Trains a diffusion model that makes small pictures larger, from large pictures alone.
+Trains a diffusion model that enlarges small images, from large images alone. Without --attention_levels it has no
+self-attention, so that it takes images of any size.
 
     python examples/train_upsampler.py --dataset path/to/folder --resolution 64 --factor 4 --max_train_minutes 30
 """
@@ -7,78 +8,51 @@ Trains a diffusion model that makes small pictures larger, from large pictures a
 import dataclasses
 import math
 
+from transformers.hf_argparser import HfArg
+
 from hf_genmod import DenoisingObjective, SuperResolutionPipeline, Trainer, TrainingConfig
 from hf_genmod.drawing.grids import draw_enlarged
-from hf_genmod.objectives.upsampling import ConditioningAugmentation
+from hf_genmod.objectives.upsampling import SmallPictures
+from hf_genmod.recipes.arguments import ConditioningArguments
 from hf_genmod.recipes.networks import DiffusionArguments
-from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.recipes.pictures import DataArguments, crop_size_for
 from hf_genmod.recipes.run import run
 
 
 @dataclasses.dataclass
-class ConvolutionalArguments(DiffusionArguments):
-    attention_levels: list[int] = dataclasses.field(
-        default_factory=list,
-        metadata={"help": "Levels with self-attention, from 0; by default none, for pictures of any size."},
-    )
+class UpsamplerArguments(ConditioningArguments):
+    """Upsampling and conditioning."""
 
-
-@dataclasses.dataclass
-class UpsamplerArguments:
-    factor: int = dataclasses.field(
-        default=2, metadata={"help": "How many times higher and wider pictures become: 2, 4 or 8."}
-    )
-    crop_size: int | None = dataclasses.field(
-        default=None, metadata={"help": "Size of the part of a picture that a step sees; by default 64, or the whole."}
-    )
-    max_noise_level: int = dataclasses.field(
-        default=250, metadata={"help": "Most noise, in timesteps, that is put into the small pictures; 0 puts none."}
-    )
-    with_labels: bool = dataclasses.field(default=False, metadata={"help": "Tell the model the class of a picture."})
-    condition_dropout: float = dataclasses.field(
-        default=0.1, metadata={"help": "How often a label is left out, so that the model learns to do without."}
-    )
-
-    def small_pictures(self, scheduler, dataset, unet) -> ConditioningAugmentation:
-        (height, width), least = dataset.resolution, math.lcm(self.factor, unet.size_factor)
-        if self.factor not in (2, 4, 8):
-            raise ValueError(f"factor: {self.factor} is not one of 2, 4, 8")
-        if height % self.factor or width % self.factor:
-            fitting = "x".join(str(-(-length // least) * least) for length in dataset.resolution)
-            raise ValueError(f"factor: {self.factor} does not divide {height}x{width}; give --resolution {fitting}")
-        crop_size = self.crop_size or (-(-64 // least) * least if min(height, width) > 64 else None)
-        if crop_size and (crop_size % least or crop_size > min(height, width)):
-            raise ValueError(f"crop_size: {crop_size} is not a multiple of {least} up to {min(height, width)}")
-        return ConditioningAugmentation(scheduler, self.factor, self.max_noise_level, crop_size)
+    factor: int = HfArg(default=2, help="Height of the images divided by that of the small images: 2, 4 or 8.")
+    crop_size: int | None = HfArg(default=None, help="Side of a random crop in each step. Default: 64, or no crop.")
+    max_noise_level: int = HfArg(default=250, help="Largest noise level of the small images, in timesteps.")
+    with_labels: bool = HfArg(default=False, help="Condition the model on the class label, too.")
 
 
 def main(
-    data: DataArguments, model: ConvolutionalArguments, upsampler: UpsamplerArguments, config: TrainingConfig
+    data: DataArguments, model: DiffusionArguments, upsampler: UpsamplerArguments, config: TrainingConfig
 ) -> Trainer:
-    dataset, held_out = data.load_in_pixels(require_labels=upsampler.with_labels)
-    label_names = dataset.label_names if upsampler.with_labels else None
-    unet = model.make_unet(
-        dataset, label_names and len(label_names), config.seed, conditioning_channels=dataset.channels
-    )
+    pictures, held_out = data.load(require_labels=upsampler.with_labels)
+    names = pictures.label_names if upsampler.with_labels else []
+    model.attention_levels = model.attention_levels or []
+    unet = model.make_unet(pictures, len(names) or None, config.seed, conditioning_channels=pictures.channels)
     scheduler = model.make_scheduler()
-    sampler = model.make_sampler(scheduler, dataset)
-    small = upsampler.small_pictures(scheduler, dataset, unet)
-    return Trainer(
-        unet,
-        DenoisingObjective(scheduler, unet.null_label, model.weighting, upsampler.condition_dropout, small=small),
-        dataset,
-        config,
-        make_pipeline=lambda unet: SuperResolutionPipeline(
-            unet,
-            sampler,
-            id2label=label_names and dict(enumerate(label_names)),
-            factor=small.factor,
-            max_noise_level=small.max_noise_level,
-            value_range=dataset.value_range,
-        ),
-        draw_samples=lambda pipeline: draw_enlarged(pipeline, held_out or dataset),
-        validation_dataset=held_out,
+    sampler = model.make_sampler(scheduler, pictures)
+    multiple = math.lcm(upsampler.factor, unet.size_factor)
+    crop_size = crop_size_for(pictures.resolution, upsampler.factor, multiple, upsampler.crop_size)
+    small = SmallPictures(scheduler, upsampler.factor, upsampler.max_noise_level, crop_size)
+    objective = DenoisingObjective(
+        scheduler, unet.null_label, model.weighting, upsampler.condition_dropout, small=small
     )
+
+    def make_pipeline(unet):
+        factors = upsampler.factor, upsampler.max_noise_level
+        return SuperResolutionPipeline(unet, sampler, dict(enumerate(names)) or None, *factors, pictures.value_range)
+
+    def draw_samples(pipeline):
+        return draw_enlarged(pipeline, held_out or pictures)
+
+    return Trainer(unet, objective, pictures, config, make_pipeline, draw_samples, held_out)
 
 
 if __name__ == "__main__":

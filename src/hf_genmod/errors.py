@@ -13,6 +13,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def shortened(names: list[str]) -> str:
+    """The first five names of a list, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 @contextlib.contextmanager
 def one_line_errors(errors=(ValueError, OSError), status: int = 2):
     """

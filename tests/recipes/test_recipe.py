@@ -41,26 +41,26 @@ def painted(*levels):
      ((30, 30), 2, (144,)), ((15, 15), 1, (144,))],
 )  # fmt: skip
 def test_the_default_unet_fits_the_pictures(resolution, patch_size, widths):
-    unet = ModelArguments().make_unet(pictures(resolution, channels=1))
+    unet = ModelArguments().make_unet(blank(resolution, channels=1))
     assert (unet.config.patch_size, unet.config.block_out_channels) == (patch_size, widths)
     assert unet(torch.zeros(2, 1, *resolution), 5).sample.shape == (2, 1, *resolution)
 
 
 @pytest.mark.parametrize("widths", [[64, 128], [32, 64, 96], [48], [40, 80], [24], [160, 320]])
 def test_any_widths_are_normalised_in_large_groups(widths):
-    config = ModelArguments(block_out_channels=widths).make_unet(pictures((16, 16))).config
+    config = ModelArguments(block_out_channels=widths).make_unet(blank((16, 16))).config
     assert all(width % (16 * config.norm_num_groups) == 0 for width in widths) or config.norm_num_groups == 1
 
 
 def test_the_same_seed_makes_the_same_unet():
-    first, again, other = (ModelArguments().make_unet(pictures((8, 8)), seed=seed) for seed in (0, 0, 1))
+    first, again, other = (ModelArguments().make_unet(blank((8, 8)), seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.conv_in.weight, again.conv_in.weight)
     assert not torch.equal(first.conv_in.weight, other.conv_in.weight)
 
 
 def test_a_learned_variance_doubles_the_outputs_and_is_known_to_the_scheduler():
     model = ModelArguments(learn_variance=True)
-    assert model.make_unet(pictures((16, 16))).config.out_channels == 6
+    assert model.make_unet(blank((16, 16))).config.out_channels == 6
     assert model.make_scheduler().config.variance_type == "learned_range"
 
 
@@ -117,9 +117,9 @@ def test_a_learned_variance_is_sampled_with_by_algorithm_2():
 
 def test_sizes_that_cannot_be_halved_and_levels_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="resolution 30x30: .* such as 24x24 or 32x32"):
-        ModelArguments(block_out_channels=[32, 64, 64]).make_unet(pictures((30, 30)))
+        ModelArguments(block_out_channels=[32, 64, 64]).make_unet(blank((30, 30)))
     with pytest.raises(ValueError, match="attention_levels: 3 is not one of the levels 0 to 2"):
-        ModelArguments(attention_levels=[3]).make_unet(pictures((32, 32)))
+        ModelArguments(attention_levels=[3]).make_unet(blank((32, 32)))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_attention_is_where_kernels_do_not_see_the_picture_and_where_a_text_come
     for has_text, expected in ((False, levels), (True, levels_with_text)):
         attention_levels = model.architecture(pictures(resolution), has_text)["attention_levels"]
         assert [level for level, has_attention in enumerate(attention_levels) if has_attention] == expected
-    text = model.make_unet(pictures(resolution), cross_attention_dim=8)
+    text = model.make_unet(blank(resolution), cross_attention_dim=8)
     assert any("cross_attention" in name for name, _ in text.named_modules())
 
 

@@ -17,6 +17,12 @@ class LabelledDataset(torch.utils.data.Dataset):
         fingerprint (`str`): Hash of all that the data set returns, the same in every process and run.
     """
 
+    @property
+    def classes_without_images(self) -> list[str]:
+        """The names of the classes of which there is no image."""
+        seen = set(self.labels.tolist())
+        return [name for label, name in enumerate(self.label_names) if label not in seen]
+
     def with_labels(self, labels: torch.Tensor, label_names: list[str]):
         """A copy with other labels."""
         return self._with(labels=labels, label_names=label_names)

@@ -10,10 +10,10 @@ from torch import Tensor
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.randomness import BatchRandom
 from hf_genmod.drawing.curves import draw_accuracy
+from hf_genmod.errors import shortened
 from hf_genmod.evaluation.estimates import Share
 from hf_genmod.evaluation.features import FeatureClassifier, extract_features
 from hf_genmod.models.noisy_classifier import NoisyImageClassifier
-from hf_genmod.recipes.pictures import _shortened, _unseen
 
 
 def recognised_share(predictions: Tensor, labels: Tensor | Sequence[int]) -> Share:
@@ -81,9 +81,9 @@ def accuracy_by_noise_level(classifier, scheduler, dataset, num_levels: int = 11
 def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: PictureDataset, file: Path):
     """Prints how often a classifier is right about held-out pictures at each noise level, and draws the curve."""
     levels = accuracy_by_noise_level(classifier, scheduler, held_out)
-    absent = _unseen(held_out)
+    absent = held_out.classes_without_images
     if absent:
-        print(f"no picture of {_shortened(absent)} is held out: how well it is recognised is not known")
+        print(f"no picture of {shortened(absent)} is held out: how well it is recognised is not known")
     print("   t   noise level σ   accuracy")
     for level in levels:
         print(f"{level['t']:4}{level['sigma']:16.3g}   {level['accuracy']}")

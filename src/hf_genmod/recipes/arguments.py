@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import get_token
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from hf_genmod.errors import first_line
 from hf_genmod.sharing.model_card import check_license
@@ -24,9 +25,8 @@ _NOT_REPEATED = ("push_to_hub", "hub_model_id", "hub_private_repo")
 class ConditioningArguments:
     """Conditioning."""
 
-    condition_dropout: float = dataclasses.field(
-        default=0.1,
-        metadata={"help": "Probability that a training step drops the label or caption of an image."},
+    condition_dropout: float = HfArg(
+        default=0.1, help="Probability that a training step drops the label or caption of an image."
     )
 
 
@@ -34,35 +34,30 @@ class ConditioningArguments:
 class GuidanceArguments(ConditioningArguments):
     """Conditioning and guidance."""
 
-    guidance_scale: float = dataclasses.field(
-        default=2.0, metadata={"help": "Guidance scale γ of the samples drawn during training."}
-    )
+    guidance_scale: float = HfArg(default=2.0, help="Guidance scale γ of the samples drawn during training.")
 
 
 @dataclasses.dataclass
 class SharingArguments:
     """Model card and Hub."""
 
-    license: str | None = dataclasses.field(
+    license: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Licence of the model, such as 'mit'. With a licence, the run ends with a model card.",
-            "may_change": True,
-        },
+        help="Licence of the model, such as 'mit'. With a licence, the run ends with a model card.",
+        metadata={"may_change": True},
     )
-    push_to_hub: bool = dataclasses.field(
+    push_to_hub: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Push the checkpoint and its card to the Hub at the end. Needs --license.",
-            "may_change": True,
-        },
+        help="Push the checkpoint and its card to the Hub at the end. Needs --license.",
+        metadata={"may_change": True},
     )
-    hub_model_id: str | None = dataclasses.field(
+    hub_model_id: str | None = HfArg(
         default=None,
-        metadata={"help": "Repository to push to. By default it has the name of output_dir.", "may_change": True},
+        help="Repository to push to. Default: the name of output_dir.",
+        metadata={"may_change": True},
     )
-    hub_private_repo: bool = dataclasses.field(
-        default=False, metadata={"help": "Create the repository as a private one.", "may_change": True}
+    hub_private_repo: bool = HfArg(
+        default=False, help="Create the repository as a private one.", metadata={"may_change": True}
     )
 
     def __post_init__(self):

@@ -1,21 +1,21 @@
-"""The arguments that choose a network, and its defaults."""
+"""The arguments that choose a network and a diffusion process, and their defaults."""
 
 import dataclasses
 import math
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
+from transformers.hf_argparser import HfArg
 
 from hf_genmod.data.latents import LatentDataset
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.data.value_range import to_model_range
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.models.noisy_classifier import NoisyImageClassifier
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
 
-# What a classifier records of the process whose noise it has seen.
+# The settings of a noise schedule, which a classifier of noisy images records.
 NOISE_SCHEDULE = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
 )  # fmt: skip
@@ -23,64 +23,59 @@ NOISE_SCHEDULE = (
 
 @dataclasses.dataclass
 class NetworkArguments:
-    """Which network. Each is a flag of the training examples."""
+    """Network."""
 
-    patch_size: int | None = dataclasses.field(
+    patch_size: int | None = HfArg(
         default=None,
-        metadata={
-            "help": "Squares of pixels folded into channels; by default 2 where the size is even, 1 for latents."
-        },
+        help="Side of the squares of pixels that are folded into channels. Default: 2 if the size is even, else 1.",
     )
-    block_out_channels: list[int] | None = dataclasses.field(
-        default=None, metadata={"help": "Width of each level; by default the last of 48 96 144 that the size allows."}
-    )
-    layers_per_block: int = dataclasses.field(default=1, metadata={"help": "Blocks per level."})
-    attention_levels: list[int] | None = dataclasses.field(
+    block_out_channels: list[int] | None = HfArg(
         default=None,
-        metadata={
-            "help": "Levels with self-attention, from 0; by default the lowest, or none if that is of at most 2x2 "
-            "positions, as its kernels see them all. With a text, which comes in there, the lowest of more than one."
-        },
+        help="Channels of each level. Default: the last of 48 96 144, one more for each time the size halves.",
     )
-    fourier_frequencies: list[float] | None = dataclasses.field(
+    layers_per_block: int = HfArg(default=1, help="Residual blocks per level.")
+    attention_levels: list[int] | None = HfArg(
         default=None,
-        metadata={
-            "help": "Frequencies of the sines and cosines of the pixels that the network sees beside them; by default "
-            "2 and 8, and none for latents."
-        },
+        help="Levels with self-attention, counted from 0. Default: the lowest level, or none if it has at most 2x2 "
+        "positions; with text, the lowest level of more than one position.",
     )
-    dropout: float = dataclasses.field(default=0.0, metadata={"help": "Dropout in the residual blocks."})
+    fourier_frequencies: list[float] | None = HfArg(
+        default=None,
+        help="Frequencies of the sines and cosines of the pixels in the input. Default: 2 and 8; for latents, none.",
+    )
+    dropout: float = HfArg(default=0.0, help="Dropout in the residual blocks.")
 
-    def architecture(self, dataset: PictureDataset, has_text: bool = False) -> dict:
+    def architecture(
+        self, channels: int, resolution: tuple[int, int], is_latent: bool, has_text: bool = False
+    ) -> dict:
         """
-        The config of a network for pictures of the data set's size: pixels are folded 2x2 into channels where the size
-        is even, and it has as many levels, up to three, as the size can be halved.
+        The config of a network for images or latents of one size. By default, pixels are folded 2x2 into channels if
+        the size is even, and there are up to three levels, as many as the size can be halved.
         """
-        in_pixels = dataset.vae is None
-        patch_size = self.patch_size or (
-            2 if in_pixels and not any(length % 2 for length in dataset.resolution) else 1
-        )
+        patch_size = self.patch_size
+        if patch_size is None:
+            patch_size = 1 if is_latent or any(length % 2 for length in resolution) else 2
         frequencies = self.fourier_frequencies
         if frequencies is None:
-            frequencies = (2.0, 8.0) if in_pixels else ()
+            frequencies = () if is_latent else (2.0, 8.0)
         widths = self.block_out_channels
         if widths is None:
-            size = math.gcd(*dataset.resolution) // patch_size
+            size = math.gcd(*resolution) // patch_size
             num_levels = 3 if size % 4 == 0 else 2 if size % 2 == 0 else 1
             widths = (48, 96, 144)[-num_levels:]
         attention_levels = self.attention_levels
         if attention_levels is None:
-            sides = [max(dataset.resolution) // (patch_size * 2**level) for level in range(len(widths))]
+            sides = [max(resolution) // (patch_size * 2**level) for level in range(len(widths))]
             attention_levels = [max((level for level, side in enumerate(sides) if side > 1), default=0)]
-            if sides[-1] <= 2 and not has_text:
+            if sides[-1] <= 2 and not has_text:  # the kernels of convolutions cover all positions
                 attention_levels = []
         unknown = [level for level in attention_levels if not 0 <= level < len(widths)]
         if unknown:
             raise ValueError(f"attention_levels: {unknown[0]} is not one of the levels 0 to {len(widths) - 1}")
         base = math.gcd(*widths)
         return {
-            "sample_size": tuple(dataset.resolution),
-            "in_channels": dataset.channels,
+            "sample_size": tuple(resolution),
+            "in_channels": channels,
             "block_out_channels": tuple(widths),
             "layers_per_block": self.layers_per_block,
             "attention_levels": tuple(level in attention_levels for level in range(len(widths))),
@@ -92,58 +87,52 @@ class NetworkArguments:
         }
 
     def make_classifier(
-        self, dataset: PictureDataset, scheduler: AncestralDDPMScheduler, seed: int = 0
+        self, pictures: PictureDataset | LatentDataset, scheduler: AncestralDDPMScheduler, seed: int = 0
     ) -> NoisyImageClassifier:
-        """A classifier of the data set's pictures under the scheduler's noise."""
-        torch.manual_seed(seed)
+        """A classifier of the images of a data set with the noise of a scheduler."""
+        architecture = self.architecture(pictures.channels, pictures.resolution, pictures.vae is not None)
         schedule = {key: value for key, value in scheduler.config.items() if key in NOISE_SCHEDULE}
-        return NoisyImageClassifier(
-            **self.architecture(dataset), num_classes=len(dataset.label_names), noise_schedule=schedule
-        )
+        torch.manual_seed(seed)
+        return NoisyImageClassifier(**architecture, num_classes=len(pictures.label_names), noise_schedule=schedule)
 
 
 @dataclasses.dataclass
 class AutoencoderArguments:
-    """Which autoencoder. Each is a flag of the training examples."""
+    """Autoencoder."""
 
-    latent_channels: int = dataclasses.field(
-        default=8, metadata={"help": "Channels of the latents, or with --vector_latents their number."}
-    )
-    downsampling_factor: int | None = dataclasses.field(
+    latent_channels: int = HfArg(default=8, help="Channels of the latents. With --vector_latents, their length.")
+    downsampling_factor: int | None = HfArg(
         default=None,
-        metadata={
-            "help": "How many times higher and wider than the latents a picture is: 1, 2, 4, 8, ...; by default 4, "
-            "from 64 pixels on 8 where it divides them, and with --vector_latents the most up to 8 that does."
-        },
+        help="Height of the images divided by that of the latents: 1, 2, 4, 8, ... Default: 4; 8 from 64 pixels on if "
+        "that divides the size; with --vector_latents, the largest factor up to 8 that divides the size.",
     )
-    vector_latents: bool = dataclasses.field(
-        default=False, metadata={"help": "Make each picture a vector, instead of a small feature map."}
-    )
-    autoencoder_channels: list[int] | None = dataclasses.field(
-        default=None,
-        metadata={"help": "Width of each level; by default 48, 96 for feature maps up to 16 high, 144 up to 8."},
+    vector_latents: bool = HfArg(default=False, help="Make the latent of an image a vector instead of a feature map.")
+    autoencoder_channels: list[int] | None = HfArg(
+        default=None, help="Channels of each level. Default: 48; 96 in feature maps up to 16 high, 144 up to 8."
     )
 
-    def make_autoencoder(self, kind: type[ImageAutoencoder], dataset: PictureDataset, seed: int = 0, **config):
-        """An autoencoder for pictures of the data set's size; 2 of the factor by folding pixels into channels."""
-        factor = self.downsampling_factor
+    def make_autoencoder(
+        self, kind: type[ImageAutoencoder], pictures: PictureDataset, seed: int = 0, **config
+    ) -> ImageAutoencoder:
+        """An autoencoder for images of a data set's size. Folding pixels into channels gives 2 of its factor."""
+        factor, resolution = self.downsampling_factor, pictures.resolution
         if factor is None:
-            most = 8 if self.vector_latents or min(dataset.resolution) >= 64 else 4
-            factor = math.gcd(*dataset.resolution, most)
+            largest = 8 if self.vector_latents or min(resolution) >= 64 else 4
+            factor = math.gcd(*resolution, largest)
             if factor < 4 and not self.vector_latents:
-                fitting = "x".join(str(-(-length // 4) * 4) for length in dataset.resolution)
-                height, width = dataset.resolution
+                fitting = "x".join(str(-(-length // 4) * 4) for length in resolution)
+                height, width = resolution
                 raise ValueError(
-                    f"downsampling_factor: pictures of {height}x{width} cannot be halved twice; give --resolution "
+                    f"downsampling_factor: images of {height}x{width} cannot be halved twice; give --resolution "
                     f"{fitting}, or another factor"
                 )
-        if dataset.value_range is not None and config.get("likelihood", "gaussian") != "gaussian":
-            raise ValueError(f"likelihood: {config['likelihood']!r} is of pictures of 8 bits, and not measured values")
+        if pictures.value_range is not None and config.get("likelihood", "gaussian") != "gaussian":
+            raise ValueError(f"likelihood: {config['likelihood']!r} is for images of 8 bits, not for measured values")
         if factor < 1 or factor & (factor - 1):
             raise ValueError(f"downsampling_factor: {factor} is not one of 1, 2, 4, 8, ...")
         patch_size = 2 if factor > 1 else 1
         num_levels = (factor // patch_size).bit_length()
-        sides = [min(dataset.resolution) // patch_size // 2**level for level in range(num_levels)]
+        sides = [min(resolution) // patch_size // 2**level for level in range(num_levels)]
         widths = self.autoencoder_channels or [48 if side > 16 else 96 if side > 8 else 144 for side in sides]
         if len(widths) != num_levels:
             raise ValueError(
@@ -152,8 +141,8 @@ class AutoencoderArguments:
             )
         torch.manual_seed(seed)
         return kind(
-            sample_size=tuple(dataset.resolution),
-            in_channels=dataset.channels,
+            sample_size=tuple(resolution),
+            in_channels=pictures.channels,
             latent_channels=self.latent_channels,
             block_out_channels=tuple(widths),
             norm_num_groups=_norm_num_groups(widths),
@@ -164,51 +153,60 @@ class AutoencoderArguments:
 
 
 def _norm_num_groups(widths) -> int:
-    """Groups of 16 channels, or a multiple of that, where the widths allow it: smaller ones take a CPU up to ten times
-    as long."""
+    """Groups of 16 channels or a multiple of 16, if the widths allow it. Smaller groups are up to ten times as slow on
+    a CPU."""
     base = math.gcd(*widths)
     return 1 if base % 16 else base // 16
 
 
 @dataclasses.dataclass
 class DiffusionArguments(NetworkArguments):
-    """Which U-Net and which diffusion process. Each is a flag of the training examples."""
+    """U-Net and diffusion process."""
 
-    beta_schedule: str = dataclasses.field(default="squaredcos_cap_v2", metadata={"help": "Noise schedule."})
-    prediction_type: str = dataclasses.field(
-        default="v_prediction", metadata={"help": "What the U-Net predicts: 'v_prediction', 'epsilon' or 'sample'."}
+    beta_schedule: str = HfArg(default="squaredcos_cap_v2", help="Noise schedule.")
+    prediction_type: str = HfArg(
+        default="v_prediction", help="Output of the U-Net: 'v_prediction', 'epsilon' or 'sample'."
     )
-    weighting: str = dataclasses.field(
-        default="balanced", metadata={"help": "Weighting of the timesteps: 'simple', 'min_snr', 'balanced' or 'vlb'."}
+    weighting: str = HfArg(
+        default="balanced", help="Weighting of the timesteps: 'simple', 'min_snr', 'balanced' or 'vlb'."
     )
-    learn_variance: bool = dataclasses.field(
-        default=False, metadata={"help": "Learn the variance of the reverse process, by the hybrid loss."}
-    )
+    learn_variance: bool = HfArg(default=False, help="Learn the variance of the reverse process by the hybrid loss.")
 
     def make_unet(
+        self, pictures: PictureDataset | LatentDataset, num_classes: int | None = None, seed: int = 0, **conditioning
+    ) -> DenoisingUNet2DModel:
+        """The U-Net for a data set; the other arguments are those of [`~DiffusionArguments.make_unet_of_size`]."""
+        return self.make_unet_of_size(
+            pictures.channels, pictures.resolution, pictures.vae is not None, num_classes, seed, **conditioning
+        )
+
+    def make_unet_of_size(
         self,
-        dataset: PictureDataset,
+        channels: int,
+        resolution: tuple[int, int],
+        is_latent: bool = False,
         num_classes: int | None = None,
         seed: int = 0,
         cross_attention_dim: int | None = None,
         conditioning_channels: int = 0,
     ) -> DenoisingUNet2DModel:
-        if dataset.vae is not None and (self.learn_variance or self.weighting == "vlb"):
+        """The U-Net for images, or latents, of one size."""
+        if is_latent and (self.learn_variance or self.weighting == "vlb"):
             raise ValueError(
-                "vae: the variational bound, which --learn_variance and --weighting vlb minimise, is that of pictures "
-                "of 8 bits and not of latents; leave these out"
+                "vae: --learn_variance and --weighting vlb minimise the variational bound of images of 8 bits, which "
+                "latents do not have; leave these flags out"
             )
         torch.manual_seed(seed)
         return DenoisingUNet2DModel(
-            **self.architecture(dataset, has_text=cross_attention_dim is not None),
-            out_channels=dataset.channels * (2 if self.learn_variance else 1),
+            **self.architecture(channels, resolution, is_latent, has_text=cross_attention_dim is not None),
+            out_channels=channels * (2 if self.learn_variance else 1),
             num_classes=num_classes,
             cross_attention_dim=cross_attention_dim,
             conditioning_channels=conditioning_channels,
         )
 
     def make_scheduler(self) -> AncestralDDPMScheduler:
-        """A process that reaches pure noise, sampled from there ("trailing")."""
+        """The diffusion process. It ends at pure noise, where sampling starts ("trailing")."""
         return AncestralDDPMScheduler(
             beta_schedule=self.beta_schedule,
             prediction_type=self.prediction_type,
@@ -217,26 +215,24 @@ class DiffusionArguments(NetworkArguments):
         )
 
     def make_sampler(
-        self, scheduler: AncestralDDPMScheduler, dataset: PictureDataset | LatentDataset
+        self, scheduler: AncestralDDPMScheduler, pictures: PictureDataset | LatentDataset
     ) -> SchedulerMixin:
         """
-        What the checkpoint samples with: the reverse process in steps of second order, of which fewer are needed than
-        of Algorithm 2; x̂_0 is clipped as it is there, but for latents, which have no limits. A learned variance is
-        known to Algorithm 2 alone.
-
-        These are steps of SDE-DPM-Solver++ 2M (Lu et al. 2022, https://arxiv.org/abs/2211.01095), even in t; but of
-        [`FewStepDDPMScheduler`], which corrects a little less, for pictures of which more than half is plain black or
-        white, such as handwriting: what was better for each kind in `benchmarks/README.md`.
+        The sampler that a checkpoint is saved with. SDE-DPM-Solver++ 2M (Lu et al. 2022,
+        https://arxiv.org/abs/2211.01095) needs fewer steps than Algorithm 2. [`FewStepDDPMScheduler`] takes its place
+        for images of which more than half is plain black or white, such as handwriting; `benchmarks/README.md`
+        compares them. A learned variance needs Algorithm 2. Samplers of latents do not clip x̂_0.
         """
-        in_pixels = dataset.vae is None
-        if not in_pixels:
+        is_latent = pictures.vae is not None
+        if is_latent:
             scheduler = AncestralDDPMScheduler.from_config(scheduler.config, clip_sample=False)
         if self.learn_variance:
             return scheduler
-        if not in_pixels:
+        if is_latent:
             return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="sde-dpmsolver++")
-        some = to_model_range(dataset.__getitems__(range(0, len(dataset), math.ceil(len(dataset) / 256)))["images"])
-        colors = some[:, :-1] if dataset.value_range is None and dataset.channels in (2, 4) else some  # without alpha
+        some = pictures.x_0(range(0, len(pictures), math.ceil(len(pictures) / 256)))
+        has_alpha = pictures.value_range is None and pictures.channels in (2, 4)
+        colors = some[:, :-1] if has_alpha else some
         black_or_white = ((colors == -1).all(dim=1) | (colors == 1).all(dim=1)).float().mean().item()
         # Dynamic thresholding held at 1 is clipping, by a key that all samplers of the family know.
         clipping = {"thresholding": True, "sample_max_value": 1.0}
@@ -245,15 +241,19 @@ class DiffusionArguments(NetworkArguments):
         return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="sde-dpmsolver++", **clipping)
 
 
+def sampler_with_classifier(sampler: SchedulerMixin) -> SchedulerMixin:
+    """The sampler of a diffusion model in steps of first order, as guided steps of second order overshoot."""
+    few_steps = isinstance(sampler, FewStepDDPMScheduler)
+    kind = DPMSolverMultistepScheduler if few_steps else type(sampler)
+    return kind.from_config(sampler.config, algorithm_type="sde-dpmsolver++", solver_order=1, use_lu_lambdas=few_steps)
+
+
 @dataclasses.dataclass
 class ModelArguments(DiffusionArguments):
-    """The same for a model that may work in the latent space of an autoencoder."""
+    """U-Net and diffusion process, of images or latents."""
 
-    vae: str | None = dataclasses.field(
+    vae: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Autoencoder in whose latent space the model works: the folder of its run, or the folder or id of "
-            "one of diffusers.",
-            "built_on": "autoencoder",
-        },
+        help="Autoencoder whose latents the model generates: the folder of its run, or a folder or id of diffusers.",
+        metadata={"built_on": "autoencoder"},
     )

@@ -4,201 +4,212 @@ import dataclasses
 import warnings
 
 from diffusers import DiffusionPipeline
+from transformers.hf_argparser import HfArg
 
 from hf_genmod.data.latents import LatentDataset, standardised
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.sources import splits_of
+from hf_genmod.errors import shortened
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.processes import processes
 from hf_genmod.sharing.loading import load_vae
+
+Pictures = PictureDataset | LatentDataset
 
 
 @dataclasses.dataclass
 class DataArguments:
     """Images."""
 
-    dataset: str = dataclasses.field(
+    dataset: str = HfArg(
         default="shapes",
-        metadata={"help": "'shapes', a folder of pictures or class folders, a parquet data set, or an id on the Hub."},
+        help="'shapes', a folder of images or class folders, a parquet data set, or an id on the Hub.",
     )
-    split: str = dataclasses.field(default="train", metadata={"help": "Split of the data set."})
-    validation_split: str | None = dataclasses.field(
+    split: str = HfArg(default="train", help="Split of the data set.")
+    validation_split: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Split of held-out pictures; by default 'validation' or 'test', where the data set has one (else "
-            "a classifier holds out a tenth of the pictures).",
-            "may_change": True,
-        },
+        help="Split of held-out images. Default: 'validation' or 'test', if the data set has one.",
+        metadata={"may_change": True},
     )
-    resolution: str | None = dataclasses.field(
-        default=None, metadata={"help": "Size, or HEIGHTxWIDTH, of the pictures; by default that of the data."}
+    resolution: str | None = HfArg(
+        default=None, help="Size of the images, or HEIGHTxWIDTH. Default: that of the data set."
     )
-    channels: int | None = dataclasses.field(
-        default=None, metadata={"help": "1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; by default as the data has."}
+    channels: int | None = HfArg(
+        default=None, help="1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. Default: those of the data set."
     )
-    image_column: str | None = dataclasses.field(default=None, metadata={"help": "Column of the pictures."})
-    label_column: str | None = dataclasses.field(default=None, metadata={"help": "Column of the class labels."})
-    on_bad_image: str = dataclasses.field(
-        default="error",
-        metadata={"help": "A picture that cannot be used: 'error' names it and stops, 'skip' leaves it out."},
+    image_column: str | None = HfArg(default=None, help="Column of the images.")
+    label_column: str | None = HfArg(default=None, help="Column of the class labels.")
+    on_bad_image: str = HfArg(
+        default="error", help="What to do about an unusable image: 'error' names it and stops, 'skip' leaves it out."
     )
 
     def load(
-        self, vae: str | None = None, mirrored: bool = False, **required: bool
-    ) -> tuple[PictureDataset | LatentDataset, PictureDataset | LatentDataset | None]:
+        self,
+        vae: str | None = None,
+        mirrored: bool = False,
+        num_held_out: int = 256,
+        hold_out: bool = False,
+        **required: bool,
+    ) -> tuple[Pictures, Pictures | None]:
         """
-        The pictures to train on, and up to 256 held-out ones, where the data set has such; `require_labels` or
-        `require_captions`, as [`~hf_genmod.data.loading.load_pictures`] takes them.
+        Loads the training images and the held-out images of a data set, or their latents.
 
-        With a `vae`, a path or an id, they are its latents (with `mirrored`, of their mirror images too), standardised
-        by what is measured on the pictures to train on; the `vae` of the result has these factors in its config.
+        Args:
+            vae (`str`, *optional*): Path or id of an autoencoder. The latents are standardised by the statistics of
+                the training images, which are in the config of the `vae` of both results.
+            mirrored (`bool`): Whether to encode mirrored images, too.
+            num_held_out (`int`): The most held-out images to load.
+            hold_out (`bool`): Whether to hold out a tenth of the training images if there is no validation split.
+            required (`bool`): `require_labels` or `require_captions`, as for
+                [`~hf_genmod.data.loading.load_pictures`].
+
+        Returns:
+            `tuple`: Two data sets; the second one is `None` if there are no held-out images.
         """
         if vae is None:
-            return self.load_in_pixels(**required)
+            return self._load_pixels(num_held_out, hold_out, **required)
         value_range = _value_range_of(vae)
         vae = load_vae(vae).to(processes().device).eval()
         channels = vae.config.in_channels if value_range is None else None
         arguments = dataclasses.replace(self, channels=self.channels or channels)
         if isinstance(vae, ImageAutoencoder) and self.resolution is None:
             arguments.resolution = vae.config.sample_size
-        training, held_out = arguments.load_in_pixels(**required)
+        training, held_out = arguments._load_pixels(num_held_out, hold_out, **required)
         _check_kind("vae: it", value_range, training)
-        colored = any(picture.has_color for picture in training.properties)
-        if self.channels is None and training.channels < 3 and colored:
+        has_color = any(properties.has_color for properties in training.properties)
+        if self.channels is None and training.channels < 3 and has_color:
             raise ValueError(
-                f"vae: it is for grey pictures, and some of {training.name} are stored in colour; train one for "
-                f"them, or give --channels {training.channels} to turn them grey"
+                f"vae: it is for grey images, and some of {training.name} are stored in colour; train an autoencoder "
+                f"of colour images, or give --channels {training.channels} to turn them grey"
             )
-        training.value_range = value_range
-        latents = standardised(vae, training, mirrored)
+        latents = standardised(vae, training.with_value_range(value_range), mirrored)
         if held_out is None:
             return latents, None
-        held_out.value_range = value_range
-        return latents, LatentDataset(held_out, latents.vae, mirrored)
+        return latents, LatentDataset(held_out.with_value_range(value_range), latents.vae, mirrored)
 
-    def load_for(
-        self, pipeline: GenerationPipeline, mirrored: bool = False
-    ) -> tuple[PictureDataset | LatentDataset, PictureDataset | LatentDataset]:
-        """Labelled pictures, or latents of them, as the U-Net of a pipeline sees them, and up to 1,000 held-out ones:
-        a tenth of them, where the data set has none."""
-        names = list(getattr(pipeline, "labels", {}))
-        training, held_out = self._as_of(pipeline).load_in_pixels(
-            num_held_out=1000, hold_out=True, require_labels=True
-        )
-        if names and names != training.label_names:
+    def training_pictures_for(
+        self, pipeline: GenerationPipeline, mirrored: bool = False, hold_out: bool = False, **required: bool
+    ) -> tuple[Pictures, Pictures | None]:
+        """
+        Training images and up to 1,000 held-out images as the U-Net of a pipeline sees them: at its resolution, or as
+        latents. The arguments are those of [`~DataArguments.load`].
+        """
+        if "unet" not in pipeline.components:
+            raise ValueError("the model is an autoencoder and no diffusion model; give another")
+        if pipeline.unet.config.conditioning_channels:
+            raise ValueError("the model is an upsampler, which makes images of others; give another")
+        loaded = self._at_size_of(pipeline)._load_pixels(1000, hold_out, **required)
+        value_range, channels = pipeline.config.value_range, pipeline.picture_shape[0]
+        _check_kind("dataset: the model", value_range, loaded[0])
+        if loaded[0].channels != channels:
             raise ValueError(
-                f"for_model: its labels are {_shortened(names)}, and those of the pictures "
-                f"{_shortened(training.label_names)}; choose the labels of the model, or a model without labels"
+                f"dataset: the model was trained on {channels} channels, and these images have {loaded[0].channels}"
             )
-        return tuple(_as_seen_by(pipeline, pictures, mirrored) for pictures in (training, held_out))
+        if required.get("require_labels"):
+            _check_labels(
+                "for_model", pipeline, loaded[0], "choose the labels of the model, or a model without labels"
+            )
+        loaded = [pictures and pictures.with_value_range(value_range) for pictures in loaded]
+        if pipeline.vae is None:
+            return tuple(loaded)
+        pipeline.vae.to(processes().device)
+        return tuple(pictures and LatentDataset(pictures, pipeline.vae, mirrored) for pictures in loaded)
 
-    def load_beside(self, pipeline: GenerationPipeline) -> tuple[PictureDataset, PictureDataset]:
-        """Pictures as a pipeline makes them, to measure it by, and up to 1,000 held-out ones: a tenth of them, where
-        the data set has none (which the `name` of these then says)."""
-        names = list(getattr(pipeline, "labels", {}))
-        training, held_out = self._as_of(pipeline).load_in_pixels(
-            num_held_out=1000,
-            hold_out=True,
-            require_labels=getattr(pipeline, "num_classes", None) is not None,
-            require_captions="tokenizer" in pipeline.components,
+    def evaluation_pictures(self, pipeline: GenerationPipeline) -> tuple[PictureDataset, PictureDataset]:
+        """
+        Training images and up to 1,000 held-out images at the resolution of a pipeline, to evaluate it. Without a
+        validation split, a tenth is held out.
+        """
+        request = pipeline.example_request()
+        training, held_out = self._at_size_of(pipeline)._load_pixels(
+            1000, hold_out=True, require_labels="class_labels" in request, require_captions="prompt" in request
         )
-        if names and names != training.label_names:
-            raise ValueError(
-                f"dataset: the labels of the model are {_shortened(names)}, and those of the pictures "
-                f"{_shortened(training.label_names)}; give the data set that it was trained on"
-            )
-        _check_kind("dataset: the model", pipeline.config.value_range, training)
-        training.value_range = held_out.value_range = pipeline.config.value_range
-        return training, held_out
+        _check_labels("dataset", pipeline, training, "give the data set that the model was trained on")
+        value_range = pipeline.config.value_range
+        _check_kind("dataset: the model", value_range, training)
+        return training.with_value_range(value_range), held_out.with_value_range(value_range)
 
-    def load_more_for(self, pipeline: GenerationPipeline, mirrored: bool = False) -> PictureDataset | LatentDataset:
-        """More pictures, or latents of them, for the U-Net of a pipeline to be trained on."""
-        return _as_seen_by(pipeline, self._as_of(pipeline).load_in_pixels()[0], mirrored)
-
-    def _as_of(self, pipeline: GenerationPipeline) -> "DataArguments":
-        """These arguments, for pictures of the size that a pipeline makes."""
+    def _at_size_of(self, pipeline: GenerationPipeline) -> "DataArguments":
+        """These arguments with the resolution and channels of a pipeline."""
         channels, height, width = pipeline.picture_shape
         if self.resolution is not None or self.channels is not None:
             raise ValueError(
-                f"resolution: the model was trained on {height}x{width} pictures of {channels} channels, and so is "
-                "what belongs to it; leave out --resolution and --channels"
+                f"resolution: the model was trained on {height}x{width} images of {channels} channels, which these "
+                "images get too; leave out --resolution and --channels"
             )
         channels = channels if pipeline.config.value_range is None else None
         return dataclasses.replace(self, resolution=f"{height}x{width}", channels=channels)
 
-    def load_in_pixels(self, num_held_out: int = 256, hold_out: bool = False, **required: bool):
-        """Those to train on, and up to `num_held_out` of those held out; where the data set has none, a tenth of its
-        pictures if `hold_out`, else `None`."""
-        arguments = dataclasses.asdict(self) | required
-        held_out = arguments.pop("validation_split")
+    def _load_pixels(self, num_held_out: int, hold_out: bool, **required: bool):
+        arguments = dataclasses.asdict(self) | required  # the fields are the parameters of load_pictures
+        held_out_split = arguments.pop("validation_split")
         training = load_pictures(**arguments)
         if required.get("require_labels"):
-            untrained = _unseen(training)
+            untrained = training.classes_without_images
             if untrained:
                 warnings.warn(
-                    f"{training.name}: no picture is of {_shortened(untrained)}, which a model thus cannot learn",
+                    f"{training.name}: there is no image of {shortened(untrained)}, so the model cannot learn it",
                     stacklevel=3,
                 )
-        if held_out is None:
-            known = set(splits_of(self.dataset)) - {self.split}
-            held_out = next((split for split in ("validation", "test") if split in known), None)
-        if held_out is None:
+        if held_out_split is None:
+            splits = set(splits_of(self.dataset)) - {self.split}
+            held_out_split = next((split for split in ("validation", "test") if split in splits), None)
+        if held_out_split is None:
             return training, training.hold_out(min(-(-len(training) // 10), num_held_out)) if hold_out else None
-        arguments |= {"split": held_out, "resolution": training.resolution, "channels": training.channels}
-        validation = load_pictures(**arguments, limit=num_held_out)
-        if validation.label_names != training.label_names:
+        arguments |= {"split": held_out_split, "resolution": training.resolution, "channels": training.channels}
+        held_out = load_pictures(**arguments, limit=num_held_out)
+        if held_out.label_names != training.label_names:
             raise ValueError(
-                f"validation_split: the classes of {held_out!r} are not those of {self.split!r}; choose another"
+                f"validation_split: the classes of {held_out_split!r} are not those of {self.split!r}; choose another"
             )
-        validation.value_range = training.value_range
-        return training, validation
+        return training, held_out.with_value_range(training.value_range)
 
 
 @dataclasses.dataclass
 class CaptionedDataArguments(DataArguments):
-    """Which pictures, with captions where there are any."""
+    """Images and captions."""
 
-    caption_column: str | None = dataclasses.field(default=None, metadata={"help": "Column of the captions."})
+    caption_column: str | None = HfArg(
+        default=None,
+        help="Column of the captions, or key in the lines of a metadata.jsonl. Default: text, caption or captions.",
+    )
+
+
+def crop_size_for(resolution: tuple[int, int], factor: int, multiple: int, crop_size: int | None) -> int | None:
+    """The side of the crops that an upsampler by `factor` is trained on, a multiple of `multiple`; by default 64 for
+    images that are larger."""
+    if factor not in (2, 4, 8):
+        raise ValueError(f"factor: {factor} is not one of 2, 4, 8")
+    if any(length % factor for length in resolution):
+        height, width = resolution
+        fitting = "x".join(str(-(-length // multiple) * multiple) for length in resolution)
+        raise ValueError(f"factor: {factor} does not divide {height}x{width}; give --resolution {fitting}")
+    crop_size = crop_size or (-(-64 // multiple) * multiple if min(resolution) > 64 else None)
+    if crop_size and (crop_size % multiple or crop_size > min(resolution)):
+        raise ValueError(f"crop_size: {crop_size} is not a multiple of {multiple} up to {min(resolution)}")
+    return crop_size
 
 
 def _value_range_of(checkpoint: str) -> dict | None:
-    """The measured values that -1 and 1 stand for in the pictures of a checkpoint, if it is of such."""
+    """The value range of a checkpoint that was trained on measured values."""
     try:
         return DiffusionPipeline.load_config(checkpoint).get("value_range")
     except OSError:  # a component by itself
         return None
 
 
-def _as_seen_by(pipeline, pictures: PictureDataset, mirrored: bool) -> PictureDataset | LatentDataset:
-    """Pictures, or latents of them, as the U-Net of a pipeline was trained on."""
-    if "unet" not in pipeline.components:
-        raise ValueError("the model is an autoencoder and no diffusion model; give another")
-    if pipeline.unet.config.conditioning_channels:
-        raise ValueError("the model is an upsampler, which makes pictures of others; give another")
-    value_range, channels = pipeline.config.value_range, pipeline.picture_shape[0]
-    _check_kind("dataset: the model", value_range, pictures)
-    if pictures.channels != channels:
-        raise ValueError(f"dataset: the model was trained on {channels} channels, and these are {pictures.channels}")
-    pictures.value_range = value_range
-    if pipeline.vae is None:
-        return pictures
-    pipeline.vae.to(processes().device)
-    return LatentDataset(pictures, pipeline.vae, mirrored)
-
-
-def _check_kind(argument: str, value_range: dict | None, dataset: PictureDataset):
-    if (value_range is None) != (dataset.value_range is None):
-        kinds = ["measured values", "pictures of 8 bits"]
+def _check_kind(argument: str, value_range: dict | None, pictures: PictureDataset):
+    if (value_range is None) != (pictures.value_range is None):
+        kinds = ["measured values", "images of 8 bits"]
         raise ValueError(f"{argument} was trained on {kinds[value_range is None]}, and these are not")
 
 
-def _unseen(dataset: PictureDataset) -> list[str]:
-    """The classes of which there is no picture."""
-    seen = set(dataset.labels.tolist())
-    return [name for label, name in enumerate(dataset.label_names) if label not in seen]
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _check_labels(argument: str, pipeline: GenerationPipeline, pictures: PictureDataset, remedy: str):
+    names = list(getattr(pipeline, "labels", {}))
+    if names and names != pictures.label_names:
+        raise ValueError(
+            f"{argument}: the labels of the model are {shortened(names)}, and those of the images "
+            f"{shortened(pictures.label_names or [])}; {remedy}"
+        )
