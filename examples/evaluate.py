@@ -43,7 +43,7 @@ def main(data: CaptionedDataArguments, config: EvaluationConfig, arguments: Eval
     else:
         writes_card = False
     output_dir = arguments.output_dir or folder / "evaluation"
-    report = evaluate(pipeline, *data.load_beside(pipeline), output_dir, config, arguments.model)
+    report = evaluate(pipeline, *data.evaluation_pictures(pipeline), output_dir, config, arguments.model)
     if report:  # on the first process
         print(f"{report}\n{output_dir}/evaluation.json holds all of it; closest_*.png shows the closest samples")
         if writes_card:

@@ -112,7 +112,7 @@ with one_line_errors():
         )
     data.resolution = data.resolution or vae.config.sample_size
     data.channels = data.channels or vae.config.in_channels
-    dataset, test = data.load_in_pixels(require_labels=True, num_held_out=transfer.num_test, hold_out=True)
+    dataset, test = data.load(num_held_out=transfer.num_test, hold_out=True, require_labels=True)
     if transfer.num_validation >= len(dataset):
         raise ValueError(
             f"num_validation: {transfer.num_validation} pictures to choose by leave none of {len(dataset)} to train "
