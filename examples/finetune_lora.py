@@ -1,6 +1,5 @@
 """
-Teaches a trained model something new from a few images, as an adapter (LoRA) that leaves the model as it is: a new
-class of a class-conditional model (--class_name), or a new word of a text-to-image model (--caption "a zebra").
+Teaches a trained model a new class or a new word from a few images, by an adapter (LoRA). The model stays as it is.
 
     python examples/finetune_lora.py --base runs/model --dataset zebras --class_name zebra --max_train_minutes 4
 """
@@ -8,14 +7,12 @@ class of a class-conditional model (--class_name), or a new word of a text-to-im
 import dataclasses
 import os
 
-from diffusers.utils import make_image_grid
 from transformers.hf_argparser import HfArg
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, load_pipeline
 from hf_genmod.data.captions import Tokens
 from hf_genmod.data.latents import weights_fingerprint
-from hf_genmod.drawing.grids import caption_rows, class_rows
-from hf_genmod.drawing.samples import draw_images
+from hf_genmod.drawing.grids import caption_rows, class_rows, sample_rows
 from hf_genmod.processes import processes
 from hf_genmod.recipes.arguments import GuidanceArguments, SharingArguments
 from hf_genmod.recipes.pictures import CaptionedDataArguments
@@ -54,12 +51,21 @@ def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceAr
     pictures, _ = data.training_pictures_for(pipeline, config.horizontal_flip)
     num_known = unet.config.num_classes or 0
     asked = name_pictures(pipeline, pictures, lora.class_name, lora.caption)
-    if text_encoder is None:
-        network, text, prior = unet, None, {"class_labels": list(range(num_known))} if num_known else {}
-    else:
-        network, text = TextConditionedUNet(unet, text_encoder), Tokens(pipeline.tokenizer, text_encoder)
-        prior = {"captions": lora.prior_captions}
-    depends_on = {"base_model": weights_fingerprint(network)}
+    network = TextConditionedUNet(unet, text_encoder) if text_encoder else unet
+    text = Tokens(pipeline.tokenizer, text_encoder) if text_encoder else None
+    prior = {"class_labels": list(range(num_known))} if num_known else {}
+    prior |= {"captions": lora.prior_captions} if text_encoder else {}
+
+    def load(folder):
+        pipeline = load_pipeline(lora.base)
+        pipeline.load_lora_weights(folder)
+        return pipeline
+
+    files = {
+        "save": type(pipeline).save_lora_weights,
+        "load": load,
+        "depends_on": {"model": weights_fingerprint(network)},
+    }
     scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
     objective = DenoisingObjective(scheduler, unet.null_label, "balanced", guidance.condition_dropout, text)
     dataset = WithPrior(pictures, pipeline, lora.prior_samples, prior, config.seed)
@@ -69,24 +75,18 @@ def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceAr
         attach_adapter(text_encoder, lora.rank, config.seed)
 
     def make_pipeline(network):
-        models = {"unet": network} if text is None else {"unet": network.unet, "text_encoder": network.text_encoder}
+        models = {"unet": network.unet, "text_encoder": network.text_encoder} if text_encoder else {"unet": network}
         pipeline.register_modules(**models)
         return pipeline
 
     def draw_samples(pipeline):
         scale = {"guidance_scale": guidance.guidance_scale}
-        if text is not None:
+        if text_encoder:
             return caption_rows(pipeline, [*asked["prompt"][:6], *lora.prior_captions[:2]], **scale)
         if num_known:
             return class_rows(pipeline, range(pipeline.num_classes)[::-1], **scale)
-        return make_image_grid(draw_images(pipeline, count=64), rows=8, cols=8)
+        return sample_rows(pipeline)
 
-    def load(folder):
-        pipeline = load_pipeline(lora.base)
-        pipeline.load_lora_weights(folder)
-        return pipeline
-
-    files = {"save": type(pipeline).save_lora_weights, "load": load, "depends_on": depends_on}
     return Trainer(network, objective, dataset, config, make_pipeline, draw_samples, **files)
 
 

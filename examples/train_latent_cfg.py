@@ -39,7 +39,13 @@ def main(data: DataArguments, autoencoder: AutoencoderArguments, model: ModelArg
         model.vae = f"{Path(config.output_dir)}-vae"
         first = config.part(latent.autoencoder_share, output_dir=model.vae)
         trainer = train_vae.main(data, autoencoder, train_vae.ElboArguments(), first)
-        check_second_stage(trainer, data, model, latent)
+        pictures = trainer.dataset
+        if pictures.labels is None:
+            data.load(require_labels=True)  # raises, with the reason
+        # These raise now instead of after the first stage.
+        channels, *resolution = trainer.averaged_model.module.latent_shape(*pictures.resolution)
+        unet = model.make_unet_of_size(channels, resolution, True, len(pictures.label_names))
+        DenoisingObjective(model.make_scheduler(), unet.null_label, model.weighting, latent.condition_dropout)
         yield trainer, data, autoencoder
         config = config.part(1 - latent.autoencoder_share, max_shift=0)  # of the images, which the autoencoder sees
     latents, held_out = data.load(model.vae, config.horizontal_flip, require_labels=True)
@@ -48,16 +54,6 @@ def main(data: DataArguments, autoencoder: AutoencoderArguments, model: ModelArg
     latent.latent_batch_size = batch_size  # recorded, to repeat this run
     config = dataclasses.replace(config, batch_size=batch_size, learning_rate=learning_rate)
     yield train_cfg.make_trainer(latents, held_out, model, latent, config), data, model, latent
-
-
-def check_second_stage(trainer, data: DataArguments, model: ModelArguments, latent: LatentArguments):
-    """Raises before the first stage is trained."""
-    pictures = trainer.dataset
-    if pictures.labels is None:
-        data.load(require_labels=True)  # raises with the reason
-    channels, *resolution = trainer.averaged_model.module.latent_shape(*pictures.resolution)
-    unet = model.make_unet_of_size(channels, resolution, True, len(pictures.label_names))
-    DenoisingObjective(model.make_scheduler(), unet.null_label, model.weighting, latent.condition_dropout)
 
 
 if __name__ == "__main__":

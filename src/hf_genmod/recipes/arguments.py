@@ -164,7 +164,7 @@ def _flags_in_file(file: str, names: list[str]) -> list[str]:
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(value, str) for value in values):
             raise ValueError(f"{file}: {name!r} is neither a value nor a list of values")
-        if value not in ("", "null", "~"):
+        if value not in ("", "null", "~", []):
             flags += [f"--{name}", *values]
     return flags
 

@@ -51,6 +51,7 @@ def run(main: Callable, argv: list[str] | None = None):
             trainer.open_run({name: value for name, value in arguments.items() if id(value) in recorded})
         with one_line_errors(TrainingError, status=1):
             trainer.train()
+        trainer.accelerator.print(f"{trainer.config.output_dir} is the checkpoint")
         if sharing.license is not None and trainer.accelerator.is_main_process:
             _write_card(trainer.config.output_dir, sharing.license)
     if sharing.push_to_hub and trainer.accelerator.is_main_process:
