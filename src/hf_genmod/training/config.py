@@ -128,6 +128,14 @@ class TrainingConfig:
     def augmentation(self) -> Augmentation:
         return Augmentation(mirror=self.horizontal_flip, max_shift=self.max_shift)
 
+    def part(self, share: float, **changes) -> "TrainingConfig":
+        """The settings of a run with a share of the budget, and other changes."""
+        if self.max_train_steps is None:
+            changes["max_train_minutes"] = share * self.max_train_minutes
+        else:
+            changes["max_train_steps"] = max(1, round(share * self.max_train_steps))
+        return dataclasses.replace(self, **changes)
+
     def learning_rate_at(self, fraction: float) -> float:
         """The learning rate after a `fraction`, in [0, 1], of the budget: warm-up, then cosine or constant."""
         warmup = min(1.0, fraction / self.lr_warmup_fraction) if self.lr_warmup_fraction else 1.0
