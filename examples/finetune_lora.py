@@ -10,16 +10,16 @@ import os
 from transformers.hf_argparser import HfArg
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, load_pipeline
-from hf_genmod.data.captions import Tokens
-from hf_genmod.data.latents import weights_fingerprint
+from hf_genmod.data.captions import Tokens, all_captions
+from hf_genmod.data.encoding import weights_fingerprint
 from hf_genmod.drawing.grids import caption_rows, class_rows, sample_rows
 from hf_genmod.processes import processes
 from hf_genmod.recipes.arguments import GuidanceArguments, SharingArguments
 from hf_genmod.recipes.pictures import CaptionedDataArguments
 from hf_genmod.recipes.run import run
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
-from hf_genmod.training.adapters import attach_adapter, name_pictures
-from hf_genmod.training.prior_samples import WithPrior
+from hf_genmod.training.adapters import attach_adapter, with_names_for
+from hf_genmod.training.prior_samples import PriorSamples
 from hf_genmod.training.text_encoder import TextConditionedUNet
 
 
@@ -41,48 +41,44 @@ def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceAr
     if sharing.push_to_hub and os.path.isdir(lora.base):
         raise ValueError("base: it is a folder here, which others do not have; push it first, and give its id")
     pipeline = load_pipeline(lora.base).to(processes().device)
-    unet, text_encoder = pipeline.components.get("unet"), pipeline.components.get("text_encoder")
+    unet, encoder = pipeline.components.get("unet"), pipeline.components.get("text_encoder")
     if "classifier" in pipeline.components:
         raise ValueError("base: an adapter of a ClassifierGuidedPipeline is trained for the model that it guides")
     if lora.rank < 1:
         raise ValueError(f"rank: {lora.rank} is not positive")
-    if lora.train_text_encoder and text_encoder is None:
+    if lora.train_text_encoder and encoder is None:
         raise ValueError("train_text_encoder: the model has none; leave it out")
     pictures, _ = data.training_pictures_for(pipeline, config.horizontal_flip)
     num_known = unet.config.num_classes or 0
-    asked = name_pictures(pipeline, pictures, lora.class_name, lora.caption)
-    network = TextConditionedUNet(unet, text_encoder) if text_encoder else unet
-    text = Tokens(pipeline.tokenizer, text_encoder) if text_encoder else None
-    prior = {"class_labels": list(range(num_known))} if num_known else {}
-    prior |= {"captions": lora.prior_captions} if text_encoder else {}
+    pictures = with_names_for(pipeline, pictures, lora.class_name, lora.caption)
+    network = TextConditionedUNet(unet, encoder) if encoder else unet
+    text = Tokens(pipeline.tokenizer, encoder) if encoder else None
+    prior = {"class_labels": [*range(num_known)]} if num_known else {"prompt": lora.prior_captions} if encoder else {}
 
     def load(folder):
         pipeline = load_pipeline(lora.base)
         pipeline.load_lora_weights(folder)
         return pipeline
 
-    files = {
-        "save": type(pipeline).save_lora_weights,
-        "load": load,
-        "depends_on": {"model": weights_fingerprint(network)},
-    }
+    files = {"save": type(pipeline).save_lora_weights, "load": load}
+    files["depends_on"] = {"model": weights_fingerprint(network)}  # before an adapter is attached
     scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
     objective = DenoisingObjective(scheduler, unet.null_label, "balanced", guidance.condition_dropout, text)
-    dataset = WithPrior(pictures, pipeline, lora.prior_samples, prior, config.seed)
+    dataset = PriorSamples(pictures, pipeline, lora.prior_samples, prior, config.seed)
     network.requires_grad_(False)
     attach_adapter(unet, lora.rank, config.seed, (unet.config.num_classes or 0) - num_known)
     if lora.train_text_encoder:
-        attach_adapter(text_encoder, lora.rank, config.seed)
+        attach_adapter(encoder, lora.rank, config.seed)
 
     def make_pipeline(network):
-        models = {"unet": network.unet, "text_encoder": network.text_encoder} if text_encoder else {"unet": network}
+        models = {"unet": network.unet, "text_encoder": network.text_encoder} if encoder else {"unet": network}
         pipeline.register_modules(**models)
         return pipeline
 
     def draw_samples(pipeline):
         scale = {"guidance_scale": guidance.guidance_scale}
-        if text_encoder:
-            return caption_rows(pipeline, [*asked["prompt"][:6], *lora.prior_captions[:2]], **scale)
+        if encoder:
+            return caption_rows(pipeline, [*all_captions(pictures)[:6], *lora.prior_captions[:2]], **scale)
         if num_known:
             return class_rows(pipeline, range(pipeline.num_classes)[::-1], **scale)
         return sample_rows(pipeline)

@@ -51,7 +51,7 @@ def main(
         report_accuracy(pipeline.classifier, scheduler, held_out, Path(config.output_dir, "accuracy.png"))
 
     make_pipeline(copy.deepcopy(classifier))  # raises if classifier and diffusion model do not fit
-    at_end = {"finish": finish, "depends_on": {"for_model": weights_fingerprint(model.unet)}}
+    at_end = {"finish": finish, "depends_on": {"unet": weights_fingerprint(model.unet)}}
     return Trainer(classifier, objective, pictures, config, make_pipeline, draw_samples, held_out, **at_end)
 
 

@@ -159,8 +159,12 @@ class TestPicturesForAModel:
 class TestPicturesForAnEvaluation:
     def test_are_those_that_the_pipeline_is_asked_by(self, tmp_path):
         save_class_folders(tmp_path / "classes", train=20)
-        Image.new("L", (4, 4)).save(tmp_path / "one.png")
-        labelled, plain = DataArguments(dataset=str(tmp_path / "classes")), DataArguments(dataset=str(tmp_path))
+        (tmp_path / "bare").mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / "bare" / "one.png")
+        labelled, plain = (
+            DataArguments(dataset=str(tmp_path / "classes")),
+            DataArguments(dataset=str(tmp_path / "bare")),
+        )
         names, scheduler = {0: "a", 1: "b"}, AncestralDDPMScheduler()
         model = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), scheduler, id2label=names)
         training, held_out = labelled.evaluation_pictures(model)
@@ -219,7 +223,7 @@ class TestLatents:
         assert training.resolution == (8, 10)
         for arguments, message in (
             ({"resolution": "9", "channels": 1}, "resolution 9x9: .* such as 8x8 or 10x10"),
-            ({"channels": 3}, "vae: it is for pictures of 1 channels, and these have 3"),
+            ({"channels": 3}, "vae: it takes images of 1 channels, and these have 3"),
             ({}, "vae: it is for grey images, and some of .* are stored in colour; .* give --channels 1"),
         ):
             with pytest.raises(ValueError, match=message):

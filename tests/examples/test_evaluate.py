@@ -1,0 +1,155 @@
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from example_scripts import error_of, run
+from PIL import Image
+from tiny import tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet
+
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
+    SuperResolutionPipeline,
+    UnconditionalPipeline,
+)
+from hf_genmod.evaluation.features import FeatureClassifier
+
+
+@pytest.fixture(scope="module")
+def measured_model(tmp_path_factory):
+    """A model that knows nothing, and a data set of two classes, 1,400 to train on and 200 held out."""
+    folder = tmp_path_factory.mktemp("measured")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 1400), ("test", 200)):
+        labels = [i % 2 for i in range(count)]
+        pictures = [rng.integers(0, 128, (8, 8, 3), dtype=np.uint8) + np.uint8(100 * label) for label in labels]
+        rows = {"image": [Image.fromarray(picture) for picture in pictures], "label": labels}
+        rows["text"] = [f"a {'bright' if label else 'dark'} picture" for label in labels]
+        columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])}
+        columns["text"] = datasets.Value("string")
+        split_of = datasets.Dataset.from_dict(rows, datasets.Features(columns))
+        (folder / "data").mkdir(exist_ok=True)
+        split_of.to_parquet(folder / "data" / f"{split}-00000.parquet")
+    names = {0: "dark", 1: "bright"}
+    scheduler = AncestralDDPMScheduler(timestep_spacing="trailing")
+    ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), scheduler, id2label=names).save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def features(measured_model):
+    """A network that was not trained, for pictures of two classes."""
+    file = measured_model / "features.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        FeatureClassifier(3, 2).eval().save(file)
+    return file
+
+
+REPORTED = {
+    "unconditional": lambda: UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()),
+    "guided": lambda: ClassifierGuidedPipeline(
+        tiny_unet(), tiny_classifier(num_classes=2), AncestralDDPMScheduler(), id2label={0: "dark", 1: "bright"}
+    ),
+    "text": tiny_text_pipeline,
+    "autoencoder": lambda: AutoencoderPipeline(tiny_autoencoder(sample_size=8, in_channels=3)),
+    "upsampler": lambda: SuperResolutionPipeline(
+        tiny_unet(conditioning_channels=3), AncestralDDPMScheduler(), max_noise_level=100
+    ),
+}
+
+
+@pytest.mark.parametrize("own_features", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_was(
+    own_features, measured_model, features, tmp_path
+):
+    flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path,
+             "--samples", 150, "--num_inference_steps", 2, "--guidance_scales", 1, 3,
+             "--samplers", "DDIMScheduler", *([] if own_features else ["--features", features])]  # fmt: skip
+    assert run("evaluate.py", *flags).returncode == 0
+    assert bool(list(tmp_path.glob("features-*.safetensors"))) == own_features
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["dataset"]["num_pictures"] == 1400 and report["dataset"]["num_held_out"] == 200
+    assert [setting["guidance_scale"] for setting in report["settings"]] == [1.0, 3.0]
+    for setting, passes in zip(report["settings"], (2, 4), strict=True):
+        assert setting["forward_passes"] == passes
+        for name in ("frechet_distance", "kernel_distance", "precision", "recall", "coverage", "recognised_share"):
+            measure = setting[name]
+            assert measure["low"] <= measure["value"] <= measure["high"] and measure["count"] == 150, name
+        assert 0 < setting["seconds"]["value"] < setting["seconds"]["high"] and setting["seconds"]["count"] == 3
+        shares = setting["recognised_share_by_class"]
+        assert sum(share["count"] for share in shares.values()) == 150 and set(shares) == {"dark", "bright"}
+        assert not setting["memorisation"]["pixels"]["flagged"]
+    assert report["held_out"]["frechet_distance"]["value"] < report["settings"][0]["frechet_distance"]["value"]
+    assert report["bits_per_dimension"]["variational bound"]["count"] == 200
+    closest = Image.open(tmp_path / "closest_DDIMScheduler-2-1.0_pixels.png")
+    assert closest.size == (10 * 64, 2 * 64)
+
+    kept = sorted(next((tmp_path / "samples").glob("DDIMScheduler-2-1.0-*")).iterdir())
+    times = [file.stat().st_mtime_ns for file in kept]
+    kept[1].unlink()
+    assert run("evaluate.py", *flags).returncode == 0
+    assert [file.stat().st_mtime_ns == time for file, time in zip(kept, times, strict=True)] == [True, False, True]
+    again = json.loads((tmp_path / "evaluation.json").read_text())
+    for setting in (*report["settings"], *again["settings"]):
+        del setting["seconds"]
+    assert again == report
+
+
+@pytest.mark.parametrize("kind", REPORTED)
+def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, features, tmp_path):
+    REPORTED[kind]().save_pretrained(tmp_path)
+    scales = {"guided": [0, 2], "text": [1, 2]}.get(kind, [])
+    flags = ["--model", tmp_path, "--dataset", measured_model / "data", "--samples", 130, "--features", features,
+             "--num_inference_steps", 2, *(["--guidance_scales", *scales] if scales else []),
+             *(["--noise_levels", 0, 50] if kind == "upsampler" else []), "--license", "mit"]  # fmt: skip
+    done = run("evaluate.py", *flags)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert report["features"] == str(features)
+    scale = "classifier_scale" if kind == "guided" else "guidance_scale"
+    levels = [0, 50] if kind == "upsampler" else [None]
+    assert [setting.get(scale) for setting in report["settings"]] == (scales or [None] * len(levels))
+    assert [setting.get("noise_level") for setting in report["settings"]][: len(levels)] == levels
+    assert ("interpolated" in report) == (kind == "upsampler")
+    for setting in report["settings"]:
+        assert setting["density"]["count"] == 130 and setting["coverage"]["count"] == 130
+        assert ("recognised_share" in setting) == (kind == "guided")
+    bits = report["bits_per_dimension"]
+    assert len(bits) == (2 if kind == "autoencoder" else 1)
+    assert all(bound["low"] < bound["value"] < bound["high"] and bound["count"] == 200 for bound in bits.values())
+    figures = {file.name for file in (tmp_path / "evaluation").glob("*.png")}
+    expected = set() if kind == "autoencoder" else {"steps.png", "trajectory.png"}
+    expected |= {"guidance.png"} if scales else {"enlarged.png"} if kind == "upsampler" else set()
+    assert expected <= figures and len(figures - expected) == 2 * len(report["settings"])  # the closest
+    card = (tmp_path / "README.md").read_text()
+    assert all(f"evaluation/{name}" in card for name in figures)
+    assert f"{report['settings'][0]['frechet_distance']['value']:.3g} (" in card
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--samples", "100"], "samples: 100 are too few for features of 64 dimensions; 130 or more"),
+        (["--samplers", "NoScheduler"], "samplers: 'NoScheduler' is no scheduler of diffusers, such as DDIMScheduler"),
+        (["--features", "{missing}"], "features: '{missing}' is no vision model of transformers"),
+        (["--dataset", "{classes}"], "dataset: the labels of the model are dark, bright, and those of the images"),
+        (["--resolution", "16"], "resolution: the model was trained on 8x8 images of 3 channels"),
+        (["--model", "{plain}", "--guidance_scales", "2"], "guidance_scales: a UnconditionalPipeline is not guided"),
+        (["--model", "{missing}"], "missing' is not a folder"),
+        (["--license", "MIT"], "license: 'MIT' is not as the Hub calls one"),
+        (["--features", "{few}"], "is of 3 other classes"),
+    ],
+)
+def test_mistakes_about_reports_get_one_sentence(arguments, message, measured_model, class_folders, tmp_path):
+    paths = {"missing": tmp_path / "missing", "classes": class_folders, "plain": tmp_path / "plain"}
+    paths["few"] = tmp_path / "few.safetensors"
+    REPORTED["unconditional"]().save_pretrained(paths["plain"])
+    FeatureClassifier(3, 3).save(paths["few"])
+    flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path]
+    error = error_of("evaluate.py", *flags, *(argument.format(**paths) for argument in arguments))
+    assert message.format(**paths) in error
