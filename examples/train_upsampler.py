@@ -12,7 +12,7 @@ from transformers.hf_argparser import HfArg
 
 from hf_genmod import DenoisingObjective, SuperResolutionPipeline, Trainer, TrainingConfig
 from hf_genmod.drawing.grids import draw_enlarged
-from hf_genmod.objectives.upsampling import SmallPictures
+from hf_genmod.objectives.upsampling import ConditioningAugmentation
 from hf_genmod.recipes.arguments import ConditioningArguments
 from hf_genmod.recipes.networks import DiffusionArguments
 from hf_genmod.recipes.pictures import DataArguments, crop_size_for
@@ -40,7 +40,7 @@ def main(
     sampler = model.make_sampler(scheduler, pictures)
     multiple = math.lcm(upsampler.factor, unet.size_factor)
     crop_size = crop_size_for(pictures.resolution, upsampler.factor, multiple, upsampler.crop_size)
-    small = SmallPictures(scheduler, upsampler.factor, upsampler.max_noise_level, crop_size)
+    small = ConditioningAugmentation(scheduler, upsampler.factor, upsampler.max_noise_level, crop_size)
     objective = DenoisingObjective(
         scheduler, unet.null_label, model.weighting, upsampler.condition_dropout, small=small
     )

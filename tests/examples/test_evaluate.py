@@ -141,7 +141,7 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
         (["--resolution", "16"], "resolution: the model was trained on 8x8 images of 3 channels"),
         (["--model", "{plain}", "--guidance_scales", "2"], "guidance_scales: a UnconditionalPipeline is not guided"),
         (["--model", "{missing}"], "missing' is not a folder"),
-        (["--license", "MIT"], "license: 'MIT' is not as the Hub calls one"),
+        (["--license", "MIT"], "license: 'MIT' is not the name of a licence"),
         (["--features", "{few}"], "is of 3 other classes"),
     ],
 )

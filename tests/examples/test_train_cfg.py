@@ -25,7 +25,7 @@ def test_training_on_a_folder_of_grey_class_folders_leaves_a_model_of_them(class
         (["--max_train_steps", 1, "--max_train_minutes", 1], "a run has one budget"),
         (["--max_train_steps", 1, "--resolution", 30, "--block_out_channels", 48, 96, 128], "such as 24x24 or 32x32"),
         (["--max_train_steps", 1, "--weighting", "snr"], "weighting: 'snr' is not one of"),
-        (["--max_train_steps", 1, "--license", "MIT License"], "license: 'MIT License' is not as the Hub calls one"),
+        (["--max_train_steps", 1, "--license", "MIT License"], "license: 'MIT License' is not the name of a licence"),
         (["--max_train_steps", 1, "--push_to_hub"], "push_to_hub: a shared model needs a licence"),
         (
             ["--max_train_steps", 1, "--hub_model_id", "user/name"],
