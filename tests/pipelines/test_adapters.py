@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import tiny_classifier, tiny_text_pipeline, tiny_unet, tiny_vae
+from tiny import assert_rounded_alike, tiny_classifier, tiny_text_pipeline, tiny_unet, tiny_vae
 from transformers import T5EncoderModel
 
 from hf_genmod import (
@@ -106,13 +106,13 @@ def with_product(model, weights, prefix, scale=1.0):
 
 
 class TestAnAdapter:
-    def test_comes_back_from_disk_bitwise(self, make, tmp_path):
+    def test_comes_back_from_disk(self, make, tmp_path):
         pipeline = trained(make())
         pipeline.save_lora_weights(tmp_path)
         fresh = make()
         assert not torch.equal(draw(fresh), draw(pipeline))
         fresh.load_lora_weights(tmp_path)
-        assert torch.equal(draw(fresh), draw(pipeline))
+        assert_rounded_alike(draw(fresh), draw(pipeline))
         fresh.save_lora_weights(tmp_path / "again")
         ours, again = (load_file(folder / WEIGHTS) for folder in (tmp_path, tmp_path / "again"))
         assert ours.keys() == again.keys() and all(torch.equal(ours[name], again[name]) for name in ours)
@@ -128,20 +128,20 @@ class TestAnAdapter:
         torch.testing.assert_close(draw(pipeline), draw(by_hand), atol=1e-4, rtol=0)
         assert (draw(by_hand) - draw(make())).abs().max() > 1e-2
 
-    def test_leaves_the_base_bitwise_what_it_was_when_disabled_deleted_or_unloaded(self, make, tmp_path):
+    def test_leaves_the_base_what_it_was_when_disabled_deleted_or_unloaded(self, make, tmp_path):
         trained(make()).save_lora_weights(tmp_path)
         pipeline, before = make(), draw(make())
         pipeline.load_lora_weights(tmp_path)
         adapted = draw(pipeline)
         pipeline.disable_lora()
-        assert torch.equal(draw(pipeline), before)
+        assert_rounded_alike(draw(pipeline), before)
         pipeline.enable_lora()
-        assert torch.equal(draw(pipeline), adapted)
+        assert_rounded_alike(draw(pipeline), adapted)
         pipeline.unload_lora_weights()
-        assert torch.equal(draw(pipeline), before)
+        assert_rounded_alike(draw(pipeline), before)
         pipeline.load_lora_weights(tmp_path, adapter_name="one")
         pipeline.delete_adapters("one")
-        assert torch.equal(draw(pipeline), before)
+        assert_rounded_alike(draw(pipeline), before)
         pipeline.save_pretrained(tmp_path / "base")
         loaded, base = load_pipeline(tmp_path / "base").unet.state_dict(), make().unet.state_dict()
         assert loaded.keys() == base.keys() and all(torch.equal(loaded[name], base[name]) for name in base)
@@ -196,7 +196,7 @@ class TestAnAdapter:
         alone.load_lora_weights(tmp_path / "1")
         pipeline.delete_adapters("number 0")
         pipeline.set_adapters("number 1")
-        assert torch.equal(draw(pipeline), draw(alone))
+        assert_rounded_alike(draw(pipeline), draw(alone))
 
     def test_works_on_a_pipeline_in_bf16(self, tmp_path):
         trained(of_classes(), name="zebra").save_lora_weights(tmp_path)
@@ -218,9 +218,9 @@ class TestAnAdapter:
         before = draw(offloaded)
         for pipe in (plain, offloaded):
             pipe.load_lora_weights(zebra)
-        assert torch.equal(draw(offloaded, "zebra"), draw(plain, "zebra"))
+        assert_rounded_alike(draw(offloaded, "zebra"), draw(plain, "zebra"))
         offloaded.unload_lora_weights()
-        assert torch.equal(draw(offloaded), before)
+        assert_rounded_alike(draw(offloaded), before)
         assert offloaded.unet.class_embedding.weight.device.type == "meta"  # offloaded again
 
     def test_works_on_the_code_of_a_checkpoint(self, zebra, tmp_path):
@@ -230,7 +230,7 @@ class TestAnAdapter:
         ours = load_pipeline(tmp_path / "base")
         for pipeline in (ours, theirs):
             pipeline.load_lora_weights(zebra)
-        assert torch.equal(draw(ours, "zebra"), draw(theirs, "zebra"))
+        assert_rounded_alike(draw(ours, "zebra"), draw(theirs, "zebra"))
 
     def test_comes_from_the_hub(self, zebra, hub):
         repo_id = hub.new_repo_id("adapter")
@@ -239,7 +239,7 @@ class TestAnAdapter:
         here, there = of_classes(), of_classes()
         here.load_lora_weights(zebra / WEIGHTS)
         there.load_lora_weights(repo_id)
-        assert torch.equal(draw(here, "zebra"), draw(there, "zebra"))
+        assert_rounded_alike(draw(here, "zebra"), draw(there, "zebra"))
 
 
 class TestClasses:
@@ -272,9 +272,9 @@ class TestClasses:
         pipeline, before = of_classes(), of_classes()
         trained_one = trained(of_classes(), name="zebra")
         pipeline.load_lora_weights(zebra)
-        assert torch.equal(draw(pipeline, "zebra"), draw(trained_one, "zebra"))
+        assert_rounded_alike(draw(pipeline, "zebra"), draw(trained_one, "zebra"))
         pipeline.disable_lora()
-        assert torch.equal(draw(pipeline), draw(before))
+        assert_rounded_alike(draw(pipeline), draw(before))
         pipeline.unload_lora_weights()
         assert pipeline.labels == before.labels and pipeline.num_classes == 3
         assert torch.equal(pipeline.unet.class_embedding.weight, before.unet.class_embedding.weight)
@@ -288,10 +288,10 @@ class TestClasses:
         pipeline.load_lora_weights(tmp_path / "okapi", adapter_name="second")
         alone.load_lora_weights(tmp_path / "okapi")
         assert pipeline.labels == {"a": 0, "b": 1, "c": 2, "zebra": 3, "okapi": 4}
-        assert torch.equal(draw(pipeline, "okapi"), draw(alone, "okapi"))
+        assert_rounded_alike(draw(pipeline, "okapi"), draw(alone, "okapi"))
         pipeline.delete_adapters("first")
         assert pipeline.labels == {"a": 0, "b": 1, "c": 2, "okapi": 3}
-        assert torch.equal(draw(pipeline, "okapi"), draw(alone, "okapi"))
+        assert_rounded_alike(draw(pipeline, "okapi"), draw(alone, "okapi"))
         pipeline.save_lora_weights(tmp_path / "saved")
         ours, theirs = (load_file(tmp_path / name / WEIGHTS) for name in ("saved", "okapi"))
         assert torch.equal(ours["class_embedding"], theirs["class_embedding"])
@@ -361,7 +361,7 @@ class TestMistakes:
         pipeline = of_classes()
         yield pipeline
         assert pipeline.get_list_adapters() == {} and pipeline.labels == of_classes().labels
-        assert torch.equal(draw(pipeline), draw(of_classes()))
+        assert_rounded_alike(draw(pipeline), draw(of_classes()))
 
     def test_an_adapter_of_another_model_is_refused(self, unchanged, tmp_path):
         wider = ClassifierFreeGuidedPipeline(
@@ -405,7 +405,8 @@ class TestMistakes:
         ):
             with pytest.raises(ValueError, match="it cannot be attached"):
                 pipeline.load_lora_weights(rewritten(tmp_path / "whole", tmp_path / name, change))
-            assert pipeline.get_list_adapters() == {} and torch.equal(draw(pipeline), before)
+            assert pipeline.get_list_adapters() == {}
+            assert_rounded_alike(draw(pipeline), before)
 
     def test_a_class_of_a_model_without_names_is_told_from_its_numbers(self, tmp_path):
         unnamed = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), AncestralDDPMScheduler())

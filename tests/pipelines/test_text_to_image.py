@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from small_pipelines import draw, quiet, seeded
-from tiny import CAPTIONS, tiny_text_pipeline, tiny_tokenizer, tiny_unet
+from tiny import CAPTIONS, assert_rounded_alike, tiny_text_pipeline, tiny_tokenizer, tiny_unet
 from tokenizers import processors
 from transformers import CLIPTextModel, T5EncoderModel
 
@@ -76,7 +76,7 @@ class TestText:
     def test_pictures_of_one_prompt_are_those_of_the_prompt_repeated(self, pipeline):
         several = self.draw(pipeline, self.PROMPTS, range(6), num_images_per_prompt=3)
         repeated = self.draw(pipeline, [prompt for prompt in self.PROMPTS for _ in range(3)])
-        assert torch.equal(several, repeated)
+        assert_rounded_alike(several, repeated)  # the prompts are encoded in batches of other sizes
 
     def test_prompts_may_be_encoded_before(self, pipeline):
         embeds, mask = pipeline.encode_prompt(self.PROMPTS)
@@ -85,7 +85,7 @@ class TestText:
             pipeline, None, range(2), prompt_embeds=embeds, prompt_attention_mask=mask,
             negative_prompt_embeds=negative, negative_prompt_attention_mask=negative_mask,
         )  # fmt: skip
-        assert torch.equal(given, self.draw(pipeline, self.PROMPTS, negative_prompt="two lizards"))
+        assert_rounded_alike(given, self.draw(pipeline, self.PROMPTS, negative_prompt="two lizards"))
 
     def test_a_string_is_one_prompt(self, pipeline):
         assert torch.equal(self.draw(pipeline, "a red cat", [0]), self.draw(pipeline, ["a red cat"]))
