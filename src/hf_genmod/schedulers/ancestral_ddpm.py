@@ -7,13 +7,11 @@ al. 2023, arXiv:2305.08891 (timestep spacing, zero terminal SNR); Hang et al. 20
 Conventions of this file:
 
 - α_t = 1 − β_t and ᾱ_t = ∏_{s≤t} α_s. Timesteps count from 0, as in diffusers: t = 0 … T−1 here is t = 1 … T in the
-  papers. The clean picture, x_0 in the papers and below, stands at timestep −1, and ᾱ_{−1} = 1.
-- t' is the timestep that follows t in sampling: t − 1 in the full chain, further down where steps are skipped. From t
-  to t' the chain is the one with the same ᾱ: α_t = ᾱ_t / ᾱ_{t'}, β_t = 1 − α_t.
-- What depends on t alone is fp32 with as many dimensions as the sample, (n, 1, 1, 1) or (1, 1, 1, 1), so that torch
-  makes every product with a bf16 or fp16 sample in fp32, and with an fp64 sample in fp64.
-
-This file is copied into checkpoints and loaded alone, so it imports nothing of the package it belongs to.
+  papers. The clean image, x_0 in the papers and below, is at timestep −1, and ᾱ_{−1} = 1.
+- t' is the timestep that follows t in sampling: t − 1 in the full chain, a smaller one if steps are skipped. A step
+  from t to t' has α_t = ᾱ_t / ᾱ_{t'} and β_t = 1 − α_t, which leaves ᾱ as it is in the full chain.
+- Coefficients, which depend on t alone, are fp32 with as many dimensions as the sample, (n, 1, 1, 1) or (1, 1, 1, 1).
+  Torch therefore computes products with a bf16 or fp16 sample in fp32, and with an fp64 sample in fp64.
 """
 
 from dataclasses import dataclass
@@ -27,7 +25,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .noise_schedules import betas_of_schedule, rescale_to_zero_terminal_snr
+from .noise_schedules import make_betas, rescale_to_zero_terminal_snr
+from .timesteps import choose_timesteps
 
 CHOICES = {
     "beta_schedule": "linear scaled_linear squaredcos_cap_v2 sigmoid laplace".split(),
@@ -37,8 +36,8 @@ CHOICES = {
 }
 
 
-# What the network was trained on. from_config drops the keys that were left at a default, for the other class has its
-# own; these must travel all the same, or else Heun starts its betas at 0.00085. The other keys say how to sample.
+# The keys that describe the process of training; the others describe sampling. `from_config` drops keys that were left
+# at their default, because another class has other defaults. These keys must be kept: Heun's `beta_start` is 0.00085.
 TRAINING_KEYS = set("num_train_timesteps beta_start beta_end beta_schedule trained_betas prediction_type".split())
 TRAINING_KEYS.add("rescale_betas_zero_snr")
 
@@ -49,7 +48,7 @@ class AncestralDDPMSchedulerOutput(BaseOutput):
 
     Args:
         prev_sample (`torch.Tensor`): x_{t'}, with the shape and dtype of the sample; the network's next input.
-        pred_original_sample (`torch.Tensor`): x̂_0, clipped where the config says so; likewise.
+        pred_original_sample (`torch.Tensor`): x̂_0, clipped if the config says so; of the same shape and dtype.
     """
 
     prev_sample: Tensor
@@ -59,11 +58,11 @@ class AncestralDDPMSchedulerOutput(BaseOutput):
 class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
     """DDPM: the forward process q(x_t | x_0), its posterior q(x_{t'} | x_t, x_0), and the sampler of Algorithm 2.
 
-    Config keys, method signatures and numbers are those of [`~diffusers.DDPMScheduler`]; where that one returns NaN or
-    infinity, this one raises `ValueError`. `from_config` leads from here to any sampler of diffusers, and back. The
-    betas of "sigmoid" and "laplace", unknown to most samplers, travel in `trained_betas`, which everywhere goes before
-    `beta_schedule`: pass `trained_betas=None` along with another schedule for such a config. Samplers that have no
-    `rescale_betas_zero_snr` (Heun, LMS, PNDM, DEIS, KDPM2, ...) cannot stand ᾱ = 0 and use the betas not rescaled.
+    Config keys, methods and numbers are those of [`~diffusers.DDPMScheduler`]; where it returns NaN or infinity, this
+    class raises `ValueError`. `from_config` converts to any sampler of diffusers and back. Most samplers do not know
+    the schedules "sigmoid" and "laplace". Their betas are also stored in `trained_betas`, which every sampler prefers
+    to `beta_schedule`: to change the schedule of such a config, pass `trained_betas=None` too. Samplers that have no
+    `rescale_betas_zero_snr` (Heun, LMS, PNDM, DEIS, KDPM2, ...) do not support ᾱ = 0 and use the original betas.
 
     Args:
         num_train_timesteps (`int`): T ≥ 1.
@@ -74,8 +73,8 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         clip_sample (`bool`), clip_sample_range (`float`): Clip x̂_0 to ±`clip_sample_range`. Not for latents.
         prediction_type (`str`): What the network predicts: ε ("epsilon"), x_0 ("sample") or v ("v_prediction").
         thresholding (`bool`), dynamic_thresholding_ratio (`float`), sample_max_value (`float`): Dynamic thresholding
-            of x̂_0 in the place of clipping. Not for latents.
-        timestep_spacing (`str`), steps_offset (`int`): See [`~AncestralDDPMScheduler.set_timesteps`].
+            of x̂_0 instead of clipping. Not for latents.
+        timestep_spacing (`str`), steps_offset (`int`): See [`choose_timesteps`].
         rescale_betas_zero_snr (`bool`): Make ᾱ_{T−1} = 0; for "sample" and "v_prediction".
     """
 
@@ -101,33 +100,18 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
     ):
-        # None comes with the configs of the DPM-Solver family: no learned variance, hence "fixed_small".
+        # Configs of the DPM-Solver family have no variance type (None), which means "fixed_small" here.
         unused = {"beta_schedule": trained_betas is not None, "variance_type": variance_type is None}
         for key, choices in CHOICES.items():
             if self.config[key] not in choices and not unused.get(key):
                 raise ValueError(f"{key}: {self.config[key]!r} is not one of {', '.join(choices)}.")
-        if num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps: {num_train_timesteps} must be at least 1.")
-        if trained_betas is None:
-            betas = betas_of_schedule(beta_schedule, num_train_timesteps, beta_start, beta_end)
-        else:
-            betas = torch.tensor(np.asarray(trained_betas), dtype=torch.float32)
-        if not ((0 < betas) & (betas <= 1)).all():
-            raise ValueError(
-                f"betas: they span {betas.min():.3g} to {betas.max():.3g}, but a variance β_t lies in (0, 1]; change "
-                "beta_start and beta_end, or trained_betas."
-            )
+        betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas)
         if trained_betas is not None or beta_schedule in ("sigmoid", "laplace"):
             self.register_to_config(trained_betas=betas.tolist())  # exact: fp32 -> float -> JSON -> fp32
         left_at_default = set(self.config.get("_use_default_values", ()))
         self.register_to_config(_use_default_values=sorted(left_at_default - TRAINING_KEYS))
 
         self.betas = rescale_to_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
-        if not self.betas.isfinite().all():
-            raise ValueError(
-                f"rescale_betas_zero_snr: True, but ᾱ goes from {1 - betas[0]:.3g} to {torch.prod(1 - betas):.3g} in "
-                f"{len(betas)} steps; it must fall, and not to 0, so change the betas or pass False."
-            )
         self.alphas = 1 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
         self._ends_in_noise = bool(self.alphas_cumprod[-1] == 0)
@@ -138,7 +122,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
-        """Splits a config for `from_config`, keeping the keys in `TRAINING_KEYS` that it has from defaults."""
+        """Splits a config for `from_config`; keys in `TRAINING_KEYS` are kept even where they have default values."""
         left_at_default = set(config_dict.get("_use_default_values", ()))
         config_dict = {**config_dict, "_use_default_values": left_at_default - TRAINING_KEYS}
         return super().extract_init_dict(config_dict, **kwargs)
@@ -150,13 +134,12 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         """ᾱ_t for t in `first` … T−1, on the sample's device, with the sample's number of dimensions."""
         t, T = torch.as_tensor(timesteps).flatten(), len(self.alphas_cumprod)
         if not sample.is_floating_point():
-            raise ValueError(f"sample: its dtype is {sample.dtype}; pass floating point, pictures scaled to [-1, 1].")
+            raise ValueError(f"sample: its dtype is {sample.dtype}; pass floating point, images scaled to [-1, 1].")
         if t.is_floating_point() or (len(t) != len(sample) and 1 not in (len(t), len(sample))):
             raise ValueError(f"timesteps: {len(t)} {t.dtype} for {len(sample)} samples; pass an integer for each.")
-        # Checked on the CPU only: an accelerator would have the training loop wait for the answer.
+        # Checked on the CPU only: on an accelerator, the training loop would wait for the result.
         if t.device.type == "cpu" and not ((first <= t) & (t < T)).all():
             raise ValueError(f"timesteps: {t[(t < first) | (t >= T)].tolist()} must be within {first} ... {T - 1}.")
-        # Moved when the device changes, not at every call.
         self.alphas_cumprod = self.alphas_cumprod.to(sample.device)
         t = t.to(sample.device)
         alpha_bar = self.alphas_cumprod[t.clamp(min=0)].where(t >= 0, 1.0)
@@ -193,7 +176,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         return v_t.to(sample.dtype)
 
     def predict_original_sample(self, model_output: Tensor, timesteps, sample: Tensor, clip: bool = False) -> Tensor:
-        """x̂_0, the clean picture according to the network, in fp32 or wider.
+        """x̂_0, the network's estimate of the clean image, in fp32 or wider.
 
         x̂_0 = (x_t − √(1 − ᾱ_t) ε_θ) / √ᾱ_t        "epsilon" (DDPM, Eq. 15)
         x̂_0 = √ᾱ_t x_t − √(1 − ᾱ_t) v_θ            "v_prediction" (Salimans & Ho 2022, section 4)
@@ -202,10 +185,10 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
             model_output (`torch.Tensor` of shape `(n, ...)`): ε_θ, v_θ or x̂_0, without a learned variance.
             timesteps (`int` or `torch.Tensor` of shape `(n,)`): t in 0 … T−1.
             sample (`torch.Tensor` of shape `(n, ...)`): x_t.
-            clip (`bool`): Clip or threshold x̂_0 as the config says. Sampling does; a clipped loss has no gradient.
+            clip (`bool`): Clip or threshold x̂_0 as the config says, for sampling. A clipped loss has no gradient.
 
         Raises:
-            ValueError: "epsilon" at ᾱ_t = 0, where x_t = ε says nothing of x_0 (clipped, ±1 is left, as in diffusers).
+            ValueError: "epsilon" at ᾱ_t = 0 without clipping: x_t = ε then contains nothing of x_0.
         """
         clip = clip and (self.config.thresholding or self.config.clip_sample)
         alpha_bar_t = self._alpha_bar(timesteps, sample)
@@ -225,7 +208,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         return x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range) if clip else x_0
 
     def _threshold_sample(self, x_0: Tensor) -> Tensor:
-        """Dynamic thresholding (Saharia et al. 2022, section 2.3); s is the p-quantile of |x_0| in each picture.
+        """Dynamic thresholding (Saharia et al. 2022, section 2.3); s is the p-quantile of |x_0| in each image.
 
         x_0 ← clip(x_0, −s, s) / s, with s held between 1 and `sample_max_value`
         """
@@ -234,7 +217,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         return x_0.clamp(-s, s) / s
 
     def posterior_mean(self, original_samples: Tensor, timesteps, sample: Tensor, prev_timesteps=None) -> Tensor:
-        """The mean of q(x_{t'} | x_t, x_0), and with x̂_0 for x_0 that of p_θ(x_{t'} | x_t) (DDPM, Eq. 7), in fp32.
+        """The mean of q(x_{t'} | x_t, x_0), or of p_θ(x_{t'} | x_t) if x̂_0 is given for x_0 (DDPM, Eq. 7), in fp32.
 
         μ̃_t(x_t, x_0) = √ᾱ_{t'} β_t / (1 − ᾱ_t) · x_0 + √α_t (1 − ᾱ_{t'}) / (1 − ᾱ_t) · x_t
 
@@ -254,8 +237,8 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
 
         β̃_t = (1 − ᾱ_{t'}) / (1 − ᾱ_t) · β_t
 
-        β̃ is 0 for t' = −1. In the full chain, which losses use, β̃_1 then stands for β̃_0 as in Improved DDPM; given
-        `prev_timesteps`, 1e-20 does, as in diffusers. Arguments as in `posterior_mean`.
+        β̃ is 0 for t' = −1. There the result is log β̃_1 in the full chain, as in Improved DDPM, and log 1e-20 if
+        `prev_timesteps` are given, as in diffusers. Arguments as in `posterior_mean`.
         """
         if prev_timesteps is None:
             timesteps = torch.as_tensor(timesteps).clamp(min=1)
@@ -265,16 +248,16 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
     def reverse_log_variance(self, timesteps, sample: Tensor, prev_timesteps=None, predicted_variance=None) -> Tensor:
         """log Σ_θ(x_t, t), the log-variance of p_θ(x_{t'} | x_t), by `variance_type`:
 
-        - "fixed_small", "fixed_small_log": β̃_t, right where x_0 is a single point (DDPM, section 3.2).
-        - "fixed_large": β_t, right where x_0 ~ N(0, I).
+        - "fixed_small", "fixed_small_log": β̃_t, exact if x_0 is a single point (DDPM, section 3.2).
+        - "fixed_large": β_t, exact if x_0 ~ N(0, I).
         - "learned_range": exp(f log β_t + (1 − f) log β̃_t), f = (v + 1) / 2 (Improved DDPM, Eq. 15).
         - "learned": the network's output itself.
-        - "fixed_large_log": log β_t, taken for a variance as diffusers does; an error wherever β_t < 1.
+        - "fixed_large_log": log β_t used as the variance, as in diffusers; an error for every β_t < 1.
 
         Args:
             timesteps, sample, prev_timesteps: As in `posterior_mean`.
             predicted_variance (`torch.Tensor` of shape `(n, ...)`): The network's, for the learned types. The result
-                then has its shape, and otherwise (n, 1, ..., 1).
+                has its shape, or (n, 1, ..., 1) for the fixed types.
 
         Raises:
             ValueError: The variance is negative.
@@ -312,42 +295,15 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         return model_output.chunk(2, dim=1) if learned else (model_output, None)
 
     def set_timesteps(self, num_inference_steps: int | None = None, device=None, timesteps: list[int] | None = None):
-        """Chooses the timesteps to sample at, in descending order (Lin et al. 2023, Table 2).
-
-        With n of T: "linspace" takes both ends, round(linspace(0, T−1, n)); "leading" takes multiples from 0, never
-        pure noise, i ⌊T/n⌋ + `steps_offset`; "trailing" starts from pure noise, round(T − i T/n) − 1.
-
-        Args:
-            num_inference_steps (`int`, *optional*): n in 1 … T.
-            device (`str` or `torch.device`, *optional*): Where to put them.
-            timesteps (`list[int]`, *optional*): The timesteps themselves, instead of n.
-
-        Raises:
-            ValueError: Both or neither of n and `timesteps`; n out of range; `timesteps` not descending in T−1 … 0.
-        """
-        T, n = self.config.num_train_timesteps, num_inference_steps
-        if (n is None) == (timesteps is None):
-            raise ValueError(f"num_inference_steps: {n} with timesteps: {timesteps}; pass exactly one of the two.")
-        if timesteps is not None:
-            chosen = np.asarray(timesteps)
-            descending = chosen.size > 0 and (chosen[:-1] > chosen[1:]).all() and T > chosen[0] and chosen[-1] >= 0
-            if not descending or (chosen != chosen.round()).any():
-                raise ValueError(f"timesteps: {list(timesteps)} must be integers descending within {T - 1} ... 0.")
-        elif not 1 <= n <= T:
-            raise ValueError(f"num_inference_steps: {n} must be within 1 ... {T}, the steps of training.")
-        elif self.config.timestep_spacing == "linspace":
-            chosen = np.linspace(0, T - 1, n).round()[::-1]
-        elif self.config.timestep_spacing == "leading":
-            chosen = np.arange(n)[::-1] * (T // n) + self.config.steps_offset
-        else:
-            # Rounding makes this arange one longer for some n (61 of 1000); diffusers then samples at timestep −1.
-            chosen = np.arange(T, 0, -T / n)[:n].round() - 1
+        """Chooses n timesteps, or takes `timesteps`, as [`choose_timesteps`] says, and puts them on `device`."""
+        T, spacing, offset = len(self), self.config.timestep_spacing, self.config.steps_offset
+        chosen = choose_timesteps(T, num_inference_steps, timesteps, spacing, offset)
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(chosen)
-        self.timesteps = torch.from_numpy(chosen.astype(np.int64)).to(device)
+        self.timesteps = torch.from_numpy(chosen).to(device)
 
     def previous_timestep(self, timestep: int | Tensor) -> int | Tensor:
-        """t': the one after t in `timesteps` once they are chosen, −1 after the last; t − 1 before that."""
+        """t': the timestep after t in `timesteps`, or −1 after the last; t − 1 if no timesteps have been chosen."""
         if self.num_inference_steps is None:
             return timestep - 1
         index = (self.timesteps == timestep).nonzero().flatten().tolist()
@@ -356,18 +312,10 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         return torch.tensor(-1) if index[0] == len(self.timesteps) - 1 else self.timesteps[index[0] + 1]
 
     def scale_model_input(self, sample: Tensor, timestep: int | None = None) -> Tensor:
-        """x_t as it is, for that is what the network of DDPM sees; other samplers of diffusers scale it."""
+        """x_t unchanged: the network of DDPM takes x_t itself. Other samplers of diffusers scale it."""
         return sample
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        generator=None,
-        return_dict: bool = True,
-        check_finite: bool = True,
-    ):
+    def step(self, model_output, timestep, sample, generator=None, return_dict=True, check_finite=True):
         """One step of the reverse process (DDPM, Algorithm 2, with the mean of Eq. 7).
 
         x_{t'} = μ̃_t(x_t, x̂_0) + √Σ_θ z,  z ~ N(0, I) for t > 0, z = 0 at t = 0
@@ -378,7 +326,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
             sample (`torch.Tensor` of shape `(n, C, ...)`): x_t.
             generator (`torch.Generator` or a list of n, *optional*): Draws z, in the dtype of `model_output`.
             return_dict (`bool`): [`AncestralDDPMSchedulerOutput`] if true, otherwise a tuple of the same.
-            check_finite (`bool`): Raise if the result is not finite, for which the host waits for the device.
+            check_finite (`bool`): Raise if the result is not finite; the host waits for the device to know.
 
         Raises:
             ValueError: A shape, the timestep or the number of generators is wrong, or the result is not finite.

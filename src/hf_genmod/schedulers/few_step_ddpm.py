@@ -7,30 +7,30 @@ from .ancestral_ddpm import AncestralDDPMScheduler, AncestralDDPMSchedulerOutput
 
 
 class FewStepDDPMScheduler(AncestralDDPMScheduler):
-    """Algorithm 2 for few steps, with the spread of x_0 that it leaves out.
+    """Algorithm 2 for few steps, with the covariance of x_0 that Algorithm 2 omits.
 
-    However far t' is from t, μ̃_t(x_t, E[x_0 | x_t]) is the mean of p(x_{t'} | x_t), but its covariance is
+    For every t' < t, the mean of p(x_{t'} | x_t) is μ̃_t(x_t, E[x_0 | x_t]), and its covariance is
 
-        β̃_t I + ᾱ_{t'} δ_t² Cov(x_0 | x_t),   δ_t = β_t / (1 − ᾱ_t),
+        β̃_t I + ᾱ_{t'} δ_t² Cov(x_0 | x_t),   δ_t = β_t / (1 − ᾱ_t).
 
-    of which Algorithm 2 has the first term alone: without the second, few steps make pictures too smooth. As
-    Cov(x_0 | x_t) is (1 − ᾱ_t) / √ᾱ_t · ∂x̂_0 / ∂x_t, x_0 spreads the way in which x̂_0 has just answered the noise of
-    the step before, t_before. So that answer is used once more, at a size by which samples of Gaussian data keep
-    nearly all of their variance, unless its root is close to the last σ:
+    Algorithm 2 has the first term only, which makes images of few steps too smooth. Cov(x_0 | x_t) equals
+    (1 − ᾱ_t) / √ᾱ_t · ∂x̂_0 / ∂x_t, so the change of x̂_0 that the noise of the previous step caused is a sample in the
+    missing directions. It is added with a weight that keeps nearly all of the variance of Gaussian data, unless their
+    standard deviation is close to the last σ:
 
         x_{t'} = μ̃_t(x_t, D_t) + √Σ_θ z,   D_t = x̂_0(x_t) + κ_t (x̂_0(x_t) − x̂_0(x_{t_before}))
         κ_t = (√(1 + δ_t² / δ_before) − 1) / δ_t
 
-    The first step has κ = 0, and the last ends at x̂_0. In short steps κ_t is δ_t / (2 δ_before), the correction of the
-    second order of SDE-DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095); in some tens of steps it is less. Meant for
-    `variance_type` "fixed_small": the others add of that covariance themselves.
+    The first step has κ = 0, and the last returns x̂_0. For short steps κ_t is δ_t / (2 δ_before), the second-order
+    correction of SDE-DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095); for some tens of steps it is smaller. Use
+    `variance_type` "fixed_small": the other types already contain part of that covariance.
 
-    Config, methods and `from_config` are those of [`AncestralDDPMScheduler`], but that `timestep_spacing` and
-    `steps_offset` say nothing here: n steps are even in arctan ⁴√σ, σ² = (1 − ᾱ_t) / ᾱ_t, from σ = 80 (Karras et al.
-    2022, arXiv:2206.00364) to 0.02, as far as the schedule goes, which is between steps even in log σ and in arctan σ.
+    Config, methods and `from_config` are those of [`AncestralDDPMScheduler`], except that `timestep_spacing` and
+    `steps_offset` are ignored: n steps are spaced evenly in arctan ⁴√σ, σ² = (1 − ᾱ_t) / ᾱ_t, from σ = 80 (Karras et
+    al. 2022, arXiv:2206.00364) to 0.02 or the ends of the schedule. This lies between log σ and arctan σ.
     """
 
-    _before = None  # x̂_0 and δ of the step before
+    _before = None  # x̂_0 and δ of the previous step
 
     def set_timesteps(self, num_inference_steps: int | None = None, device=None, timesteps: list[int] | None = None):
         """Chooses n timesteps as above, or takes `timesteps`; arguments and errors as in the base class."""
@@ -42,12 +42,12 @@ class FewStepDDPMScheduler(AncestralDDPMScheduler):
         angles = torch.arctan(((1 - alpha_bar) / alpha_bar) ** (1 / 8))  # (T,), of σ^(1/4)
         ends = torch.arctan(torch.tensor([80.0, 0.02]).double() ** (1 / 4)).tolist()
         chosen = (torch.linspace(*ends, num_inference_steps).double()[:, None] - angles).abs().argmin(dim=1)
-        # Where n is so large that some are chosen twice, the others move on.
+        # For a large n some timesteps are chosen twice; the later ones then move to the next.
         i = torch.arange(num_inference_steps)
         self.timesteps = torch.maximum((chosen + i).cummin(dim=0).values - i, i.flip(0)).to(device)
 
     def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, generator=None, return_dict=True):
-        """One step as above. Steps follow one another: each remembers x̂_0 for the next, up to the last.
+        """One step as above. Call it once per timestep, in order: each step stores x̂_0 for the next.
 
         Arguments and errors as in the base class.
         """
@@ -55,7 +55,7 @@ class FewStepDDPMScheduler(AncestralDDPMScheduler):
         t = int(timestep)
         prev_t = int(self.previous_timestep(t))
         alpha_bar_t, alpha_bar_prev, _, beta_t = self._chain(t, sample, prev_t)
-        delta = (beta_t / (1 - alpha_bar_t)).clamp(min=1e-6)  # betas below that are lost in the fp32 of ᾱ
+        delta = (beta_t / (1 - alpha_bar_t)).clamp(min=1e-6)  # fp32 ᾱ does not resolve smaller betas
         if self._before is not None and prev_t >= 0:
             x_0_before, delta_before = self._before
             kappa = ((1 + delta**2 / delta_before).sqrt() - 1) / delta
