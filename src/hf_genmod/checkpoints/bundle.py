@@ -37,18 +37,18 @@ def bundle(file: Path) -> str:
             in a circle, or a relative import stands anywhere but at the top level of a module, or renames what it
             imports.
     """
-    parts, imports, meanings = {}, {"from pathlib import Path"}, {"Path": "pathlib.Path", "shipped": "the class"}
+    parts, imports, meanings = {}, {("pathlib", "Path")}, {"Path": "pathlib.Path", "shipped": "the class"}
     _collect(file, (), parts, imports, meanings)
     docstring, own = parts.pop(file)
     pieces = [f"# ---- {path.parent.name}/{path.name} ----\n\n{text}" for path, (_, text) in parts.items()]
     pieces.append(f"# ---- {file.parent.name}/{file.name} ----\n\n{own}")
-    head = f'"""{docstring}"""\n\n' + "\n".join(sorted(imports)) + "\n"
+    head = f'"""{docstring}"""\n\n' + "\n".join(_import_lines(imports)) + "\n"
     classes = [node.name for node in ast.parse(own).body if isinstance(node, ast.ClassDef)]
     end = [CAPTURE.format(classes=", ".join(classes))] if classes else []
     return "\n\n".join([head, *pieces, *end])
 
 
-def _collect(file: Path, above: tuple[Path, ...], parts: dict, imports: set[str], meanings: dict[str, str]) -> None:
+def _collect(file: Path, above: tuple[Path, ...], parts: dict, imports: set[tuple[str, str]], meanings: dict[str, str]) -> None:
     """Adds a module to `parts`, after all that it imports relatively."""
     if file in above:
         raise ValueError(f"{file.name}: imports itself by way of {', '.join(path.name for path in above)}")
@@ -72,7 +72,7 @@ def _collect(file: Path, above: tuple[Path, ...], parts: dict, imports: set[str]
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
             for alias in node.names:
-                imports.add(ast.unparse(type(node)(**{**vars(node), "names": [alias]})))
+                imports.add((node.module if prefix else "", ast.unparse(alias)))
                 means(alias.asname or alias.name.split(".")[0], prefix + alias.name if prefix or alias.asname else "")
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             means(node.name, f"defined in {file}")
@@ -86,6 +86,13 @@ def _collect(file: Path, above: tuple[Path, ...], parts: dict, imports: set[str]
         removed |= set(range(tree.body[0].lineno, tree.body[0].end_lineno + 1))
     text = "\n".join(line for number, line in enumerate(lines, 1) if number not in removed).strip("\n")
     parts[file] = (docstring, text + "\n")
+
+
+def _import_lines(imports: set[tuple[str, str]]) -> list[str]:
+    """The import statements of pairs (module, name), where a module itself is ("", module)."""
+    names = {module: [name for other, name in sorted(imports) if other == module] for module, _ in imports}
+    plain = [f"import {name}" for name in names.pop("", [])]
+    return plain + [f"from {module} import {', '.join(names[module])}" for module in sorted(names)]
 
 
 def _refuse_hidden_imports(file: Path, tree: ast.Module) -> None:
