@@ -437,7 +437,7 @@ class TestMistakes:
 
     def test_pickles_are_not_read(self, unchanged, tmp_path):
         torch.save({}, tmp_path / "pytorch_lora_weights.bin")
-        with pytest.raises(FileNotFoundError, match="so it is no adapter"):
+        with pytest.raises(FileNotFoundError, match="so it is not an adapter"):
             unchanged.load_lora_weights(tmp_path)
         with pytest.raises(ValueError, match="not a file of safetensors"):
             unchanged.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.bin")

@@ -126,7 +126,7 @@ class TestAutoencoder:
             with pytest.raises(ValueError, match="prior: nothing makes the latents of this autoencoder follow N"):
                 pipeline()
         for pipeline in (plain, variational, autoencoder("of diffusers")):
-            with pytest.raises(ValueError, match="prior: 'fitted', but none has been fitted"):
+            with pytest.raises(ValueError, match="prior: 'fitted', but this autoencoder has no fitted prior"):
                 pipeline(prior="fitted")
         with pytest.raises(ValueError, match="prior: 'normal' is not one of 'standard', 'fitted'"):
             variational(prior="normal")
@@ -263,9 +263,9 @@ class TestAutoencoder:
         message = "b: its latents are of shape (2, 8, 8), those of a (2, 4, 4); give two pictures of one size"
         with pytest.raises(ValueError, match=re.escape(message)):
             pipeline.interpolate(a, b.resize((16, 16)))
-        with pytest.raises(ValueError, match="b: 2 pictures; give one"):
+        with pytest.raises(ValueError, match="b: 2 images; give one"):
             pipeline.interpolate(a, [a, b])
-        with pytest.raises(ValueError, match="image: 2 pictures; give one"):
+        with pytest.raises(ValueError, match="image: 2 images; give one"):
             pipeline.traverse([a, b], 0, [0.0])
 
     def test_errors_of_a_request(self):
@@ -281,7 +281,7 @@ class TestAutoencoder:
         for n in (0, 1.0, True):
             with pytest.raises(ValueError, match=f"batch_size: {n} is not a positive whole number"):
                 pipeline(n)
-        with pytest.raises(ValueError, match="generator: a list of 3 for 2 pictures"):
+        with pytest.raises(ValueError, match="generator: a list of 3 for 2 images"):
             pipeline(2, generator=[seeded()] * 3)
         with pytest.raises(ValueError, match=re.escape("z: shape (1, 3, 4, 4) is not (n, 2, h, w)")):
             pipeline(latents=torch.zeros(1, 3, 4, 4))

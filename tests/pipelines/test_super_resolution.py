@@ -214,7 +214,7 @@ class TestLabels:
             pipe(pictures(1), class_labels="lizzard")
         with pytest.raises(ValueError, match="guidance_scale: 2.0 is towards class_labels, and none are given"):
             pipe(pictures(), guidance_scale=2.0)
-        with pytest.raises(ValueError, match="class_labels: given, but this model knows no classes"):
+        with pytest.raises(ValueError, match="class_labels: given, but this model has no labels"):
             upsampler()(pictures(1), class_labels=0)
 
 
@@ -255,7 +255,7 @@ def test_a_learned_variance_is_used():
         ({"latents": torch.zeros(2, 3, 4, 4)}, r"latents: \(4, 4\) is not \(8, 8\), the size of the result"),
         ({"num_inference_steps": 0}, "num_inference_steps: 0 is not a positive"),
         ({"guidance_scale": math.nan}, "guidance_scale: nan is not a finite number"),
-        ({"generator": [torch.Generator()]}, "generator: a list of 1 for 2 pictures"),
+        ({"generator": [torch.Generator()]}, "generator: a list of 1 for 2 images"),
         ({"output_type": "jpg"}, "output_type: 'jpg' is not one of"),
         ({"image": pictures(channels=1)}, "images: 2 of 1 channels; this model takes one or more of 3"),
         ({"image": 2 * pictures()}, r"are not in \[0, 1\]"),

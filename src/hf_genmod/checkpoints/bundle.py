@@ -48,7 +48,9 @@ def bundle(file: Path) -> str:
     return "\n\n".join([head, *pieces, *end])
 
 
-def _collect(file: Path, above: tuple[Path, ...], parts: dict, imports: set[tuple[str, str]], meanings: dict[str, str]) -> None:
+def _collect(
+    file: Path, above: tuple[Path, ...], parts: dict, imports: set[tuple[str, str]], meanings: dict[str, str]
+) -> None:
     """Adds a module to `parts`, after all that it imports relatively."""
     if file in above:
         raise ValueError(f"{file.name}: imports itself by way of {', '.join(path.name for path in above)}")

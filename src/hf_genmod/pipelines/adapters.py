@@ -30,23 +30,23 @@ class AdapterMixin(LoraBaseMixin):
         local_files_only: bool = False,
     ):
         """
-        Attaches an adapter (LoRA: W + B A with B A of low rank; Hu et al. 2021, https://arxiv.org/abs/2106.09685) to
-        the U-Net, and to the text encoder if it has one for that, and activates it alone; `set_adapters` activates
-        several, with weights. Classes that it was trained for join `labels`, until it is deleted or unloaded.
+        Attaches a low-rank adapter, W + B A (Hu et al. 2021, https://arxiv.org/abs/2106.09685), to the U-Net and, if
+        the adapter has a part for it, to the text encoder. The new adapter alone is active; `set_adapters` activates
+        several, with weights. The classes of the adapter join `labels` until it is deleted or unloaded.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or file, or the id of a repository on the
                 Hub.
-            adapter_name (`str`, *optional*): What to call it; by default "default_0", "default_1", ...
+            adapter_name (`str`, *optional*): Its name; by default "default_0", "default_1", ...
             weight_name (`str`): The name of the file.
-            subfolder (`str`, *optional*): Where in the folder or repository the file is.
+            subfolder (`str`, *optional*): The folder of the file in the folder or repository.
             revision, token, cache_dir, force_download, local_files_only: As
                 [`~huggingface_hub.hf_hub_download`] takes them.
 
         Raises:
             FileNotFoundError: If there is no adapter at the path.
-            ValueError: If it is of another model, or the name, or that of one of its classes, is taken. Nothing is
-                attached then.
+            ValueError: If the adapter is for another model, or its name or the name of one of its classes is taken.
+                The pipeline is then unchanged.
         """
         from peft import LoraConfig, set_peft_model_state_dict
 
@@ -80,7 +80,7 @@ class AdapterMixin(LoraBaseMixin):
         if names or len(rows):
             self._check_new_classes(path, names, rows)
         with self._without_offloading(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are allowed
             try:
                 self._add_classes_of(adapter_name, names, rows)
                 if "text_encoder" in parts:
@@ -104,16 +104,16 @@ class AdapterMixin(LoraBaseMixin):
         weight_name: str = LORA_WEIGHT_NAME_SAFE,
     ):
         """
-        Writes an adapter as diffusers and peft know it, and the classes that belong to it.
+        Writes an adapter in the format of diffusers and peft, with the classes that it brought.
 
         Args:
             save_directory (`str` or `os.PathLike`): A folder.
-            adapter_name (`str`, *optional*): Which; may be left out where only one is attached.
+            adapter_name (`str`, *optional*): The adapter; may be left out where only one is attached.
             weight_name (`str`): The name of the file.
 
         Raises:
-            ValueError: If there is none of that name, or several to choose from.
-            NotADirectoryError: If there is a file of the folder's name.
+            ValueError: If there is no adapter of that name, or no name is given and several are attached.
+            NotADirectoryError: If `save_directory` is a file.
         """
         from peft import get_peft_model_state_dict
 
@@ -130,7 +130,7 @@ class AdapterMixin(LoraBaseMixin):
                 model = getattr(self, component)
                 state |= self.pack_weights(get_peft_model_state_dict(model, adapter_name=adapter_name), component)
                 config = model.peft_config[adapter_name].to_dict()
-                config["base_model_name_or_path"] = None  # which may be a folder of its own
+                config["base_model_name_or_path"] = None  # which may be a path on this machine
                 config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
                 metadata |= self.pack_weights(config, component)
         names, rows = self._classes_of(adapter_name)
@@ -140,23 +140,23 @@ class AdapterMixin(LoraBaseMixin):
         self.write_lora_layers(state, save_directory, True, weight_name, None, True, metadata)
 
     def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs):
-        """Adds the active adapters, times `lora_scale`, to the weights, from where `unfuse_lora` takes them back;
-        after `unload_lora_weights` they stay, and the model is saved with them."""
+        """Adds the active adapters, times `lora_scale`, to the weights. `unfuse_lora` undoes this; after
+        `unload_lora_weights` it is permanent."""
         super().fuse_lora(components or self._adapted_components(), lora_scale, **kwargs)
         self._fused_scale = lora_scale
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs):
-        """Takes fused adapters out of the weights."""
+        """Subtracts fused adapters from the weights."""
         components = components or self._adapted_components()
         super().unfuse_lora(components, **kwargs)
         for component in components:
             for module in getattr(self, component).modules():
-                if hasattr(module, "unscale_layer"):  # which fusing has scaled
+                if hasattr(module, "unscale_layer"):  # fusing has scaled it
                     module.unscale_layer(getattr(self, "_fused_scale", 1.0))
         self._fused_scale = 1.0
 
     def unload_lora_weights(self):
-        """Detaches all adapters, and removes the classes that came with them; what is fused stays."""
+        """Detaches all adapters and removes the classes that they brought; fused adapters stay in the weights."""
         self._check_not_compiled()
         with self._without_offloading():
             for adapter_name in self._attached():
@@ -165,10 +165,10 @@ class AdapterMixin(LoraBaseMixin):
         self._merged_adapters = set()
 
     def delete_adapters(self, adapter_names: str | list[str]):
-        """Detaches some adapters, and removes the classes that came with them.
+        """Detaches adapters and removes the classes that they brought.
 
         Raises:
-            ValueError: If there is none of a name.
+            ValueError: If there is no adapter of a name.
         """
         self._check_not_compiled()
         names, known = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names), self._attached()
@@ -183,7 +183,7 @@ class AdapterMixin(LoraBaseMixin):
             self._remove_classes_of(adapter_name)
             super().delete_adapters(adapter_name)
         if not self._attached():
-            self.unload_lora_weights()  # what is left wraps every layer, and would be saved under other names
+            self.unload_lora_weights()  # else the wrapped layers would be saved under other names
 
     def _attached(self) -> list[str]:
         """The names of all adapters."""
@@ -199,7 +199,7 @@ class AdapterMixin(LoraBaseMixin):
 
     @contextlib.contextmanager
     def _without_offloading(self):
-        """The weights are where they belong meanwhile."""
+        """Turns CPU offloading off, and on again afterwards."""
         whole, by_layers, _ = self._optionally_disable_offloading(self)
         try:
             yield
@@ -235,7 +235,7 @@ class AdapterMixin(LoraBaseMixin):
 
 
 def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, torch.Tensor], dict]:
-    """The weights of an adapter, and the configs of its parts, from a file, a folder or the Hub."""
+    """The weights of an adapter and the configs of its parts, from a file, a folder or the Hub."""
     from safetensors import SafetensorError, safe_open
 
     file = Path(path, options["subfolder"] or "", weight_name) if os.path.isdir(path) else Path(path)
@@ -253,13 +253,13 @@ def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, tor
             metadata = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
             return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (no dict)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: there is no {weight_name} in it, so it is no adapter") from error
+        raise FileNotFoundError(f"{path}: there is no {weight_name} in it, so it is not an adapter") from error
     except SafetensorError as error:
         raise ValueError(f"{file}: not a file of safetensors ({str(error).splitlines()[0]})") from error
 
 
 def _check_adapter(path: str, component: str, model, weights: dict[str, torch.Tensor], config: dict) -> None:
-    """Says that an adapter is of another model before it is half attached, or more memory taken than it fills."""
+    """Raises if the adapter's shapes do not match this model, before anything is attached or allocated."""
     ranks = {weight.shape[0] for key, weight in weights.items() if ".lora_A" in key}
     for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
         if rank is not None and rank not in ranks:
@@ -270,7 +270,7 @@ def _check_adapter(path: str, component: str, model, weights: dict[str, torch.Te
     for key, weight in weights.items():
         name, _, kind = key.partition(".lora_")
         of_model = getattr(modules.get(name), "weight", None)
-        axes = {"A": slice(1, None), "B": slice(0, 1)}.get(kind[:1])  # a kernel is all in A
+        axes = {"A": slice(1, None), "B": slice(0, 1)}.get(kind[:1])  # A holds the whole kernel
         if of_model is None or axes is None or weight.shape[axes] != of_model.shape[axes]:
             raise ValueError(
                 f"{path}: {component}.{key} fits no layer of this model; load it into the one it was trained for"

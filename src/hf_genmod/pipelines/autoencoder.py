@@ -14,15 +14,14 @@ from .requests import check_output_type, check_positive, one_generator_each, sta
 
 class AutoencoderPipeline(ImagePipeline):
     r"""
-    Pictures through the latent space of an autoencoder, z = f(x) and x̂ = g(z): reconstructions, what lies between two
-    pictures, what each latent stands for, and new pictures of z drawn from a prior (Kingma & Welling 2014,
-    https://arxiv.org/abs/1312.6114).
+    An autoencoder, z = f(x) and x̂ = g(z) (Kingma & Welling 2014, https://arxiv.org/abs/1312.6114): reconstruction,
+    interpolation, latent traversal, and new images decoded from a prior over z.
 
     Args:
-        vae ([`VariationalAutoencoder`], [`Autoencoder`] or `AutoencoderKL` of diffusers): The encoder and decoder. Of
-            a distribution of latents its mean is taken, but for new pictures.
-        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
-            `{"low": [...], "high": [...]}`.
+        vae ([`VariationalAutoencoder`], [`Autoencoder`] or `AutoencoderKL` of diffusers): The encoder and decoder. A
+            variational encoder gives the mean of q(z | x).
+        value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
+            and 1 stand for. `None` for images of 8 bits.
     """
 
     model_cpu_offload_seq = "vae"
@@ -47,12 +46,12 @@ class AutoencoderPipeline(ImagePipeline):
         Decodes latents drawn from a prior.
 
         Args:
-            batch_size (`int`, defaults to 1): Number of pictures n.
-            prior (`str`, defaults to `"standard"`): `"standard"`, N(0, I), which a variational autoencoder is trained
-                to have; or `"fitted"`, the Gaussian that its examples fit to the latents of the training pictures
-                and save with it, the only one for a plain autoencoder.
-            generator (`torch.Generator` or a list of n, *optional*): One for each picture; a single one first draws n
-                seeds from itself.
+            batch_size (`int`, defaults to 1): Number of images n.
+            prior (`str`, defaults to `"standard"`): `"standard"`, N(0, I), the prior of a variational autoencoder; or
+                `"fitted"`, the Gaussian that the training script fits to the latents of the training images and saves
+                with the weights, the only prior of a plain autoencoder.
+            generator (`torch.Generator` or a list of n, *optional*): One per image. A single one draws n seeds from
+                itself.
             latents (`torch.Tensor` of shape `(n, c, h, w)`, *optional*): z, instead of drawing it.
             output_type, return_dict: As [`UnconditionalPipeline`] takes them; `"latent"` gives z.
 
@@ -74,7 +73,7 @@ class AutoencoderPipeline(ImagePipeline):
         x̂ = g(f(x)).
 
         Args:
-            images (`PIL.Image.Image`, a list of them, `np.ndarray` or `torch.Tensor`): n pictures; arrays are
+            images (`PIL.Image.Image`, a list of them, `np.ndarray` or `torch.Tensor`): n images; arrays are
                 (n, height, width, channels) and tensors (n, channels, height, width), in [0, 1] or, of measured
                 values, in the units of the data.
             output_type, return_dict: As `__call__` takes them.
@@ -89,18 +88,18 @@ class AutoencoderPipeline(ImagePipeline):
         self, a, b, steps: int = 8, output_type: str = "pil", return_dict: bool = True
     ) -> ImagePipelineOutput | tuple:
         """
-        `steps` pictures on the way from picture `a` to picture `b`, both included, along the great circle between
-        their latents (Shoemake 1985): z_τ = (sin((1−τ) Ω) z_a + sin(τ Ω) z_b) / sin Ω, with Ω the angle between them.
+        `steps` images from image `a` to image `b`, both included, by spherical interpolation of their latents
+        (Shoemake 1985): z_τ = (sin((1−τ) Ω) z_a + sin(τ Ω) z_b) / sin Ω, with Ω the angle between them.
         """
         check_positive(steps=steps)
         z_a, z_b = (self._encoded_one(image, name) for image, name in ((a, "a"), (b, "b")))  # (1, c, h, w)
         if z_a.shape != z_b.shape:
             raise ValueError(
                 f"b: its latents are of shape {tuple(z_b.shape[1:])}, those of a {tuple(z_a.shape[1:])}; give two "
-                "pictures of one size"
+                "images of one size"
             )
         cosine = torch.cosine_similarity(z_a.flatten(), z_b.flatten(), dim=0)
-        omega = torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))  # ends of a line, as they are at Ω = 0
+        omega = torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))  # at Ω = 0 the division would fail
         tau = torch.linspace(0, 1, steps, device=z_a.device)[:, None, None, None]
         z = (torch.sin((1 - tau) * omega) * z_a + torch.sin(tau * omega) * z_b) / torch.sin(omega)
         return self._decoded(z, output_type, return_dict)
@@ -115,13 +114,14 @@ class AutoencoderPipeline(ImagePipeline):
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
         """
-        The picture with one or two of its latents set to each of `values`: a row of pictures, or a grid of them, row
-        by row, with the first latent constant in a row and the second in a column (Kingma & Welling 2014, Figure 4).
+        An image with one or two of its latents set to each of `values`: one row of images for one latent; for two a
+        grid, row by row, in which the first latent is constant along a row and the second along a column (Kingma &
+        Welling 2014, Figure 4).
 
         Args:
-            image: A picture, as `reconstruct` takes it.
-            dims (`int` or a tuple of one or two): Which latents, counting those of (c, h, w) in a row.
-            values (`list[float]`): What to set them to; those of a variational autoencoder lie within ±3 or so.
+            image: One image, as `reconstruct` takes it.
+            dims (`int` or a tuple of one or two): The latents, as indices into the flattened (c, h, w).
+            values (`list[float]`): The values; latents of a variational autoencoder mostly lie within ±3.
             output_type, return_dict: As `__call__` takes them.
 
         Raises:
@@ -156,30 +156,30 @@ class AutoencoderPipeline(ImagePipeline):
             raise ValueError(f"prior: {prior!r} is not one of 'standard', 'fitted'")
         if prior == "fitted":
             if self.vae.config.get("prior_rank") is None:
-                raise ValueError("prior: 'fitted', but none has been fitted; only a plain autoencoder comes with one")
+                raise ValueError("prior: 'fitted', but this autoencoder has no fitted prior; use 'standard'")
             noise = standard_normal((self.vae.config.prior_rank,), generators)
             return self.vae.sample_prior(noise.to(self.vae.device, self.vae.dtype))
-        if not getattr(self.vae, "has_standard_prior", False):  # that of diffusers hardly has one
+        if not getattr(self.vae, "has_standard_prior", False):
             raise ValueError(
-                "prior: nothing makes the latents of this autoencoder follow N(0, I), so what it decodes from there "
-                "is no picture; use prior='fitted', if one was fitted, or train a variational autoencoder"
+                "prior: 'standard', but the latents of this autoencoder do not follow N(0, I), so samples would not "
+                "be images; use prior='fitted' if it has one, or train a variational autoencoder"
             )
         return standard_normal(self.vae.latent_shape(*pair(self.vae.config.sample_size)), generators)
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the pictures that it is made for."""
+        """(channels, height, width) of its images."""
         return (self.vae.config.in_channels, *pair(self.vae.config.sample_size))
 
     def _encoded_one(self, image, name) -> torch.Tensor:
         z = self._encoded(image)
         if len(z) != 1:
-            raise ValueError(f"{name}: {len(z)} pictures; give one")
+            raise ValueError(f"{name}: {len(z)} images; give one")
         return z
 
     def _encoded(self, images) -> torch.Tensor:
         x = self.preprocess(images, self.vae.config.in_channels).to(self._execution_device, self.vae.dtype)
-        if not hasattr(self.vae, "check_size"):  # that of diffusers would cut off what is left over
+        if not hasattr(self.vae, "check_size"):  # diffusers' would crop the image
             factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
             if any(length % factor for length in x.shape[2:]):
                 height, width = x.shape[2:]

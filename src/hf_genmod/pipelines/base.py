@@ -15,11 +15,8 @@ from .requests import check_output_type, check_positive, one_generator_each, sta
 
 
 class GenerationPipeline(ImagePipeline, AdapterMixin):
-    """What the pipelines share: the sampling loop, one seed per picture, checkpoints that carry their code, adapters.
-
-    A pipeline with a `vae` samples in its latent space and decodes at the end. One of measured values, with a
-    `value_range` in its config, gives "np" and "pt" in the units of the data.
-    """
+    """The base of the diffusion pipelines: the sampling loop, with one random generator per image. A pipeline with a
+    `vae` samples in its latent space and decodes at the end."""
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["vae"]
@@ -43,8 +40,8 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         """
         Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239) with any scheduler: x_T ~ N(0, I), then
         x_{t-1} from x_t and the model's prediction until x_0. Pipelines differ in `predict(x_t, t, σ)`, where x_t is
-        as the network sees it, √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(x_t, t, σ, prediction)`,
-        which is added to x_{t-1}. Without `clip` the scheduler is kept from clipping x̂_0.
+        the network's input, √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(x_t, t, σ, prediction)`,
+        which is added to x_{t-1}. With `clip=False` the scheduler does not clip x̂_0.
         """
         self._check_request(batch_size, num_inference_steps, output_type, callback_on_step_end_tensor_inputs, latents)
         device = self._execution_device
@@ -58,7 +55,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         options = {"generator": generators, "check_finite": False}
         known = inspect.signature(scheduler.step).parameters
         options = {name: value for name, value in options.items() if name in known}
-        alphas_cumprod = scheduler.alphas_cumprod.cpu() if hasattr(scheduler, "alphas_cumprod") else None
+        alphas_cumprod = scheduler.alphas_cumprod.tolist() if hasattr(scheduler, "alphas_cumprod") else None
         finite = []  # for each step, on the device
         self._interrupt = False
 
@@ -100,28 +97,28 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
             )
 
     def _initial_noise(self, batch_size, generators, latents):
-        """x_T ~ N(0, I), each picture from its own generator, in fp32 whatever the model's dtype."""
+        """x_T ~ N(0, I), from one generator per image, in fp32 whatever the model's dtype."""
         if latents is not None:
             return latents.float()
         config = self.unet.config
         return standard_normal((config.in_channels, *pair(config.sample_size)), generators)
 
     def _sampler(self, clip: bool) -> tuple[SchedulerMixin, bool]:
-        """The scheduler, clipping x̂_0 or not, and whether it takes a learned variance along with the prediction."""
+        """The scheduler, with clipping of x̂_0 turned off unless `clip`, and whether it takes a learned variance."""
         config = self.scheduler.config
         learned = str(getattr(config, "variance_type", None)).startswith("learned")
         takes_variance = learned and "DDPM" in type(self.scheduler).__name__
         changes = {} if clip else {name: False for name in self._clips()}
         if learned and not takes_variance:
-            changes["variance_type"] = None  # DPM-Solver would cut once more, at three channels
+            changes["variance_type"] = None  # DPM-Solver would split the channels again
         if not changes:
             return self.scheduler, takes_variance
-        scheduler = copy.deepcopy(self.scheduler)  # the config in the checkpoint stays what it is
+        scheduler = copy.deepcopy(self.scheduler)  # the config in the checkpoint stays unchanged
         scheduler.register_to_config(**changes)
         return scheduler, takes_variance
 
     def _clips(self) -> list[str]:
-        """By which of its ways the scheduler clips x̂_0; a config may have keys of others that it does not act on."""
+        """How the scheduler clips x̂_0; its config may also have keys that only other schedulers act on."""
         known = inspect.signature(type(self.scheduler).__init__).parameters
         return [name for name in ("thresholding", "clip_sample") if name in known and self.scheduler.config[name]]
 
@@ -131,7 +128,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the pictures that it makes."""
+        """(channels, height, width) of the images that it makes."""
         config = self.unet.config
         shape = (config.in_channels, *pair(config.sample_size))
         if self.vae is None:
@@ -160,11 +157,11 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
             if latents.ndim != 4 or tuple(latents.shape[:2]) != expected:
                 raise ValueError(
                     f"latents: shape {tuple(latents.shape)} is not ({expected[0]}, {expected[1]}, height, width), "
-                    f"noise for the {batch_size} pictures asked for"
+                    f"the noise of {batch_size} images"
                 )
 
 
-def _sigma(scheduler: SchedulerMixin, alphas_cumprod: torch.Tensor | None, i: int, t: torch.Tensor) -> float:
+def _sigma(scheduler: SchedulerMixin, alphas_cumprod: list[float] | None, i: int, t: torch.Tensor) -> float:
     """σ = √((1−ᾱ_t)/ᾱ_t) of the network's input in step i."""
     scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), t))
     if scale != 1:  # x_0 + σ ε, divided by √(1+σ²)
@@ -173,5 +170,5 @@ def _sigma(scheduler: SchedulerMixin, alphas_cumprod: torch.Tensor | None, i: in
         return float(scheduler.sigmas[i])
     if alphas_cumprod is None:
         return math.nan  # IPNDM does not say
-    alpha_bar_t = float(alphas_cumprod[int(t)])
+    alpha_bar_t = alphas_cumprod[int(t)]
     return math.inf if alpha_bar_t == 0 else ((1 - alpha_bar_t) / alpha_bar_t) ** 0.5

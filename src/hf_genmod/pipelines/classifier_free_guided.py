@@ -11,23 +11,23 @@ from .requests import check_finite, check_interval, is_within
 
 class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
     """
-    Pictures of a chosen class by classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598):
+    Class-conditional generation by classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598):
 
         ε̃ = ε_∅ + γ (ε_y − ε_∅),    ε_y = ε_θ(x_t, t, y),  ε_∅ = ε_θ(x_t, t, null label)
 
     with γ the `guidance_scale`: 1 is the conditional model, 0 the unconditional one, and the paper's w is γ − 1. The
-    combination is the same for predictions of x_0 and v, which are affine in ε at fixed x_t. Of several labels with
-    weights, the differences are summed (Liu et al. 2022, https://arxiv.org/abs/2206.01714):
+    combination is the same for predictions of x_0 and v, which are affine in ε at fixed x_t. For several labels with
+    weights, the differences are added (Liu et al. 2022, https://arxiv.org/abs/2206.01714):
 
         ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅)
 
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t, y), with `num_classes`.
-        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        scheduler: [`AncestralDDPMScheduler`], or a scheduler of diffusers made by `from_config` from its config.
         vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
-            `{"low": [...], "high": [...]}`.
+        value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
+            and 1 stand for. `None` for images of 8 bits.
     """
 
     _scales = ("guidance_scale",)
@@ -62,11 +62,11 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
-            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)`): The class of each
-                of the n pictures, by name or number; or weights of several, `{"cat": 1.0, "dog": -0.5}` for a picture
-                toward one and away from another.
-            guidance_scale (`float`, defaults to 2.0): γ. 1 and 0 cost one forward pass a step, any other value one
-                pass of twice the batch, and more of it where several labels have weights.
+            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)`): The label of each
+                of the n images, by name or number; or weights of several labels: `{"cat": 1.0, "dog": -0.5}` guides
+                toward one and away from the other.
+            guidance_scale (`float`, defaults to 2.0): γ. A step costs one forward pass at 0 and 1, else a pass of
+                twice the batch, or more where images have several labels.
             guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
                 σ = √((1−ᾱ_t)/ᾱ_t) in which γ applies; outside, γ is 1 (Kynkäänniemi et al. 2024,
                 https://arxiv.org/abs/2404.07724).
@@ -77,7 +77,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
 
         Raises:
-            ValueError: If a label is unknown, an argument out of its range or too large for finite pictures, or a
+            ValueError: If a label is unknown, an argument out of its range or too large for a finite result, or a
                 shape does not fit the U-Net.
         """
         labels = self._weighted_labels(class_labels)
@@ -102,20 +102,19 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
 
     def add_class(self, name: str, embedding: torch.Tensor | None = None, adapter_name: str | None = None) -> int:
         """
-        Adds a class after the others, and before the null label, for an adapter to learn.
+        Adds a class after the others, and before the null label, for an adapter to be trained on.
 
         Args:
             name (`str`): Its name.
-            embedding (`torch.Tensor` of shape `(d,)`, *optional*): Its row of the class embedding; by default the mean
-                of those of the other classes.
-            adapter_name (`str`, *optional*): The adapter that it belongs to: it is saved with that, and removed with
-                it.
+            embedding (`torch.Tensor` of shape `(d,)`, *optional*): Its row of the class-embedding table; by default
+                the mean of the other rows.
+            adapter_name (`str`, *optional*): The adapter that the class is saved with and removed with.
 
         Returns:
             `int`: Its label.
 
         Raises:
-            ValueError: If there is a class of that name, or the embedding is of another size.
+            ValueError: If there is a class of that name, or the embedding has another size.
         """
         labels = self._known_labels()
         if name in labels:
@@ -149,7 +148,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
                 self.register_to_config(id2label=dict(enumerate(other for other in self.labels if other != name)))
 
     def _known_labels(self) -> dict[str, int]:
-        """`labels`, by their numbers where they have no names."""
+        """`labels`, with their numbers as names where they have none."""
         return self.labels or {str(label): label for label in range(self.num_classes)}
 
     def _check_new_classes(self, path, names, rows):

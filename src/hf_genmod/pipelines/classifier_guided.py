@@ -15,33 +15,33 @@ MOST_NOISE = 20.0  # the σ up to which a classifier guides unless told otherwis
 
 class ClassifierGuidedPipeline(ClassConditionalPipeline):
     r"""
-    Pictures of a chosen class by classifier guidance (Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233): a
-    model that knows no labels is steered by the gradient g = ∇_{x_t} log f_φ(y | x_t) of a classifier of noisy
-    pictures. With s the `classifier_scale`,
+    Class-conditional generation by classifier guidance (Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233): the
+    gradient g = ∇_{x_t} log f_φ(y | x_t) of a classifier of noisy images guides a diffusion model. With s the
+    `classifier_scale`,
 
         ε̂ = ε_θ(x_t, t) − s √(1−ᾱ_t) g           "noise": Algorithm 2 there, for any sampler
         x_{t-1} ~ N(μ + s Σ g, Σ)                "mean": Algorithm 1 there, for ancestral sampling
 
-    In the noise form x̂_0 is clipped, where the sampler clips, before it is guided. A U-Net with labels is told y as
-    well (ADM-G), by classifier-free guidance.
+    In the noise form x̂_0 is clipped, where the scheduler clips, before it is guided. A U-Net with labels is
+    conditioned on y as well (ADM-G), by classifier-free guidance.
 
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t), or ε_θ(x_t, t, y) with the classes of the classifier.
         classifier ([`NoisyImageClassifier`]): log f_φ(y | x_t), trained on x_t of the same process. Its parameters
             are frozen.
-        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        scheduler: [`AncestralDDPMScheduler`], or a scheduler of diffusers made by `from_config` from its config.
         vae (*optional*): An autoencoder with `decode(z).sample`; then U-Net and classifier work on its latents.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
-            `{"low": [...], "high": [...]}`.
+        value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
+            and 1 stand for. `None` for images of 8 bits.
 
     Raises:
-        ValueError: If the classifier was not made for pictures, noise and labels of this model.
+        ValueError: If the classifier does not fit the images, the noise schedule and the labels of the U-Net.
     """
 
     _scales = ("classifier_scale", "guidance_scale")
     guidance_argument = "classifier_scale"
-    _exclude_from_cpu_offload = ["classifier"]  # its weights are needed until its backward pass is over
+    _exclude_from_cpu_offload = ["classifier"]  # the backward pass needs its weights
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         value_range: dict[str, list[float]] | None = None,
     ):
         super().__init__()
-        classifier.requires_grad_(False)  # only the gradient in x_t is of use
+        classifier.requires_grad_(False)  # only the gradient in x_t is needed
         self.register_modules(unet=unet, classifier=classifier, scheduler=scheduler, vae=vae)
         self._register_names(id2label, value_range)
         self._check_classifier()
@@ -81,16 +81,16 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
-            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)`): The class of each
-                of the n pictures, by name or number; or weights of several, `{"cat": 1.0, "dog": -0.5}` for a picture
-                toward one and away from another: then log f_φ(y | x_t) is the weighted sum over them.
-            classifier_scale (`float`, defaults to 2.0): s. At 0 the classifier is not run; below, it is guided away
+            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)`): The label of each
+                of the n images, by name or number; or weights of several labels: `{"cat": 1.0, "dog": -0.5}` guides
+                toward one and away from the other: then log f_φ(y | x_t) is the weighted sum over them.
+            classifier_scale (`float`, defaults to 2.0): s. At 0 the classifier does not run; a negative s guides away
                 from the label.
             guidance_form (`str`, defaults to `"noise"`): `"noise"` or `"mean"`.
             guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
                 σ = √((1−ᾱ_t)/ᾱ_t) in which s and γ apply; outside, s is 0 and γ is 1. By default γ applies everywhere
-                and s where σ is at most 20: in more noise a classifier knows nothing, but by its mistakes, which the
-                noise form multiplies by σ, it would ruin the picture.
+                and s where σ is at most 20: a classifier recognises nothing in more noise, and the noise form would
+                multiply its errors by σ.
             guidance_scale (`float`, defaults to 1.0): γ of [`ClassifierFreeGuidedPipeline`], for a U-Net with labels.
             num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
                 callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them.
@@ -99,8 +99,8 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
 
         Raises:
-            ValueError: If a label is unknown, an argument out of its range or too large for finite pictures, or the
-                sampler is not that of the classifier's process, or not Algorithm 2 with `guidance_form="mean"`.
+            ValueError: If a label is unknown, an argument out of its range or too large for a finite result, or the
+                scheduler is not that of the classifier's process, or not Algorithm 2 with `guidance_form="mean"`.
         """
         labels = self._weighted_labels(class_labels)
         check_finite(classifier_scale=classifier_scale, guidance_scale=guidance_scale)
@@ -123,7 +123,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         interval = (0.0, MOST_NOISE) if guidance_interval is None else guidance_interval
 
         def guidance(x_t, t, sigma):
-            """s g, which is 0 where there is no guidance."""
+            """s g, zero outside of the interval."""
             if classifier_scale == 0 or sigma == math.inf or not is_within(sigma, interval):
                 return torch.zeros_like(x_t)
             return classifier_scale * self._classifier_gradient(x_t, t, labels)
@@ -136,7 +136,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
                 prediction = self._denoise(x_t, t)
             if guidance_form == "mean" or classifier_scale == 0 or sigma == math.inf:
                 return prediction
-            # x̂_0 is clipped as the sampler would do it, and guided after that.
+            # x̂_0 is clipped as the scheduler would clip it, and then guided.
             prediction, variance = prediction.tensor_split([x_t.shape[1]], dim=1)
             x_0 = self._clip(self._x_0_of(prediction, x_t, sigma))
             x_0 = x_0 + sigma**2 / math.hypot(1, sigma) * guidance(x_t, t, sigma)  # (1−ᾱ)/√ᾱ = σ²/√(1+σ²)
@@ -165,9 +165,9 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         )
 
     def _classifier_gradient(self, x_t, t, labels):
-        """∇_{x_t} Σ_k w_k log f_φ(k | x_t) for each picture, of the shape and dtype of x_t."""
+        """∇_{x_t} Σ_k w_k log f_φ(k | x_t) for each image, of the shape and dtype of x_t."""
         with torch.inference_mode(False), torch.enable_grad():
-            # Clones, as tensors made in an inference mode have no gradient.
+            # Cloned, as tensors made in inference mode have no gradient.
             x_t, t = x_t.clone().requires_grad_(), t.clone()
             image, label, weight = (x.clone() for x in (labels.image, labels.label, labels.weight))
             logits = self.classifier(x_t.to(self.classifier.dtype), t).logits.to(x_t.dtype)
@@ -175,14 +175,14 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             return torch.autograd.grad((weight * log_probabilities).sum(), x_t)[0]
 
     def _x_0_of(self, prediction, x_t, sigma):
-        """x̂_0 of what the U-Net predicts, with √ᾱ = 1/√(1+σ²) and √(1−ᾱ) = σ/√(1+σ²)."""
+        """x̂_0 from the prediction of the U-Net, with √ᾱ = 1/√(1+σ²) and √(1−ᾱ) = σ/√(1+σ²)."""
         prediction_type, root = self.scheduler.config.prediction_type, math.hypot(1, sigma)
         if prediction_type == "epsilon":
             return root * x_t - sigma * prediction
         return (x_t - sigma * prediction) / root if prediction_type == "v_prediction" else prediction
 
     def _prediction_of(self, x_0, x_t, sigma):
-        """The other way round."""
+        """The prediction of the U-Net that gives x̂_0: the inverse of `_x_0_of`."""
         prediction_type, root = self.scheduler.config.prediction_type, math.hypot(1, sigma)
         if prediction_type == "epsilon":
             return (root * x_t - x_0) / sigma

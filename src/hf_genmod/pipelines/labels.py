@@ -22,13 +22,13 @@ class WeightedLabels(NamedTuple):
 
 
 class ClassConditionalPipeline(GenerationPipeline):
-    """What the pipelines that are asked for classes share: the names of the labels, and classifier-free guidance."""
+    """The base of the pipelines with class labels: the names of the labels, and classifier-free guidance."""
 
     guidance_argument = "guidance_scale"
 
     @property
     def num_classes(self) -> int | None:
-        """The number of labels that can be asked for; `None` of an upsampler without labels."""
+        """The number of labels; `None` for an upsampler without labels."""
         return self.unet.config.num_classes
 
     @property
@@ -38,7 +38,7 @@ class ClassConditionalPipeline(GenerationPipeline):
 
     def _register_names(self, id2label, value_range):
         if id2label is not None:
-            # JSON has made the keys strings, and sorted them as such.
+            # JSON makes the keys strings and sorts them as strings.
             id2label = dict(sorted((int(index), name) for index, name in id2label.items()))
         self.register_to_config(id2label=id2label, value_range=value_range)
 

@@ -18,7 +18,7 @@ def check_output_type(output_type) -> None:
 
 
 def standard_normal(shape, generators) -> torch.Tensor:
-    """Each picture's from its own generator, (n, *shape), in fp32 on the CPU."""
+    """ε ~ N(0, I), (n, *shape), from one generator per image, in fp32 on the CPU."""
     return torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])
 
 
@@ -43,10 +43,10 @@ def is_within(sigma: float, interval: tuple[float, float] | None) -> bool:
 
 
 def one_generator_each(generator, n: int) -> list[torch.Generator]:
-    """One generator per picture, so that what a picture is made of does not depend on its neighbours."""
+    """One generator per image, so that an image does not depend on the others of its batch."""
     if isinstance(generator, (list, tuple)):
         if len(generator) != n:
-            raise ValueError(f"generator: a list of {len(generator)} for {n} pictures; give one for each, or only one")
+            raise ValueError(f"generator: a list of {len(generator)} for {n} images; give one for each, or only one")
         return list(generator)
     device = "cpu" if generator is None else generator.device
     seeds = torch.randint(2**63 - 1, (n,), generator=generator, device=device)

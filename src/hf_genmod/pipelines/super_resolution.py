@@ -14,29 +14,28 @@ from .tiles import blend_tiles
 
 class SuperResolutionPipeline(ClassConditionalPipeline):
     r"""
-    Larger pictures from small ones, by a diffusion model that sees the small picture y enlarged beside x_t (Saharia et
-    al. 2021, https://arxiv.org/abs/2104.07636), with noise in it of a level that the model is told (conditioning
-    augmentation, Ho et al. 2022, https://arxiv.org/abs/2106.15282, section 4.2):
+    Super-resolution by a diffusion model conditioned on the low-resolution image y, enlarged and concatenated to x_t
+    (Saharia et al. 2021, https://arxiv.org/abs/2104.07636), with conditioning augmentation: noise of a level s that
+    the model is conditioned on (Ho et al. 2022, https://arxiv.org/abs/2106.15282, section 4.2):
 
         ε_θ(x_t, t, c, s),   c = U(√ᾱ_s y + √(1−ᾱ_s) ε′),   ε′ ~ N(0, I)
 
-    where U enlarges by bicubic interpolation and ᾱ_s is what s steps of the process leave, ᾱ_0 = 1. With s = 0 the
-    picture is taken at its word; with more, what is wrong in it, as in a picture that another model has drawn, may be
-    mended. The U-Net is convolutional, so that pictures of any size can be enlarged; a large one is looked at in
-    overlapping tiles, whose predictions are blended in every step (Bar-Tal et al. 2023,
+    where U is bicubic interpolation, and ᾱ_0 = 1. At s = 0 the result agrees with y; a larger s lets the model correct
+    artifacts of y, such as those of a base model. The U-Net is convolutional, so images may have any size; for large
+    ones the predictions of overlapping tiles are blended in every step (Bar-Tal et al. 2023,
     https://arxiv.org/abs/2302.08113).
 
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ, with `conditioning_channels`.
-        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
-        id2label (`dict[int, str]`, *optional*): The name of each label, of a U-Net with labels.
-        factor (`int`, defaults to 2): How many times higher and wider the pictures become.
-        max_noise_level (`int`, defaults to 0): The most s that the U-Net was trained with.
-        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
-            `{"low": [...], "high": [...]}`.
+        scheduler: [`AncestralDDPMScheduler`], or a scheduler of diffusers made by `from_config` from its config.
+        id2label (`dict[int, str]`, *optional*): The name of each label, for a U-Net with labels.
+        factor (`int`, defaults to 2): The factor by which height and width grow.
+        max_noise_level (`int`, defaults to 0): The largest s that the U-Net was trained with.
+        value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
+            and 1 stand for. `None` for images of 8 bits.
 
     Raises:
-        ValueError: If the U-Net takes no picture beside x_t.
+        ValueError: If the U-Net takes no conditioning image.
     """
 
     _optional_components = []
@@ -56,7 +55,7 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         if unet.config.conditioning_channels != unet.config.in_channels:
             raise ValueError(
                 f"unet: its conditioning_channels are {unet.config.conditioning_channels}, and not the "
-                f"{unet.config.in_channels} of its pictures, which it has to see enlarged"
+                f"{unet.config.in_channels} of its images"
             )
         if factor not in (2, 4, 8):
             raise ValueError(f"factor: {factor!r} is not one of 2, 4, 8")
@@ -86,15 +85,15 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
-            image (`PIL.Image.Image`, a list of them, `np.ndarray` or `torch.Tensor`): n small pictures of one size,
-                whatever that is; arrays are (n, height, width, channels) and tensors (n, channels, height, width), in
+            image (`PIL.Image.Image`, a list of them, `np.ndarray` or `torch.Tensor`): n low-resolution images, all of
+                one size; arrays are (n, height, width, channels) and tensors (n, channels, height, width), in
                 [0, 1] or, of measured values, in the units of the data.
-            class_labels (*optional*): The class of each picture, as [`ClassifierFreeGuidedPipeline`] takes it; for a
-                U-Net with labels, which by default is told none.
+            class_labels (*optional*): The label of each image, as [`ClassifierFreeGuidedPipeline`] takes it, for a
+                U-Net with labels; by default the null label.
             guidance_scale, guidance_interval: γ and where it applies, as [`ClassifierFreeGuidedPipeline`] takes them.
             noise_level (`int`, defaults to 0): s, in timesteps, from 0 to the `max_noise_level` of the model.
-            tile_size (`int`, defaults to 512): Height and width, in pixels of the result, of what the U-Net is shown
-                at once; smaller ones take less memory. Neighbours share a quarter of it.
+            tile_size (`int`, defaults to 512): Height and width of a tile, in pixels of the result; smaller tiles take
+                less memory. Neighbouring tiles overlap by a quarter.
             num_inference_steps, generator, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: As
                 [`UnconditionalPipeline`] takes them.
             latents (`torch.Tensor` of shape `(n, channels, height, width)`, *optional*): x_T, of the size of the
@@ -105,14 +104,14 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
             [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
 
         Raises:
-            ValueError: If a picture has other channels than the model, a label is unknown, an argument out of its
-                range or too large for finite pictures.
+            ValueError: If an image has other channels than the model, a label is unknown, an argument out of its
+                range or too large for a finite result.
         """
         small = self.preprocess(image, self.unet.config.in_channels).to(self._execution_device)  # (n, C, h, w)
         n, channels, *size = small.shape
         larger = tuple(self.config.factor * length for length in size)
         if class_labels is not None and self.num_classes is None:
-            raise ValueError("class_labels: given, but this model knows no classes; leave them out")
+            raise ValueError("class_labels: given, but this model has no labels; leave them out")
         labels = None if class_labels is None else self._weighted_labels(class_labels)
         check_finite(guidance_scale=guidance_scale)
         check_interval(guidance_interval)

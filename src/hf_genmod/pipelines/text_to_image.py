@@ -13,26 +13,26 @@ from .requests import check_finite, check_interval, check_positive, is_within
 
 class TextToImagePipeline(GenerationPipeline):
     """
-    Pictures of what a prompt says: the U-Net attends to the tokens of a text encoder (Rombach et al. 2022,
-    https://arxiv.org/abs/2112.10752, section 3.3), and is guided as by labels (Ho & Salimans 2022,
+    Text-to-image generation: the U-Net attends to the tokens of a text encoder (Rombach et al. 2022,
+    https://arxiv.org/abs/2112.10752, section 3.3), with classifier-free guidance (Ho & Salimans 2022,
     https://arxiv.org/abs/2207.12598):
 
         ε̃ = ε_∅ + γ (ε_y − ε_∅),    ε_y = ε_θ(x_t, t, prompt),  ε_∅ = ε_θ(x_t, t, "" or the negative prompt)
 
-    with γ the `guidance_scale`. Padding is masked, so that a picture does not depend on the prompts beside its own.
+    with γ the `guidance_scale`. Padding is masked, so that an image does not depend on the other prompts of the batch.
 
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t, y), with `cross_attention_dim`.
-        text_encoder (`transformers.PreTrainedModel`): One whose last hidden states are of that width: `CLIPTextModel`,
-            `T5EncoderModel`, ...
+        text_encoder (`transformers.PreTrainedModel`): A text encoder with hidden states of that width:
+            `CLIPTextModel`, `T5EncoderModel`, ...
         tokenizer (`transformers.PreTrainedTokenizerBase`): Its tokenizer.
-        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        scheduler: [`AncestralDDPMScheduler`], or a scheduler of diffusers made by `from_config` from its config.
         vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
-        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
-            `{"low": [...], "high": [...]}`.
+        value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
+            and 1 stand for. `None` for images of 8 bits.
 
     Raises:
-        ValueError: If the U-Net takes no text, or one of another width, or the tokenizer cannot pad.
+        ValueError: If the U-Net takes no text, or text of another width, or the tokenizer cannot pad.
     """
 
     _scales = ("guidance_scale",)
@@ -84,25 +84,25 @@ class TextToImagePipeline(GenerationPipeline):
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
-            prompt (`str` or `list[str]`, *optional*): What each picture is to show. What is longer than the text
-                encoder takes is cut off, with a warning.
-            negative_prompt (`str` or `list[str]`, *optional*): What it is guided away from; by default "", nothing.
-            guidance_scale (`float`, defaults to 3.0): γ. 1 and 0 cost one forward pass a step, any other value one
-                pass of twice the batch.
+            prompt (`str` or `list[str]`, *optional*): The text of each image. A prompt with more tokens than the text
+                encoder takes is truncated, with a warning.
+            negative_prompt (`str` or `list[str]`, *optional*): The text to guide away from; by default "".
+            guidance_scale (`float`, defaults to 3.0): γ. A step costs one forward pass at 0 and 1, else a pass of
+                twice the batch.
             guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
                 σ = √((1−ᾱ_t)/ᾱ_t) in which γ applies; outside, γ is 1 (Kynkäänniemi et al. 2024,
                 https://arxiv.org/abs/2404.07724).
-            guidance_rescale (`float`, defaults to 0.0): φ in [0, 1]: how far ε̃ is brought to the standard deviation
-                of ε_y, φ ε̃ std(ε_y) / std(ε̃) + (1 − φ) ε̃ (Lin et al. 2023, https://arxiv.org/abs/2305.08891,
+            guidance_rescale (`float`, defaults to 0.0): φ in [0, 1], which brings ε̃ toward the standard deviation of
+                ε_y: φ ε̃ std(ε_y) / std(ε̃) + (1 − φ) ε̃ (Lin et al. 2023, https://arxiv.org/abs/2305.08891,
                 Eq. 15 and 16).
-            num_images_per_prompt (`int`, defaults to 1): Pictures of each prompt, one after another.
+            num_images_per_prompt (`int`, defaults to 1): Images of each prompt, one after another.
             num_inference_steps, generator, latents: As [`UnconditionalPipeline`] takes them, with n the number of
                 prompts times `num_images_per_prompt`.
-            prompt_embeds (`torch.Tensor` of shape `(prompts, tokens, cross_attention_dim)`, *optional*): Instead of
-                a prompt, what `encode_prompt` made of it.
-            prompt_attention_mask (`torch.Tensor` of shape `(prompts, tokens)`, *optional*): 1 where a token counts; by
-                default all do.
-            negative_prompt_embeds, negative_prompt_attention_mask (`torch.Tensor`, *optional*): The same instead of a
+            prompt_embeds (`torch.Tensor` of shape `(prompts, tokens, cross_attention_dim)`, *optional*): The result of
+                `encode_prompt`, instead of a prompt.
+            prompt_attention_mask (`torch.Tensor` of shape `(prompts, tokens)`, *optional*): 0 for padding; by default
+                1 everywhere.
+            negative_prompt_embeds, negative_prompt_attention_mask (`torch.Tensor`, *optional*): The same for the
                 negative prompt.
             output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: As
                 [`UnconditionalPipeline`] takes them.
@@ -154,8 +154,8 @@ class TextToImagePipeline(GenerationPipeline):
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the U-Net attends to, (n, tokens, cross_attention_dim), and the mask of its padding, (n, tokens), of n
-        prompts; what is longer than the text encoder takes is cut off, with a warning."""
+        """The hidden states, (n, tokens, cross_attention_dim), and the attention mask, (n, tokens), of n prompts. A
+        prompt with more tokens than the text encoder takes is truncated, with a warning."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(isinstance(text, str) for text in prompts):
             raise ValueError(f"prompt: {prompt!r} is neither a string nor a list of one or more")

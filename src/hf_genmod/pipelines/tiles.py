@@ -4,10 +4,10 @@ import torch
 
 
 def blend_tiles(predict, inputs, tile_size: int, multiple: int) -> torch.Tensor:
-    """predict(*inputs) of tensors (n, C, H, W) by overlapping tiles, each weighted less towards its edges; sizes that
-    are no `multiple` are continued by their mirror image."""
+    """`predict(*inputs)` of tensors (n, C, H, W), as the weighted mean over overlapping tiles, whose weights fall
+    toward their edges. Sizes that `multiple` does not divide are padded by reflection."""
     height, width = inputs[0].shape[2:]
-    rows, columns = (_mirrored(length, -(-length // multiple) * multiple) for length in (height, width))
+    rows, columns = (_reflected(length, -(-length // multiple) * multiple) for length in (height, width))
     inputs = [x[:, :, rows][:, :, :, columns] for x in inputs]
     tile_size = tile_size // multiple * multiple
     if max(inputs[0].shape[2:]) <= tile_size:
@@ -24,14 +24,14 @@ def blend_tiles(predict, inputs, tile_size: int, multiple: int) -> torch.Tensor:
     return (total / weights)[:, :, :height, :width]
 
 
-def _mirrored(length: int, longer: int) -> torch.Tensor:
-    """The indices of 0 ... length - 1 continued to and fro."""
+def _reflected(length: int, longer: int) -> torch.Tensor:
+    """Indices of reflection padding: 0 ... length - 1, then back, then forth."""
     index = torch.arange(longer) % (2 * length)
     return torch.minimum(index, 2 * length - 1 - index)
 
 
 def _tiles(length: int, tile_size: int, multiple: int):
-    """(slice, weights) of tiles that cover a length, neighbours sharing about a quarter of a tile or more."""
+    """(slice, weights) of tiles that cover a length; neighbours overlap by a quarter of a tile or more."""
     size, overlap = min(length, tile_size), tile_size // 4
     count = 1 if length <= size else -(-(length - overlap) // (size - overlap))
     position = torch.arange(size) + 0.5

@@ -10,14 +10,14 @@ from .base import GenerationPipeline
 
 class UnconditionalPipeline(GenerationPipeline):
     """
-    Pictures from nothing but noise: Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239).
+    Unconditional generation by Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239).
 
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t), without labels.
-        scheduler: [`AncestralDDPMScheduler`] or any sampler of diffusers that `from_config`s from it.
+        scheduler: [`AncestralDDPMScheduler`], or a scheduler of diffusers made by `from_config` from its config.
         vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
-        value_range (`dict`, *optional*): The measured values that -1 and 1 stand for in each channel, as two lists,
-            `{"low": [...], "high": [...]}`.
+        value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
+            and 1 stand for. `None` for images of 8 bits.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class UnconditionalPipeline(GenerationPipeline):
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
-            batch_size (`int`, defaults to 1): Number of pictures n.
+            batch_size (`int`, defaults to 1): Number of images n.
             num_inference_steps (`int`, defaults to 50): Steps of the scheduler.
-            generator (`torch.Generator` or a list of n, *optional*): One for each picture; a single one first draws n
-                seeds from itself, so that a picture depends on its seed and not on how many are drawn together.
+            generator (`torch.Generator` or a list of n, *optional*): One per image. A single one draws n seeds from
+                itself, so that an image depends on its seed and not on the batch size.
             latents (`torch.Tensor` of shape `(n, in_channels, height, width)`, *optional*): x_T, instead of noise.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, of which those with more than four channels show three;
-                `"np"`, (n, height, width, channels) in [0, 1] or, of measured values, in the units of the data;
-                `"pt"`, the same as (n, channels, height, width); or `"latent"`, x_0 as the loop leaves it.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, with the first three of more than four channels; `"np"`,
+                (n, height, width, channels) in [0, 1], or measured values in the units of the data; `"pt"`, the same
+                as (n, channels, height, width); or `"latent"`, x_0 without decoding.
             return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
             callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, tensors)` after
-                each step; returns a dict, whose `"latents"`, if any, replace x_t.
+                each step. It may return a dict whose `"latents"` replace x_t.
             callback_on_step_end_tensor_inputs (`list[str]`): The tensors it is given: `"latents"`.
 
         Returns:
