@@ -19,9 +19,7 @@ from small_pipelines import (
     seeded,
     unconditional,
 )
-from tiny import TINY_UNET, tiny_text_pipeline, tiny_unet, tiny_vae
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from tiny import TINY_UNET, tiny_unet, tiny_vae
 
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel, DenoisingUNet2DOutput
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
@@ -352,58 +350,3 @@ class TestErrors:
             unconditional(tiny_unet(num_classes=3))
         with pytest.raises(ValueError, match="unet: it was made without num_classes; use UnconditionalPipeline"):
             guided(tiny_unet())
-
-
-class HostSyncs(TorchDispatchMode):
-    """Counts the operations for which the host would wait if some tensors, and all that is computed from them, were on
-    an accelerator."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
-
-    def __init__(self, tensors):
-        super().__init__()
-        self.on_device, self.counted = list(tensors), []
-        self.storages = {tensor.untyped_storage().data_ptr() for tensor in self.on_device}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        leaves = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        if any(tensor.untyped_storage().data_ptr() in self.storages for tensor in leaves):
-            if function.overloadpacket.__name__ in self.WAITING:
-                self.counted.append(function)
-            made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
-            self.on_device += made  # kept, for nothing else to get their memory
-            self.storages |= {tensor.untyped_storage().data_ptr() for tensor in made}
-        return result
-
-
-@pytest.mark.parametrize(
-    "make, request_",
-    [
-        (unconditional, {"batch_size": 2}),
-        (guided, {"class_labels": ["cat", {"dog": 1.0, "cat": -0.5}]}),
-        (classifier_guided, {"class_labels": ["cat", {"dog": 1.0, "cat": -0.5}]}),
-        (lambda **kwargs: quiet(tiny_text_pipeline(**kwargs)), {"prompt": ["a red cat", "two dogs"]}),
-    ],
-    ids=["unconditional", "guided", "classifier guided", "text"],
-)
-@pytest.mark.parametrize("clips", [True, False])
-def test_no_step_waits_for_the_device(make, request_, clips):
-    pipeline = make(scheduler=AncestralDDPMScheduler(clip_sample=clips))
-    x_T = torch.randn(2, 3, 8, 8, generator=seeded())
-    with HostSyncs([*pipeline.unet.parameters(), pipeline.scheduler.alphas_cumprod, x_T]) as syncs:
-        images = draw(pipeline, **request_, latents=x_T)
-        assert not syncs.counted
-        assert images.isfinite().all() and len(syncs.counted) == 1  # had there been one, it would have been seen
-
-
-def test_a_prediction_that_is_not_finite_is_found_after_the_last_step():
-    pipeline, steps = unconditional(), []
-    with torch.no_grad():
-        pipeline.unet.conv_out.bias.fill_(torch.nan)
-    pipeline.scheduler.set_timesteps(3)
-    first = int(pipeline.scheduler.timesteps[0])
-    callback = lambda pipe, step, t, tensors: steps.append(step)  # noqa: E731
-    with pytest.raises(ValueError, match=f"the prediction at timestep {first} is not finite"):
-        draw(pipeline, num_inference_steps=3, callback_on_step_end=callback)
-    assert steps == [0, 1, 2]
