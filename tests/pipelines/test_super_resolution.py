@@ -269,7 +269,7 @@ def test_mistakes_are_named(request_, message):
 
 
 def test_what_it_is_made_of_has_to_fit():
-    with pytest.raises(ValueError, match="unet: its conditioning_channels are 0, and not the 3 of its pictures"):
+    with pytest.raises(ValueError, match="unet: its conditioning_channels are 0, and not the 3 of its images"):
         upsampler(tiny_unet())
     with pytest.raises(ValueError, match="factor: 3 is not one of 2, 4, 8"):
         upsampler(factor=3)

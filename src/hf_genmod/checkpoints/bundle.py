@@ -1,15 +1,26 @@
-"""The source that a checkpoint carries: a module of this package and all that it imports relatively, as one file."""
+"""The source that a checkpoint carries: a module, and what it needs of the modules that it imports relatively, as one
+file."""
 
 import ast
 import functools
 import importlib
 import inspect
 from pathlib import Path
+from typing import NamedTuple
 
 # Classes keep their source from the moment of import: a later load may overwrite the file, and execute it again.
-CAPTURE = """for shipped in ({classes},):
+_CAPTURE = """for shipped in ({classes},):
     shipped._bundle = (Path(__file__).stem, Path(__file__).read_text(encoding="utf-8"))
 """
+
+
+class _Statement(NamedTuple):
+    """A statement at the top level of a module, with the comment above it."""
+
+    file: Path
+    text: str
+    names: set[str]  # that it defines
+    used: set[str]
 
 
 def bundle_of(cls: type) -> tuple[str, str]:
@@ -26,75 +37,93 @@ def bundle_of(cls: type) -> tuple[str, str]:
 @functools.cache
 def bundle(file: Path) -> str:
     """
-    A module, below the modules that it imports relatively (each once, those it depends on first), with all absolute
-    imports on top: a file that needs nothing beside it.
+    A module as a file that needs nothing beside it: the absolute imports, then the definitions that it needs of the
+    modules that it imports relatively, directly or through others, then its own.
 
     Args:
         file (`Path`): The module.
 
     Raises:
-        ValueError: If two modules define one name, a name is imported under two meanings, modules import each other
-            in a circle, or a relative import stands anywhere but at the top level of a module, or renames what it
-            imports.
+        ValueError: If two of the modules define one name, a name is imported under two meanings, modules import each
+            other in a circle, or a relative import stands anywhere but at the top level of a module, or renames what
+            it imports.
     """
-    parts, imports, meanings = {}, {("pathlib", "Path")}, {"Path": "pathlib.Path", "shipped": "the class"}
-    _collect(file, (), parts, imports, meanings)
-    docstring, own = parts.pop(file)
-    pieces = [f"# ---- {path.parent.name}/{path.name} ----\n\n{text}" for path, (_, text) in parts.items()]
-    pieces.append(f"# ---- {file.parent.name}/{file.name} ----\n\n{own}")
-    head = f'"""{docstring}"""\n\n' + "\n".join(_import_lines(imports)) + "\n"
-    classes = [node.name for node in ast.parse(own).body if isinstance(node, ast.ClassDef)]
-    end = [CAPTURE.format(classes=", ".join(classes))] if classes else []
-    return "\n\n".join([head, *pieces, *end])
+    statements, imports, meanings = [], {("pathlib", "Path")}, {"Path": "pathlib.Path", "shipped": "the shipped class"}
+    _collect(file, (), statements, imports, meanings)
+    needed = [statement for statement in statements if statement.file == file]
+    known = {name: statement for statement in statements for name in statement.names}
+    for statement in needed:  # which grows meanwhile
+        needed += [known[name] for name in sorted(statement.used & set(known)) if known[name] not in needed]
+    used = set().union({"Path"}, *(statement.used for statement in needed))
+
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")), clean=False) or ""
+    parts, last = [f'"""{docstring}"""\n\n' + "\n".join(_import_lines(imports, used))], None
+    for statement in statements:
+        if statement in needed:
+            title = f"# ---- {statement.file.parent.name}/{statement.file.name} ----\n\n"
+            parts.append((title if statement.file != last else "") + statement.text)
+            last = statement.file
+    classes = [name for name, meaning in meanings.items() if meaning == f"a class of {file}"]
+    if classes:
+        parts.append(_CAPTURE.format(classes=", ".join(classes)))
+    return "\n\n\n".join(parts).rstrip() + "\n"
 
 
-def _collect(
-    file: Path, above: tuple[Path, ...], parts: dict, imports: set[tuple[str, str]], meanings: dict[str, str]
-) -> None:
-    """Adds a module to `parts`, after all that it imports relatively."""
+def _collect(file: Path, above: tuple[Path, ...], statements: list[_Statement], imports: set, meanings: dict) -> None:
+    """Appends the statements of a module to `statements`, after those of all modules that it imports relatively."""
     if file in above:
         raise ValueError(f"{file.name}: imports itself by way of {', '.join(path.name for path in above)}")
-    if file in parts:
+    if any(statement.file == file for statement in statements):
         return
     source = file.read_text(encoding="utf-8")
-    tree, lines, removed = ast.parse(source), source.splitlines(), set()
+    tree, lines, end, own = ast.parse(source), source.splitlines(), 0, []
 
     def means(name, meaning):
         if meanings.setdefault(name, meaning) != meaning:
             raise ValueError(f"{file.name}: {name!r} is {meaning} here and {meanings[name]} elsewhere in the bundle")
 
+    _refuse_hidden_imports(file, tree)
     for node in tree.body:
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            removed |= set(range(node.lineno, node.end_lineno + 1))
+        start, end = end, node.end_lineno
         if isinstance(node, ast.ImportFrom) and node.level:
             if node.module is None or any(alias.asname or alias.name == "*" for alias in node.names):
                 raise ValueError(f"{file.name}: {ast.unparse(node)!r} renames what it imports, or imports a module")
             imported = file.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py")
-            _collect(imported, (*above, file), parts, imports, meanings)
+            _collect(imported, (*above, file), statements, imports, meanings)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            module = node.module if isinstance(node, ast.ImportFrom) else ""
             for alias in node.names:
-                imports.add((node.module if prefix else "", ast.unparse(alias)))
-                means(alias.asname or alias.name.split(".")[0], prefix + alias.name if prefix or alias.asname else "")
-        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            means(node.name, f"defined in {file}")
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for name in (n for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)):
-                means(name.id, f"defined in {file}")
-    _refuse_hidden_imports(file, tree)
-    docstring = ast.get_docstring(tree, clean=False) or ""
-    if docstring:
-        removed |= set(range(tree.body[0].lineno, tree.body[0].end_lineno + 1))
-    text = "\n".join(line for number, line in enumerate(lines, 1) if number not in removed).strip("\n")
-    parts[file] = (docstring, text + "\n")
+                imports.add((module, ast.unparse(alias)))
+                means(alias.asname or alias.name.split(".")[0], f"{module}.{alias.name}" if module else alias.name)
+        elif node is not tree.body[0] or not ast.get_docstring(tree):
+            names = _defined(node)
+            for name in names:
+                means(name, f"a class of {file}" if isinstance(node, ast.ClassDef) else f"defined in {file}")
+            own.append(_Statement(file, "\n".join(lines[start:end]).strip("\n"), names, _used(node)))
+    statements += own
 
 
-def _import_lines(imports: set[tuple[str, str]]) -> list[str]:
-    """The import statements of pairs (module, name), where a module itself is ("", module)."""
-    names = {module: [name for other, name in sorted(imports) if other == module] for module, _ in imports}
-    plain = [f"import {name}" for name in names.pop("", [])]
-    return plain + [f"from {module} import {', '.join(names[module])}" for module in sorted(names)]
+def _defined(node: ast.stmt) -> set[str]:
+    """The names that a statement defines."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return {node.name}
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+
+
+def _used(node: ast.stmt) -> set[str]:
+    """The names that a statement uses, also in annotations that are strings."""
+    constants = [x.value for x in ast.walk(node) if isinstance(x, ast.Constant) and isinstance(x.value, str)]
+    return {x.id for x in ast.walk(node) if isinstance(x, ast.Name)} | set(constants)
+
+
+def _import_lines(imports: set[tuple[str, str]], used: set[str]) -> list[str]:
+    """The import statements of pairs (module, name), those whose name is used; a module itself is ("", module)."""
+    needed = sorted(pair for pair in imports if pair[1].split(" as ")[-1].split(".")[0] in used)
+    modules = sorted({module for module, _ in needed if module})
+    names = {module: ", ".join(name for other, name in needed if other == module) for module in modules}
+    return [f"import {name}" for module, name in needed if not module] + [
+        f"from {module} import {names[module]}" for module in modules
+    ]
 
 
 def _refuse_hidden_imports(file: Path, tree: ast.Module) -> None:
@@ -102,8 +131,8 @@ def _refuse_hidden_imports(file: Path, tree: ast.Module) -> None:
     for node in ast.walk(tree):
         modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        relative = isinstance(node, ast.ImportFrom) and node.level > 0 and node not in tree.body
-        if relative or any(name.split(".")[0] == "hf_genmod" and not getattr(node, "level", 0) for name in modules):
+        is_relative = isinstance(node, ast.ImportFrom) and node.level > 0
+        if any(name.split(".")[0] == "hf_genmod" for name in modules) or (is_relative and node not in tree.body):
             raise ValueError(
                 f"{file.name}, line {node.lineno}: {ast.unparse(node)!r} is left in the bundle; import relatively, at "
                 "the top level of the module"
