@@ -6,11 +6,14 @@ import os
 import runpy
 import subprocess
 import sys
+import typing
 import unittest.mock
 from pathlib import Path
 from types import SimpleNamespace
 
 from PIL import Image
+
+from hf_genmod.recipes import run as recipes_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -32,8 +35,8 @@ def start(script, *arguments, **kwargs):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **kwargs)
 
 
-def run(script, *arguments):
-    """The same in this process, as starting one takes seconds."""
+def run(script, *arguments, renamed=False):
+    """The same in this process, as starting one takes seconds; on demand with other names for all its arguments."""
     output, errors, status = io.StringIO(), io.StringIO(), 0
     with (
         unittest.mock.patch.object(sys, "argv", [script, *map(str, arguments)]),
@@ -42,10 +45,24 @@ def run(script, *arguments):
         contextlib.redirect_stderr(errors),
     ):
         try:
-            runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+            if renamed:
+                recipes_run.run(with_other_names(runpy.run_path(str(EXAMPLES / script))["main"]))
+            else:
+                runpy.run_path(str(EXAMPLES / script), run_name="__main__")
         except SystemExit as ended:
             status = ended.code
     return SimpleNamespace(returncode=status, stdout=output.getvalue(), stderr=errors.getvalue())
+
+
+def with_other_names(main):
+    """A main function whose parameters, and so the sections that record its arguments, have other names."""
+    types = [kind for name, kind in typing.get_type_hints(main).items() if name != "return"]
+
+    def renamed_main(**arguments):
+        return main(*arguments.values())
+
+    renamed_main.__annotations__ = {f"section_{i}": kind for i, kind in enumerate(types)}
+    return renamed_main
 
 
 def error_of(script, *arguments):

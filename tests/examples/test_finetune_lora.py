@@ -106,13 +106,14 @@ def test_an_adapter_for_another_text_encoder_is_another_run(bases, few_pictures,
 def test_a_push_that_failed_leaves_the_run_complete_and_is_made_up_for_by_the_same_command(
     bases, few_pictures, tmp_path, hub
 ):
+    """And whatever its script calls its arguments."""
     base, repo_id = hub.new_repo_id("base"), hub.new_repo_id("adapter")
     load_pipeline(bases / "classes").push_to_hub(base)
     flags = ["--base", base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS,
              "--class_name", "zebra", "--license", "mit", "--push_to_hub"]  # fmt: skip
-    failed = run("finetune_lora.py", *flags, "--hub_model_id", "org-of-others/adapter")
+    failed = run("finetune_lora.py", *flags, "--hub_model_id", "org-of-others/adapter", renamed=True)
     assert failed.returncode == 0 and "the push to org-of-others/adapter did not finish (" in failed.stderr
-    done = run("finetune_lora.py", *flags, "--hub_model_id", repo_id)
+    done = run("finetune_lora.py", *flags, "--hub_model_id", repo_id, renamed=True)
     assert done.returncode == 0 and "loads and draws what" in done.stderr
     pipe = load_pipeline(bases / "classes")
     pipe.load_lora_weights(repo_id)
