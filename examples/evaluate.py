@@ -8,6 +8,8 @@ and writes `evaluation.json`, figures, and the card of the model. An interrupted
 import dataclasses
 from pathlib import Path
 
+from transformers.hf_argparser import HfArg
+
 from hf_genmod import load_pipeline
 from hf_genmod.errors import one_line_errors
 from hf_genmod.evaluation.config import EvaluationConfig
@@ -21,12 +23,12 @@ from hf_genmod.sharing.model_card import check_license, license_of, write_card
 class EvaluationArguments:
     """Checkpoint and report."""
 
-    model: str = dataclasses.field(metadata={"help": "The checkpoint: the folder of its run, or its id on the Hub."})
-    output_dir: str | None = dataclasses.field(
-        default=None, metadata={"help": "Folder of the report. Default: `evaluation` in the folder of the model."}
+    model: str = HfArg(help="The checkpoint: the folder of its run, or its id on the Hub.")
+    output_dir: str | None = HfArg(
+        default=None, help="Folder of the report. Default: `evaluation` in the folder of the model."
     )
-    license: str | None = dataclasses.field(
-        default=None, metadata={"help": "Licence of the model, for its card. Default: that of the existing card."}
+    license: str | None = HfArg(
+        default=None, help="Licence of the model, for its card. Default: that of the existing card."
     )
 
 

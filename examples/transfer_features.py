@@ -1,17 +1,19 @@
 """
-What the features of an autoencoder are worth where few pictures have labels: its encoder with a linear head, frozen
-and fine-tuned, beside the same network from scratch and a linear model on pixels, for n labelled pictures per class.
+What the features of an autoencoder are worth if few images have labels: the accuracy of a linear head on its encoder,
+frozen and fine-tuned, of the same network trained from scratch, and of a linear model of pixels, for n labelled images
+per class.
 
     python examples/transfer_features.py --vae runs/vae --dataset path/to/class_folders
 
-All have the same steps, augmentation and learning rates to choose from, by pictures that are neither trained on nor
-tested.
+All have the same number of steps and augmentation. The learning rate of each is chosen on images that are neither
+trained on nor tested.
 """
 
 import copy
 import dataclasses
 
 import torch
+from transformers.hf_argparser import HfArg
 
 from hf_genmod import load_vae
 from hf_genmod.errors import one_line_errors
@@ -26,48 +28,41 @@ ARMS = ("encoder, frozen", "encoder, fine-tuned", "from scratch", "linear on pix
 
 @dataclasses.dataclass
 class TransferArguments:
-    vae: str = dataclasses.field(metadata={"help": "The autoencoder: the folder of its run, or its id."})
-    labels_per_class: list[int] = dataclasses.field(
-        default_factory=lambda: [1, 5, 10, 50, 100], metadata={"help": "How many labelled pictures of each class."}
+    """Features."""
+
+    vae: str = HfArg(help="The autoencoder: the folder of its run, or its id on the Hub.")
+    labels_per_class: list[int] = HfArg(
+        default_factory=lambda: [1, 5, 10, 50, 100], help="Numbers of labelled images per class."
     )
-    num_seeds: int = dataclasses.field(
-        default=5, metadata={"help": "Choices of labelled pictures, and of weights; two or more."}
+    num_seeds: int = HfArg(default=5, help="Choices of labelled images, and of initial weights; two or more.")
+    learning_rates: list[float] = HfArg(
+        default_factory=lambda: [3e-4, 1e-3, 3e-3], help="Learning rates of AdamW to choose from."
     )
-    learning_rates: list[float] = dataclasses.field(
-        default_factory=lambda: [3e-4, 1e-3, 3e-3], metadata={"help": "Learning rates of AdamW to choose from."}
-    )
-    max_train_steps: int = dataclasses.field(default=200, metadata={"help": "Steps of each training."})
-    batch_size: int = dataclasses.field(default=16, metadata={"help": "Pictures per step."})
-    max_shift: int = dataclasses.field(default=2, metadata={"help": "Pixels by which they are shifted, at random."})
-    num_validation: int = dataclasses.field(default=500, metadata={"help": "Pictures that choose the learning rate."})
-    num_test: int = dataclasses.field(default=2000, metadata={"help": "Pictures that the accuracy is measured on."})
+    max_train_steps: int = HfArg(default=200, help="Training steps.")
+    batch_size: int = HfArg(default=16, help="Images per step.")
+    max_shift: int = HfArg(default=2, help="Most pixels by which images are shifted at random.")
+    num_validation: int = HfArg(default=500, help="Images on which the learning rate is chosen.")
+    num_test: int = HfArg(default=2000, help="Images on which the accuracy is measured.")
 
     def __post_init__(self):
-        least = {
-            "num_seeds": 2,
-            "max_train_steps": 1,
-            "batch_size": 1,
-            "max_shift": 0,
-            "num_validation": 1,
-            "num_test": 1,
-        }
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name}: {getattr(self, name)} is less than {minimum}")
+        for name in ("num_seeds", "max_shift", "max_train_steps", "batch_size", "num_validation", "num_test"):
+            least = {"num_seeds": 2, "max_shift": 0}.get(name, 1)
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
         for name in ("labels_per_class", "learning_rates"):
             if min(getattr(self, name), default=0) <= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} are not all positive")
 
 
 class Classifier(torch.nn.Module):
-    """A linear head, which starts at zero, on the last feature maps of an encoder, or on the pixels."""
+    """A linear head on the last feature maps of an encoder, or on pixels."""
 
     def __init__(self, encoder, x, num_classes: int):
         super().__init__()
         self.encoder = encoder
         with torch.no_grad():
             self.head = torch.nn.Linear(self.features(x).shape[1], num_classes, device=x.device)
-        torch.nn.init.zeros_(self.head.weight)  # so that at first it does not disturb the encoder
+        torch.nn.init.zeros_(self.head.weight)  # so that its first gradients do not disturb the encoder
 
     def features(self, x):
         return (x if self.encoder is None else self.encoder.features(x)).flatten(1)
@@ -101,34 +96,33 @@ def accuracy(model: Classifier, images, labels) -> float:
     return (predictions == labels).float().mean().item()
 
 
-with one_line_errors():
-    data, transfer = parse_arguments(DataArguments, TransferArguments)
-    device = processes().device
-    vae = load_vae(transfer.vae).to(device, memory_format=torch.channels_last)
-    if not isinstance(vae, ImageAutoencoder):
-        raise ValueError(
-            f"vae: {type(vae).__name__} is not an autoencoder of this package, whose features are known; train one by "
-            "train_autoencoder.py or train_vae.py"
-        )
+def load_images(data: DataArguments, transfer: TransferArguments, vae):
+    """(images, labels) to train on, to choose the learning rate on and to test on, and the number of classes."""
     data.resolution = data.resolution or vae.config.sample_size
     data.channels = data.channels or vae.config.in_channels
-    dataset, test = data.load(num_held_out=transfer.num_test, hold_out=True, require_labels=True)
-    if transfer.num_validation >= len(dataset):
+    training, test = data.load(num_held_out=transfer.num_test, hold_out=True, require_labels=True)
+    if transfer.num_validation >= len(training):
         raise ValueError(
-            f"num_validation: {transfer.num_validation} pictures to choose by leave none of {len(dataset)} to train "
-            "on; give fewer"
+            f"num_validation: {transfer.num_validation} images leave none of {len(training)} to train on; give fewer"
         )
-    validation = dataset.hold_out(transfer.num_validation)
-    (images, labels), of_validation, of_test = [
-        (part.x_0(range(len(part))).to(device), part.labels.to(device)) for part in (dataset, validation, test)
-    ]
-    num_classes = len(dataset.label_names)
-    fewest = torch.bincount(labels, minlength=num_classes).min().item()
+    validation = training.hold_out(transfer.num_validation)
+    fewest = torch.bincount(training.labels, minlength=len(training.label_names)).min().item()
     if max(transfer.labels_per_class) > fewest:
-        raise ValueError(f"labels_per_class: the smallest class has {fewest} pictures to train on; give no more")
+        raise ValueError(f"labels_per_class: the smallest class has {fewest} images to train on; give no more")
+    parts = [(part.x_0(range(len(part))), part.labels) for part in (training, validation, test)]
+    return [(images.to(vae.device), labels.to(vae.device)) for images, labels in parts], len(training.label_names)
 
+
+def main(data: DataArguments, transfer: TransferArguments):
+    vae = load_vae(transfer.vae).to(processes().device, memory_format=torch.channels_last)
+    if not isinstance(vae, ImageAutoencoder):
+        raise ValueError(
+            f"vae: a {type(vae).__name__} is not an autoencoder of this package, whose features are known; train one "
+            "by train_autoencoder.py or train_vae.py"
+        )
+    ((images, labels), validation, test), num_classes = load_images(data, transfer, vae)
     spread = f"mean ± standard deviation of {transfer.num_seeds} seeds"
-    print(f"accuracy on {len(test)} pictures, {spread}, for n labelled pictures of each class")
+    print(f"accuracy on {len(test[1])} images, {spread}, for n labelled images of each class")
     print(f"{'':20}", *(f"{f'n = {n}':>14}" for n in transfer.labels_per_class), flush=True)
     for arm in ARMS:
         print(f"{arm:20}", end="", flush=True)
@@ -136,13 +130,18 @@ with one_line_errors():
             models = {learning_rate: [] for learning_rate in transfer.learning_rates}
             for seed in range(transfer.num_seeds):
                 rng = torch.Generator().manual_seed(seed)
-                order = torch.randperm(len(labels), generator=rng).to(device)
+                order = torch.randperm(len(labels), generator=rng).to(vae.device)
                 chosen = torch.cat([order[labels[order] == label][:n] for label in range(num_classes)])
                 for learning_rate, trained in models.items():
                     torch.manual_seed(seed)
                     trained.append(make_classifier(arm, vae, images[:1], num_classes))
                     train(trained[-1], images[chosen], labels[chosen], learning_rate, transfer, rng.manual_seed(seed))
-            best = max(models.values(), key=lambda trained: sum(accuracy(model, *of_validation) for model in trained))
-            std, mean = torch.std_mean(100 * torch.tensor([accuracy(model, *of_test) for model in best]))
+            best = max(models.values(), key=lambda trained: sum(accuracy(model, *validation) for model in trained))
+            std, mean = torch.std_mean(100 * torch.tensor([accuracy(model, *test) for model in best]))
             print(f" {f'{mean:.1f} ± {std:.1f}%':>14}", end="", flush=True)
         print()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(*parse_arguments(DataArguments, TransferArguments))

@@ -26,7 +26,7 @@ class TestSamplingACascade:
         names = [f"{name}-{i}-16x16.png" for name in ("1", "circle") for i in range(2)]
         assert sorted(file.name for file in tmp_path.iterdir()) == [*names, "stages.png"]
         assert Image.open(tmp_path / "stages.png").size == (4 * 64, 2 * 64)
-        assert done.stdout.strip() == f"4 drawn into {tmp_path}, beside stages.png"
+        assert done.stdout.strip() == f"4 images in {tmp_path}, and stages.png"
 
     def test_enlarges_pictures_of_ones_own_in_tiles(self, upsampler_run, tmp_path):
         rng = np.random.default_rng(0)
@@ -42,14 +42,17 @@ class TestSamplingACascade:
     @pytest.mark.parametrize(
         "flags, error",
         [
-            ([], "error: base: give either it, a model that draws, or --images to enlarge"),
+            ([], "error: base: give either a model that draws, or --images to enlarge"),
             (["--images", "nowhere.png"], "error: [Errno 2] No such file"),
             (["--images", __file__], "error: cannot identify image file"),
             (["--images", "a/1.png", "b/1.png"], "error: images: two of them have one name"),
-            (["--base", "{base}", "--prompts", "a cat"], "error: base: a ClassifierFreeGuidedPipeline is asked by"),
+            (
+                ["--base", "{base}", "--prompts", "a cat"],
+                "error: base: a ClassifierFreeGuidedPipeline takes",
+            ),
             (["--base", "{base}", "--class_labels", "sqare"], "error: class_labels: 'sqare' is not one of"),
             (["--base", "{base}", "--noise_level", "999"], "error: noise_level: 999 is not a whole number from 0"),
-            (["--base", "{upsampler}"], "error: stages: one makes pictures of 16x16 pixels"),
+            (["--base", "{upsampler}"], "error: stages: one makes images of 16x16 pixels"),
             (["--base", "{base}", "--count", "0"], "error: count: 0 is not positive"),
         ],
     )

@@ -65,7 +65,7 @@ def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(c
             ["--vae", "{vae}", "--resolution", "18", "--num_validation", "5", "--labels_per_class", "1"],
             "resolution 18x18: this network (patch_size 2, 2",
         ),
-        ("transfer_features.py", ["--vae", "{vae}"], "num_validation: 500 pictures to choose by leave none of 21"),
+        ("transfer_features.py", ["--vae", "{vae}"], "num_validation: 500 images leave none of 21 to train on"),
     ],
 )
 def test_mistakes_about_autoencoders_get_one_sentence(

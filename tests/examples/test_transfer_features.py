@@ -8,7 +8,7 @@ def test_what_features_are_worth_is_a_table_of_four_rows(class_folders, vae_run)
              "--batch_size", 4, "--num_validation", 5]  # fmt: skip
     done = run("transfer_features.py", "--dataset", class_folders, "--vae", vae_run, *flags)
     title, header, *rows = done.stdout.splitlines()
-    assert title.startswith("accuracy on 3 pictures, mean ± standard deviation of 2 seeds")
+    assert title.startswith("accuracy on 3 images, mean ± standard deviation of 2 seeds")
     assert header.split() == ["n", "=", "1"]
     names = ["encoder, frozen", "encoder, fine-tuned", "from scratch", "linear on pixels"]
     assert [row[:20].strip() for row in rows] == names

@@ -1,4 +1,4 @@
-"""Draws with a cascade of a base model and upsamplers."""
+"""Samples of a cascade: a base model and upsamplers."""
 
 from collections.abc import Sequence
 
@@ -19,49 +19,51 @@ def draw_cascade(
     **request,
 ) -> list:
     """
-    Pictures of a cascade (Ho et al. 2022, https://arxiv.org/abs/2106.15282): the first pipeline draws small ones, each
-    [`SuperResolutionPipeline`] after it makes them larger. Only the pipeline at work is on the accelerator.
+    Draws images with a cascade (Ho et al. 2022, https://arxiv.org/abs/2106.15282): the first pipeline draws small
+    images, and each [`SuperResolutionPipeline`] after it enlarges them. Only the pipeline that works is on the
+    accelerator.
 
     Args:
-        stages (sequence of pipelines): The first may be an upsampler as well, which is asked by `image`.
-        seeds (sequence of `int`): One for each picture, for all its stages; it decides what the picture is made of,
-            whatever is drawn beside it.
-        noise_level (`int`, or one for each upsampler): s, which makes an upsampler mend what the stage before it has
-            drawn, rather than keep it.
-        num_inference_steps (`int`, defaults to 50): Steps of each stage.
-        tile_size (`int`, defaults to 512): What upsamplers work on at once.
-        output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as the pipelines take it.
-        all_stages (`bool`, defaults to `False`): Whether to return what each stage has drawn.
-        request: What the first stage is asked by; `class_labels` go to upsamplers with labels, too.
+        stages (sequence of pipelines): The pipelines. The first may be an upsampler too, if `image` is given.
+        seeds (sequence of `int`): One seed for each image, used by all stages.
+        noise_level (`int`, or one for each upsampler): s, the noise that is added to the small images, so that an
+            upsampler corrects what the stage before it has drawn.
+        num_inference_steps (`int`, defaults to 50): The steps of each stage.
+        tile_size (`int`, defaults to 512): The size of the tiles that upsamplers work on.
+        output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as for the pipelines.
+        all_stages (`bool`, defaults to `False`): Whether to return the images of every stage.
+        request: Arguments of the first stage. Upsamplers with labels get its `class_labels`, too.
 
     Returns:
-        The pictures, or with `all_stages` a list of them for each stage.
+        The images; with `all_stages` a list with those of each stage.
 
     Raises:
-        ValueError: If a stage does not make pictures of the size and channels that the next one enlarges, or knows
-            other labels, or there are not as many noise levels as upsamplers.
+        ValueError: If the images of a stage do not have the size, channels or labels of the next stage, or the number
+            of noise levels is not that of upsamplers.
     """
     for before, upsampler in zip(stages, stages[1:], strict=False):
         _check_stage(before, upsampler)
     upsamplers = [pipeline for pipeline in stages if isinstance(pipeline, SuperResolutionPipeline)]
     levels = [noise_level] * len(upsamplers) if isinstance(noise_level, int) else list(noise_level)
     if len(levels) != len(upsamplers):
-        raise ValueError(f"noise_level: {len(levels)} of them, and there are {len(upsamplers)} upsamplers")
+        raise ValueError(f"noise_level: {len(levels)} values for {len(upsamplers)} upsamplers; give one for each")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     device, drawn = processes().device, []
-    asked = request if {"class_labels", "prompt", "image"} & set(request) else request | {"batch_size": len(seeds)}
     for pipeline in stages:
         if drawn:
-            asked = {"image": drawn[-1]}
+            arguments = {"image": drawn[-1]}
             if "class_labels" in request and pipeline.num_classes is not None:
-                asked["class_labels"] = request["class_labels"]
+                arguments["class_labels"] = request["class_labels"]
+        else:
+            is_asked = {"class_labels", "prompt", "image"} & set(request)
+            arguments = request if is_asked else request | {"batch_size": len(seeds)}
         if pipeline in upsamplers:
-            asked = asked | {"noise_level": levels[upsamplers.index(pipeline)], "tile_size": tile_size}
+            arguments = arguments | {"noise_level": levels[upsamplers.index(pipeline)], "tile_size": tile_size}
         if "unet" in pipeline.components:
-            asked = asked | {"num_inference_steps": num_inference_steps}
+            arguments = arguments | {"num_inference_steps": num_inference_steps}
         pipeline.to(device)
         try:
-            drawn.append(pipeline(**asked, generator=generators, output_type="pt").images)
+            drawn.append(pipeline(**arguments, generator=generators, output_type="pt").images)
         finally:
             pipeline.to("cpu")
     if output_type != "pt":
@@ -72,17 +74,15 @@ def draw_cascade(
     return drawn if all_stages else drawn[-1]
 
 
-def _check_stage(before, upsampler):
-    """Whether an upsampler is for the pictures of the stage before it."""
+def _check_stage(before, upsampler) -> None:
+    """Raises if an upsampler does not take the images of the stage before it."""
     if not isinstance(upsampler, SuperResolutionPipeline):
-        raise ValueError(f"stages: a {type(upsampler).__name__} enlarges no pictures; only the first can be one")
+        raise ValueError(f"stages: a {type(upsampler).__name__} enlarges no images; only the first stage can be one")
     channels, height, width = upsampler.picture_shape
-    fitting = (channels, height // upsampler.config.factor, width // upsampler.config.factor)
-    if before.picture_shape != fitting:
-        made, wanted = ("{1}x{2} pixels in {0} channels".format(*shape) for shape in (before.picture_shape, fitting))
-        raise ValueError(
-            f"stages: one makes pictures of {made}, and the next is for {wanted}; train one for the other"
-        )
+    expected = (channels, height // upsampler.config.factor, width // upsampler.config.factor)
+    if before.picture_shape != expected:
+        made, wanted = ("{1}x{2} pixels in {0} channels".format(*shape) for shape in (before.picture_shape, expected))
+        raise ValueError(f"stages: one makes images of {made}, and the next takes {wanted}; train one for the other")
     labels = getattr(before, "labels", upsampler.labels)
     if upsampler.num_classes is not None and labels != upsampler.labels:
         raise ValueError(f"stages: one has the labels {[*labels]}, and the next {[*upsampler.labels]}")

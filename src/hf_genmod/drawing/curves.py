@@ -3,17 +3,17 @@
 import re
 from pathlib import Path
 
-VALIDATION = r"validation_loss(_\d\.\d_\d\.\d)?"  # all in all, and by noise level
+VALIDATION = r"validation_loss(_\d\.\d_\d\.\d)?"  # over all noise levels, and by noise level
 
 
 def draw_losses(lines: list[dict], file: Path):
     """
-    Draws the losses of training and, if there are any, of held-out pictures over the steps, on logarithmic scales (but
-    a linear one for losses that fall below zero).
+    Draws the training loss and, if there is any, the held-out loss over the steps, on logarithmic scales; the scale is
+    linear if a loss falls below zero.
 
     Args:
-        lines (`list[dict]`): Lines of metrics.jsonl.
-        file (`Path`): PNG to write.
+        lines (`list[dict]`): The lines of `metrics.jsonl`.
+        file (`Path`): The PNG file to write.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -28,7 +28,7 @@ def draw_losses(lines: list[dict], file: Path):
             if name == "loss":
                 label, style = "training", {"color": "tab:blue", "linewidth": 1}
             elif name == "validation_loss":
-                label, style = "held-out pictures", {"color": "black", "linewidth": 2, "marker": "."}
+                label, style = "held-out images", {"color": "black", "linewidth": 2, "marker": "."}
             else:
                 low, high = name.split("_")[-2:]
                 label = f"held out, t/T from {low} to {high}"
@@ -48,12 +48,12 @@ def draw_losses(lines: list[dict], file: Path):
 
 def draw_accuracy(levels: list[dict], chance: float, file: Path):
     """
-    Draws the accuracy of a classifier of noisy pictures over the timesteps, with its 95% intervals.
+    Draws the accuracy of a classifier of noisy images over the timesteps, with 95% intervals.
 
     Args:
         levels (`list[dict]`): From [`~hf_genmod.evaluation.recognition.accuracy_by_noise_level`].
-        chance (`float`): What guessing gives.
-        file (`Path`): PNG to write.
+        chance (`float`): The accuracy of guessing.
+        file (`Path`): The PNG file to write.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -61,7 +61,7 @@ def draw_accuracy(levels: list[dict], chance: float, file: Path):
     figure, axes = _figure()
     t, shares = [level["t"] for level in levels], [level["accuracy"] for level in levels]
     axes.fill_between(t, [share.low for share in shares], [share.high for share in shares], alpha=0.2, linewidth=0)
-    axes.plot(t, [share.value for share in shares], marker=".", label=f"{shares[0].count} held-out pictures")
+    axes.plot(t, [share.value for share in shares], marker=".", label=f"{shares[0].count} held-out images")
     axes.axhline(chance, color="black", linewidth=1, linestyle="--", label="chance")
     axes.set(xlabel="timestep t", ylabel="share recognised", ylim=(0, 1.02))
     above = axes.secondary_xaxis("top")
@@ -74,12 +74,12 @@ def draw_accuracy(levels: list[dict], chance: float, file: Path):
 
 def draw_guidance(settings: list[dict], scale: str, file: Path):
     """
-    Draws the Fréchet distance of samples, and how many are of the class asked for, over the strength of guidance.
+    Draws Fréchet distance, share recognised and recall over the strength of guidance.
 
     Args:
-        settings (`list[dict]`): Of `evaluation.json`; those of one sampler and number of steps are one line.
-        scale (`str`): The setting that is the strength.
-        file (`Path`): PNG to write.
+        settings (`list[dict]`): The settings of a report; those of one sampler and number of steps are one line.
+        scale (`str`): The argument that is the strength.
+        file (`Path`): The PNG file to write.
 
     Raises:
         ImportError: If matplotlib is not installed.

@@ -5,6 +5,7 @@ import itertools
 
 import diffusers
 from diffusers import SchedulerMixin
+from transformers.hf_argparser import HfArg
 
 import hf_genmod
 
@@ -13,30 +14,26 @@ import hf_genmod
 class EvaluationConfig:
     """Samples and features."""
 
-    samples: int = dataclasses.field(default=1000, metadata={"help": "Samples of each setting."})
-    guidance_scales: list[float] = dataclasses.field(
+    samples: int = HfArg(default=1000, help="Samples of each setting.")
+    guidance_scales: list[float] = HfArg(
+        default_factory=list, help="γ, or s of a classifier; one setting each. Default: that of the pipeline."
+    )
+    num_inference_steps: list[int] = HfArg(
+        default_factory=lambda: [20], help="Steps of the sampler; one setting each."
+    )
+    samplers: list[str] = HfArg(
         default_factory=list,
-        metadata={"help": "γ, or s of a classifier; one setting each. Default: that of the pipeline."},
+        help="Names of schedulers of diffusers; one setting each. Default: that of the checkpoint.",
     )
-    num_inference_steps: list[int] = dataclasses.field(
-        default_factory=lambda: [20], metadata={"help": "Steps of the sampler; one setting each."}
+    noise_levels: list[int] = HfArg(
+        default_factory=list, help="Noise in the small images of an upsampler; one setting each. Default: no noise."
     )
-    samplers: list[str] = dataclasses.field(
-        default_factory=list,
-        metadata={"help": "Names of schedulers of diffusers; one setting each. Default: that of the checkpoint."},
-    )
-    noise_levels: list[int] = dataclasses.field(
-        default_factory=list,
-        metadata={"help": "Noise in the small images of an upsampler; one setting each. Default: no noise."},
-    )
-    features: str | None = dataclasses.field(
+    features: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Network whose features are compared: a vision model of transformers, a folder or an id, or "
-            "features-*.safetensors of another report. Default: a small network that is trained on the data set."
-        },
+        help="Network whose features are compared: a vision model of transformers, a folder or an id, or "
+        "features-*.safetensors of another report. Default: a small network that is trained on the data set.",
     )
-    seed: int = dataclasses.field(default=0, metadata={"help": "Seed of the first sample; the next has seed + 1."})
+    seed: int = HfArg(default=0, help="Seed of the first sample; the next has seed + 1.")
 
     def settings_for(self, pipeline) -> list[dict]:
         """
