@@ -87,7 +87,7 @@ class TestCascade:
             (lambda: tiny_upsampler(num_classes=3, id2label={0: "a", 1: "b", 2: "c"}), {}, "has the labels"),
             (tiny_upsampler, {"noise_level": [0, 0]}, "noise_level: 2 values for 1 upsamplers"),
             (tiny_upsampler, {"noise_level": 500}, "noise_level: 500 is not a whole number from 0 to 200"),
-            (tiny_upsampler, {"class_labels": ["cat", "dog"]}, "generator: a list of 1 for 2 pictures"),
+            (tiny_upsampler, {"class_labels": ["cat", "dog"]}, "generator: a list of 1 for 2 images"),
         ],
     )
     def test_mistakes_are_named(self, stages, second, options, message):

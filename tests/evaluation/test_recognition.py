@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_classifier
 
 from hf_genmod import AncestralDDPMScheduler
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.evaluation.estimates import Share
 from hf_genmod.evaluation.features import FeatureClassifier
-from hf_genmod.evaluation.recognition import accuracy_by_noise_level, recognised, recognised_share
+from hf_genmod.evaluation.recognition import accuracy_by_noise_level, recognised, recognised_share, report_accuracy
 
 
 @pytest.mark.parametrize(
@@ -117,3 +118,21 @@ def test_the_share_of_each_class_is_of_the_pictures_of_that_class():
     for i, name in enumerate("abc"):
         if (labels == i).any():
             assert found["recognised_share_by_class"][name] == Share.of((said == labels)[labels == i])
+
+
+def test_the_report_of_a_classifier_is_a_table_and_an_image_of_the_curve(tmp_path, capsys):
+    held_out = PictureDataset(
+        [Image.new("RGB", (8, 8), (i, i, i)) for i in range(30)], "greys", labels=torch.arange(30) % 3,
+        label_names=["a", "b", "c"],
+    )  # fmt: skip
+    report_accuracy(tiny_classifier(), AncestralDDPMScheduler(), held_out, tmp_path / "new" / "accuracy.png")
+    header, *rows, last = capsys.readouterr().out.splitlines()
+    assert header.split() == ["t", "noise", "level", "σ", "accuracy"]
+    assert len(rows) == 11 and all("n = 30)" in row for row in rows)
+    assert [int(row.split()[0]) for row in rows] == torch.linspace(0, 999, 11).round().int().tolist()
+    assert last == f"{tmp_path / 'new' / 'accuracy.png'} shows the curve"
+    with Image.open(tmp_path / "new" / "accuracy.png") as picture:
+        assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 10  # not blank
+    held_out.label_names = ["a", "b", "c", "d"]
+    report_accuracy(tiny_classifier(num_classes=4), AncestralDDPMScheduler(), held_out, tmp_path / "accuracy.png")
+    assert capsys.readouterr().out.startswith("no image of d is held out")

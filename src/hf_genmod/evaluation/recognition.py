@@ -1,4 +1,4 @@
-"""How well a classifier recognises images."""
+"""The accuracy of classifiers."""
 
 import math
 from collections.abc import Sequence
@@ -79,11 +79,11 @@ def accuracy_by_noise_level(classifier, scheduler, dataset, num_levels: int = 11
 
 
 def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: PictureDataset, file: Path):
-    """Prints how often a classifier is right about held-out pictures at each noise level, and draws the curve."""
+    """Prints the accuracy of a classifier on held-out images at each noise level, and draws the curve."""
     levels = accuracy_by_noise_level(classifier, scheduler, held_out)
     absent = held_out.classes_without_images
     if absent:
-        print(f"no picture of {shortened(absent)} is held out: how well it is recognised is not known")
+        print(f"no image of {shortened(absent)} is held out, so its accuracy is not known")
     print("   t   noise level σ   accuracy")
     for level in levels:
         print(f"{level['t']:4}{level['sigma']:16.3g}   {level['accuracy']}")
