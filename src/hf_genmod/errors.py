@@ -5,11 +5,11 @@ import sys
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on, for a reason that its message gives in one sentence."""
+    """Raised when a run cannot go on. The message is one sentence with the reason."""
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, or what it is."""
+    """The first line of an error message, or the type of an error without a message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -21,8 +21,11 @@ def shortened(names: list[str]) -> str:
 @contextlib.contextmanager
 def one_line_errors(errors=(ValueError, OSError), status: int = 2):
     """
-    Around a part of a script: one of `errors` ends it with one sentence and this status, and a Ctrl-C with status 130.
-    By default they are those of mistaken arguments and data.
+    A context in which errors end the script with one line on stderr instead of a traceback.
+
+    Args:
+        errors (`tuple`): The types of errors; by default those of wrong arguments and data.
+        status (`int`): The exit status. After a Ctrl-C it is 130.
     """
     try:
         yield

@@ -9,6 +9,8 @@ import datasets
 import pyarrow as pa
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from hf_genmod.errors import first_line
+
 SHAPES_SPLITS = {"train": (8192, 0), "test": (2048, 1)}  # number of images, seed
 ARRAYS = (datasets.Array2D, datasets.Array3D)  # types of columns
 
@@ -53,7 +55,7 @@ def find_splits(
         splits = datasets.load_dataset("imagefolder", data_dir=str(path))
     except Exception as error:  # each format has a library with errors of its own
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        reason = first_line(cause)
         if not path.exists():
             message = f"{name}: there is no such folder, and the Hub has no data set of that name ({reason})"
             raise FileNotFoundError(f"{message}; check the spelling") from error
