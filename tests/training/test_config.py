@@ -1,0 +1,34 @@
+import math
+
+import pytest
+
+from hf_genmod import TrainingConfig
+
+
+def test_learning_rate_rises_in_the_warm_up_and_falls_as_a_cosine():
+    config = TrainingConfig(max_train_steps=1, learning_rate=1.0, lr_warmup_fraction=0.1)
+    assert config.learning_rate_at(0.0) == 0
+    assert math.isclose(config.learning_rate_at(0.05), 0.5 * 0.5 * (1 + math.cos(0.05 * math.pi)))
+    assert math.isclose(config.learning_rate_at(0.5), 0.5)
+    assert math.isclose(config.learning_rate_at(1.0), 0.0, abs_tol=1e-12)
+    constant = TrainingConfig(max_train_steps=1, learning_rate=1.0, lr_schedule="constant", lr_warmup_fraction=0.0)
+    assert constant.learning_rate_at(0.0) == constant.learning_rate_at(0.9) == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({}, "max_train_steps: None with max_train_minutes: None"),
+        ({"max_train_steps": 5, "max_train_minutes": 1.0}, "max_train_steps: 5 with max_train_minutes: 1.0"),
+        ({"max_train_steps": -3}, "max_train_steps: -3 is not positive"),
+        ({"max_train_steps": 5, "batch_size": 0}, "batch_size: 0 is not positive"),
+        ({"max_train_steps": 5, "checkpointing_steps": -1}, "checkpointing_steps: -1 is negative"),
+        ({"max_train_steps": 5, "max_shift": -1}, "max_shift: -1 is negative"),
+        ({"max_train_steps": 5, "lr_schedule": "linear"}, "lr_schedule: 'linear' is not one of cosine, constant"),
+        ({"max_train_steps": 5, "mixed_precision": "fp8"}, "mixed_precision: 'fp8' is not one of no, bf16, fp16"),
+        ({"max_train_steps": 5, "adam_beta2": 1.0}, r"adam_beta2: 1.0 is not in \[0, 1\)"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**settings)

@@ -1,0 +1,89 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from runs import command, make_trainer, raw_weights
+
+from hf_genmod.errors import TrainingError
+
+
+def test_memory_that_does_not_suffice_is_explained(dataset, tmp_path):
+    def objective(model, batch, rng):
+        return torch.empty(2**60), {}
+
+    trainer = make_trainer(dataset, tmp_path, objective=objective, max_train_steps=2)
+    message = "a batch of 8 images of 16x16; .* --gradient_accumulation_steps 2 .*, --gradient_checkpointing, --mixed"
+    with pytest.raises(TrainingError, match=message):
+        trainer.train()
+    advised = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    make_trainer(dataset, tmp_path, max_train_steps=2, **advised).train()
+    assert trainer.folder.is_complete
+
+
+def test_an_error_of_the_objective_is_not_taken_for_lack_of_memory(dataset, tmp_path):
+    def objective(model, batch, rng):
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        make_trainer(dataset, tmp_path, objective=objective, max_train_steps=2).train()
+
+
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_a_signal_saves_the_state_and_the_same_command_continues(dataset, tmp_path, number, status):
+    arguments = command(tmp_path, {"cut": {"max_train_steps": 60}})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which rounding depends on
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+    seen = ""
+    while "step 3," not in seen:  # the progress bar
+        character = process.stderr.read(1)
+        assert character, seen
+        seen += character
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == status
+    assert "with the state saved; the same command continues the run" in rest
+    (state,) = (tmp_path / "cut" / "checkpoints").iterdir()
+    step = int(state.name.removeprefix("step-"))
+    assert 3 <= step < 60
+    assert not (tmp_path / "cut" / "model_index.json").exists()
+
+    resumed = make_trainer(dataset, tmp_path / "cut", max_train_steps=60)
+    resumed.train()
+    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=60)
+    whole.train()
+    assert torch.equal(raw_weights(resumed), raw_weights(whole))
+
+
+PAGE_FAULTS = """
+import resource
+import torch
+from hf_genmod.training.interruptions import keep_freed_memory
+
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        buffers = [torch.empty(2**23, dtype=torch.uint8).fill_(1) for _ in range(8)]
+        del buffers
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+page_faults()
+ordinarily = page_faults()
+keep_freed_memory()
+page_faults()
+print(ordinarily, page_faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how a C library gives memory back is known of glibc alone")
+def test_freed_memory_is_kept_for_what_comes_next():
+    of_allocators = ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(of_allocators)}
+    environment["MALLOC_MMAP_THRESHOLD_"] = "131072"  # where it starts; how it adapts hangs on the order of blocks
+    output = subprocess.check_output([sys.executable, "-c", PAGE_FAULTS], env=environment, text=True)
+    ordinarily, kept = map(int, output.split())
+    assert kept < 100 < ordinarily  # 160,000 pages of 4 KiB are written to

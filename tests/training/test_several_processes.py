@@ -1,0 +1,152 @@
+import itertools
+import math
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from runs import metrics, run, same, train
+
+from hf_genmod import load_pipeline
+
+
+def assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes, num_kills, seed=0):
+    run(tmp_path, {"whole": settings}, num_processes)
+    rng, steps = np.random.default_rng(seed), []
+    for _ in range(num_kills):
+        kill = (int(rng.integers(1, 15)), round(rng.uniform(0, 0.05), 4))  # a step and its state take about so long
+        status = run(tmp_path, {"cut": settings}, num_processes, kill=kill, check=False)
+        assert status == -signal.SIGKILL
+        steps += [int(path.name.removeprefix("step-")) for path in (tmp_path / "cut" / "checkpoints").glob("step-*")]
+    assert len(set(steps)) > num_kills / 2  # it went on from states, most of the time
+    run(tmp_path, {"cut": settings}, num_processes)
+    assert same(torch.load(tmp_path / "cut.pt"), torch.load(tmp_path / "whole.pt"))
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    load_pipeline(tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_bitwise_as_the_whole_one(tmp_path):
+    settings = {"max_train_steps": 60, "checkpointing_steps": 1, "dropout": 0.1}
+    assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes=1, num_kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_run_killed_twenty_times_ends_bitwise_as_the_whole_one(tmp_path, num_processes):
+    settings = {"max_train_steps": 400, "checkpointing_steps": 1, "gradient_accumulation_steps": 2}
+    assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes, num_kills=20)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_rename_of_its_end_is_completed_by_the_same_command(tmp_path):
+    settings = {"max_train_steps": 3, "checkpointing_steps": 2}
+    run(tmp_path, {"whole": settings})
+    kills = 0
+    for n in itertools.count(1):
+        status = run(tmp_path, {f"cut-{n}": settings}, kill=n, check=False)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+        run(tmp_path, {f"cut-{n}": settings})
+        whole, completed = (load_pipeline(tmp_path / name).unet.state_dict() for name in ("whole", f"cut-{n}"))
+        assert same(whole, completed)
+    assert kills >= 5  # the state, the components, the index
+
+
+RUNS = {
+    # The hybrid loss has metrics of its own; of four held-out pictures the second process sees none.
+    "double": {"max_train_steps": 30, "validation_steps": 10, "double": True, "learn_variance": True},
+    "single": {"max_train_steps": 30, "validation_steps": 10},
+    "bf16": {"max_train_steps": 10, "mixed_precision": "bf16", "max_grad_norm": 1e9},
+}
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """The folder of runs of two processes, which are started once."""
+    folder = tmp_path_factory.mktemp("of_two")
+    run(folder, {name: RUNS[name] for name in ("double", "bf16")}, 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_four(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("of_four")
+    run(folder, {name: RUNS[name] for name in ("double", "single")}, 4)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "several, kind",
+    [
+        ("of_two", "double"),
+        pytest.param("of_four", "double", marks=pytest.mark.slow),
+        pytest.param("of_four", "single", marks=pytest.mark.slow),
+    ],
+)
+def test_any_number_of_processes_trains_as_one_does(several, kind, request, tmp_path):
+    several, double = request.getfixturevalue(several), kind == "double"
+    tolerance = 1e-8 if double else 1e-4
+    train(tmp_path / kind, **RUNS[kind])
+    alone, together = (metrics(folder / kind) for folder in (tmp_path, several))
+    assert len(alone) == 30
+    for one, two in zip(alone, together, strict=True):
+        assert math.isclose(one["loss"], two["loss"], abs_tol=tolerance)
+        assert math.isclose(one["gradient_norm"], two["gradient_norm"], rel_tol=1e-7 if double else 1e-2)
+        assert one["learning_rate"] == two["learning_rate"]
+        assert one.keys() == two.keys()
+        for name in one.keys():
+            if name.startswith("validation_"):
+                assert math.isclose(one[name], two[name], rel_tol=tolerance, abs_tol=tolerance), name
+    assert sum("validation_loss_0.6_0.8" in line for line in together) == 3
+    assert ("validation_loss_vlb_0.6_0.8" in together[-1]) == double
+    assert "validation_loss_0.8_1.0" not in together[-1]  # four pictures are of four fifths
+    if double:
+        for part in ("raw", "averaged"):
+            weights = [torch.load(folder / f"{kind}.pt")[part] for folder in (tmp_path, several)]
+            torch.testing.assert_close(*weights, atol=1e-8, rtol=0)
+
+
+def test_two_processes_in_bf16_train_as_one_does_but_for_rounding(of_two, tmp_path):
+    train(tmp_path / "bf16", **RUNS["bf16"])
+    alone, together = (metrics(folder / "bf16") for folder in (tmp_path, of_two))
+    assert len(alone) == 10
+    for one, two in zip(alone, together, strict=True):
+        assert math.isclose(one["loss"], two["loss"], rel_tol=1e-2)
+    assert math.isclose(alone[0]["gradient_norm"], together[0]["gradient_norm"], rel_tol=1e-2)
+    in_bf16 = [torch.load(folder / "bf16.pt")["gradients_in_bf16"].item() for folder in (tmp_path, of_two)]
+    assert in_bf16 == [False, True]  # as they are sent; those of normalisations are computed in fp32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["autoencoder", "text", "adapter"])
+def test_other_models_train_on_two_processes_as_on_one(tmp_path, kind):
+    settings = {"max_train_steps": 20, "validation_steps": 10, "kind": kind}
+    for number in (1, 2):
+        run(tmp_path, {str(number): settings}, number)
+    alone, together = (metrics(tmp_path / str(number)) for number in (1, 2))
+    # Of a few pictures alone, another number of units may be active.
+    for one, two in zip(alone, together, strict=True):
+        assert one.keys() == two.keys()
+        for name in one.keys() - {"active_units", "validation_active_units"}:
+            assert math.isclose(one[name], two[name], rel_tol=1e-7, abs_tol=1e-8), name
+    for part in ("raw", "averaged"):
+        weights = [torch.load(tmp_path / f"{number}.pt")[part] for number in (1, 2)]
+        torch.testing.assert_close(*weights, atol=1e-8, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_state_of_two_processes_goes_on_with_one_and_with_four(tmp_path):
+    settings = {"max_train_steps": 30, "double": True, "checkpointing_steps": 10}
+    run(tmp_path, {"whole": settings}, 1)
+    run(tmp_path, {"two": settings}, 2)
+    for number in (1, 4):
+        resumed = tmp_path / f"resumed-{number}"
+        shutil.copytree(tmp_path / "two", resumed)
+        (resumed / "model_index.json").unlink()
+        run(tmp_path, {resumed.name: settings}, number)
+        weights = [torch.load(f"{name}.pt")["raw"] for name in (resumed, tmp_path / "whole")]
+        torch.testing.assert_close(*weights, atol=1e-8, rtol=0)

@@ -1,0 +1,126 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from runs import averaged_weights, make_trainer, metrics, raw_weights
+
+from hf_genmod import load_pipeline
+from hf_genmod.drawing.grids import class_rows
+from hf_genmod.errors import TrainingError
+
+
+def test_training_lowers_the_loss_and_leaves_a_checkpoint_of_the_averaged_weights(dataset, tmp_path):
+    trainer = make_trainer(
+        dataset,
+        tmp_path,
+        max_train_steps=40,
+        sampling_steps=40,
+        draw_samples=lambda pipeline: class_rows(pipeline, num_columns=2, num_inference_steps=2),
+    )
+    trainer.train()
+
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    assert len(losses) == 40
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+    saved = load_pipeline(tmp_path)
+    exported = torch.cat([p.detach().flatten() for p in saved.unet.parameters()])
+    assert torch.equal(exported, averaged_weights(trainer))
+    assert not torch.equal(exported, raw_weights(trainer))
+    assert saved.labels["circle"] == dataset.label_names.index("circle")
+    assert (tmp_path / "samples" / "step-000040.png").is_file()
+    assert json.loads((tmp_path / "training_config.json").read_text())["pictures"]["num_pictures"] == 40
+
+
+def test_a_run_that_is_over_is_not_trained_again(dataset, tmp_path):
+    make_trainer(dataset, tmp_path, max_train_steps=2).train()
+
+    def must_not_be_called(model, batch, rng):
+        raise AssertionError("trained again")
+
+    pipeline = make_trainer(dataset, tmp_path, max_train_steps=2, objective=must_not_be_called).train()
+    saved = load_pipeline(tmp_path)
+    for (name, mine), theirs in zip(pipeline.unet.state_dict().items(), saved.unet.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_accumulated_parts_make_the_same_step_as_the_whole_batch(dataset, tmp_path):
+    weights = []
+    for parts in (1, 2, 4):
+        trainer = make_trainer(
+            dataset, tmp_path / str(parts), max_train_steps=3, gradient_accumulation_steps=parts, learning_rate=1e-4
+        )
+        trainer.train()
+        weights.append(raw_weights(trainer))
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], atol=2e-5, rtol=0)
+    norms = [[line["gradient_norm"] for line in metrics(tmp_path / str(parts))] for parts in (1, 2, 4)]
+    np.testing.assert_allclose(norms[1:], [norms[0]] * 2, rtol=1e-3)  # the optimizer would not show a wrong scale
+
+
+def test_a_budget_of_minutes_ends_with_the_schedules_at_their_end(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path, max_train_minutes=0.03)
+    trainer.train()
+    lines = metrics(tmp_path)
+    fractions = [line["fraction"] for line in lines]
+    assert fractions == sorted(fractions)
+    assert fractions[-2] < 1 <= fractions[-1]
+    for before, line in zip(lines, lines[1:], strict=False):
+        expected = trainer.config.learning_rate_at(before["fraction"])
+        assert math.isclose(line["learning_rate"], expected, rel_tol=1e-3, abs_tol=1e-6)
+
+
+def test_a_launcher_that_asks_for_another_precision_is_refused(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="give --mixed_precision bf16 to the script itself"):
+        make_trainer(dataset, tmp_path, max_train_steps=1)
+
+
+def test_processes_that_do_not_know_each_other_are_refused(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2 but Accelerate sees 1 process"):
+        make_trainer(dataset, tmp_path, max_train_steps=1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(dataset, tmp_path, capsys, value):
+    seen = []
+
+    def objective(model, batch, rng):
+        seen.append(raw_weights(trainer))
+        loss, metrics = inner(model, batch, rng)
+        return loss * (value if trainer.progress.step in (3, 4) else 1.0), metrics
+
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=8)
+    inner, trainer.objective = trainer.objective, objective
+    trainer.train()
+    assert torch.equal(seen[3], seen[4]) and torch.equal(seen[4], seen[5])
+    assert not torch.equal(seen[2], seen[3]) and not torch.equal(seen[5], seen[6])
+    lines = metrics(tmp_path)
+    assert [line["bad_steps"] for line in lines] == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert [line["loss"] is None for line in lines] == [False, False, False, True, True, False, False, False]
+    assert averaged_weights(trainer).isfinite().all()
+    assert "step 4 (learning rate" in capsys.readouterr().err
+
+
+def test_a_run_that_stays_infinite_ends_with_its_last_state_named(dataset, tmp_path):
+    trainer = make_trainer(
+        dataset, tmp_path, max_train_steps=20, checkpointing_steps=2, max_bad_steps=3, logging_steps=10
+    )
+    inner = trainer.objective
+
+    def objective(model, batch, rng):
+        loss, metrics = inner(model, batch, rng)
+        return loss * (math.nan if trainer.progress.step >= 5 else 1.0), metrics
+
+    trainer.objective = objective
+    message = r"in 3 steps in a row, up to step 8 \(learning rate \S+, mixed precision 'no'\); \S+step-6 is the last"
+    with pytest.raises(TrainingError, match=message):
+        trainer.train()
+    state = torch.load(tmp_path / "checkpoints" / "step-6" / "state.pt")
+    weights = torch.cat([parameter.flatten() for parameter in state["model"].values()])
+    assert weights.isfinite().all()
+    assert not trainer.folder.is_complete
+    assert [(line["step"], line["bad_steps"]) for line in metrics(tmp_path)] == [(8, 3)]
