@@ -204,8 +204,8 @@ def test_excluded_never_occurs_and_everything_else_does():
         ({"num_objects": 3}, "num_objects: 3 is neither 1 nor 2"),
         ({"label": "color"}, "label: 'color' is none of"),
         ({"num_objects": 2}, "label: two objects have no single 'shape'"),
-        ({"exclude": "hart"}, "exclude: 'hart' is no shape or colored shape; did you mean 'heart'?"),
-        ({"exclude": ["rad circle"]}, "'rad circle' is no shape or colored shape; did you mean 'red circle'?"),
+        ({"exclude": "hart"}, "exclude: 'hart' is not a shape or colored shape; did you mean 'heart'?"),
+        ({"exclude": ["rad circle"]}, "'rad circle' is not a shape or colored shape; did you mean 'red circle'?"),
         ({"exclude": SHAPES}, "exclude: all shapes are excluded"),
     ],
 )
@@ -219,7 +219,7 @@ def test_index_outside_the_data_set():
     dataset = ShapesDataset(3)
     assert len(dataset) == len(list(dataset)) == 3
     for index in (3, -1):
-        with pytest.raises(IndexError, match=f"index: {index} is not one of the 3 pictures"):
+        with pytest.raises(IndexError, match=f"index: {index} is not one of the 3 images"):
             dataset[index]
 
 

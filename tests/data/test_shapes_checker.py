@@ -195,7 +195,7 @@ def test_check_takes_rgb_pictures_only():
     image = draw([Object("star", "cyan", "large", (0.3, 0.3))], 32)
     assert check(np.asarray(image)) == check(image) != ()
     for other in (image.convert("L"), image.convert("RGBA"), pixels(image)):
-        with pytest.raises(ValueError, match="is no RGB picture"):
+        with pytest.raises(ValueError, match="is not an RGB image"):
             check(other)
     with pytest.raises(ValueError, match=f"use at least {MIN_RESOLUTION}"):
         check(image.resize((15, 15)))

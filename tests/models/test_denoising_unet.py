@@ -314,12 +314,12 @@ class TestPrediction:
         (
             "unconditional",
             {"timestep": torch.zeros(3)},
-            "timestep: shape (3,) is neither () nor (2,), one for each picture",
+            "timestep: shape (3,) is neither () nor (2,), one for each image",
         ),
         (
             "labels",
             {"class_labels": None},
-            "class_labels: missing, and this U-Net was made to be conditioned on it",
+            "class_labels: missing, but this U-Net is conditioned on it",
         ),
         ("labels", {"class_labels": None}, "; `null_label` (3) stands for no label"),
         (
@@ -330,9 +330,9 @@ class TestPrediction:
         (
             "unconditional",
             {"class_labels": torch.tensor([1, 1])},
-            "class_labels: given, but this U-Net was made without it; leave it out",
+            "class_labels: given, but this U-Net is not conditioned on it; leave it out",
         ),
-        ("text", {"encoder_hidden_states": None}, "encoder_hidden_states: missing, and this U-Net was made to be"),
+        ("text", {"encoder_hidden_states": None}, "encoder_hidden_states: missing, but this U-Net is cond"),
         (
             "text",
             {"encoder_hidden_states": torch.zeros(2, 5, 11)},
@@ -351,14 +351,14 @@ class TestPrediction:
         (
             "unconditional",
             {"encoder_hidden_states": torch.zeros(2, 5, 12)},
-            "encoder_hidden_states: given, but this U-Net was made without it; leave it out",
+            "encoder_hidden_states: given, but this U-Net is not conditioned on it; leave it out",
         ),
         (
             "unconditional",
             {"encoder_attention_mask": torch.ones(2, 5)},
-            "encoder_attention_mask: given, but this U-Net was made without it; leave it out",
+            "encoder_attention_mask: given, but this U-Net is not conditioned on it; leave it out",
         ),
-        ("image", {"conditioning_image": None}, "conditioning_image: missing, and this U-Net was made to be"),
+        ("image", {"conditioning_image": None}, "conditioning_image: missing, but this U-Net is cond"),
         (
             "image",
             {"conditioning_image": torch.zeros(2, 2, 4, 4)},
@@ -367,17 +367,17 @@ class TestPrediction:
         (
             "image",
             {"conditioning_timestep": torch.zeros(3)},
-            "conditioning_timestep: shape (3,) is neither () nor (2,), one for each picture",
+            "conditioning_timestep: shape (3,) is neither () nor (2,), one for each image",
         ),
         (
             "unconditional",
             {"conditioning_image": torch.zeros(2, 2, 8, 8)},
-            "conditioning_image: given, but this U-Net was made without it; leave it out",
+            "conditioning_image: given, but this U-Net is not conditioned on it; leave it out",
         ),
         (
             "unconditional",
             {"conditioning_timestep": 3},
-            "conditioning_timestep: given, but this U-Net was made without it; leave it out",
+            "conditioning_timestep: given, but this U-Net is not conditioned on it; leave it out",
         ),
     ],
 )

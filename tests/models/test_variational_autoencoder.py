@@ -122,7 +122,7 @@ class TestErrors:
             (
                 {"vector_latents": True},
                 lambda m: m(randn(2, 3, 8, 10)),
-                "resolution 8x10: this network makes vectors (vector_latents) of pictures of 8x8 alone; resize them",
+                "resolution 8x10: this network makes vectors (vector_latents) of images of 8x8 alone; resize them",
             ),
             (
                 {"vector_latents": True},

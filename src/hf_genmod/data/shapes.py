@@ -1,11 +1,11 @@
-"""The embedded data set: drawn pictures of simple shapes, with exact labels, exact captions and a checker.
+"""The embedded data set: drawn images of simple shapes, with exact labels and captions.
 
-A scene is one object or two on a plain grey ground; an object has one of 8 shapes, one of 8 colors and one of 2 sizes.
-Nothing is downloaded or stored: picture i is a function of (seed, i) alone. `check` reads a picture back from its
-pixels, so that a model trained on these pictures can be graded on whether it drew what it was asked for.
+A scene has one or two objects on a plain grey ground. An object has one of 8 shapes, one of 8 colors and one of 2
+sizes. Nothing is downloaded or stored: image i is a function of (seed, i) alone. `shapes_checker.check` recognises
+the objects from the pixels, so that the samples of a model can be compared with the request.
 
-Lengths are in units of the picture's shorter side, x to the right and y down from the top left corner. A scene is
-therefore the same at every resolution: the picture of 16 pixels shows in low resolution what that of 64 shows.
+Lengths are in units of the image's shorter side, x to the right and y down from the top left corner, so that a scene
+is the same at every resolution.
 """
 
 import difflib
@@ -28,15 +28,15 @@ def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) ->
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # All ten halves of arms are folded to one, whose outline goes from the tip, at radius 1, to the notch, at 0.5.
+    # By symmetry all ten halves of arms are one, with an outline from the tip, at radius 1, to the notch, at 0.5.
     angle = abs((np.arctan2(x, -y) + math.pi / 5) % (2 * math.pi / 5) - math.pi / 5)
     along, across = np.hypot(x, y) * (np.cos(angle), np.sin(angle))
     notch_along, notch_across = 0.5 * math.cos(math.pi / 5), 0.5 * math.sin(math.pi / 5)
     return (notch_across * (1 - along) - (1 - notch_along) * across) / math.hypot(notch_across, 1 - notch_along)
 
 
-# A shape is the distance of a point (x, y) of the square [-1, 1]² from the outline, positive inside; y points down.
-# Shapes meet by the minimum of their distances and unite by the maximum.
+# A shape is the distance of a point (x, y) in [-1, 1]² from the outline, positive inside; y points down. The minimum
+# of two distances is the intersection of the shapes, the maximum their union.
 _DISTANCE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "circle": lambda x, y: _disc(x, y, 1),
     "ring": lambda x, y: np.minimum(_disc(x, y, 1), -_disc(x, y, 0.5)),
@@ -51,11 +51,10 @@ _DISTANCE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "crescent": lambda x, y: np.minimum(_disc(x, y, 1), -_disc(x - 0.6, y, 0.8)),
 }
 
-
 SHAPES = tuple(_DISTANCE)
 
 
-# Seen from the grey ground the colors lie towards the eight corners of the RGB cube, as far apart as eight can be.
+# The colors are near the eight corners of the RGB cube, as far as possible from each other and from the grey ground.
 COLORS = {
     "red": (225, 40, 40),
     "green": (0, 170, 55),
@@ -67,19 +66,15 @@ COLORS = {
     "white": (250, 250, 250),
 }
 
-
 BACKGROUND = (128, 128, 128)
 
 
-# Half the side of the square that holds an object, by how many objects the scene has; "small" is that among its likes.
+# Half the side of the square around an object, by the number of objects of the scene.
 RADII = {1: {"small": 0.22, "large": 0.3}, 2: {"small": 0.13, "large": 0.2}}
-
 
 SIZES = ("small", "large")
 
-
 MIN_RESOLUTION = 16
-
 
 _LABEL_NAMES = {
     "shape": list(SHAPES),
@@ -87,9 +82,7 @@ _LABEL_NAMES = {
     None: [],
 }
 
-
-_GAP = 0.06  # least ground between two objects, along x or y; half of it between an object and the border
-
+_GAP = 0.06  # smallest distance of two objects along x or y; half of it is that of an object to the border
 
 _SAMPLES = 2  # points per pixel and axis at which the distance from an outline is taken
 
@@ -99,11 +92,11 @@ class Object:
     """One object of a scene.
 
     Args:
-        shape (`str`): one of `SHAPES`.
-        color (`str`): one of `COLORS`.
-        size (`str`): one of `SIZES`.
-        center (`tuple[float, float]`): (x, y) of the middle of the square that holds the object, in units of the
-            picture's shorter side, from the top left corner.
+        shape (`str`): One of `SHAPES`.
+        color (`str`): One of `COLORS`.
+        size (`str`): One of `SIZES`.
+        center (`tuple[float, float]`): (x, y) of the middle of the square around the object, in units of the image's
+            shorter side, from the top left corner.
     """
 
     shape: str
@@ -116,10 +109,10 @@ class Object:
 
 
 def caption(objects: Sequence[Object]) -> str:
-    """Says what one object or two show, e.g. "a small red circle above a large blue square".
+    """The caption of one or two objects, such as "a small red circle above a large blue square".
 
-    The relation, "above", "below", "left of" or "right of", is that of the first object to the second along the axis
-    on which their centers lie further apart.
+    The relation of the first object to the second is "above", "below", "left of" or "right of", along the axis on
+    which the distance of their centers is larger.
     """
     if len(objects) == 1:
         return f"a {objects[0]}"
@@ -131,14 +124,14 @@ def caption(objects: Sequence[Object]) -> str:
 
 
 def draw(objects: Sequence[Object], resolution: int | tuple[int, int] = 32) -> PIL.Image.Image:
-    """Draws objects, antialiased, on the plain ground `BACKGROUND`, the last one on top.
+    """Draws objects, antialiased, on a ground of the color `BACKGROUND`; later objects cover earlier ones.
 
     Args:
-        objects (sequence of [`Object`]): the scene, one or two; what lies outside the picture is cut off.
-        resolution (`int` or `tuple[int, int]`): side, or (height, width), in pixels, at least `MIN_RESOLUTION`.
+        objects (sequence of [`Object`]): One or two objects; parts outside the image are cut off.
+        resolution (`int` or `tuple[int, int]`): Side, or (height, width), in pixels, at least `MIN_RESOLUTION`.
 
     Returns:
-        `PIL.Image.Image`: an RGB picture.
+        `PIL.Image.Image`: An RGB image.
     """
     height, width = _height_width(resolution)
     unit = min(height, width)
@@ -154,24 +147,24 @@ def draw(objects: Sequence[Object], resolution: int | tuple[int, int] = 32) -> P
 
 
 class ShapesDataset(torch.utils.data.Dataset):
-    """Drawn pictures of simple shapes with exact labels and captions.
+    """Drawn images of simple shapes with exact labels and captions.
 
-    `dataset[i]` is `{"image": PIL.Image, "label": int, "caption": str}`, the same bits in every process and order.
-    Shape, color and size are drawn uniformly. Two objects are drawn independently of one another, with a strip of
-    ground, upright or level, between them: they never touch, and their relation holds for them as wholes.
+    `dataset[i]` is `{"image": PIL.Image, "label": int, "caption": str}`, the same in every process and order. Shape,
+    color and size are uniformly distributed. Two objects are independent, except that a vertical or horizontal strip
+    of ground separates them: they never touch, and each as a whole is above, below, left or right of the other.
 
     Args:
-        num_images (`int`): length of the data set; it has no bearing on what picture i shows.
-        resolution (`int` or `tuple[int, int]`): side, or (height, width), in pixels, at least `MIN_RESOLUTION`.
-        seed (`int`): from 0 to 2⁶⁴ - 1.
+        num_images (`int`): Length of the data set; image i does not depend on it.
+        resolution (`int` or `tuple[int, int]`): Side, or (height, width), in pixels, at least `MIN_RESOLUTION`.
+        seed (`int`): From 0 to 2⁶⁴ - 1.
         num_objects (`int`): 1 or 2.
         label (`str` or `None`): "shape" for the 8 names of `SHAPES`, "shape_color" for 64 names such as "red circle",
-            `None` for items without "label". Two objects have no single label and need `None`.
-        exclude (`str` or sequence of `str`): shapes ("heart") and colored shapes ("red circle") that never occur. Only
-            the pictures that would have shown them change, and `label_names` remains complete: no label is renumbered.
+            `None` for items without "label", which two objects need.
+        exclude (`str` or sequence of `str`): Shapes ("heart") and colored shapes ("red circle") that never occur. Only
+            images that would have shown them change. `label_names` and the numbers of labels do not.
 
     Raises:
-        `ValueError`: where an argument is none of the above, or nothing is left to draw.
+        ValueError: If an argument is none of the above, or nothing is left to draw.
     """
 
     def __init__(
@@ -184,7 +177,7 @@ class ShapesDataset(torch.utils.data.Dataset):
         exclude: str | Sequence[str] = (),
     ):
         if num_images < 1:
-            raise ValueError(f"num_images: {num_images} is not positive; ask for at least one picture")
+            raise ValueError(f"num_images: {num_images} is not positive; ask for at least one image")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: {seed} is outside the range from 0 to 2**64 - 1")
         if num_objects not in (1, 2):
@@ -206,7 +199,7 @@ class ShapesDataset(torch.utils.data.Dataset):
 
     @property
     def label_names(self) -> list[str]:
-        """The name of each label, in order; complete whatever is excluded, empty where items have no label."""
+        """The name of each label, in order, excluded ones too; empty if items have no label."""
         return list(_LABEL_NAMES[self.label])
 
     def __len__(self) -> int:
@@ -221,9 +214,9 @@ class ShapesDataset(torch.utils.data.Dataset):
         return item
 
     def scene(self, index: int) -> tuple[Object, ...]:
-        """The objects of picture `index`, in the order of its caption."""
+        """The objects of image `index`, in the order of its caption."""
         if not 0 <= index < self.num_images:
-            raise IndexError(f"index: {index} is not one of the {self.num_images} pictures, counted from 0")
+            raise IndexError(f"index: {index} is not one of the {self.num_images} images, counted from 0")
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
         kinds = [self._draw_kind(rng) for _ in range(self.num_objects)]
         radii = np.array([[RADII[self.num_objects][size]] for _, _, size in kinds])
@@ -255,7 +248,7 @@ def _check_name(argument: str, name: str) -> None:
     known = _LABEL_NAMES["shape"] + _LABEL_NAMES["shape_color"]
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise ValueError(f"{argument}: {name!r} is no shape or colored shape; did you mean {close!r}?")
+        raise ValueError(f"{argument}: {name!r} is not a shape or colored shape; did you mean {close!r}?")
 
 
 def _coverage(shape: str, x, y, radius, height: int, width: int) -> np.ndarray:

@@ -19,42 +19,38 @@ from hf_genmod.data.shapes import (
     _height_width,
 )
 
-# What `check` takes for an object. The contrast of a pixel is its Euclidean distance from the ground, with channels
-# in [0, 1]; the energy of some pixels is the sum of their squared contrasts.
+# The contrast of a pixel is its Euclidean distance from the ground, with channels in [0, 1]; the energy of pixels is
+# the sum of their squared contrasts.
 _FAINT = 0.25  # contrast of the pixels that make up a blob
-
-
 _SOLID = 0.4  # contrast that some pixel of a blob must exceed for the blob to count
-
-
 _MAX_NOISE = 0.1**2  # mean squared contrast of the ground
-
-
 _MAX_RESIDUAL = 0.15  # energy of the difference between blob and drawing, as a share of the blob's
-
-
 _MAX_RATIO = 0.4  # of this residual to that of the next best shape
 
 
 def check(image: PIL.Image.Image | np.ndarray) -> tuple[Object, ...]:
-    """Names the objects of a picture from its pixels alone.
+    """Names the objects of an image from its pixels alone.
 
-    The picture is explained by drawing it again. What stands out from the ground falls into connected blobs, and each
-    blob is compared with every shape in every size and color, drawn at its centroid. The best of these drawings
-    names the blob if what it leaves over is little next to the blob, and clearly less than what any other shape
-    leaves. Noise as strong as that of the ground is allowed for.
+    Pixels that differ from the ground form connected blobs. Each blob is compared with every shape in every size and
+    color, drawn at the centroid of the blob. The best drawing names the blob if its residual is small compared to the
+    blob, and clearly smaller than that of every other shape. Noise as strong as that of the ground is subtracted.
 
     Args:
-        image (`PIL.Image.Image` or `np.ndarray`): an RGB picture, or `uint8` of shape (height, width, 3), each side at
-            least `MIN_RESOLUTION` pixels. Two objects need 24 to be told apart reliably.
+        image (`PIL.Image.Image` or `np.ndarray`): An RGB image, or `uint8` of shape (height, width, 3), each side at
+            least `MIN_RESOLUTION` pixels. Two objects are told apart reliably from 24 pixels on.
 
     Returns:
-        `tuple[Object, ...]`: the objects, from top to bottom by their centers. Empty where the picture shows nothing,
-        or anything that has no name here, be it next to an object that has one.
+        `tuple[Object, ...]`: The objects, from top to bottom by their centers. Empty if the image shows nothing, or
+        anything that is none of these objects.
+
+    Raises:
+        ValueError: If it is no RGB image, or too small.
     """
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"image: {pixels.dtype} of shape {pixels.shape} is no RGB picture, uint8 (height, width, 3)")
+        raise ValueError(
+            f"image: {pixels.dtype} of shape {pixels.shape} is not an RGB image, uint8 (height, width, 3)"
+        )
     unit = min(_height_width(pixels.shape[:2]))
     offset = (pixels - np.array(BACKGROUND, dtype=np.float32)) / 255
     contrast = np.linalg.norm(offset, axis=-1)
@@ -70,7 +66,7 @@ def check(image: PIL.Image.Image | np.ndarray) -> tuple[Object, ...]:
 
 
 def matches(image: PIL.Image.Image | np.ndarray, label: str) -> bool:
-    """Whether a picture shows exactly one object, and it is a `label`, such as "circle" or "red circle"."""
+    """Whether an image shows exactly one object, which is a `label`, such as "circle" or "red circle"."""
     _check_name("label", label)
     found = check(image)
     return len(found) == 1 and label in (found[0].shape, f"{found[0].color} {found[0].shape}")
@@ -92,8 +88,15 @@ def _blobs(mask: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _name(offset: np.ndarray, noise: float, radii: np.ndarray, unit: int) -> Object | None:
-    """Names what pixels less the ground, (height, width, 3), show; `noise` is the part of their energy to ignore, and
-    `radii`, (2,), are those of small and large objects in pixels."""
+    """
+    Names the object of one blob.
+
+    Args:
+        offset: Pixels minus the ground, (height, width, 3).
+        noise: The part of their energy to ignore.
+        radii: Those of small and large objects in pixels, (2,).
+        unit: The shorter side of the image in pixels.
+    """
     center = _centroid(np.linalg.norm(offset, axis=-1))  # contrast is proportional to coverage
 
     # Every shape in every size with its centroid there, in a window that is wide enough for all of them.

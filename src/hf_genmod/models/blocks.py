@@ -1,4 +1,4 @@
-"""The blocks of the U-Net and the classifier: attention, residual block, down- and upsampling."""
+"""The blocks of the U-Net and the classifier: attention, residual block with attention, downsampling."""
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
@@ -11,19 +11,19 @@ from .sizes import pair
 
 
 class AttentionProcessor:
-    """Softmax attention by diffusers' dispatch, which `set_attention_backend` steers."""
+    """Softmax attention by diffusers' dispatch, so that `set_attention_backend` selects the kernel."""
 
     _attention_backend = None
     _parallel_config = None
 
     def __call__(self, attention, tokens, context, context_mask=None):
         heads = (-1, attention.head_dim)
-        # How a linear layer rounds tokens that are not contiguous depends on whether its weight requires a gradient.
+        # A linear layer rounds tokens that are not contiguous differently if its weight requires a gradient.
         tokens, context = tokens.contiguous(), context.contiguous()
         query = attention.to_q(tokens).unflatten(-1, heads)  # (n, tokens, heads, head_dim)
         key, value = (project(context).unflatten(-1, heads) for project in (attention.to_k, attention.to_v))
         dtype = query.dtype
-        if query.device.type == "cpu":  # whose kernel is two to ten times faster in fp32 than in bf16
+        if query.device.type == "cpu":  # its kernel is 2 to 10 times faster in fp32 than in bf16
             query, key, value = (x.to(torch.promote_types(dtype, torch.float32)) for x in (query, key, value))
         with torch.autocast(query.device.type, enabled=False):
             hidden = dispatch_attention_fn(
@@ -38,7 +38,7 @@ class AttentionProcessor:
 
 
 class Attention(nn.Module, AttentionModuleMixin):
-    """softmax(Q Kᵀ / √head_dim) V (Vaswani et al. 2017): tokens (n, l, c) look at context (n, m, context_dim)."""
+    """softmax(Q Kᵀ / √head_dim) V (Vaswani et al. 2017) of tokens (n, l, c) and a context (n, m, context_dim)."""
 
     _default_processor_cls = AttentionProcessor
     _available_processors = [AttentionProcessor]
@@ -58,7 +58,7 @@ class Attention(nn.Module, AttentionModuleMixin):
 
 
 class AttentionBlock(nn.Module):
-    """Every position looks at every other, then, where the model has a text, at its tokens."""
+    """Self-attention among all positions, then attention to the tokens of the text if the model has one."""
 
     def __init__(self, channels: int, cross_attention_dim: int | None, head_dim: int, groups: int):
         super().__init__()
@@ -80,10 +80,10 @@ class AttentionBlock(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """A residual block, with attention after it on the levels that have it."""
+    """A residual block, followed by attention on the levels that have it."""
 
-    # Asked instead of `isinstance`: a loader that executes this file again, for another component of the same
-    # checkpoint, makes other classes of the same names.
+    # Tested instead of `isinstance`: diffusers executes this source once for each component of a checkpoint, so that
+    # there may be several classes of one name.
     is_block = True
 
     def __init__(self, in_channels, out_channels, embedding_dim, config, level: int, has_attention: bool):
@@ -117,7 +117,7 @@ class Downsample(nn.Module):
 
 
 def level_kernel(config, level: int) -> dict:
-    """Size and padding of the kernels on a level: 3×3, but 1 along a side of one pixel, past which is nothing."""
+    """Size and padding of the kernels on a level: 3×3, but 1 along a side of one pixel, which has no neighbours."""
     smallest = config.patch_size * 2**level
     kernel_size = tuple(1 if side == smallest else 3 for side in pair(config.sample_size))
     return {"kernel_size": kernel_size, "padding": tuple(width // 2 for width in kernel_size)}

@@ -9,10 +9,16 @@ from diffusers import SchedulerMixin
 
 
 def tokenize(texts: list[str], tokenizer, text_encoder) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, (n, tokens), of n texts, padded to the longest; what is longer than the text
-    encoder takes is cut off, with a warning that shows it."""
+    """
+    Tokenizes n texts to `input_ids` and `attention_mask`, (n, tokens), padded to the longest.
+
+    Texts longer than the text encoder allows are cut off, with a warning that shows what is left out.
+
+    Raises:
+        ValueError: If a text has no token.
+    """
     longest = min(tokenizer.model_max_length, getattr(text_encoder.config, "max_position_embeddings", math.inf))
-    longest = longest if longest < 1e6 else None  # unlimited, as tokenizers put it
+    longest = longest if longest < 1e6 else None  # tokenizers write a very large number for "unlimited"
     tokens = tokenizer(texts, padding=True, truncation=longest is not None, max_length=longest, return_tensors="pt")
     left_out = []
     for text, mask in zip(texts, tokens["attention_mask"], strict=True):
@@ -35,29 +41,30 @@ def tokenize(texts: list[str], tokenizer, text_encoder) -> dict[str, torch.Tenso
 
 def shrink(images: torch.Tensor, factor: int) -> torch.Tensor:
     """
-    Pictures (n, C, H, W) in [-1, 1] at 1/`factor` of their size, by the antialiased filter with which data sets are
-    scaled (Lanczos, as Pillow has it): R_h x R_wᵀ, where row i of R is w((j + ½) / factor − (i + ½)) for the pixels
-    j, divided by its sum, with w(u) = sinc(u) sinc(u / 3) up to |u| = 3.
+    Images (n, C, H, W) in [-1, 1], scaled to 1/`factor` of their size by Pillow's Lanczos filter, as data sets are.
+
+    The result is R_h x R_wᵀ. Row i of R is w((j + ½) / factor − (i + ½)) for each pixel j, divided by its sum, with
+    w(u) = sinc(u) sinc(u / 3) for |u| < 3.
 
     Raises:
-        ValueError: If the factor does not divide their height and width.
+        ValueError: If the factor does not divide height and width.
     """
     if any(length % factor for length in images.shape[2:]):
         height, width = images.shape[2:]
-        raise ValueError(f"factor: {factor} does not divide {height}x{width}, the size of the pictures")
+        raise ValueError(f"factor: {factor} does not divide {height}x{width}, the size of the images")
     rows, columns = (_lanczos(length, factor).to(images) for length in images.shape[2:])
     with torch.autocast(images.device.type, enabled=False):
-        images = (images @ columns.T).clamp(-1, 1)  # it swings beyond edges
+        images = (images @ columns.T).clamp(-1, 1)  # the filter overshoots at edges
         return (rows @ images).clamp(-1, 1)
 
 
 def enlarge(images: torch.Tensor, factor: int) -> torch.Tensor:
-    """Pictures (n, C, h, w) at `factor` times their size, by bicubic interpolation."""
+    """Images (n, C, h, w), scaled to `factor` times their size by bicubic interpolation."""
     return F.interpolate(images, scale_factor=factor, mode="bicubic")
 
 
 def noised_by(scheduler: SchedulerMixin, images, epsilon, s: torch.Tensor) -> torch.Tensor:
-    """√ᾱ_s y + √(1−ᾱ_s) ε after s steps, (n,), of the process; none at s = 0."""
+    """Images y with the noise ε of s steps, (n,), of the process: √ᾱ_s y + √(1−ᾱ_s) ε; y itself for s = 0."""
     alpha_bar = torch.cat([torch.ones(1), scheduler.alphas_cumprod.cpu()]).to(s.device)[s]
     alpha_bar = alpha_bar[:, None, None, None].to(images.dtype)
     return alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * epsilon

@@ -24,8 +24,8 @@ class DenoisingUNet2DOutput(BaseOutput):
     """
     Args:
         sample (`torch.Tensor` of shape `(n, out_channels, height, width)`):
-            The prediction: of ε, x_0 or v, as the scheduler's `prediction_type` says; where the variance is learned,
-            its interpolation coefficient follows in the second half of the channels.
+            The prediction of ε, x_0 or v, as the scheduler's `prediction_type` says. With a learned variance, the
+            second half of the channels is its interpolation coefficient.
     """
 
     sample: torch.Tensor
@@ -38,9 +38,9 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
     https://arxiv.org/abs/2105.05233).
 
     Args:
-        sample_size (`int` or `(int, int)`, defaults to 32): Size or (height, width) of the pictures it is made for.
-            Along a side that has come down to one pixel, all kernels of that level are 1 wide, not 3; of larger
-            pictures than these it then does not mix what is there.
+        sample_size (`int` or `(int, int)`, defaults to 32): Size or (height, width) of the images of training.
+            On a level where a side has only one pixel, kernels are 1 wide along that side instead of 3. Larger images
+            then have neighbouring pixels there that no kernel combines.
         in_channels (`int`, defaults to 3): Channels of x_t.
         out_channels (`int`, defaults to 3): Channels of the prediction; `2 * in_channels` to learn the variance too.
         block_out_channels (`tuple[int]`, defaults to `(64, 128, 256)`): Width of each level; each level below the
@@ -56,13 +56,13 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
         cross_attention_dim (`int`, *optional*): Width of `encoder_hidden_states`.
         conditioning_channels (`int`, defaults to 0): Channels of a `conditioning_image` that is concatenated to x_t.
         patch_size (`int`, defaults to 1): Squares of `patch_size` pixels are folded into channels before the first
-            convolution and unfolded after the last, which divides the cost of every level by `patch_size²`.
-        fourier_frequencies (`tuple[float]`, defaults to `()`): Frequencies f whose sin(π f x_t) and cos(π f x_t) join
-            x_t in the first convolution, so that small differences of x_t, which matter where little noise is left,
-            are not small to the network (Kingma et al. 2021, https://arxiv.org/abs/2107.00630).
+            convolution and unfolded after the last. This divides the cost of every level by `patch_size²`.
+        fourier_frequencies (`tuple[float]`, defaults to `()`): Frequencies f. sin(π f x_t) and cos(π f x_t) are
+            further input channels, which make small differences of x_t large. These matter at low noise levels
+            (Kingma et al. 2021, https://arxiv.org/abs/2107.00630).
 
     Raises:
-        ValueError: If the widths, the levels and the picture's size do not fit together.
+        ValueError: If the widths, the levels and the size of the images do not fit together.
     """
 
     @register_to_config
@@ -96,7 +96,7 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
             for has_attention in (attention_levels[-1], False)
         )
 
-        # Every output of the way down is concatenated at the same size on the way up.
+        # Each output of the downward half is concatenated to an input of the same size in the upward half.
         self.up_layers = nn.ModuleList()
         for level, width in reversed(list(enumerate(block_out_channels))):
             for _ in range(layers_per_block + 1):
@@ -112,13 +112,13 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
 
     @property
     def null_label(self) -> int | None:
-        """The label of "no label", `num_classes`; `None` for a model without labels."""
+        """The label that stands for "no label", `num_classes`; `None` for a model without labels."""
         return self.config.num_classes
 
     @torch.no_grad()
     def add_label(self, embedding: torch.Tensor | None = None) -> int:
-        """Adds a label after the others, with this embedding (d,) or the mean of theirs, and moves the null label up;
-        returns it."""
+        """Adds a label after the others and before the null label, with the given embedding (d,) or the mean of the
+        others; returns it."""
         of_labels, of_null = self.class_embedding.weight.split([self.null_label, 1])
         row = of_labels.mean(dim=0) if embedding is None else embedding.to(of_labels)
         if row.shape != of_null[0].shape:
@@ -128,25 +128,25 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
 
     @torch.no_grad()
     def remove_label(self, label: int):
-        """Takes a label out; those above move down."""
+        """Removes a label; the labels above it move down by one."""
         weight = self.class_embedding.weight
         self.set_label_embeddings(torch.cat([weight[:label], weight[label + 1 :]]))
 
     def set_label_embeddings(self, weight: torch.Tensor):
-        """Sets the embeddings of all labels, (labels + 1, d), and of none, the last; that many labels there are."""
+        """Replaces the class-embedding table, (num_classes + 1, d); the last row is the null label."""
         weight = nn.Parameter(weight.detach())
-        if parametrize.is_parametrized(self.class_embedding):  # while some of its rows are trained
+        if parametrize.is_parametrized(self.class_embedding):  # as while only some rows are trained
             parametrize.remove_parametrizations(self.class_embedding, "weight")
         self.class_embedding.weight = weight
         self.class_embedding.num_embeddings = len(weight)
         self.register_to_config(num_classes=len(weight) - 1)
 
-    @functools.wraps(ModelMixin.save_pretrained)  # with its signature, which pipelines ask for
+    @functools.wraps(ModelMixin.save_pretrained)  # keeps its signature, which pipelines inspect
     def save_pretrained(self, *args, **kwargs):
-        if self._hf_peft_config_loaded:  # the weights would be written under names that do not load again
+        if self._hf_peft_config_loaded:  # the weights would get names that do not load
             raise ValueError(
                 f"save_pretrained: adapters {list(self.peft_config)} are attached; save them by the pipeline's "
-                "save_lora_weights, then detach them by its unload_lora_weights, after fuse_lora to keep what they do"
+                "save_lora_weights, then detach them by unload_lora_weights, after fuse_lora to keep their effect"
             )
         return super().save_pretrained(*args, **kwargs)
 
@@ -164,13 +164,13 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
         """
         Args:
             sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): x_t.
-            timestep (`torch.Tensor` of shape `()` or `(n,)`, or a number): t, one for all pictures or one each.
-            class_labels (`torch.Tensor` of shape `(n,)`): y, integers up to and including `null_label`; for a model
-                with `num_classes`.
+            timestep (`torch.Tensor` of shape `()` or `(n,)`, or a number): t, one for all images or one for each.
+            class_labels (`torch.Tensor` of shape `(n,)`): y, integers from 0 to `null_label`; for a model with
+                `num_classes`.
             encoder_hidden_states (`torch.Tensor` of shape `(n, tokens, cross_attention_dim)`): The encoded text; for
                 a model with `cross_attention_dim`.
-            encoder_attention_mask (`torch.Tensor` of shape `(n, tokens)`, *optional*): True (or 1) where a token
-                counts, at least one per picture.
+            encoder_attention_mask (`torch.Tensor` of shape `(n, tokens)`, *optional*): True (or 1) for the
+                tokens to use, at least one for each image.
             conditioning_image (`torch.Tensor` of shape `(n, conditioning_channels, height, width)`): For a model
                 with `conditioning_channels`.
             conditioning_timestep (like `timestep`, *optional*, defaults to 0): The noise level of
@@ -181,7 +181,7 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
             [`DenoisingUNet2DOutput`], or a tuple of its sample.
 
         Raises:
-            ValueError: If a condition is missing that the model has, or given that it lacks, or a shape is wrong.
+            ValueError: If a condition of the model is missing, another condition is given, or a shape is wrong.
         """
         self._check_inputs(
             sample,
@@ -244,13 +244,13 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
         ):
             if wanted and required and value is None:
                 hint = f"; `null_label` ({self.null_label}) stands for no label" if name == "class_labels" else ""
-                raise ValueError(f"{name}: missing, and this U-Net was made to be conditioned on it{hint}")
+                raise ValueError(f"{name}: missing, but this U-Net is conditioned on it{hint}")
             if value is not None and not wanted:
-                raise ValueError(f"{name}: given, but this U-Net was made without it; leave it out")
+                raise ValueError(f"{name}: given, but this U-Net is not conditioned on it; leave it out")
 
         if class_labels is not None and class_labels.shape != (n,):
             raise ValueError(
-                f"class_labels: shape {tuple(class_labels.shape)} is not ({n},), one label for each picture"
+                f"class_labels: shape {tuple(class_labels.shape)} is not ({n},), one label for each image"
             )
         if has_text:
             text = encoder_hidden_states.shape

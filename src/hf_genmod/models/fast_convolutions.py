@@ -1,4 +1,4 @@
-"""Convolutions that equal PyTorch's and are computed faster where feature maps are small."""
+"""Convolutions equal to PyTorch's, computed faster for small feature maps."""
 
 import torch
 import torch.nn.functional as F
@@ -6,12 +6,12 @@ from torch import nn
 
 
 class Convolution(nn.Conv2d):
-    """A convolution; for few positions computed as the matrix product that it is, which is faster there."""
+    """A convolution, computed as a matrix product for few positions, where that is faster."""
 
     def forward(self, x):
         if self.kernel_size == (1, 1) and x.shape[-2:].numel() <= 16:
             positions = x.movedim(1, -1)  # (n, h, w, c)
-            # Flat, because what matmul does with more axes depends on their strides and on `weight.requires_grad`.
+            # Two axes: with more, matmul chooses by strides and by `weight.requires_grad`, and rounds differently.
             y = F.linear(positions.flatten(0, 2), self.weight.flatten(1), self.bias)
             return y.unflatten(0, positions.shape[:3]).movedim(-1, 1)
         if self.kernel_size == (3, 3) and x.shape[-2:] == (2, 2) and x.device.type == "cpu":
@@ -26,9 +26,10 @@ class Convolution(nn.Conv2d):
 
 class Upsample(Convolution):
     """
-    Nearest neighbour to twice the height and width, then a convolution; but for the smallest pictures computed as one
-    transposed convolution, where each pixel meets at once the sum of the weights that its copies would have met: 4/9
-    of the products.
+    Nearest-neighbour upsampling to twice the height and width, then a 3×3 convolution.
+
+    Computed as one transposed convolution, except for the smallest images: each pixel is multiplied by the sum of the
+    weights that its copies would be multiplied by, which takes 4/9 of the products.
     """
 
     is_block = False
@@ -37,7 +38,7 @@ class Upsample(Convolution):
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, x):
-        if x.shape[-2:].numel() <= 4:  # where to sum the weights takes longer than the products
+        if x.shape[-2:].numel() <= 4:  # summing the weights would take longer than the products
             return super().forward(F.interpolate(x, scale_factor=2.0))
         kernel = F.pad(self.weight, (1, 1, 1, 1))
         kernel = kernel[:, :, 1:] + kernel[:, :, :-1]

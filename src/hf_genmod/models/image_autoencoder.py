@@ -1,7 +1,7 @@
-"""Networks that bring pictures x into a smaller space and back: an autoencoder and a variational autoencoder.
+"""The autoencoder, and what it shares with the variational autoencoder.
 
-Pictures and feature maps are (n, channels, height, width), called (n, c, h, w) in the comments; z is a small feature
-map or, as (n, c, 1, 1), a vector.
+Images x and feature maps are (n, channels, height, width); latents z are a small feature map (n, c, h, w), or vectors
+(n, c, 1, 1).
 """
 
 import math
@@ -38,7 +38,7 @@ class AutoencoderOutput(BaseOutput):
     """
     Args:
         sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): The reconstruction, or the decoded latents.
-        latents (`torch.Tensor` of shape `(n, latent_channels, h, w)`, *optional*): z, where pictures were given.
+        latents (`torch.Tensor` of shape `(n, latent_channels, h, w)`, *optional*): z, if images were given.
     """
 
     sample: torch.Tensor
@@ -46,7 +46,7 @@ class AutoencoderOutput(BaseOutput):
 
 
 class ConvolutionalNetwork(nn.Module):
-    """conv_out(silu(norm(layers(conv_in(x))))), where each layer is a residual block or a change of size."""
+    """conv_out(silu(norm(layers(conv_in(x))))); each layer is a residual block or changes the size."""
 
     def __init__(self, conv_in: nn.Module, layers: list[nn.Module], groups: int, conv_out: nn.Conv2d):
         super().__init__()
@@ -70,7 +70,7 @@ class ConvolutionalNetwork(nn.Module):
 
 
 class Encoder(ConvolutionalNetwork):
-    """From pictures, squares of pixels folded into channels, to `out_channels` of numbers about z."""
+    """Maps images, with patches folded into channels, to z or the parameters of q(z | x)."""
 
     def __init__(self, config, out_channels: int):
         widths, groups = config.block_out_channels, config.norm_num_groups
@@ -90,7 +90,7 @@ class Encoder(ConvolutionalNetwork):
 
 
 class Decoder(ConvolutionalNetwork):
-    """From z to pictures, squares of pixels still folded into channels."""
+    """Maps z to images, with patches folded into channels."""
 
     def __init__(self, config):
         widths, groups = config.block_out_channels, config.norm_num_groups
@@ -110,13 +110,13 @@ class Decoder(ConvolutionalNetwork):
 
 
 class ImageAutoencoder(ModelMixin, ConfigMixin):
-    """What both share: an encoder, a decoder, and a Gaussian that can be fitted to the latents of a data set."""
+    """An encoder, a decoder, and a Gaussian prior that can be fitted to the latents of a data set."""
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResidualBlock"]
     _skip_layerwise_casting_patterns = ["norm"]
     _group_offload_block_modules = ["encoder", "decoder"]
-    has_standard_prior = True  # whether training makes latents follow N(0, I)
+    has_standard_prior = True  # whether training makes the latents follow N(0, I)
 
     def _build(self, encoder_channels: int) -> None:
         config = self.config
@@ -133,15 +133,15 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
 
     @property
     def downsampling_factor(self) -> int:
-        """How many times higher and wider a picture is than its smallest feature map, and than z if no vector."""
+        """The height of an image divided by that of its smallest feature map, which is z unless z is a vector."""
         return size_factor(self.config)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """
-        (c, h, w) of z for pictures of `height` and `width`.
+        (c, h, w) of z for images of this height and width.
 
         Raises:
-            ValueError: If such pictures do not fit this network.
+            ValueError: If the network does not take such images.
         """
         self.check_size((height, width))
         factor = self.downsampling_factor
@@ -151,28 +151,29 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
     def check_size(self, size: tuple[int, int]) -> None:
         """
         Raises:
-            ValueError: If a picture of `size` = (height, width) cannot be folded and halved as this network needs, or
-                is of another size than the only one that gives vectors.
+            ValueError: If an image of `size` = (height, width) cannot be folded and halved as this network needs, or
+                the latents are vectors and `size` is not `sample_size`.
         """
         check_size(self.config, size)
         height, width = pair(self.config.sample_size)
         if self.config.vector_latents and tuple(size) != (height, width):
             raise ValueError(
-                f"resolution {size[0]}x{size[1]}: this network makes vectors (vector_latents) of pictures of "
+                f"resolution {size[0]}x{size[1]}: this network makes vectors (vector_latents) of images of "
                 f"{height}x{width} alone; resize them to that"
             )
 
     def fit_prior(self, latents: torch.Tensor) -> None:
         r"""
-        Fits N(μ, Σ) to latents, so that an autoencoder can be sampled from; it is saved with the weights. Of Σ the
-        k = min(d, n − 1, 256) directions of largest variance are kept, each times its standard deviation, as
-        `prior_directions` (k, d), and of μ all as `prior_mean` (d,), where d = c · h · w.
+        Fits N(μ, Σ) to latents as a prior to sample from; it is saved with the weights.
+
+        `prior_mean` (d,) is μ, with d = c · h · w. `prior_directions` (k, d) are the k = min(d, n − 1, 256) principal
+        directions of Σ with the largest variance, each multiplied by its standard deviation.
 
         Args:
-            latents (`torch.Tensor` of shape `(n, c, h, w)`): Of pictures of the config's `sample_size`, n ≥ 2.
+            latents (`torch.Tensor` of shape `(n, c, h, w)`): Latents of n ≥ 2 images of the config's `sample_size`.
 
         Raises:
-            ValueError: If there are fewer than two, or they are of another shape.
+            ValueError: If there are fewer than two latents, or they have another shape.
         """
         shape = self.latent_shape(*pair(self.config.sample_size))
         if latents.shape[1:] != shape or len(latents) < 2:
@@ -195,7 +196,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
 
     def sample_prior(self, epsilon: torch.Tensor) -> torch.Tensor:
         """
-        z = μ + ε · directions, which is distributed as the fitted prior.
+        z = μ + ε · directions, a sample of the fitted prior.
 
         Args:
             epsilon (`torch.Tensor` of shape `(n, prior_rank)`): ε ~ N(0, I).
@@ -204,7 +205,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
             `torch.Tensor` of shape `(n, c, h, w)`.
 
         Raises:
-            ValueError: If no prior has been fitted, or ε is of another shape.
+            ValueError: If no prior has been fitted, or ε has another shape.
         """
         rank = self.config.prior_rank
         if rank is None:
@@ -216,12 +217,12 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The feature maps of pictures x, (n, in_channels, height, width), from which z is made by one more
-        convolution: (n, block_out_channels[-1], height / factor, width / factor)."""
+        """The feature maps (n, block_out_channels[-1], height / factor, width / factor) of images x, (n, in_channels,
+        height, width). One more convolution maps them to z."""
         return self.encoder.features(self._folded(x))
 
     def _encode(self, x):
-        # Under autocast the network answers in half precision, of which a reparameterised sample would suffer.
+        # Under autocast the network computes in half precision, too coarse for a reparameterised sample.
         return self.encoder(self._folded(x)).to(x.dtype)
 
     def _folded(self, x):
@@ -241,29 +242,29 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
 
 class Autoencoder(ImageAutoencoder):
     r"""
-    An autoencoder: z = f(x), x̂ = g(z) (Hinton & Salakhutdinov 2006, https://doi.org/10.1126/science.1127647), of
-    residual blocks.
+    An autoencoder of residual blocks: z = f(x), x̂ = g(z) (Hinton & Salakhutdinov 2006,
+    https://doi.org/10.1126/science.1127647).
 
     Args:
-        sample_size (`int` or `(int, int)`, defaults to 32): Size or (height, width) of the pictures it is made for.
+        sample_size (`int` or `(int, int)`, defaults to 32): Size or (height, width) of the images of training.
         in_channels (`int`, defaults to 3): Channels of x.
         latent_channels (`int`, defaults to 4): Channels of z, or with `vector_latents` its length.
         block_out_channels (`tuple[int]`, defaults to `(64, 128, 128)`): Width of each level; each level below the
             first has half the height and width of the one above.
-        layers_per_block (`int`, defaults to 1): Residual blocks per level, in the encoder as in the decoder.
+        layers_per_block (`int`, defaults to 1): Residual blocks per level of the encoder and of the decoder.
         norm_num_groups (`int`, defaults to 32): Groups of the normalisations; divides every width.
         patch_size (`int`, defaults to 1): Squares of `patch_size` pixels are folded into channels before the first
             convolution and unfolded after the last.
         vector_latents (`bool`, defaults to `False`): The encoder ends in a convolution over the whole of its smallest
-            feature map, and the decoder begins with its transpose, so that z is a vector, (n, latent_channels, 1, 1);
-            pictures are then of `sample_size` alone.
+            feature map, and the decoder begins with its transpose, so that z is a vector, (n, latent_channels, 1, 1).
+            Images must then have the size `sample_size`.
         dropout (`float`, defaults to 0.0): Dropout probability in the residual blocks.
-        scaling_factor, shift_factor (`float`, defaults to 1.0 and 0.0): A diffusion model in the latent space sees
-            (z − shift_factor) · scaling_factor; encoder and decoder do not apply them.
+        scaling_factor, shift_factor (`float`, defaults to 1.0 and 0.0): A diffusion model in the latent space
+            models (z − shift_factor) · scaling_factor; encoder and decoder do not apply these factors.
         prior_rank (`int`, *optional*): Rank of the Gaussian fitted to the latents; set by `fit_prior`.
 
     Raises:
-        ValueError: If the widths, the levels and the picture's size do not fit together.
+        ValueError: If the widths, the levels and the size of the images do not fit together.
     """
 
     has_standard_prior = False
@@ -289,7 +290,7 @@ class Autoencoder(ImageAutoencoder):
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> ImageLatentsOutput | tuple[torch.Tensor]:
-        """z = f(x), (n, latent_channels, h, w), of pictures x, (n, in_channels, height, width), as `.latents`."""
+        """z = f(x), (n, latent_channels, h, w), of images x, (n, in_channels, height, width), as `.latents`."""
         z = self._encode(x)
         return ImageLatentsOutput(latents=z) if return_dict else (z,)
 

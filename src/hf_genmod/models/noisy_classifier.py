@@ -17,7 +17,7 @@ from .residual_block import zero_init
 class NoisyImageClassifierOutput(BaseOutput):
     """
     Args:
-        logits (`torch.Tensor` of shape `(n, num_classes)`): log f_φ(y | x_t) but for a constant of each picture.
+        logits (`torch.Tensor` of shape `(n, num_classes)`): log f_φ(y | x_t) up to a constant for each image.
     """
 
     logits: torch.Tensor
@@ -25,23 +25,23 @@ class NoisyImageClassifierOutput(BaseOutput):
 
 class NoisyImageClassifier(NoisyImageModel):
     r"""
-    A classifier of noisy pictures, log f_φ(y | x_t), whose gradient in x_t guides a diffusion model towards y
+    A classifier of noisy images, log f_φ(y | x_t), whose gradient in x_t guides a diffusion model towards y
     (Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233, section 4): the downward half of the U-Net, whose last
-    feature map is pooled by attention, with the mean of its positions as the query. Its normalisations see one picture
-    at a time, so that the gradient of a sum over pictures is that of each.
+    feature map is pooled by attention, with the mean of its positions as the query. Images do not interact, so that
+    the gradient of a sum over images contains the gradient of each.
 
     Args:
         sample_size, in_channels, block_out_channels, layers_per_block, attention_levels, attention_head_dim,
             norm_num_groups, dropout, patch_size, fourier_frequencies: As [`DenoisingUNet2DModel`] takes them.
         num_classes (`int`, defaults to 2): Number of labels y ∈ {0, ..., num_classes - 1}.
-        noise_schedule (`dict`, *optional*): The config of the scheduler whose x_t it is trained on; a pipeline refuses
-            a classifier that has seen other noise than its U-Net.
+        noise_schedule (`dict`, *optional*): The config of the scheduler whose x_t it is trained on. A pipeline refuses
+            a classifier of another noise schedule than that of its U-Net.
 
     Raises:
-        ValueError: If the widths, the levels and the picture's size do not fit together.
+        ValueError: If the widths, the levels and the size of the images do not fit together.
     """
 
-    _supports_group_offloading = False  # the weights are needed after the forward pass, for the gradient in x_t
+    _supports_group_offloading = False  # the gradient in x_t needs the weights after the forward pass
 
     @register_to_config
     def __init__(
@@ -76,7 +76,7 @@ class NoisyImageClassifier(NoisyImageModel):
         """
         Args:
             sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): x_t.
-            timestep (`torch.Tensor` of shape `()` or `(n,)`, or a number): t, one for all pictures or one each.
+            timestep (`torch.Tensor` of shape `()` or `(n,)`, or a number): t, one for all images or one for each.
             return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The encoder that the U-Net and the classifier of noisy images share."""
+"""The downward half that the U-Net and the classifier of noisy images share."""
 
 import math
 
@@ -14,7 +14,7 @@ from .sizes import check_channels, check_size, check_widths, pair, size_factor
 
 
 class NoisyImageModel(ModelMixin, ConfigMixin):
-    """What the networks share: the way down, from x_t and t to the feature maps of every level."""
+    """The layers that map x_t and t to the feature maps of every level."""
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["UNetBlock"]
@@ -53,7 +53,7 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
         return UNetBlock(in_channels, width, self._embedding_dim, self.config, level, has_attention)
 
     def _patchify(self, sample, conditioning_image=None):
-        """x_t with its sines and cosines and the conditioning image, squares of pixels folded into channels."""
+        """x_t, its Fourier features and the conditioning image as channels, with patches folded into channels."""
         x = [sample]
         for frequency in self.config.fourier_frequencies:
             x += [torch.sin(math.pi * frequency * sample), torch.cos(math.pi * frequency * sample)]
@@ -88,7 +88,7 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
         for name, t in timesteps.items():
             if isinstance(t, torch.Tensor) and t.shape not in ((), (1,), (len(sample),)):
                 raise ValueError(
-                    f"{name}: shape {tuple(t.shape)} is neither () nor ({len(sample)},), one for each picture"
+                    f"{name}: shape {tuple(t.shape)} is neither () nor ({len(sample)},), one for each image"
                 )
 
 

@@ -19,11 +19,11 @@ LIKELIHOODS = ("gaussian", "discretised_gaussian", "bernoulli")
 @dataclass
 class VariationalAutoencoderOutput(BaseOutput):
     """
-    p(x | z), and q(z | x) where pictures were given.
+    p(x | z), and q(z | x) if images were given.
 
     Args:
         sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): The mean of p(x | z).
-        latent_dist (`DiagonalGaussianDistribution`, *optional*): q(z | x), where pictures were given.
+        latent_dist (`DiagonalGaussianDistribution`, *optional*): q(z | x), if images were given.
         log_variance (`torch.Tensor` of shape `()`, *optional*): log σ² of a Gaussian p(x | z).
         logits (`torch.Tensor` of the shape of `sample`, *optional*): log p(x = 1 | z) / p(x = −1 | z) of a Bernoulli.
     """
@@ -46,12 +46,12 @@ class VariationalAutoencoder(ImageAutoencoder):
         likelihood (`str`, defaults to `"gaussian"`): p(x | z) of each value: `"gaussian"`, N(x̂, σ²);
             `"discretised_gaussian"`, its integral over the bin of an 8-bit value; `"bernoulli"`, for x ∈ {−1, 1},
             with p(x = 1 | z) = (x̂ + 1) / 2.
-        variance (`float`, *optional*): σ² of a Gaussian, in units of pictures in [-1, 1]. `None` learns one for all
+        variance (`float`, *optional*): σ² of a Gaussian, in units of images in [-1, 1]. `None` learns one for all
             values as the parameter `log_variance` (Rybkin et al. 2021, https://arxiv.org/abs/2006.13202).
 
     Raises:
-        ValueError: If the widths, the levels and the picture's size do not fit together, the likelihood is unknown, or
-            it has no such variance.
+        ValueError: If the widths, the levels and the size of the images do not fit together, the likelihood is unknown
+            or the variance does not fit the likelihood.
     """
 
     @register_to_config
@@ -81,14 +81,14 @@ class VariationalAutoencoder(ImageAutoencoder):
             raise ValueError(f"variance: {variance} is not positive")
         self._build(encoder_channels=2 * latent_channels)
         if variance is None and likelihood != "bernoulli":
-            # About what a poor reconstruction has; the parameter moves by no more than the learning rate in a step.
+            # About the variance of a poor reconstruction; a step moves the parameter by at most the learning rate.
             self.log_variance = nn.Parameter(torch.tensor(math.log(0.1)))
 
     @apply_forward_hook
     def encode(
         self, x: torch.Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """q(z | x) of pictures x, (n, in_channels, height, width), as `.latent_dist`."""
+        """q(z | x) of images x, (n, in_channels, height, width), as `.latent_dist`."""
         posterior = DiagonalGaussianDistribution(self._encode(x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
@@ -125,7 +125,7 @@ class VariationalAutoencoder(ImageAutoencoder):
         return output if return_dict else (output.sample,)
 
     def _likelihood(self, z, posterior=None):
-        """p(x | z), with q(z | x) beside it."""
+        """p(x | z) as an output that also holds q(z | x)."""
         config, prediction = self.config, self._decode(z)
         if config.likelihood == "bernoulli":
             mean = torch.tanh(0.5 * prediction)  # 2 p − 1, as p = 1 / (1 + exp(−logits))
