@@ -137,7 +137,7 @@ class TestPosteriors:
         [
             ("variational", (9, 8), "RGB", "resolution 9x8: this network (patch_size 1, 2 levels) needs a height and "
              "width that 2 divides, such as 8x8 or 10x8"),
-            ("vector", (8, 12), "RGB", "makes vectors (vector_latents) of pictures of 8x8 alone; resize them to that"),
+            ("vector", (8, 12), "RGB", "makes vectors (vector_latents) of images of 8x8 alone; resize them to that"),
             ("of diffusers", (8, 9), "RGB", "vae: it needs a height and width that 2 divides, and these images are "
              "8x9; give --resolution 8x10, for example"),
             ("variational", (8, 8), "L", "vae: it takes images of 3 channels, and these have 1; train one for "

@@ -187,7 +187,7 @@ def test_matches_exactly_one_object():
     assert not matches(image, "ring") and not matches(image, "red star") and not matches(image, "cyan ring")
     assert not matches(draw([star, ring], 32), "star")
     assert not matches(draw([], 32), "star")
-    with pytest.raises(ValueError, match="label: 'cyan stat' is no shape .* did you mean 'cyan star'"):
+    with pytest.raises(ValueError, match="label: 'cyan stat' is not a shape .* did you mean 'cyan star'"):
         matches(image, "cyan stat")
 
 

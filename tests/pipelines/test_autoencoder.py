@@ -248,7 +248,7 @@ class TestAutoencoder:
     def test_sizes_that_do_not_fit_are_named(self):
         for kind, message in (
             ("plain", "resolution 8x9: this network (patch_size 1, 2 levels) needs a height and width that 2 divides"),
-            ("vector", "resolution 8x16: this network makes vectors (vector_latents) of pictures of 8x8 alone"),
+            ("vector", "resolution 8x16: this network makes vectors (vector_latents) of images of 8x8 alone"),
             ("of diffusers", "images: 8x9 pixels; this model needs both to be divisible by 2"),
         ):
             with pytest.raises(ValueError, match=re.escape(message)):
