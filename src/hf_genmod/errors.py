@@ -9,8 +9,9 @@ class TrainingError(RuntimeError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error message, or the type of an error without a message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error message that is not httpx's, or the type of an error without a message."""
+    lines = [line for line in str(error).strip().splitlines() if line and "Client Error." not in line]
+    return lines[0] if lines else type(error).__name__
 
 
 def shortened(names: list[str]) -> str:

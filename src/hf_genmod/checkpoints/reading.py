@@ -10,6 +10,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 import hf_genmod
 from hf_genmod.checkpoints.safety import check_checkpoint
+from hf_genmod.errors import first_line
 
 
 def checked(cls: type, path: str | os.PathLike, kwargs: dict) -> tuple[str | os.PathLike, dict]:
@@ -77,9 +78,9 @@ def download_checkpoint(repo_id: str, kwargs: dict) -> str:
     try:
         index_file = hf_hub_download(repo_id, DiffusionPipeline.config_name, **options)
     except (OSError, ValueError) as error:
-        lines = [line for line in str(error).splitlines() if line and "Client Error." not in line]
-        reason = lines[0] if lines else type(error).__name__
-        raise FileNotFoundError(f"{repo_id!r} is not a folder here, nor a pipeline on the Hub: {reason}") from error
+        raise FileNotFoundError(
+            f"{repo_id!r} is not a folder here, nor a pipeline on the Hub: {first_line(error)}"
+        ) from error
     components = [name for name, entry in read_index(index_file).items() if isinstance(entry, list)]
     patterns = [f"{name}/*{ending}" for name in components for ending in (".json", ".safetensors", ".txt", ".model")]
     return snapshot_download(repo_id, allow_patterns=[DiffusionPipeline.config_name, *patterns], **options)

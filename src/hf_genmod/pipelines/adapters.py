@@ -10,6 +10,8 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from huggingface_hub import hf_hub_download
 
+from ..errors import first_line
+
 
 class AdapterMixin(LoraBaseMixin):
     """Loads, saves, fuses and detaches adapters of the U-Net and the text encoder. A pipeline with class labels
@@ -95,7 +97,7 @@ class AdapterMixin(LoraBaseMixin):
                 self.set_adapters(adapter_name)
             except Exception as error:  # of peft, about a config that it does not understand
                 self._detach(adapter_name)
-                raise ValueError(f"{path}: it cannot be attached ({str(error).splitlines()[0]})") from error
+                raise ValueError(f"{path}: it cannot be attached ({first_line(error)})") from error
 
     def save_lora_weights(
         self,
@@ -245,9 +247,9 @@ def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, tor
         try:
             file = hf_hub_download(path, weight_name, **options)
         except (OSError, ValueError) as error:
-            lines = [line for line in str(error).splitlines() if line and "Client Error." not in line]
-            reason = lines[0] if lines else type(error).__name__
-            raise FileNotFoundError(f"{path!r} is not a folder here, nor an adapter on the Hub: {reason}") from error
+            raise FileNotFoundError(
+                f"{path!r} is not a folder here, nor an adapter on the Hub: {first_line(error)}"
+            ) from error
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
@@ -255,7 +257,7 @@ def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, tor
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: there is no {weight_name} in it, so it is not an adapter") from error
     except SafetensorError as error:
-        raise ValueError(f"{file}: not a file of safetensors ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{file}: not a file of safetensors ({first_line(error)})") from error
 
 
 def _check_adapter(path: str, component: str, model, weights: dict[str, torch.Tensor], config: dict) -> None:
