@@ -69,29 +69,20 @@ def sample_rows(
     **kwargs,
 ) -> Image.Image:
     """
-    A grid of samples.
+    A grid of samples; further arguments are those of [`~hf_genmod.drawing.samples.draw_images`].
 
     Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
         request (`dict`, *optional*): Arguments with one value per row, such as "class_labels" or "prompt".
         names (sequence of `str`, *optional*): The text above each row.
         num_columns, num_rows (`int`): The size of the grid; the number of rows is that of the `request`, if any.
-        kwargs: Further arguments of [`~hf_genmod.drawing.samples.draw_images`].
     """
     each = {name: [value for value in values for _ in range(num_columns)] for name, values in (request or {}).items()}
     return grid(in_rows(draw_images(pipeline, each, num_rows * num_columns, **kwargs), num_columns), names)
 
 
 def class_rows(pipeline, labels: Sequence[int] | None = None, max_rows: int = 10, **kwargs) -> Image.Image:
-    """
-    A grid of samples with one row for each class.
-
-    Args:
-        pipeline ([`ClassifierFreeGuidedPipeline`] or [`ClassifierGuidedPipeline`]): The pipeline.
-        labels (sequence of `int`, *optional*): The classes; by default all.
-        max_rows (`int`): How many of them are shown.
-        kwargs: Further arguments of `sample_rows`.
-    """
+    """A grid of samples with one row for each of the first `max_rows` labels, by default all; further arguments are
+    those of `sample_rows`."""
     labels = list(range(pipeline.num_classes) if labels is None else labels)[:max_rows]
     names = {label: name for name, label in pipeline.labels.items()}
     return sample_rows(
@@ -143,17 +134,10 @@ def draw_enlarged(pipeline, dataset: PictureDataset, num_columns: int = 12, **kw
     return grid([images[start : start + num_columns] for start in (0, num_columns) for images in shown])
 
 
-def draw_steps(pipeline, request: dict, scales: dict[str, list[float]], steps: Sequence[int] = (5, 10, 20, 50)):
-    """
-    A grid of the same noise sampled with several strengths of guidance (rows) and numbers of steps (columns).
-
-    Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
-        request (`dict`): Arguments with one value for each of the four images of a cell; may be empty.
-        scales (`dict`): The argument of the pipeline that is the strength, and its values; empty for one row.
-        steps (sequence of `int`): The numbers of steps.
-    """
-    rows = [{name: value} for name, values in scales.items() for value in values] or [{}]
+def draw_steps(pipeline, request: dict, choices: dict[str, list[float]], steps: Sequence[int] = (5, 10, 20, 50)):
+    """A grid of the same noise, with the values of one argument (rows) and numbers of steps (columns). A cell has four
+    images; the `request` has one value for each, or is empty."""
+    rows = [{name: value} for name, values in choices.items() for value in values] or [{}]
     cells = [
         [
             grid(in_rows(draw_images(pipeline, request, 4, shared=False, num_inference_steps=count, **row), 2))
@@ -168,16 +152,8 @@ def draw_steps(pipeline, request: dict, scales: dict[str, list[float]], steps: S
 def draw_trajectory(
     pipeline, request: dict, count: int = 4, num_columns: int = 8, num_inference_steps: int = 50
 ) -> Image.Image:
-    """
-    A grid of x_t after some of the steps, decoded if they are latents; a row for each image.
-
-    Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
-        request (`dict`): Arguments with one value per image, of up to 16 images; may be empty.
-        count (`int`): The number of images, where the `request` is empty.
-        num_columns (`int`): How many steps are shown, the first and the last among them.
-        num_inference_steps (`int`): The number of steps.
-    """
+    """A grid of x_t after `num_columns` of the steps, from the first to the last, decoded if they are latents; a row
+    for each of up to 16 images. The `request` has one value for each, or is empty."""
     shown = torch.linspace(0, num_inference_steps - 1, num_columns).round().int().tolist()
     columns, names = [], []
 

@@ -15,18 +15,12 @@ CHUNK = 50  # samples in a file
 
 
 def draw_images(
-    pipeline,
-    request: dict[str, list] | None = None,
-    count: int = 64,
-    seed: int = 0,
-    shared: bool = True,
-    **kwargs,
+    pipeline, request: dict[str, list] | None = None, count: int = 64, seed: int = 0, shared: bool = True, **kwargs
 ) -> list:
     """
     Draws images on all processes. They are the same on any number of processes.
 
     Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
         request (`dict`, *optional*): Arguments with one value per image, such as "class_labels" or "prompt".
         count (`int`): The number of images, where there is no `request`.
         seed (`int`): The seed of the first image.
@@ -65,7 +59,6 @@ def draw_to_folder(
     not drawn again.
 
     Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
         folder (`Path`): Where the files are, `00000.pt`, `00050.pt`, ...; all with the same arguments.
         request (`dict`): Arguments with one value per sample; may be empty.
         count (`int`): The number of samples.
@@ -82,6 +75,8 @@ def draw_to_folder(
     missing = [file for file in files if not file.is_file()]
     state.wait_for_everyone()  # until each process has listed the same files
     mine = missing[state.process_index :: state.num_processes]
+    names = [name for name in ("unet", "classifier") if pipeline.components.get(name) is not None]
+    models = [pipeline.components[name] for name in names] or [pipeline.vae.decoder]
     for file in tqdm(mine, "Drawing samples", disable=not state.is_main_process or not missing):
         passes = 0
 
@@ -89,7 +84,7 @@ def draw_to_folder(
             nonlocal passes
             passes += len(inputs[0])
 
-        hooks = [model.register_forward_hook(count_passes) for model in _models(pipeline)]
+        hooks = [model.register_forward_hook(count_passes) for model in models]
         started = time.perf_counter()
         images = _draw(pipeline, request, files[file], seed, CHUNK, output_type="pt", **kwargs)
         images = to_bytes(torch.stack(images), pipeline)  # on the CPU, so that the accelerator has finished
@@ -125,9 +120,3 @@ def _draw(pipeline, request: dict[str, list] | None, indices: Sequence[int], see
         generators = [torch.Generator().manual_seed(seed + i) for i in part]
         images += pipeline(**(each or {"batch_size": len(part)}), generator=generators, **kwargs).images
     return images
-
-
-def _models(pipeline) -> list[torch.nn.Module]:
-    """The models that run once per step, or once per image in an autoencoder's pipeline."""
-    models = [pipeline.components.get(name) for name in ("unet", "classifier")]
-    return [model for model in models if model is not None] or [pipeline.vae.decoder]

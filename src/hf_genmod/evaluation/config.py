@@ -61,12 +61,8 @@ class EvaluationConfig:
 
 
 def make_sampler(name: str, own: SchedulerMixin) -> SchedulerMixin:
-    """
-    A scheduler of this package or of diffusers, with the noise schedule of a pipeline's own scheduler.
-
-    Raises:
-        ValueError: If there is no scheduler of that name.
-    """
+    """A scheduler of this package or of diffusers, with the noise schedule of a pipeline's own scheduler. Raises a
+    `ValueError` if there is none of that name."""
     if name == type(own).__name__:
         return own
     cls = getattr(hf_genmod, name, getattr(diffusers, name, None))

@@ -8,18 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """
-    Count, mean and covariance of features, in fp64.
+    """Count, mean and covariance of features, in fp64."""
 
-    Args:
-        count (`int`): n.
-        mean (`torch.Tensor`): μ, (d,).
-        covariance (`torch.Tensor`): Σ = Σ_i (f_i - μ)(f_i - μ)ᵀ / (n - 1), (d, d).
-    """
-
-    count: int
-    mean: Tensor
-    covariance: Tensor
+    count: int  # n
+    mean: Tensor  # μ, (d,)
+    covariance: Tensor  # Σ = Σ_i (f_i - μ)(f_i - μ)ᵀ / (n - 1), (d, d)
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStatistics":

@@ -39,17 +39,9 @@ class Estimate:
 
 
 def with_interval(distance: Callable[[Tensor], float], features: Tensor, draws: int = 20, seed: int = 0) -> Estimate:
-    """
-    A distance of features, ± 1.96 standard errors by subsampling without replacement (Politis, Romano and Wolf 1999).
-    The variance of the distance of random halves around that of the whole is the variance of the whole around the
-    truth, (σ²/(n/2)) (1 − 1/2) = σ²/n.
-
-    Args:
-        distance (`Callable`): Maps features to the distance.
-        features (`torch.Tensor`): Features of generated images, (n, d).
-        draws (`int`, defaults to 20): The number of halves.
-        seed (`int`, defaults to 0): The seed by which the halves are drawn.
-    """
+    """A distance of features (n, d), ± 1.96 standard errors by subsampling without replacement (Politis, Romano and
+    Wolf 1999): `draws` random halves vary around the whole as the whole varies around the truth, by (σ²/(n/2))
+    (1 − 1/2) = σ²/n."""
     rng, half = torch.Generator().manual_seed(seed), len(features) // 2
     halves = [distance(features[torch.randperm(len(features), generator=rng)[:half]]) for _ in range(draws)]
     error = torch.tensor(halves, dtype=torch.float64).std().item()
@@ -70,12 +62,8 @@ class Share:
 
     @classmethod
     def of(cls, hits: Tensor) -> "Share":
-        """
-        The share of `True` in a `bool` tensor (n,).
-
-        With p = k/n and z = 1.96 the interval is (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) (Wilson 1927). It
-        also holds for shares near 0 and 1, where ± 1.96 standard errors does not.
-        """
+        """The share of `True` in a `bool` tensor (n,). With p = k/n and z = 1.96 the interval is (p + z²/2n ±
+        z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) (Wilson 1927), which also holds for shares near 0 and 1."""
         n, p = len(hits), hits.double().mean().item()
         z = NormalDist().inv_cdf(0.975)
         centre = p + z**2 / (2 * n)

@@ -23,15 +23,9 @@ FEATURE_DIM = 64  # of the small classifier
 
 class FeatureClassifier(nn.Module):
     """
-    A small convolutional network. Its last hidden layer gives features, its output recognises classes.
-
-    A thousand images suffice for a Fréchet distance of its few features. Distances are comparable only if they are
-    measured with the same classifier, so it can be saved.
-
-    Args:
-        in_channels (`int`): C of the images. Their height and width are free, from 2 up.
-        num_classes (`int`): The number of classes.
-        feature_dim (`int`, defaults to 64): d of the features.
+    A small convolutional network for images of C channels, of any size from 2x2. Its last hidden layer gives d
+    features, few enough for the Fréchet distance of a thousand images, its output the logits of classes. Distances are
+    comparable only if they are measured with the same classifier, so it can be saved.
     """
 
     def __init__(self, in_channels: int, num_classes: int, feature_dim: int = FEATURE_DIM):
@@ -65,7 +59,7 @@ class FeatureClassifier(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "FeatureClassifier":
-        """The classifier that `save` wrote, in evaluation mode. Raises a `ValueError` for any other file."""
+        """Reads the file that `save` wrote, in evaluation mode. Raises a `ValueError` for any other file."""
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "config" not in metadata:
@@ -100,14 +94,12 @@ def train_feature_classifier(
         images (`torch.Tensor`): (n, C, H, W), uint8.
         labels (`torch.Tensor` or `None`): (n,), integers in 0..num_classes-1.
         num_classes (`int`): The number of classes.
-        seed (`int`, defaults to 0): The seed of initial weights, order, flips and shifts.
-        max_train_steps (`int`, defaults to 1000): The number of batches.
-        batch_size (`int`, defaults to 128): Images per batch.
-        learning_rate (`float`, defaults to 3e-3): The highest learning rate.
-        flip (`bool`, defaults to `False`): Whether to mirror half of the images left to right; not for digits or
-            letters.
-        max_shift (`int`, defaults to 0): The most pixels by which a batch is shifted.
-        feature_dim (`int`, defaults to 64): d of the features.
+        seed (`int`): The seed of initial weights, order, flips and shifts.
+        max_train_steps, batch_size (`int`): The number of batches, and of images in each.
+        learning_rate (`float`): The highest learning rate.
+        flip (`bool`): Whether to mirror half of the images left to right; not for digits or letters.
+        max_shift (`int`): The most pixels by which a batch is shifted.
+        feature_dim (`int`): d of the features.
 
     Returns:
         [`FeatureClassifier`]: The classifier, in evaluation mode.
@@ -199,16 +191,6 @@ def as_bytes(x: Tensor) -> Tensor:
 def all_bytes(pictures: PictureDataset) -> Tensor:
     """All images of a data set as `uint8`, (n, C, H, W); 0 and 255 are the ends of the range of measured values."""
     return torch.cat([as_bytes(pictures.x_0(part.tolist())) for part in torch.arange(len(pictures)).split(1024)])
-
-
-def find_features(name: str) -> "FeatureClassifier | PretrainedFeatures":
-    """
-    The features of a file that `FeatureClassifier.save` wrote, or of a model of transformers, a folder or an id.
-
-    Raises:
-        ValueError, FileNotFoundError: If it is neither.
-    """
-    return FeatureClassifier.load(name) if name.endswith(".safetensors") else PretrainedFeatures(name)
 
 
 class PretrainedFeatures:

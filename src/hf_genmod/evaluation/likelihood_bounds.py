@@ -33,12 +33,11 @@ def variational_bound(
     seed gives the same timesteps and noise for every model, so that the difference of two models is paired.
 
     Args:
-        unet ([`DenoisingUNet2DModel`]): The model.
-        scheduler ([`AncestralDDPMScheduler`]): The scheduler of the model; x̂_0 is clipped if its config says so.
+        unet, scheduler: The model and its [`AncestralDDPMScheduler`]; x̂_0 is clipped if the config says so.
         images (`torch.Tensor`): (n, C, H, W), uint8, or latents.
-        draws (`int`, defaults to 10): Timesteps per image, 2 or more.
-        seed (`int`, defaults to 0): The seed of timesteps and noise.
-        batch_size (`int`, defaults to 256): Images per forward pass.
+        draws (`int`): Timesteps per image, 2 or more.
+        seed (`int`): The seed of timesteps and noise.
+        batch_size (`int`): Images per forward pass.
         likelihood (`str`): The likelihood of x_0, as `variational_bound_term` takes it; `"gaussian"` for latents.
         condition (`torch.Tensor`): What the U-Net is conditioned on, (n, ...), such as `class_labels`.
 
@@ -126,15 +125,10 @@ def importance_log_likelihood(
 def bits_per_dimension(pipeline, images: Tensor, num_latents: int = 64, **condition: Tensor) -> dict[str, Estimate]:
     """
     Upper bounds of −log p(x) in bits per dimension, for images of 8 bits that the model was not trained on: for a
-    diffusion model the variational bound; for a variational autoencoder the evidence lower bound, and the tighter
-    bound from `num_latents` z per image. A Gaussian p(x | z) is integrated over the 8-bit bins. For a Bernoulli
-    p(x | z) the images are thresholded, and have one bit. Other models have no likelihood.
-
-    Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The model.
-        images (`torch.Tensor`): (n, C, H, W), uint8.
-        num_latents (`int`, defaults to 64): The number of z per image.
-        condition (`torch.Tensor`): What the U-Net is conditioned on, (n, ...).
+    diffusion model the variational bound, given `condition` as in [`variational_bound`]; for a variational autoencoder
+    the evidence lower bound, and the tighter bound from `num_latents` z per image. A Gaussian p(x | z) is integrated
+    over the 8-bit bins. For a Bernoulli p(x | z) the images are thresholded, and have one bit. Other models have no
+    likelihood.
 
     Returns:
         `dict`: "variational bound", or "evidence lower bound" and "importance-sampled bound (64 z)", or nothing.

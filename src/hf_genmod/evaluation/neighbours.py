@@ -57,22 +57,13 @@ def _distance_to_neighbour(x: Tensor, k: int, batch_size: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class MemorisationAudit:
-    """
-    How many samples are nearer to a training image than held-out images are.
+    """How many samples are nearer to a training image than held-out images are."""
 
-    Args:
-        threshold (`float`): 1% of held-out images are nearer than this to a training image.
-        share (`Share`): The share of samples that are nearer than the threshold.
-        flagged (`bool`): Whether the share exceeds 1% by more than three standard errors.
-        nearest (`torch.Tensor`): The index of the training image nearest to each sample, (n,).
-        distances (`torch.Tensor`): The distance to that image, (n,).
-    """
-
-    threshold: float
-    share: Share
-    flagged: bool
-    nearest: Tensor
-    distances: Tensor
+    threshold: float  # 1% of held-out images are nearer than this to a training image
+    share: Share  # of samples that are nearer than the threshold
+    flagged: bool  # whether the share exceeds 1% by more than three standard errors
+    nearest: Tensor  # the index of the training image nearest to each sample, (n,)
+    distances: Tensor  # the distance to that image, (n,)
 
 
 def audit_memorisation(

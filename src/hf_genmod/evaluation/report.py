@@ -21,10 +21,10 @@ from hf_genmod.evaluation.estimates import Estimate, Share, with_interval
 from hf_genmod.evaluation.features import (
     FEATURE_DIM,
     FeatureClassifier,
+    PretrainedFeatures,
     all_bytes,
     as_bytes,
     extract_features,
-    find_features,
     train_feature_classifier,
 )
 from hf_genmod.evaluation.likelihood_bounds import bits_per_dimension
@@ -68,11 +68,8 @@ class Report:
 
     def __str__(self) -> str:
         """One line for each setting."""
-        lines = []
-        for setting in self.settings:
-            values = {name: value for name, value in setting.items() if not isinstance(value, dict)}
-            lines.append(", ".join(f"{name} {value}" for name, value in values.items()))
-        return "\n".join(lines)
+        shown = [[item for item in setting.items() if not isinstance(item[1], dict)] for setting in self.settings]
+        return "\n".join(", ".join(f"{name} {value}" for name, value in items) for items in shown)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `evaluation.json` into a folder."""
@@ -130,15 +127,14 @@ def evaluate(
     pipeline.set_progress_bar_config(disable=True)
     settings = config.settings_for(pipeline)
     samplers = {name: make_sampler(name, pipeline.scheduler) for name in config.samplers}
-    network = find_features(config.features) if config.features else None
+    network = _load_network(config.features)
     real, unseen = all_bytes(pictures), all_bytes(held_out)
     is_upsampler = "image" in pipeline.example_request()
     source, rng = held_out if is_upsampler else pictures, torch.Generator().manual_seed(config.seed)
     indices = torch.randint(len(source), (config.samples,), generator=rng).tolist()
     request = pipeline.request_for(source, indices)  # classes and captions in the proportions of the data set
     labels = torch.tensor(request["class_labels"]) if "class_labels" in request else None
-    num_features = FEATURE_DIM if network is None else extract_features(real[:2], network).shape[1]
-    _check_counts(config.samples, len(unseen), num_features)
+    _check_counts(config.samples, len(unseen), network, real)
     classifier = _find_classifier(network, pictures, real, folder, needs_classes=labels is not None)
     network = network or classifier
     names = ["-".join(map(str, setting.values())) for setting in settings]
@@ -194,14 +190,12 @@ def _draw_settings(pipeline, settings, names, samplers, request, source, folder,
     return drawn
 
 
-def _check_counts(num_samples: int, num_held_out: int, num_features: int) -> None:
-    least = 2 * (num_features + 1)  # for the Fréchet distance of halves
-    counts = {"samples": (num_samples, least), "held-out images": (num_held_out, max(least, 100))}  # 1% of 100 is one
-    for kind, (count, needed) in counts.items():
+def _check_counts(num_samples: int, num_held_out: int, network, images: Tensor) -> None:
+    d = FEATURE_DIM if network is None else extract_features(images[:2], network).shape[1]
+    least = 2 * (d + 1)  # for the Fréchet distance of halves
+    for kind, count, needed in (("samples", num_samples, least), ("held-out images", num_held_out, max(least, 100))):
         if count < needed:
-            raise ValueError(
-                f"{kind}: {count} are too few for features of {num_features} dimensions; {needed} or more"
-            )
+            raise ValueError(f"{kind}: {count} are too few for features of {d} dimensions; {needed} or more")
 
 
 def _find_classifier(network, pictures, images: Tensor, folder: Path, needs_classes: bool) -> FeatureClassifier | None:
@@ -220,6 +214,12 @@ def _find_classifier(network, pictures, images: Tensor, folder: Path, needs_clas
     return FeatureClassifier.load(file) if file.is_file() else None
 
 
+def _load_network(name: str | None) -> FeatureClassifier | PretrainedFeatures | None:
+    if name is None:
+        return None
+    return FeatureClassifier.load(name) if name.endswith(".safetensors") else PretrainedFeatures(name)
+
+
 def _pixels(images: Tensor) -> Tensor:
     return images.flatten(1).float()
 
@@ -229,14 +229,12 @@ def evaluate_features(generated: Tensor, real: Tensor, seed: int = 0) -> dict[st
     Compares features of generated images with those of real images.
 
     Args:
-        generated (`torch.Tensor`): (n, d), with n of at least 2 (d + 1), as the intervals are made from distances of
-            halves.
-        real (`torch.Tensor`): (m, d). The Fréchet distance uses all, the other measures n of them, as they need as
-            many of both.
-        seed (`int`, defaults to 0): The seed by which these n and the halves are drawn.
+        generated (`torch.Tensor`): (n, d) with n ≥ 2 (d + 1), as intervals are made from distances of halves.
+        real (`torch.Tensor`): (m, d). The Fréchet distance uses all of them, the other measures a random n.
+        seed (`int`, defaults to 0): The seed of this choice and of the halves.
 
     Returns:
-        `dict`: "frechet_distance" and "kernel_distance" with intervals, "precision", "recall", "density", "coverage".
+        `dict`: "frechet_distance", "kernel_distance", "precision", "recall", "density" and "coverage".
 
     Raises:
         `ValueError`: If there are too few features, d differs, or features are not finite.
@@ -254,26 +252,20 @@ def evaluate_features(generated: Tensor, real: Tensor, seed: int = 0) -> dict[st
     }
 
 
-def audit(
-    spaces: dict[str, tuple[Tensor, Tensor]],
-    held_out_distances: dict[str, Tensor],
-    images: Tensor,
-    real: Tensor,
-    file: Path,
-) -> dict:
+def audit(spaces: dict[str, tuple[Tensor, Tensor]], apart: dict[str, Tensor], images, real, file: Path) -> dict:
     """
-    Tests whether samples copy training images.
+    Tests whether samples copy training images, by "pixels" and by "features". A figure for each shows the ten samples
+    that are closest to a training image, and below them these images.
 
     Args:
-        spaces (`dict`): By what images are compared, such as "pixels", and the samples and training images as points.
-        held_out_distances (`dict`): For each space the distances of held-out images to the nearest training image.
-        images, real (`torch.Tensor`): Samples and training images, `uint8`.
-        file (`Path`): A figure is written beside it for each space, of the ten samples that are closest to a training
-            image, and below them these images.
+        spaces (`dict`): The vectors of samples and of training images that are compared.
+        apart (`dict`): The distances of held-out images to the nearest training image.
+        images, real (`torch.Tensor`): The samples and the training images, `uint8`.
+        file (`Path`): The beginning of the names of figures, with the suffix .png.
     """
     result = {}
     for space, (samples, training) in spaces.items():
-        found = audit_memorisation(samples, training, held_out_distances[space])
+        found = audit_memorisation(samples, training, apart[space])
         closest = found.distances.argsort()[:10]
         side_by_side([images[closest], real[found.nearest[closest]]]).save(file.with_name(f"{file.stem}_{space}.png"))
         result[space] = {"threshold": found.threshold, "share": found.share, "flagged": found.flagged}
