@@ -1,4 +1,4 @@
-"""Averages of weights and gradients."""
+"""Averages of weights over steps, and of gradients over processes."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 def average_in_bf16(state, bucket):
     """
-    For DistributedDataParallel: averages the gradients in a bucket over the processes in bf16, which is half as much
-    to send as fp32. Under autocast those of most weights have been bf16 before. (PyTorch's own it refuses on a CPU.)
+    A communication hook of DistributedDataParallel that averages the gradients of a bucket in bf16, which halves the
+    data to send. Under autocast most gradients are computed in bf16 anyway. (PyTorch's own hook refuses CPUs.)
     """
     gradients = bucket.buffer()
     sending = dist.all_reduce(gradients.bfloat16(), async_op=True).get_future()
@@ -24,11 +24,11 @@ def power_function_average(length: float) -> Callable:
 
         θ̂_t = β_t θ̂_{t−1} + (1 − β_t) θ_t,   β_t = (1 − 1/t)^{γ+1}
 
-    Its profile, (τ/t)^γ, has a standard deviation of `length` · t for every t: it warms up by itself and needs no
-    knowledge of the run's end. γ follows from length = √(γ + 1) / ((γ + 2) √(γ + 3)).
+    Its profile, (τ/t)^γ, has a standard deviation of `length` · t at every t, so it needs neither a warm-up nor the
+    length of the run. γ follows from length = √(γ + 1) / ((γ + 2) √(γ + 3)).
 
     Args:
-        length (`float`): σ_rel in [0, 0.28); 0.05 averages over the last tenth of a run or so, 0 does not average.
+        length (`float`): σ_rel in [0, 0.28); 0.05 averages over about the last tenth of the steps, 0 does not average.
 
     Returns:
         `Callable`: A `multi_avg_fn` for `torch.optim.swa_utils.AveragedModel`.

@@ -12,7 +12,7 @@ from hf_genmod.training.config import TrainingConfig
 
 class Batches:
     """
-    Loads the parts of each global batch that this process computes. Loader processes that die are replaced.
+    Loads the parts of each global batch that this process computes, and replaces loader processes that die.
 
     Args:
         dataset ([`PictureDataset`]): The images.
@@ -25,37 +25,30 @@ class Batches:
 
     def __init__(self, dataset: torch.utils.data.Dataset, config: TrainingConfig, accelerator: Accelerator):
         self.dataset, self.config = dataset, config
-        self.device = accelerator.device
-        self.shares = config.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes
-        self.positions = [
-            batch_positions(config.batch_size, part, *self.shares)
-            for part in range(config.gradient_accumulation_steps)
-        ]
+        self.device, parts = accelerator.device, config.gradient_accumulation_steps
+        self._shares = {
+            "process_index": accelerator.process_index,
+            "num_processes": accelerator.num_processes,
+            "gradient_accumulation_steps": parts,
+        }
+        process = accelerator.process_index, accelerator.num_processes
+        self.positions = [batch_positions(config.batch_size, part, parts, *process) for part in range(parts)]
         dataset.check_augmentation(config.augmentation)
         self._loaded = None
 
     def open(self, step: int):
         """Starts to load, from the batch of this step on."""
-        parts, process_index, num_processes = self.shares
-        sampler = GlobalBatchSampler(
-            len(self.dataset),
-            self.config.batch_size,
-            self.config.seed,
-            start_step=step,
-            process_index=process_index,
-            num_processes=num_processes,
-            gradient_accumulation_steps=parts,
+        config = self.config
+        sampler = GlobalBatchSampler(len(self.dataset), config.batch_size, config.seed, step, **self._shares)
+        loader = torch.utils.data.DataLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            collate_fn=_identity,
+            num_workers=config.num_workers,
+            pin_memory=self.device.type == "cuda",
         )
-        self._loaded = iter(
-            torch.utils.data.DataLoader(
-                self.dataset,
-                batch_sampler=sampler,
-                collate_fn=_identity,
-                num_workers=self.config.num_workers,
-                pin_memory=self.device.type == "cuda",
-            )
-        )
-        if self.config.num_workers:
+        self._loaded = iter(loader)
+        if config.num_workers:
             # The handler that torch installs raises anywhere, even between two updates of weights; the next batch
             # reports a dead process as well.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -65,11 +58,10 @@ class Batches:
         self._loaded = None
 
     def of_step(self, step: int) -> list[tuple[dict, BatchRandom]]:
-        """The parts of the step's batch, as the data set gave them, and the random numbers of their images."""
-        return [
-            (batch, BatchRandom(self.config.seed, step, positions, self.config.batch_size, self.device))
-            for batch, positions in zip(self._load(step), self.positions, strict=True)
-        ]
+        """The parts of the step's batch, as the data set gives them, and the random numbers of their images."""
+        seed, size = self.config.seed, self.config.batch_size
+        rngs = [BatchRandom(seed, step, positions, size, self.device) for positions in self.positions]
+        return list(zip(self._load(step), rngs, strict=True))
 
     def _load(self, step) -> list[dict]:
         try:

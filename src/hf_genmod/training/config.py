@@ -1,7 +1,7 @@
 """The settings of a training run."""
 
-import dataclasses
 import math
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -9,7 +9,7 @@ from hf_genmod.data.randomness import Augmentation
 from hf_genmod.training.averaging import power_function_average
 
 
-@dataclasses.dataclass
+@dataclass
 class TrainingConfig:
     """
     How a model is trained. Each field is a flag of the training scripts.
@@ -18,84 +18,80 @@ class TrainingConfig:
     depend on them, but for rounding.
     """
 
-    output_dir: str = dataclasses.field(
+    output_dir: str = field(
         default="runs/model",
         metadata={"help": "Folder of the run. At the end it is the checkpoint.", "may_change": True},
     )
-    max_train_steps: int | None = dataclasses.field(
+    max_train_steps: int | None = field(
         default=None, metadata={"help": "Budget in optimizer steps. Give this or max_train_minutes."}
     )
-    max_train_minutes: float | None = dataclasses.field(
+    max_train_minutes: float | None = field(
         default=None, metadata={"help": "Budget in minutes, including the time for samples and validation."}
     )
-    batch_size: int = dataclasses.field(
+    batch_size: int = field(
         default=64, metadata={"help": "Images per optimizer step, over all processes and accumulated batches."}
     )
-    gradient_accumulation_steps: int = dataclasses.field(
+    gradient_accumulation_steps: int = field(
         default=1, metadata={"help": "Number of parts in which a process computes its batch.", "may_change": True}
     )
-    learning_rate: float = dataclasses.field(default=5e-3, metadata={"help": "Peak learning rate of Muon."})
-    lr_schedule: str = dataclasses.field(
+    learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate of Muon."})
+    lr_schedule: str = field(
         default="cosine", metadata={"help": "Schedule after the warm-up: 'cosine' (to zero) or 'constant'."}
     )
-    lr_warmup_fraction: float = dataclasses.field(
+    lr_warmup_fraction: float = field(
         default=0.05, metadata={"help": "Fraction of the budget over which the learning rate rises from zero."}
     )
-    adam_beta1: float = dataclasses.field(default=0.9, metadata={"help": "β1 of AdamW (vectors and embeddings)."})
-    adam_beta2: float = dataclasses.field(default=0.99, metadata={"help": "β2 of AdamW (vectors and embeddings)."})
-    weight_decay: float = dataclasses.field(default=0.01, metadata={"help": "Weight decay."})
-    max_grad_norm: float = dataclasses.field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    ema_length: float = dataclasses.field(
+    adam_beta1: float = field(default=0.9, metadata={"help": "β1 of AdamW (vectors and embeddings)."})
+    adam_beta2: float = field(default=0.99, metadata={"help": "β2 of AdamW (vectors and embeddings)."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    ema_length: float = field(
         default=0.05,
         metadata={"help": "Width of the moving average of the weights, as a fraction of the steps so far. 0: none."},
     )
-    horizontal_flip: bool = dataclasses.field(
+    horizontal_flip: bool = field(
         default=False, metadata={"help": "Mirror each image with probability 1/2. Not for letters and digits."}
     )
-    max_shift: int = dataclasses.field(
+    max_shift: int = field(
         default=0, metadata={"help": "Shift each image at random by up to this many pixels; its edge is repeated."}
     )
-    mixed_precision: str | None = dataclasses.field(
+    mixed_precision: str | None = field(
         default=None,
         metadata={"help": "'no', 'bf16' or 'fp16'. Default: 'bf16' on a CPU with fast bf16 products, else 'no'."},
     )
-    gradient_checkpointing: bool = dataclasses.field(
+    gradient_checkpointing: bool = field(
         default=False,
-        metadata={"help": "Recompute activations in the backward pass, to save memory.", "may_change": True},
+        metadata={"help": "Recompute activations in the backward pass to save memory.", "may_change": True},
     )
-    compile: bool = dataclasses.field(default=False, metadata={"help": "Compile the model with torch.compile."})
-    seed: int = dataclasses.field(default=0, metadata={"help": "Seed of all random numbers of the run."})
-    num_workers: int = dataclasses.field(
-        default=0,
-        metadata={"help": "Processes that load images. Useful if they do not fit in memory.", "may_change": True},
+    compile: bool = field(default=False, metadata={"help": "Compile the model with torch.compile."})
+    seed: int = field(default=0, metadata={"help": "Seed of all random numbers of the run."})
+    num_workers: int = field(
+        default=0, metadata={"help": "Processes that load images, if these do not fit in memory.", "may_change": True}
     )
-    logging_steps: int = dataclasses.field(
+    logging_steps: int = field(
         default=10, metadata={"help": "Steps between lines of metrics.jsonl.", "may_change": True}
     )
-    sampling_steps: int = dataclasses.field(
-        default=500, metadata={"help": "Steps between images in samples/. 0: no samples.", "may_change": True}
+    sampling_steps: int = field(
+        default=500, metadata={"help": "Steps between images in samples/. 0: none.", "may_change": True}
     )
-    validation_steps: int = dataclasses.field(
-        default=200,
-        metadata={"help": "Steps between validation losses on held-out images. 0: no validation.", "may_change": True},
+    validation_steps: int = field(
+        default=200, metadata={"help": "Steps between losses on held-out images. 0: none.", "may_change": True}
     )
-    checkpointing_steps: int = dataclasses.field(
-        default=500,
-        metadata={"help": "Steps between saved training states in checkpoints/. 0: none.", "may_change": True},
+    checkpointing_steps: int = field(
+        default=500, metadata={"help": "Steps between saved training states. 0: none.", "may_change": True}
     )
-    checkpoints_total_limit: int = dataclasses.field(
+    checkpoints_total_limit: int = field(
         default=2, metadata={"help": "Number of training states to keep; the oldest are deleted.", "may_change": True}
     )
-    max_bad_steps: int = dataclasses.field(
+    max_bad_steps: int = field(
         default=20,
         metadata={
-            "help": "A step whose loss or gradient is not finite is skipped; this many in a row end the run.",
+            "help": "Number of skipped steps (the loss is not finite) in a row that ends the run.",
             "may_change": True,
         },
     )
-    report_to: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "Tracker of Accelerate: 'tensorboard', 'wandb', 'trackio', ...", "may_change": True},
+    report_to: str | None = field(
+        default=None, metadata={"help": "Tracker of Accelerate, such as 'tensorboard'.", "may_change": True}
     )
 
     def __post_init__(self):
@@ -134,7 +130,7 @@ class TrainingConfig:
             changes["max_train_minutes"] = share * self.max_train_minutes
         else:
             changes["max_train_steps"] = max(1, round(share * self.max_train_steps))
-        return dataclasses.replace(self, **changes)
+        return replace(self, **changes)
 
     def learning_rate_at(self, fraction: float) -> float:
         """The learning rate after a `fraction`, in [0, 1], of the budget: warm-up, then cosine or constant."""

@@ -1,4 +1,4 @@
-"""The optimizer of every training run: Muon for matrices, AdamW for all else."""
+"""The optimizer: Muon for matrices, AdamW for the other parameters."""
 
 import torch
 import torch.distributed as dist
@@ -7,26 +7,24 @@ from torch import nn
 
 class Muon(torch.optim.AdamW):
     r"""
-    Steps of equal length in every direction of a weight matrix (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon):
+    Orthogonalised steps for weight matrices (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon):
 
         B ← μ B + (1 − μ) G,   M = μ B + (1 − μ) G
         W ← (1 − η λ) W − η · 0.2 √max(m, n) · (M Mᵀ)^(−1/2) M
 
-    for a weight W (m × n) with gradient G, where the kernel of a convolution, (out, in, height, width), counts as
-    out × (in · height · width). The factor 0.2 √max(m, n) gives the step the root mean square that AdamW's has (Liu et
-    al. 2025, https://arxiv.org/abs/2502.16982, Eq. 4), so that both share the learning rate η. Vectors (biases,
-    normalisations) and embeddings, whose rows have gradients of their own, take steps of AdamW.
+    for a weight W (m × n) with gradient G. The kernel of a convolution, (out, in, height, width), is the matrix
+    out × (in · height · width). The factor 0.2 √max(m, n) gives the step the same root mean square as a step of AdamW
+    (Liu et al. 2025, https://arxiv.org/abs/2502.16982, Eq. 4), so both share the learning rate η. AdamW updates
+    vectors (biases, normalisations) and embeddings.
 
     Args:
-        model (`nn.Module`): Whose parameters are trained, where they require a gradient.
+        model (`nn.Module`): The model, whose parameters that require a gradient are trained.
         lr (`float`): Learning rate η.
         momentum (`float`, defaults to 0.95): μ of the matrices.
         betas (`tuple[float, float]`, defaults to `(0.9, 0.99)`): β1 and β2 of AdamW.
         weight_decay (`float`, defaults to 0.01): λ.
-        shared (`bool`, defaults to `False`): Whether all processes of `torch.distributed` take the same steps with the
-            same gradients, as under DistributedDataParallel; each then computes its share of (M Mᵀ)^(−1/2) M and tells
-            it to the others.
+        shared (`bool`, defaults to `False`): Whether all processes of `torch.distributed` have the same gradients, as
+            under DistributedDataParallel. Each then computes a share of the (M Mᵀ)^(−1/2) M and broadcasts it.
     """
 
     def __init__(
@@ -40,7 +38,7 @@ class Muon(torch.optim.AdamW):
         others = [parameter for parameter in trained if parameter.ndim <= 1 or parameter in embeddings]
         groups = [{"params": matrices, "momentum": momentum}, {"params": others, "momentum": None}]
         super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-        self._step_supports_amp_scaling = False  # AdamW's kernel would take scaled gradients, the matrices' step not
+        self._step_supports_amp_scaling = False  # only AdamW's kernel takes scaled gradients
         self.shared = shared
 
     @torch.no_grad()
@@ -77,12 +75,12 @@ class Muon(torch.optim.AdamW):
         for W, X in zip(matrices, directions, strict=True):
             W.mul_(1 - lr * weight_decay)
             W.movedim(1, -1).sub_(X.view_as(W.movedim(1, -1)), alpha=lr * 0.2 * max(X.shape) ** 0.5)
-            W.grad = None  # which AdamW takes for a parameter to leave alone
+            W.grad = None  # so that AdamW skips the parameter
 
 
 def _in_shares(function, tensors, dtype):
-    """function(tensors), which gives a matrix of `dtype` for each, of as many rows and numbers: each process computes
-    its share and tells it to the others."""
+    """function(tensors), a matrix of `dtype` with as many rows and values for each tensor, of which each process
+    computes a share and broadcasts it."""
     by_size = sorted(range(len(tensors)), key=lambda i: tensors[i].numel())
     shares = [by_size[process :: dist.get_world_size()] for process in range(dist.get_world_size())]
     mine = function([tensors[i] for i in shares[dist.get_rank()]])
@@ -102,18 +100,18 @@ def _in_shares(function, tensors, dtype):
 
 def orthogonalize(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
     """
-    (M Mᵀ)^(−1/2) M for each M, roughly: M with its singular values brought to about 1 (0.7 to 1.2 for those above a
-    hundredth of its norm) by three steps of the iteration X ← (a + b X Xᵀ + c (X Xᵀ)²) X of Jordan et al. 2024. All
-    steps are polynomials of the Gram matrix M Mᵀ, so they are taken on it, and on all of one size together.
+    Approximates (M Mᵀ)^(−1/2) M for each M: its singular values become about 1 (0.7 to 1.2 for those above a hundredth
+    of the norm of M), by three steps of the iteration X ← (a + b X Xᵀ + c (X Xᵀ)²) X of Jordan et al. 2024. Each step
+    is a polynomial of the Gram matrix M Mᵀ, and is computed on it, for all matrices of one size together.
 
-    The iteration starts from singular values σ of at most 1, the larger the better: M is divided by (Σ σ⁸)^(1/8),
-    which is closer to the largest than the norm of M is.
+    The iteration needs singular values σ of at most 1 and converges faster the larger they are, so M is first divided
+    by (Σ σ⁸)^(1/8), which is closer to the largest σ than the norm of M.
 
     Args:
-        matrices (`list[torch.Tensor]`): Of shapes `(m, n)`.
+        matrices (`list[torch.Tensor]`): Matrices of shapes `(m, n)`.
 
     Returns:
-        `list[torch.Tensor]`: Of the same shapes; zero where M is.
+        `list[torch.Tensor]`: Matrices of the same shapes; zero for M = 0.
     """
     wide = [M if M.shape[0] <= M.shape[1] else M.T for M in matrices]
     results = list(matrices)
@@ -127,13 +125,13 @@ def orthogonalize(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _inverse_square_root(gram):
-    """About G^(−1/2) for each G of (k, m, m)."""
+    """Approximates G^(−1/2) for each G, (k, m, m)."""
     trace = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-30)  # Σ σ²
     gram = gram / trace
     scale = (gram @ gram).square().sum((1, 2), keepdim=True).pow(0.25)  # (Σ σ⁸)^(1/4), as G has σ²
-    scale = scale.clamp(min=1e-4)  # the trace is 1, so it is more than that but for M = 0
+    scale = scale.clamp(min=1e-4)  # only below that for M = 0, as the trace is 1
     gram = gram / scale
-    product = factor = _factor(gram)  # what M, and X, are multiplied by
+    product = factor = _factor(gram)  # which M and X are multiplied by
     for _ in range(2):
         gram = factor @ gram @ factor
         factor = _factor(gram)

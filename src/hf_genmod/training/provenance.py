@@ -19,11 +19,11 @@ _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "hu
 
 def provenance(num_processes: int = 1) -> dict:
     """
-    By which command, versions and hardware this process runs.
+    The command, versions and hardware of this process.
 
     Returns:
-        `dict`: "command", as it can be pasted, the home folder as `~`; "versions" of the packages; "commit" of this,
-        `None` where it is no git checkout; "hardware", in words.
+        `dict`: "command", to paste into a shell, with the home folder as `~`; "versions" of the packages; "commit" of
+        this package, or `None` outside a git checkout; "hardware", in words.
     """
     return {
         "command": _command(num_processes),
@@ -66,19 +66,19 @@ def _command(num_processes):
 
 
 def _quoted(word):
-    """For a shell, which puts the home folder back; whose that is is not for a card."""
+    """A word for a shell, with the home folder as `~` or $HOME, as its name does not belong into a card."""
     home = str(Path.home())
     name, equals, value = word.rpartition("=")
     if len(home) > 1 and (value == home or value.startswith(f"{home}{os.sep}")):
         rest = value[len(home) + 1 :]
-        home = '"$HOME"' if equals else "~"  # which is put back at the start of a word alone
+        home = '"$HOME"' if equals else "~"  # a shell expands ~ only at the start of a word
         return f"{shlex.quote(name) + equals if equals else ''}{home}/{shlex.quote(rest) if rest else ''}"
     return shlex.quote(word)
 
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of this package, "+" after it where files were changed since."""
+    """The commit of this package, with "+" if files were changed since."""
     folder = Path(__file__).parents[1]
 
     def git(*arguments):

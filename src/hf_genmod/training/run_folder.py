@@ -1,4 +1,4 @@
-"""The folder of a training run: whose it is, its saved states, its metrics."""
+"""The folder of a training run: its settings, states, metrics, samples and checkpoint."""
 
 import contextlib
 import dataclasses
@@ -16,13 +16,16 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from hf_genmod.errors import TrainingError, first_line
+from hf_genmod.training.config import TrainingConfig
 
 PROVENANCE = "provenance.json"  # where the checkpoint comes from
 
 _INDICES = ("model_index.json", LORA_WEIGHT_NAME_SAFE)  # of a pipeline, of an adapter
 
 
-def run_settings(training, arguments: dict[str, object], pictures: dict, depends_on: dict[str, str]) -> dict:
+def run_settings(
+    training: TrainingConfig, arguments: dict[str, object], dataset, validation_dataset, depends_on: dict[str, str]
+) -> dict:
     """
     The settings of a run as `training_config.json` holds them.
 
@@ -30,7 +33,7 @@ def run_settings(training, arguments: dict[str, object], pictures: dict, depends
         training ([`TrainingConfig`]): Section "training".
         arguments (`dict`): The other dataclasses that define the run, by the names of their sections. A field with the
             metadata "built_on" names a checkpoint that the run builds on, and the value of the metadata its kind.
-        pictures (`dict`): What the run is trained on.
+        dataset, validation_dataset: Section "pictures".
         depends_on (`dict`): Fingerprints of frozen weights that the run uses.
     """
     fields = [(section, field) for section in arguments.values() for field in dataclasses.fields(section)]
@@ -39,14 +42,20 @@ def run_settings(training, arguments: dict[str, object], pictures: dict, depends
     settings = {
         "training": dataclasses.asdict(training),
         "arguments": {name: dataclasses.asdict(section) for name, section in arguments.items()},
-        "pictures": pictures,
+        "pictures": {
+            "name": dataset.name,
+            "num_pictures": len(dataset),
+            "num_held_out": 0 if validation_dataset is None else len(validation_dataset),
+            "fingerprint": dataset.fingerprint,
+            "skipped": dataset.skipped,
+        },
         "built_on": {kind: path for kind, path in paths.items() if path is not None},
         "depends_on": depends_on,
     }
     return json.loads(json.dumps(settings, default=str))
 
 
-def changeable(training, arguments: dict[str, object]) -> set[str]:
+def changeable(training: TrainingConfig, arguments: dict[str, object]) -> set[str]:
     """The settings with the metadata "may_change", as "training.num_workers"."""
     sections = {"training": training, **{f"arguments.{name}": section for name, section in arguments.items()}}
     return {
@@ -59,8 +68,8 @@ def changeable(training, arguments: dict[str, object]) -> set[str]:
 
 class RunFolder:
     """
-    What a run keeps on disk, written by its main process. Settings, states and the checkpoint are complete or absent
-    whenever it is killed.
+    The files of a run, which its main process writes. Settings, states and the checkpoint are complete or absent,
+    whenever the process is killed.
 
     Args:
         path (`str`): The folder, with
@@ -68,9 +77,9 @@ class RunFolder:
             training_config.json     the run's settings
             metrics.jsonl            a line every few steps
             checkpoints/step-N/      training states
-            samples/                 pictures drawn while it trains
+            samples/                 images drawn during training
             loss.png                 the losses in metrics.jsonl
-            provenance.json          by which command, versions and hardware
+            provenance.json          the command, versions, hardware and data
             model_index.json, ...    at the end: the checkpoint, or an adapter
     """
 
@@ -82,7 +91,7 @@ class RunFolder:
 
     @property
     def index(self) -> str | None:
-        """The name of the file without which there is no checkpoint."""
+        """The file that a checkpoint needs, if it is there."""
         return next((name for name in _INDICES if (self.path / name).is_file()), None)
 
     @property
@@ -117,10 +126,10 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self):
         """
-        Keeps other runs out of the folder.
+        Locks the folder against other processes.
 
         Raises:
-            TrainingError: If one is at work in it.
+            TrainingError: If another process is training in it.
         """
         folder = os.open(self.path, os.O_RDONLY)
         try:
@@ -150,10 +159,10 @@ class RunFolder:
 
     def newest_state(self, say: Callable[[str], None]) -> dict | None:
         """
-        The newest of the states that can be read; `say` is told of those that cannot.
+        The newest state that can be read; `say` reports states that cannot.
 
         Raises:
-            TrainingError: If there are states, but none can be read.
+            TrainingError: If there are states and none can be read.
         """
         states = self.saved_states()
         for folder in reversed(states):
@@ -169,11 +178,10 @@ class RunFolder:
 
     def save_state(self, step: int, state: dict, limit: int):
         """
-        Saves a state under another name first, so that a folder `step-N` is complete or absent, then deletes all but
-        the newest `limit` states.
+        Saves a state, under another name until it is complete, then deletes all but the newest `limit` states.
 
         Raises:
-            OSError: If it could not be written; those saved before are left as they are.
+            OSError: If the state could not be written; older states are kept.
         """
         partial = self._states / f"partial-{step}"
         try:
@@ -186,7 +194,9 @@ class RunFolder:
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            reason = error.strerror if isinstance(error, OSError) else "the disk is full or broken"  # says torch oddly
+            reason = (
+                error.strerror if isinstance(error, OSError) else "the disk is full or broken"
+            )  # torch's own message is obscure
             states = self.saved_states()
             raise OSError(f"{reason}; {states[-1].name if states else 'none'} stays the newest") from error
         target = self._states / f"step-{step}"
@@ -198,10 +208,10 @@ class RunFolder:
 
     def save_checkpoint(self, save: Callable[[Path], None]):
         """
-        Writes the checkpoint by `save`, its index last: without one the run is not complete.
+        Writes the checkpoint by `save`, its index last, as a run with an index is complete.
 
         Raises:
-            OSError: If it could not be written.
+            OSError: If the checkpoint could not be written.
         """
         partial = self.path / "partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -211,7 +221,7 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             for entry in sorted(partial.iterdir(), key=lambda entry: entry.name in _INDICES):
                 target = self.path / entry.name
-                if target.is_dir():  # of a time when this was cut short
+                if target.is_dir():  # from an attempt that was interrupted
                     shutil.rmtree(target)
                 os.replace(entry, target)
             partial.rmdir()
@@ -234,7 +244,7 @@ class RunFolder:
         picture.save(file)
 
     def metrics(self) -> list[dict]:
-        """The lines that are whole: a kill or a full disk may have cut one."""
+        """The complete lines: a kill or a full disk may have cut one."""
         lines = []
         if self._metrics.is_file():
             for line in self._metrics.read_text(encoding="utf-8").splitlines():
@@ -243,7 +253,7 @@ class RunFolder:
         return lines
 
     def forget_metrics_after(self, step: int):
-        """Drops the lines of steps that will be taken again."""
+        """Deletes the lines of later steps, which will be repeated."""
         if self._metrics.is_file():
             lines = [line for line in self.metrics() if line["step"] <= step]
             _write_atomically(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
@@ -269,7 +279,7 @@ def _comparable(settings: dict, other: dict) -> dict:
 
 
 def _remove_state(folder: Path):
-    shutil.rmtree(folder.rename(folder.with_name(f"partial-{folder.name}")))  # never half a folder `step-N`
+    shutil.rmtree(folder.rename(folder.with_name(f"partial-{folder.name}")))  # a folder `step-N` is never incomplete
 
 
 def _write_atomically(file: Path, text: str):

@@ -38,12 +38,10 @@ class Trainer:
     Trains a model by an objective and saves a checkpoint: Muon, gradient accumulation and clipping, mixed precision
     and a moving average of the weights, on any number of processes.
 
-    A run is defined by its settings: the same command with the same `output_dir` continues an interrupted run from its
-    newest saved state, on a CPU bitwise as if it had not been interrupted. The random numbers of a step derive from
-    (seed, step, position in the batch), see [`~hf_genmod.data.randomness.BatchRandom`], so any number of processes
-    sees the same batches.
-
-    Failures in sampling, tracking or saving a state are reported and do not stop training.
+    The same settings with the same `output_dir` continue an interrupted run from its newest saved state, on a CPU
+    bitwise as if it had not been interrupted. Random numbers derive from (seed, step, position in the batch), so any
+    number of processes sees the same batches. Failures in sampling, tracking or saving a state are reported and do
+    not stop training.
 
     Args:
         model (`nn.Module`): The model to train.
@@ -110,13 +108,8 @@ class Trainer:
         model.train()
         self._dtype = next(model.parameters()).dtype
         self.averaged_model = AveragedModel(model, multi_avg_fn=power_function_average(config.ema_length))
-        optimizer = Muon(
-            model,
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
-            shared=accelerator.num_processes > 1,
-        )
+        betas, shared = (config.adam_beta1, config.adam_beta2), accelerator.num_processes > 1
+        optimizer = Muon(model, config.learning_rate, betas=betas, weight_decay=config.weight_decay, shared=shared)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         parallel = getattr(self.model, "_orig_mod", self.model)  # of a compiled one
         if config.mixed_precision == "bf16" and isinstance(parallel, DistributedDataParallel):
@@ -146,14 +139,7 @@ class Trainer:
                 f"dataset: the processes have read different images from {dataset.name}; a disk may have failed, so "
                 "try again"
             )
-        pictures = {
-            "name": dataset.name,
-            "num_pictures": len(dataset),
-            "num_held_out": 0 if self.validation_dataset is None else len(self.validation_dataset),
-            "fingerprint": dataset.fingerprint,
-            "skipped": dataset.skipped,
-        }
-        settings = run_settings(self.config, arguments, pictures, self.depends_on)
+        settings = run_settings(self.config, arguments, dataset, self.validation_dataset, self.depends_on)
         self.folder.check(settings, changeable(self.config, arguments))
         accelerator.wait_for_everyone()  # for all to have checked
         if accelerator.is_main_process:
@@ -178,9 +164,9 @@ class Trainer:
                 be written, or another process is training in `output_dir`.
             ValueError: As `open_run` does, which is called if it has not been.
         """
+        accelerator = self.accelerator
         if self.provenance is None:
             self.open_run()
-        accelerator = self.accelerator
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         with self.folder.locked() if accelerator.is_main_process else contextlib.nullcontext():
@@ -240,10 +226,8 @@ class Trainer:
                 too_bad = progress.bad_steps_in_a_row >= config.max_bad_steps
                 validation = {}
                 if self.validation_dataset is not None and self._is_due(config.validation_steps, done):
-                    model = self.averaged_model.module.eval()
-                    validation = validation_metrics(
-                        model, self.objective, self.validation_dataset, config, self.accelerator
-                    )
+                    models = self.averaged_model.module.eval(), self.objective
+                    validation = validation_metrics(*models, self.validation_dataset, config, self.accelerator)
                 if done or too_bad or validation or self._is_due(config.logging_steps):
                     monitor.log(clock, learning_rate, validation, bar)
                 if metrics is None:
@@ -286,30 +270,30 @@ class Trainer:
         return every > 0 and (done or self.progress.step % every == 0)
 
     def _report_bad_step(self, learning_rate: float, too_bad: bool):
-        config, progress = self.config, self.progress
-        where = f"step {progress.step} (learning rate {learning_rate:.2g}, mixed precision {config.mixed_precision!r})"
-        if too_bad:
-            states = self.folder.saved_states()
-            remedy = "lower the learning rate"
-            if config.mixed_precision != "no":
-                remedy += " or train with --mixed_precision no"
-            raise TrainingError(
-                f"the loss or its gradient was not finite in {progress.bad_steps_in_a_row} steps in a row, up to "
-                f"{where}; {states[-1] if states else 'no state'} is the last that was saved; {remedy}, in a new "
-                "output_dir"
-            )
-        self.monitor.say(f"the loss or its gradient is not finite at {where}; the step is skipped")
+        progress, precision = self.progress, self.config.mixed_precision
+        where = f"step {progress.step} (learning rate {learning_rate:.2g}, mixed precision {precision!r})"
+        if not too_bad:
+            self.monitor.say(f"the loss or its gradient is not finite at {where}; the step is skipped")
+            return
+        states = self.folder.saved_states()
+        remedy = "" if precision == "no" else " or train with --mixed_precision no"
+        raise TrainingError(
+            f"the loss or its gradient was not finite in {progress.bad_steps_in_a_row} steps in a row, up to {where}; "
+            f"{states[-1] if states else 'no state'} is the last that was saved; lower the learning rate{remedy}, in "
+            "a new output_dir"
+        )
 
     def _pipeline(self):
         return self.make_pipeline(self.averaged_model.module.eval())
 
     def _show(self):
-        def draw():
-            pipeline = self._pipeline()
-            pipeline.set_progress_bar_config(disable=True)
-            return self.draw_samples(pipeline)
+        draws = self.draw_samples is not None and self.config.sampling_steps
+        self.monitor.show(self.progress.step, self._draw if draws else None)
 
-        self.monitor.show(self.progress.step, draw if self.draw_samples and self.config.sampling_steps else None)
+    def _draw(self):
+        pipeline = self._pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        return self.draw_samples(pipeline)
 
     def _save_checkpoint(self):
         pipeline = self._pipeline()
@@ -336,12 +320,9 @@ class Trainer:
         return self.accelerator.reduce(flags, "sum").item() > 0
 
     def _leave(self, stopped_by: list[int]):
-        step = self.progress.step
-        saved = any(state.name == f"step-{step}" for state in self.folder.saved_states())
-        self.monitor.say(
-            f"\nstopped at step {step} with the state {'saved' if saved else 'NOT saved'}; "
-            "the same command continues the run"
-        )
+        step, states = self.progress.step, [state.name for state in self.folder.saved_states()]
+        saved = "saved" if f"step-{step}" in states else "NOT saved"
+        self.monitor.say(f"\nstopped at step {step} with the state {saved}; the same command continues the run")
         self.monitor.end_tracker()
         sys.exit(128 + (stopped_by[0] if stopped_by else signal.SIGTERM))
 
