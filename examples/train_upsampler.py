@@ -13,20 +13,20 @@ from transformers.hf_argparser import HfArg
 from hf_genmod import DenoisingObjective, SuperResolutionPipeline, Trainer, TrainingConfig
 from hf_genmod.drawing.grids import draw_enlarged
 from hf_genmod.objectives.upsampling import ConditioningAugmentation
-from hf_genmod.recipes.arguments import ConditioningArguments
 from hf_genmod.recipes.networks import DiffusionArguments
 from hf_genmod.recipes.pictures import DataArguments, crop_size_for
 from hf_genmod.recipes.run import run
 
 
 @dataclasses.dataclass
-class UpsamplerArguments(ConditioningArguments):
-    """Upsampling and conditioning."""
+class UpsamplerArguments:
+    """Upsampling."""
 
     factor: int = HfArg(default=2, help="Height of the images divided by that of the small images: 2, 4 or 8.")
     crop_size: int | None = HfArg(default=None, help="Side of a random crop in each step. Default: 64, or no crop.")
     max_noise_level: int = HfArg(default=250, help="Largest noise level of the small images, in timesteps.")
     with_labels: bool = HfArg(default=False, help="Condition the model on the class label, too.")
+    condition_dropout: float = HfArg(default=0.1, help="Probability that a training step drops the label of an image.")
 
 
 def main(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import get_token
-from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
@@ -22,18 +21,12 @@ _NOT_REPEATED = ("push_to_hub", "hub_model_id", "hub_private_repo")
 
 
 @dataclasses.dataclass
-class ConditioningArguments:
-    """Conditioning."""
+class GuidanceArguments:
+    """Conditioning and guidance."""
 
     condition_dropout: float = HfArg(
         default=0.1, help="Probability that a training step drops the label or caption of an image."
     )
-
-
-@dataclasses.dataclass
-class GuidanceArguments(ConditioningArguments):
-    """Conditioning and guidance."""
-
     guidance_scale: float = HfArg(default=2.0, help="Guidance scale γ of the samples drawn during training.")
 
 
@@ -70,35 +63,25 @@ class SharingArguments:
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
             raise ValueError("hub_model_id: it is the repository for --push_to_hub; give that flag too")
 
-    def repo_id_for(self, output_dir: str) -> str:
-        """
-        The repository to push a run to.
-
-        Raises:
-            ValueError: If its name is not valid on the Hub.
-        """
-        repo_id = self.hub_model_id or Path(output_dir).resolve().name
-        if self.push_to_hub:
-            validate_repo_id(repo_id)
-        return repo_id
-
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
-        # Where there is no default value, the help text itself says what happens by default.
+        # Without a default value, the help text itself says what happens by default.
         return action.help if action.required or action.default in (None, []) else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action):  # without the same flag in hyphens
+        values = self._format_args(action, action.dest.upper())
+        return f"{action.option_strings[0]} {values}".strip()
 
 
 def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, description: str | None = None) -> tuple:
     """
-    Reads the fields of dataclasses from command-line flags, or from a YAML file (`--config file.yaml`; flags override
-    the file).
+    Reads the fields of dataclasses from command-line flags, or from a YAML file, which the flags override.
 
     Args:
-        dataclass_types: Dataclasses whose fields are the flags. `--help` lists each dataclass as a group, under its
-            docstring.
-        argv (`list[str]`, *optional*): The arguments. By default those of the command line.
-        description (`str`, *optional*): Text on top of `--help`. By default the docstring of the script.
+        dataclass_types: The dataclasses. `--help` lists each as a group, under its docstring.
+        argv (`list[str]`, *optional*): The flags. By default those of the command line.
+        description (`str`, *optional*): The text on top of `--help`. By default the docstring of the script.
 
     Returns:
         `tuple`: One instance of each dataclass.

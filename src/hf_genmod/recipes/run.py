@@ -4,6 +4,9 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub.utils import validate_repo_id
 
 from hf_genmod.errors import TrainingError, one_line_errors
 from hf_genmod.recipes.arguments import SharingArguments, parse_arguments
@@ -47,7 +50,9 @@ def run(main: Callable, argv: list[str] | None = None):
                 break
             trainer, *groups = stage if isinstance(stage, tuple) else (stage, *values)
             recorded = {id(group) for group in (*groups, sharing) if not isinstance(group, TrainingConfig)}
-            repo_id = sharing.repo_id_for(trainer.config.output_dir)
+            repo_id = sharing.hub_model_id or Path(trainer.config.output_dir).resolve().name
+            if sharing.push_to_hub:
+                validate_repo_id(repo_id)
             trainer.open_run({name: value for name, value in arguments.items() if id(value) in recorded})
         with one_line_errors(TrainingError, status=1):
             trainer.train()

@@ -11,12 +11,7 @@ from hf_genmod.training.averaging import power_function_average
 
 @dataclass
 class TrainingConfig:
-    """
-    How a model is trained. Each field is a flag of the training scripts.
-
-    The metadata "may_change" marks the fields that may differ when a run is continued: the trained weights do not
-    depend on them, but for rounding.
-    """
+    """Training."""
 
     output_dir: str = field(
         default="runs/model",
