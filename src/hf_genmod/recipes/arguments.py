@@ -69,9 +69,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         # Without a default value, the help text itself says what happens by default.
         return action.help if action.required or action.default in (None, []) else super()._get_help_string(action)
 
-    def _format_action_invocation(self, action):  # without the same flag in hyphens
-        values = self._format_args(action, action.dest.upper())
-        return f"{action.option_strings[0]} {values}".strip()
+    def _format_action_invocation(self, action):
+        flags = ", ".join(flag for flag in action.option_strings if "-" not in flag[2:])  # once, not with hyphens, too
+        return f"{flags} {self._format_args(action, action.dest.upper())}".strip()
 
 
 def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, description: str | None = None) -> tuple:

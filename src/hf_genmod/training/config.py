@@ -1,9 +1,10 @@
 """The settings of a training run."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
+from transformers.hf_argparser import HfArg
 
 from hf_genmod.data.randomness import Augmentation
 from hf_genmod.training.averaging import power_function_average
@@ -13,80 +14,60 @@ from hf_genmod.training.averaging import power_function_average
 class TrainingConfig:
     """Training."""
 
-    output_dir: str = field(
-        default="runs/model",
-        metadata={"help": "Folder of the run. At the end it is the checkpoint.", "may_change": True},
+    output_dir: str = HfArg(
+        default="runs/model", help="Folder of the run. At the end it is the checkpoint.", metadata={"may_change": True}
     )
-    max_train_steps: int | None = field(
-        default=None, metadata={"help": "Budget in optimizer steps. Give this or max_train_minutes."}
+    max_train_steps: int | None = HfArg(default=None, help="Budget in optimizer steps. Give it or max_train_minutes.")
+    max_train_minutes: float | None = HfArg(default=None, help="Budget in minutes, samples and validation included.")
+    batch_size: int = HfArg(default=64, help="Images per optimizer step, over all processes and accumulated batches.")
+    gradient_accumulation_steps: int = HfArg(
+        default=1, help="Number of parts in which a process computes its batch.", metadata={"may_change": True}
     )
-    max_train_minutes: float | None = field(
-        default=None, metadata={"help": "Budget in minutes, including the time for samples and validation."}
+    learning_rate: float = HfArg(default=5e-3, help="Peak learning rate of Muon.")
+    lr_schedule: str = HfArg(default="cosine", help="Schedule after the warm-up: 'cosine' (to zero) or 'constant'.")
+    lr_warmup_fraction: float = HfArg(default=0.05, help="Fraction of the budget in which the learning rate rises.")
+    adam_beta1: float = HfArg(default=0.9, help="β1 of AdamW (vectors and embeddings).")
+    adam_beta2: float = HfArg(default=0.99, help="β2 of AdamW (vectors and embeddings).")
+    weight_decay: float = HfArg(default=0.01, help="Weight decay.")
+    max_grad_norm: float = HfArg(default=1.0, help="Gradients are clipped to this norm.")
+    ema_length: float = HfArg(
+        default=0.05, help="Width of the moving average of the weights, as a fraction of the steps so far. 0: none."
     )
-    batch_size: int = field(
-        default=64, metadata={"help": "Images per optimizer step, over all processes and accumulated batches."}
+    horizontal_flip: bool = HfArg(
+        default=False, help="Mirror half of the images, at random. Not for letters or digits."
     )
-    gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "Number of parts in which a process computes its batch.", "may_change": True}
+    max_shift: int = HfArg(default=0, help="Shift each image by up to this many pixels, at random; edges repeat.")
+    mixed_precision: str | None = HfArg(
+        default=None, help="'no', 'bf16' or 'fp16'. Default: 'bf16' on a CPU with fast bf16 products, else 'no'."
     )
-    learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate of Muon."})
-    lr_schedule: str = field(
-        default="cosine", metadata={"help": "Schedule after the warm-up: 'cosine' (to zero) or 'constant'."}
+    gradient_checkpointing: bool = HfArg(
+        default=False, help="Recompute activations in the backward pass to save memory.", metadata={"may_change": True}
     )
-    lr_warmup_fraction: float = field(
-        default=0.05, metadata={"help": "Fraction of the budget over which the learning rate rises from zero."}
+    compile: bool = HfArg(default=False, help="Compile the model with torch.compile.")
+    seed: int = HfArg(default=0, help="Seed of all random numbers of the run.")
+    num_workers: int = HfArg(
+        default=0, help="Processes that load images, if these do not fit in memory.", metadata={"may_change": True}
     )
-    adam_beta1: float = field(default=0.9, metadata={"help": "β1 of AdamW (vectors and embeddings)."})
-    adam_beta2: float = field(default=0.99, metadata={"help": "β2 of AdamW (vectors and embeddings)."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    ema_length: float = field(
-        default=0.05,
-        metadata={"help": "Width of the moving average of the weights, as a fraction of the steps so far. 0: none."},
+    logging_steps: int = HfArg(default=10, help="Steps between lines of metrics.jsonl.", metadata={"may_change": True})
+    sampling_steps: int = HfArg(
+        default=500, help="Steps between images in samples/. 0: none.", metadata={"may_change": True}
     )
-    horizontal_flip: bool = field(
-        default=False, metadata={"help": "Mirror each image with probability 1/2. Not for letters and digits."}
+    validation_steps: int = HfArg(
+        default=200, help="Steps between losses on held-out images. 0: none.", metadata={"may_change": True}
     )
-    max_shift: int = field(
-        default=0, metadata={"help": "Shift each image at random by up to this many pixels; its edge is repeated."}
+    checkpointing_steps: int = HfArg(
+        default=500, help="Steps between saved training states. 0: none.", metadata={"may_change": True}
     )
-    mixed_precision: str | None = field(
-        default=None,
-        metadata={"help": "'no', 'bf16' or 'fp16'. Default: 'bf16' on a CPU with fast bf16 products, else 'no'."},
+    checkpoints_total_limit: int = HfArg(
+        default=2, help="Number of training states to keep; the oldest are deleted.", metadata={"may_change": True}
     )
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Recompute activations in the backward pass to save memory.", "may_change": True},
-    )
-    compile: bool = field(default=False, metadata={"help": "Compile the model with torch.compile."})
-    seed: int = field(default=0, metadata={"help": "Seed of all random numbers of the run."})
-    num_workers: int = field(
-        default=0, metadata={"help": "Processes that load images, if these do not fit in memory.", "may_change": True}
-    )
-    logging_steps: int = field(
-        default=10, metadata={"help": "Steps between lines of metrics.jsonl.", "may_change": True}
-    )
-    sampling_steps: int = field(
-        default=500, metadata={"help": "Steps between images in samples/. 0: none.", "may_change": True}
-    )
-    validation_steps: int = field(
-        default=200, metadata={"help": "Steps between losses on held-out images. 0: none.", "may_change": True}
-    )
-    checkpointing_steps: int = field(
-        default=500, metadata={"help": "Steps between saved training states. 0: none.", "may_change": True}
-    )
-    checkpoints_total_limit: int = field(
-        default=2, metadata={"help": "Number of training states to keep; the oldest are deleted.", "may_change": True}
-    )
-    max_bad_steps: int = field(
+    max_bad_steps: int = HfArg(
         default=20,
-        metadata={
-            "help": "Number of skipped steps (the loss is not finite) in a row that ends the run.",
-            "may_change": True,
-        },
+        help="Number of skipped steps (the loss is not finite) in a row that ends the run.",
+        metadata={"may_change": True},
     )
-    report_to: str | None = field(
-        default=None, metadata={"help": "Tracker of Accelerate, such as 'tensorboard'.", "may_change": True}
+    report_to: str | None = HfArg(
+        default=None, help="Tracker of Accelerate, such as 'tensorboard'.", metadata={"may_change": True}
     )
 
     def __post_init__(self):
