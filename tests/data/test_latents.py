@@ -275,7 +275,7 @@ class TestStandardised:
         torch.testing.assert_close(prepared, (z - shift) * scale, rtol=1e-3, atol=1e-4)
         with torch.no_grad():
             decoded = vae.decode(z[:20]).sample
-            of_pipeline = trainer._pipeline()._decode(prepared[:20])
+            of_pipeline = trainer._pipeline().decode(prepared[:20])
         torch.testing.assert_close(of_pipeline, decoded, rtol=1e-3, atol=1e-3)
 
     def test_mirroring_needs_mirrored_latents_and_there_is_no_shift(self, tmp_path):

@@ -1,4 +1,4 @@
-"""Loss, accuracy and guidance curves."""
+"""Loss, accuracy and guidance curves, as PNG files. An `ImportError` is raised if matplotlib is not installed."""
 
 import re
 from pathlib import Path
@@ -7,17 +7,8 @@ VALIDATION = r"validation_loss(_\d\.\d_\d\.\d)?"  # over all noise levels, and b
 
 
 def draw_losses(lines: list[dict], file: Path):
-    """
-    Draws the training loss and, if there is any, the held-out loss over the steps, on logarithmic scales; the scale is
-    linear if a loss falls below zero.
-
-    Args:
-        lines (`list[dict]`): The lines of `metrics.jsonl`.
-        file (`Path`): The PNG file to write.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+    """Draws the training loss and, if there is any, the held-out loss of the lines of `metrics.jsonl` over the steps.
+    Scales are logarithmic; that of losses is linear if one falls below zero."""
     from matplotlib import colormaps, ticker  # optional, and slow to import
 
     figure, axes = _figure()
@@ -47,17 +38,8 @@ def draw_losses(lines: list[dict], file: Path):
 
 
 def draw_accuracy(levels: list[dict], chance: float, file: Path):
-    """
-    Draws the accuracy of a classifier of noisy images over the timesteps, with 95% intervals.
-
-    Args:
-        levels (`list[dict]`): From [`~hf_genmod.evaluation.recognition.accuracy_by_noise_level`].
-        chance (`float`): The accuracy of guessing.
-        file (`Path`): The PNG file to write.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+    """Draws the accuracy of a classifier over the timesteps, as `accuracy_by_noise_level` returns it, with 95%
+    intervals, and the accuracy of guessing."""
     figure, axes = _figure()
     t, shares = [level["t"] for level in levels], [level["accuracy"] for level in levels]
     axes.fill_between(t, [share.low for share in shares], [share.high for share in shares], alpha=0.2, linewidth=0)
@@ -73,17 +55,8 @@ def draw_accuracy(levels: list[dict], chance: float, file: Path):
 
 
 def draw_guidance(settings: list[dict], scale: str, file: Path):
-    """
-    Draws Fréchet distance, share recognised and recall over the strength of guidance.
-
-    Args:
-        settings (`list[dict]`): The settings of a report; those of one sampler and number of steps are one line.
-        scale (`str`): The argument that is the strength.
-        file (`Path`): The PNG file to write.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+    """Draws Fréchet distance, share recognised and recall of the settings of a report over the strength of guidance,
+    the argument `scale`; settings with one sampler and number of steps are one line."""
     panels = {"frechet_distance": "Fréchet distance", "recognised_share": "share recognised", "recall": "recall"}
     panels = {name: label for name, label in panels.items() if all(name in setting for setting in settings)}
     figure, axes = _figure(len(panels))

@@ -159,7 +159,7 @@ def draw_trajectory(
 
     def keep(pipe, i, t, tensors):
         if i in shown:
-            columns.append(pipe.postprocess(pipe._decode(tensors["latents"])))
+            columns.append(pipe.postprocess(pipe.decode(tensors["latents"])))
             names.append(f"after t = {int(t)}")
         return {}
 

@@ -78,7 +78,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
                     break
 
         self._check_finite_steps(finite, scheduler.timesteps)
-        images = x_t if output_type == "latent" else self.postprocess(self._decode(x_t), output_type)
+        images = x_t if output_type == "latent" else self.postprocess(self.decode(x_t), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -137,7 +137,8 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
             noise = torch.zeros(1, *shape, device=self.vae.device, dtype=self.vae.dtype)
             return tuple(self.vae.decode(noise).sample.shape[1:])
 
-    def _decode(self, latents):
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """The images of latents, (n, C, H, W) in [-1, 1]; without an autoencoder they are the latents."""
         if self.vae is None:
             return latents
         config = self.vae.config
