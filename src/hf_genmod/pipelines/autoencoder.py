@@ -20,8 +20,7 @@ class AutoencoderPipeline(ImagePipeline):
     Args:
         vae ([`VariationalAutoencoder`], [`Autoencoder`] or `AutoencoderKL` of diffusers): The encoder and decoder. A
             variational encoder gives the mean of q(z | x).
-        value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
-            and 1 stand for. `None` for images of 8 bits.
+        value_range (`dict`, *optional*): As [`UnconditionalPipeline`] takes it.
     """
 
     model_cpu_offload_seq = "vae"

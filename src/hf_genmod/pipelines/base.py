@@ -32,8 +32,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         latents: torch.Tensor | None,
         output_type: str,
         return_dict: bool,
-        callback_on_step_end: Callable | None,
-        callback_on_step_end_tensor_inputs: list[str],
+        callback: tuple[Callable | None, list[str]],
         shift: Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor], torch.Tensor] | None = None,
         clip: bool = True,
     ):
@@ -43,7 +42,8 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         the network's input, √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(x_t, t, σ, prediction)`,
         which is added to x_{t-1}. With `clip=False` the scheduler does not clip x̂_0.
         """
-        self._check_request(batch_size, num_inference_steps, output_type, callback_on_step_end_tensor_inputs, latents)
+        on_step_end, tensor_inputs = callback
+        self._check_request(batch_size, num_inference_steps, output_type, tensor_inputs, latents)
         device = self._execution_device
         generators = one_generator_each(generator, batch_size)
         x_t = self._initial_noise(batch_size, generators, latents).to(device)
@@ -70,10 +70,9 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
             x_t = x_prev
             finite.append(prediction.isfinite().all() & x_t.isfinite().all())
 
-            if callback_on_step_end is not None:
-                tensors = {"latents": x_t}
-                chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                x_t = (callback_on_step_end(self, i, t, chosen) or {}).get("latents", x_t)
+            if on_step_end is not None:
+                chosen = {name: x_t for name in tensor_inputs}  # which are "latents" at most
+                x_t = (on_step_end(self, i, t, chosen) or {}).get("latents", x_t)
                 if self._interrupt:
                     break
 

@@ -23,11 +23,8 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
 
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t, y), with `num_classes`.
-        scheduler: [`AncestralDDPMScheduler`], or a scheduler of diffusers made by `from_config` from its config.
-        vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
-            and 1 stand for. `None` for images of 8 bits.
+        scheduler, vae, value_range: As [`UnconditionalPipeline`] takes them.
     """
 
     _scales = ("guidance_scale",)
@@ -73,9 +70,6 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
                 callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them.
 
-        Returns:
-            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
-
         Raises:
             ValueError: If a label is unknown, an argument out of its range or too large for a finite result, or a
                 shape does not fit the U-Net.
@@ -88,16 +82,9 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
             return self._classifier_free_guidance(x_t, t, labels, gamma)
 
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         return self._generate(
-            predict,
-            labels.num_images,
-            num_inference_steps,
-            generator,
-            latents,
-            output_type,
-            return_dict,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            predict, labels.num_images, num_inference_steps, generator, latents, output_type, return_dict, callback
         )
 
     def add_class(self, name: str, embedding: torch.Tensor | None = None, adapter_name: str | None = None) -> int:

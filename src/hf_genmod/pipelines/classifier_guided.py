@@ -29,11 +29,8 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t), or ε_θ(x_t, t, y) with the classes of the classifier.
         classifier ([`NoisyImageClassifier`]): log f_φ(y | x_t), trained on x_t of the same process. Its parameters
             are frozen.
-        scheduler: [`AncestralDDPMScheduler`], or a scheduler of diffusers made by `from_config` from its config.
-        vae (*optional*): An autoencoder with `decode(z).sample`; then U-Net and classifier work on its latents.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
-            and 1 stand for. `None` for images of 8 bits.
+        scheduler, vae, value_range: As [`UnconditionalPipeline`] takes them; the classifier, too, works on latents.
 
     Raises:
         ValueError: If the classifier does not fit the images, the noise schedule and the labels of the U-Net.
@@ -95,9 +92,6 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
                 callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them.
 
-        Returns:
-            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
-
         Raises:
             ValueError: If a label is unknown, an argument out of its range or too large for a finite result, or the
                 scheduler is not that of the classifier's process, or not Algorithm 2 with `guidance_form="mean"`.
@@ -150,6 +144,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             )
             return log_variance.exp() * guidance(x_t, t, sigma)
 
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         return self._generate(
             predict,
             labels.num_images,
@@ -158,8 +153,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             latents,
             output_type,
             return_dict,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            callback,
             shift if guidance_form == "mean" else None,
             clip=guidance_form == "mean" or classifier_scale == 0,
         )

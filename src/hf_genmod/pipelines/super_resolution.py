@@ -27,12 +27,10 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
 
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ, with `conditioning_channels`.
-        scheduler: [`AncestralDDPMScheduler`], or a scheduler of diffusers made by `from_config` from its config.
         id2label (`dict[int, str]`, *optional*): The name of each label, for a U-Net with labels.
         factor (`int`, defaults to 2): The factor by which height and width grow.
         max_noise_level (`int`, defaults to 0): The largest s that the U-Net was trained with.
-        value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
-            and 1 stand for. `None` for images of 8 bits.
+        scheduler, value_range: As [`UnconditionalPipeline`] takes them.
 
     Raises:
         ValueError: If the U-Net takes no conditioning image.
@@ -100,9 +98,6 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
                 result, instead of noise.
             output_type: As [`UnconditionalPipeline`] takes it.
 
-        Returns:
-            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
-
         Raises:
             ValueError: If an image has other channels than the model, a label is unknown, an argument out of its
                 range or too large for a finite result.
@@ -140,17 +135,8 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
 
             return blend_tiles(of_tile, (x_t, seen), tile_size, self.unet.size_factor)
 
-        return self._generate(
-            predict,
-            n,
-            num_inference_steps,
-            generators,
-            latents,
-            output_type,
-            return_dict,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        return self._generate(predict, n, num_inference_steps, generators, latents, output_type, return_dict, callback)
 
     @property
     def guidance_argument(self) -> str | None:

@@ -26,10 +26,7 @@ class TextToImagePipeline(GenerationPipeline):
         text_encoder (`transformers.PreTrainedModel`): A text encoder with hidden states of that width:
             `CLIPTextModel`, `T5EncoderModel`, ...
         tokenizer (`transformers.PreTrainedTokenizerBase`): Its tokenizer.
-        scheduler: [`AncestralDDPMScheduler`], or a scheduler of diffusers made by `from_config` from its config.
-        vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
-        value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
-            and 1 stand for. `None` for images of 8 bits.
+        scheduler, vae, value_range: As [`UnconditionalPipeline`] takes them.
 
     Raises:
         ValueError: If the U-Net takes no text, or text of another width, or the tokenizer cannot pad.
@@ -89,9 +86,7 @@ class TextToImagePipeline(GenerationPipeline):
             negative_prompt (`str` or `list[str]`, *optional*): The text to guide away from; by default "".
             guidance_scale (`float`, defaults to 3.0): γ. A step costs one forward pass at 0 and 1, else a pass of
                 twice the batch.
-            guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
-                σ = √((1−ᾱ_t)/ᾱ_t) in which γ applies; outside, γ is 1 (Kynkäänniemi et al. 2024,
-                https://arxiv.org/abs/2404.07724).
+            guidance_interval (`(float, float)`, *optional*): As [`ClassifierFreeGuidedPipeline`] takes it.
             guidance_rescale (`float`, defaults to 0.0): φ in [0, 1], which brings ε̃ toward the standard deviation of
                 ε_y: φ ε̃ std(ε_y) / std(ε̃) + (1 − φ) ε̃ (Lin et al. 2023, https://arxiv.org/abs/2305.08891,
                 Eq. 15 and 16).
@@ -106,9 +101,6 @@ class TextToImagePipeline(GenerationPipeline):
                 negative prompt.
             output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: As
                 [`UnconditionalPipeline`] takes them.
-
-        Returns:
-            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
 
         Raises:
             ValueError: If there is no prompt or more than one kind, an argument is out of its range or too large for
@@ -140,6 +132,7 @@ class TextToImagePipeline(GenerationPipeline):
             gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
             return self._guided_by_text(x_t, t, tokens, mask, gamma, guidance_rescale)
 
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         return self._generate(
             predict,
             count * num_images_per_prompt,
@@ -148,8 +141,7 @@ class TextToImagePipeline(GenerationPipeline):
             latents,
             output_type,
             return_dict,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            callback,
         )
 
     @torch.no_grad()

@@ -73,14 +73,7 @@ class UnconditionalPipeline(GenerationPipeline):
         def predict(x_t, t, sigma):
             return self._denoise(x_t, t)
 
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         return self._generate(
-            predict,
-            batch_size,
-            num_inference_steps,
-            generator,
-            latents,
-            output_type,
-            return_dict,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            predict, batch_size, num_inference_steps, generator, latents, output_type, return_dict, callback
         )
