@@ -1,6 +1,7 @@
 """Checkpoints of each kind, written when all pipelines were one file, load and draw what they drew then."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from hf_genmod import load_pipeline
+from hf_genmod.checkpoints.safety import check_code
 
 KINDS = {
     "unconditional": "UnconditionalPipeline",
@@ -79,6 +81,20 @@ def test_opens_where_nothing_is_installed_and_is_saved_again(earlier, expected, 
         for kind in sorted(set(KINDS) - {"text_to_image"}):
             machine.save_again(earlier / kind, tmp_path / kind)
             check(load_pipeline(tmp_path / kind), earlier, expected, kind)
+
+
+def test_saving_it_again_where_it_lies_brings_it_up_to_date(earlier, expected, tmp_path):
+    folder = shutil.copytree(earlier / "latent", tmp_path / "latent")
+    with pytest.raises(
+        ValueError, match="genmod_pipelines.py is no file of this package, or one of an earlier version"
+    ):
+        check_code(folder)
+    load_pipeline(folder).save_pretrained(folder)
+    check_code(folder)
+    assert {file.name for file in folder.rglob("*.py")} == {
+        "classifier_free_guided.py", "denoising_unet.py", "ancestral_ddpm.py", "variational_autoencoder.py",
+    }  # fmt: skip
+    check(load_pipeline(folder), earlier, expected, "latent")
 
 
 def test_an_earlier_adapter_joins_an_earlier_or_a_new_model(earlier, expected, tmp_path):

@@ -61,7 +61,8 @@ def check_code(folder: Path) -> None:
         modules = [module for module in modules if module.is_file()]
         if not modules:
             raise ValueError(
-                f"{file.relative_to(folder)} is no file of this package; do not trust the code of this checkpoint"
+                f"{file.relative_to(folder)} is no file of this package, or one of an earlier version; do not trust it: "
+                "`load_pipeline(...).save_pretrained(...)` writes the installed code, and what is left then, delete"
             )
         if bundle(modules[0]).encode() != file.read_bytes():
             raise ValueError(

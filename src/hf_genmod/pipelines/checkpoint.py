@@ -61,7 +61,13 @@ class ImagePipeline(DiffusionPipeline):
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
-        """Writes `model_index.json` and, where diffusers looks for it, the source of each own class."""
+        """Writes `model_index.json` and, where diffusers looks for it, the source of each own class; removes the source
+        that an index in the folder names."""
+        index_file = Path(save_directory, self.config_name)
+        index = json.loads(index_file.read_text(encoding="utf-8")) if index_file.is_file() else {}
+        for name, entry in index.items():
+            if isinstance(entry, list) and entry[0] is not None:
+                Path(save_directory, "" if name == "_class_name" else name, f"{entry[0]}.py").unlink(missing_ok=True)
         for folder, _, _, stem, source in self._shipped():
             file = Path(save_directory, folder, f"{stem}.py")
             file.parent.mkdir(parents=True, exist_ok=True)
