@@ -61,8 +61,8 @@ def check_code(folder: Path) -> None:
         modules = [module for module in modules if module.is_file()]
         if not modules:
             raise ValueError(
-                f"{file.relative_to(folder)} is no file of this package, or one of an earlier version; do not trust it: "
-                "`load_pipeline(...).save_pretrained(...)` writes the installed code, and what is left then, delete"
+                f"{file.relative_to(folder)} is no file of this package, or one of an earlier version: do not "
+                "trust it; `load_pipeline(...).save_pretrained(...)` writes the installed code; delete what is left then"
             )
         if bundle(modules[0]).encode() != file.read_bytes():
             raise ValueError(
