@@ -62,7 +62,7 @@ def check_code(folder: Path) -> None:
         if not modules:
             raise ValueError(
                 f"{file.relative_to(folder)} is no file of this package, or one of an earlier version: do not "
-                "trust it; `load_pipeline(...).save_pretrained(...)` writes the installed code; delete what is left then"
+                "trust it; `load_pipeline(...).save_pretrained(...)` writes the installed code; delete what remains"
             )
         if bundle(modules[0]).encode() != file.read_bytes():
             raise ValueError(

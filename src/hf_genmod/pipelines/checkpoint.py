@@ -61,8 +61,8 @@ class ImagePipeline(DiffusionPipeline):
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
-        """Writes `model_index.json` and, where diffusers looks for it, the source of each own class. Removes the source
-        of an earlier save."""
+        """Writes `model_index.json` and, where diffusers looks for it, the source of each own class; removes those of
+        an earlier save."""
         index_file = Path(save_directory, self.config_name)
         index = json.loads(index_file.read_text(encoding="utf-8")) if index_file.is_file() else {}
         for name, entry in index.items():
