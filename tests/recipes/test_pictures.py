@@ -135,7 +135,7 @@ class TestPicturesForAModel:
             tiny_unet(num_classes=2), AncestralDDPMScheduler(), id2label={0: "a", 1: "c"}
         )
         with pytest.raises(
-            ValueError, match="for_model: the labels of the model are a, c, and those of the images a, b"
+            ValueError, match="dataset: the labels of the model are a, c, and those of the images a, b"
         ):
             DataArguments(dataset=folder).training_pictures_for(model, **LABELLED)
 

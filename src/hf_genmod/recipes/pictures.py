@@ -100,20 +100,9 @@ class DataArguments:
             raise ValueError("the model is an autoencoder and no diffusion model; give another")
         if pipeline.unet.config.conditioning_channels:
             raise ValueError("the model is an upsampler, which makes images of others; give another")
-        loaded = self._at_size_of(pipeline)._load_pixels(1000, hold_out, **required)
-        value_range, channels = pipeline.config.value_range, pipeline.picture_shape[0]
-        _check_kind("dataset: the model", value_range, loaded[0])
-        if loaded[0].channels != channels:
-            raise ValueError(
-                f"dataset: the model was trained on {channels} channels, and these images have {loaded[0].channels}"
-            )
-        if required.get("require_labels"):
-            _check_labels(
-                "for_model", pipeline, loaded[0], "choose the labels of the model, or a model without labels"
-            )
-        loaded = [pictures and pictures.with_value_range(value_range) for pictures in loaded]
+        loaded = self._load_pixels_for(pipeline, hold_out, **required)
         if pipeline.vae is None:
-            return tuple(loaded)
+            return loaded
         pipeline.vae.to(processes().device)
         return tuple(pictures and LatentDataset(pictures, pipeline.vae, mirrored) for pictures in loaded)
 
@@ -123,24 +112,32 @@ class DataArguments:
         validation split, a tenth is held out.
         """
         request = pipeline.example_request()
-        training, held_out = self._at_size_of(pipeline)._load_pixels(
-            1000, hold_out=True, require_labels="class_labels" in request, require_captions="prompt" in request
-        )
-        _check_labels("dataset", pipeline, training, "give the data set that the model was trained on")
-        value_range = pipeline.config.value_range
-        _check_kind("dataset: the model", value_range, training)
-        return training.with_value_range(value_range), held_out.with_value_range(value_range)
+        required = {"require_labels": "class_labels" in request, "require_captions": "prompt" in request}
+        return self._load_pixels_for(pipeline, hold_out=True, **required)
 
-    def _at_size_of(self, pipeline: GenerationPipeline) -> "DataArguments":
-        """These arguments with the resolution and channels of a pipeline."""
+    def _load_pixels_for(self, pipeline: GenerationPipeline, hold_out: bool, **required: bool):
+        """Images of the resolution, channels, value range and, where labels are required, the labels of a pipeline."""
         channels, height, width = pipeline.picture_shape
         if self.resolution is not None or self.channels is not None:
             raise ValueError(
                 f"resolution: the model was trained on {height}x{width} images of {channels} channels, which these "
                 "images get too; leave out --resolution and --channels"
             )
-        channels = channels if pipeline.config.value_range is None else None
-        return dataclasses.replace(self, resolution=f"{height}x{width}", channels=channels)
+        value_range, names = pipeline.config.value_range, list(getattr(pipeline, "labels", {}))
+        size = {"resolution": f"{height}x{width}", "channels": channels if value_range is None else None}
+        training, held_out = dataclasses.replace(self, **size)._load_pixels(1000, hold_out, **required)
+        _check_kind("dataset: the model", value_range, training)
+        if training.channels != channels:
+            raise ValueError(
+                f"dataset: the model was trained on {channels} channels, and these images have {training.channels}"
+            )
+        if required.get("require_labels") and names and names != training.label_names:
+            raise ValueError(
+                f"dataset: the labels of the model are {shortened(names)}, and those of the images "
+                f"{shortened(training.label_names)}; give images with the labels of the model"
+            )
+        held_out = held_out and held_out.with_value_range(value_range)
+        return training.with_value_range(value_range), held_out
 
     def _load_pixels(self, num_held_out: int, hold_out: bool, **required: bool):
         arguments = dataclasses.asdict(self) | required  # the fields are the parameters of load_pictures
@@ -204,12 +201,3 @@ def _check_kind(argument: str, value_range: dict | None, pictures: PictureDatase
     if (value_range is None) != (pictures.value_range is None):
         kinds = ["measured values", "images of 8 bits"]
         raise ValueError(f"{argument} was trained on {kinds[value_range is None]}, and these are not")
-
-
-def _check_labels(argument: str, pipeline: GenerationPipeline, pictures: PictureDataset, remedy: str):
-    names = list(getattr(pipeline, "labels", {}))
-    if names and names != pictures.label_names:
-        raise ValueError(
-            f"{argument}: the labels of the model are {shortened(names)}, and those of the images "
-            f"{shortened(pictures.label_names or [])}; {remedy}"
-        )
