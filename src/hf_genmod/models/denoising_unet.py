@@ -183,15 +183,9 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
         Raises:
             ValueError: If a condition of the model is missing, another condition is given, or a shape is wrong.
         """
-        self._check_inputs(
-            sample,
-            timestep,
-            class_labels,
-            encoder_hidden_states,
-            encoder_attention_mask,
-            conditioning_image,
-            conditioning_timestep,
-        )
+        self._check_sample(sample, timestep=timestep, conditioning_timestep=conditioning_timestep)
+        text = (encoder_hidden_states, encoder_attention_mask)
+        self._check_conditions(sample, class_labels, *text, conditioning_image, conditioning_timestep)
         embedding = self._embed(sample, timestep, class_labels, conditioning_timestep)  # (n, d)
         if encoder_attention_mask is not None:
             encoder_attention_mask = encoder_attention_mask.bool()[:, None, None, :]  # (n, heads, queries, tokens)
@@ -222,24 +216,14 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
             embedding = embedding + self.conditioning_time_embedding(self._frequencies(sample, level))
         return F.silu(embedding)
 
-    def _check_inputs(
-        self,
-        sample,
-        timestep,
-        class_labels,
-        encoder_hidden_states,
-        encoder_attention_mask,
-        conditioning_image,
-        conditioning_timestep,
-    ):
-        self._check_sample(sample, timestep=timestep, conditioning_timestep=conditioning_timestep)
+    def _check_conditions(self, sample, labels, text, mask, image, conditioning_timestep):
         config, n = self.config, len(sample)
         has_text, has_image = config.cross_attention_dim is not None, config.conditioning_channels > 0
         for name, value, wanted, required in (
-            ("class_labels", class_labels, config.num_classes is not None, True),
-            ("encoder_hidden_states", encoder_hidden_states, has_text, True),
-            ("encoder_attention_mask", encoder_attention_mask, has_text, False),
-            ("conditioning_image", conditioning_image, has_image, True),
+            ("class_labels", labels, config.num_classes is not None, True),
+            ("encoder_hidden_states", text, has_text, True),
+            ("encoder_attention_mask", mask, has_text, False),
+            ("conditioning_image", image, has_image, True),
             ("conditioning_timestep", conditioning_timestep, has_image, False),
         ):
             if wanted and required and value is None:
@@ -248,22 +232,15 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
             if value is not None and not wanted:
                 raise ValueError(f"{name}: given, but this U-Net is not conditioned on it; leave it out")
 
-        if class_labels is not None and class_labels.shape != (n,):
-            raise ValueError(
-                f"class_labels: shape {tuple(class_labels.shape)} is not ({n},), one label for each image"
-            )
+        if labels is not None and labels.shape != (n,):
+            raise ValueError(f"class_labels: shape {tuple(labels.shape)} is not ({n},), one label for each image")
         if has_text:
-            text = encoder_hidden_states.shape
-            if len(text) != 3 or (text[0], text[2]) != (n, config.cross_attention_dim):
-                raise ValueError(
-                    f"encoder_hidden_states: shape {tuple(text)} is not ({n}, tokens, {config.cross_attention_dim})"
-                )
-            if encoder_attention_mask is not None and encoder_attention_mask.shape != text[:2]:
-                raise ValueError(
-                    f"encoder_attention_mask: shape {tuple(encoder_attention_mask.shape)} is not {tuple(text[:2])}, "
-                    "that of the tokens"
-                )
-        if has_image:
+            if text.ndim != 3 or (len(text), text.shape[2]) != (n, config.cross_attention_dim):
+                expected = f"({n}, tokens, {config.cross_attention_dim})"
+                raise ValueError(f"encoder_hidden_states: shape {tuple(text.shape)} is not {expected}")
+            if mask is not None and mask.shape != text.shape[:2]:
+                expected = f"{tuple(text.shape[:2])}, that of the tokens"
+                raise ValueError(f"encoder_attention_mask: shape {tuple(mask.shape)} is not {expected}")
+        if has_image and image.shape != (n, config.conditioning_channels, *sample.shape[2:]):
             expected = (n, config.conditioning_channels, *sample.shape[2:])
-            if conditioning_image.shape != expected:
-                raise ValueError(f"conditioning_image: shape {tuple(conditioning_image.shape)} is not {expected}")
+            raise ValueError(f"conditioning_image: shape {tuple(image.shape)} is not {expected}")
