@@ -51,7 +51,7 @@ class LatentDataset(LabelledDataset):
             variants = [x_0, x_0.flip(-1)] if mirrored else [x_0]
             return {"encoded": torch.stack([encode(vae, x) for x in variants], dim=1).flatten(1).numpy()}
 
-        variants = f"{pictures.fingerprint} {pictures.value_range} {weights_fingerprint(vae)} {mirrored}"
+        variants = f"{pictures.fingerprint} {weights_fingerprint(vae)} {mirrored}"
         key = hashlib.blake2b(variants.encode(), digest_size=16).hexdigest()
         feature = datasets.List(datasets.Value("float32"), length=torch.Size(self._shape).numel())
         rows = {"index": range(len(pictures))}
