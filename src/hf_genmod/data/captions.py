@@ -31,14 +31,8 @@ class Tokens:
 class FrozenText:
     """
     Captions as the hidden states of a frozen text encoder: `encoder_hidden_states`, (n, tokens, d), and
-    `encoder_attention_mask`, (n, tokens), for a U-Net. Each caption, and "", is encoded once.
-
-    Args:
-        captions (`Iterable[str]`): All captions that will be asked for.
-        tokenizer, text_encoder: Of transformers.
-
-    Attributes:
-        fingerprint (`str`): Hash of captions, tokenizer and text encoder.
+    `encoder_attention_mask`, (n, tokens), for a U-Net. All captions that will be asked for, and "", are encoded once.
+    The `fingerprint` is a hash of captions, tokenizer and text encoder.
     """
 
     def __init__(self, captions: Iterable[str], tokenizer, text_encoder):

@@ -1,5 +1,6 @@
 """Decodes one image from a file or a row."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -20,21 +21,19 @@ def open_image(entry) -> Image.Image | np.ndarray:
     `float32` (C, H, W)."""
     if isinstance(entry, np.ndarray):
         return _values(entry)
-    if isinstance(entry, dict) and (entry["path"] or "").endswith(".npy"):
-        if entry["bytes"] is not None:
-            return _values(np.load(io.BytesIO(entry["bytes"]), allow_pickle=False))
-        return _values(np.load(entry["path"], mmap_mode="r", allow_pickle=False))
     if isinstance(entry, Image.Image):
         image = entry
     elif entry is None or entry["bytes"] is entry["path"] is None:
         raise ValueError("the row holds no image")
-    elif entry["bytes"] is not None:
-        image = Image.open(io.BytesIO(entry["bytes"]))
-    elif "://" in entry["path"]:  # in an archive
-        with fsspec.open(entry["path"]) as file:
-            image = Image.open(io.BytesIO(file.read()))
     else:
-        image = Image.open(entry["path"])
+        path = entry["path"] or ""
+        file = path if entry["bytes"] is None else io.BytesIO(entry["bytes"])
+        if path.endswith(".npy"):
+            return _values(np.load(file, mmap_mode="r" if file is path else None, allow_pickle=False))
+        if file is path and "://" in path:  # in an archive
+            with fsspec.open(path) as archived:
+                file = io.BytesIO(archived.read())
+        image = Image.open(file)
     if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO is a photo with others beside it
         frames = image.n_frames
         image.close()
@@ -74,8 +73,7 @@ class Properties(NamedTuple):
 
 
 def inspect(entry, decode: bool = False) -> Properties:
-    """The properties of an image, from its header alone except for palettes and measured values, or from all of it if
-    `decode`."""
+    """The properties of an image, from its header alone (except for palettes and measured values) unless `decode`."""
     image = open_image(entry)
     if isinstance(image, np.ndarray):
         return Properties(*image.shape[1:], measured_channels=len(image))
@@ -94,29 +92,21 @@ def inspect(entry, decode: bool = False) -> Properties:
 
 def summary(pixels: np.ndarray) -> tuple[str, list | None]:
     """The hash of the pixels, and the lowest and highest value of each channel of measured values."""
-    ranges = None
-    if pixels.dtype != np.uint8:
-        ranges = np.stack([pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2))], axis=1).tolist()
+    is_measured = pixels.dtype != np.uint8
+    ranges = np.stack([pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2))], axis=1).tolist() if is_measured else None
     return hashlib.blake2b(pixels, digest_size=16).hexdigest(), ranges
 
 
 class InspectionCache:
-    """
-    Results of functions of images, kept from run to run in the cache folder of `datasets`. An image is recognised by
-    its file, time and size, or by its content.
-
-    Args:
-        name (`str`): The name of the data set.
-    """
+    """Results of functions of the images of a data set, kept from run to run in the cache folder of `datasets`. An
+    image is recognised by its file, time and size, or by its content."""
 
     def __init__(self, name: str):
         place = hashlib.blake2b(os.path.abspath(name).encode(), digest_size=8).hexdigest()
         self._file = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", f"{place}.json")
         self._used, self._known = {}, {}
-        try:
+        with contextlib.suppress(OSError, ValueError):  # no file, or half a file
             self._known = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # no file, or half a file
-            pass
 
     def __call__(self, what: str, function: Callable, entry):
         """`function(entry)`, or its result for the same image in an earlier run."""
@@ -135,10 +125,8 @@ class InspectionCache:
         """Writes the results that this run has used."""
         if self._used == self._known:
             return
-        try:
+        with contextlib.suppress(OSError):  # on a full disk the next run decodes again
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False, encoding="utf-8") as file:
                 json.dump(self._used, file)
             os.replace(file.name, self._file)
-        except OSError:  # on a full disk the next run decodes again
-            pass

@@ -1,4 +1,4 @@
-"""Encodes rows by a frozen model once, as long as rows and model stay the same."""
+"""Encodes rows by a frozen model once."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,10 +13,8 @@ from hf_genmod.processes import processes
 def encode_once(
     rows: dict[str, list], encode: Callable[[dict], dict], feature: datasets.List, kind: str, key: str, batch_size: int
 ) -> datasets.Dataset:
-    """
-    The column "encoded", which `encode` returns for batches of rows: computed by the main process, or read from the
-    file `key` in the folder `kind` of the cache of `datasets`. The key is a hash of all that the result depends on.
-    """
+    """The column "encoded", which `encode` returns for batches of rows: computed by the main process, or read from the
+    file `key` in the folder `kind` of the cache of `datasets`. The key is a hash of all that the result depends on."""
     folder = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", kind)
     folder.mkdir(parents=True, exist_ok=True)
     with processes().main_process_first():

@@ -2,7 +2,7 @@
 
 import copy
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -15,45 +15,38 @@ _CHUNK = 64  # images that a thread holds at once
 
 
 class Entries:
-    """
-    The images of a data set before they are decoded: images of Pillow, arrays, or `{"bytes", "path"}`, either of which
-    may be `None`.
-
-    Args:
-        source (`datasets.Dataset` or `list[PIL.Image.Image]`): The images, see [`PictureDataset`].
-        name (`str`): What errors call the source.
-    """
+    """Images of Pillow, arrays, or `{"bytes", "path"}`, either of which may be `None`; arguments as of
+    [`PictureDataset`]."""
 
     def __init__(self, source: datasets.Dataset | list[Image.Image], name: str):
-        self._is_list, self._is_array = isinstance(source, list), False
-        if not self._is_list:
+        self._is_array = False
+        if not isinstance(source, list):
             self._is_array = isinstance(source.features["image"], ARRAYS)
             source = source.select_columns("image").with_format("numpy" if self._is_array else "arrow")
-        self._source, self._name = source, name
-        self._rows = range(len(source))  # of the source as it was given
+        self._source, self._name, self._rows = source, name, range(len(source))
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._rows)
 
     def select(self, indices: list[int]) -> "Entries":
         """Some of the entries, which errors still call by their row of the source."""
         part = copy.copy(self)
         part._rows = [self._rows[i] for i in indices]
-        part._source = [self._source[i] for i in indices] if self._is_list else self._source.select(indices)
         return part
 
     def _read(self, indices: Sequence[int]) -> list:
-        if self._is_list:
-            return [self._source[i] for i in indices]
-        entries = self._source[indices]["image"]
+        rows = [self._rows[i] for i in indices]
+        if isinstance(self._source, list):
+            return [self._source[row] for row in rows]
+        entries = self._source[rows]["image"]
         return entries if self._is_array else entries.to_pylist()
 
     def apply(self, function: Callable, indices: Sequence[int]) -> tuple[list, list[str]]:
-        """`function(entry)` of each index, `None` for images that cannot be used, and what is wrong with these."""
+        """`function(index, entry)` of each index, `None` for images that cannot be used, and their errors."""
         results, unusable = [], []
         for index, entry in zip(indices, self._read(indices), strict=True):
             try:
-                results.append(function(entry))
+                results.append(function(index, entry))
             except Exception as error:  # Pillow raises nearly every type of error on broken files
                 if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.ENOENT):
                     raise  # not the fault of the image
@@ -63,23 +56,21 @@ class Entries:
                 unusable.append(f"{self._where(index, entry)}: {reason}")
         return results, unusable
 
-    def apply_to_all(
-        self, function: Callable, description: str, unusable: list[str], num_threads: int = 1
-    ) -> Iterator:
-        """`function(entry)` of each image in order, or `None`; what is wrong with an image is added to `unusable`."""
-        chunks = [range(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)]
-        with (
-            ThreadPoolExecutor(num_threads) as threads,
-            tqdm(total=len(self), desc=description, unit=" images", disable=None) as progress,
-        ):
-            for results, new in threads.map(lambda chunk: self.apply(function, chunk), chunks):
-                unusable += new
-                yield from results
-                progress.update(len(results))
+    def apply_to_all(self, function: Callable, description: str, num_threads: int) -> tuple[list, list[str]]:
+        """`apply` to all indices, by threads and with a progress bar."""
+        results, unusable = [], []
+        chunks = [range(len(self))[i : i + _CHUNK] for i in range(0, len(self), _CHUNK)]
+        progress = tqdm(total=len(self), desc=description, unit=" images", disable=None)
+        with ThreadPoolExecutor(num_threads) as threads, progress:
+            for some, their_errors in threads.map(lambda chunk: self.apply(function, chunk), chunks):
+                results += some
+                unusable += their_errors
+                progress.update(len(some))
+        return results, unusable
 
     def where(self, index: int) -> str:
         """Where an image comes from: its file, or its row."""
-        return self._where(index, None if self._is_list or self._is_array else self._read([index])[0])
+        return self._where(index, self._read([index])[0])
 
     def _where(self, index: int, entry) -> str:
         is_file = isinstance(entry, dict) and entry["bytes"] is None and entry["path"]
@@ -88,9 +79,8 @@ class Entries:
     def refuse(self, unusable: list[str]) -> None:
         """Raises a `ValueError` if there are images that cannot be used."""
         if unusable:
-            more = f"; and {len(unusable) - 5} more" if len(unusable) > 5 else ""
+            reasons = "; ".join(unusable[:5]) + (f"; and {len(unusable) - 5} more" if len(unusable) > 5 else "")
             raise ValueError(
                 f"{len(unusable)} of the {len(self)} images of {self._name} cannot be used; repair or remove "
-                f"{'it' if len(unusable) == 1 else 'them'}, or leave such out with --on_bad_image skip: "
-                f"{'; '.join(unusable[:5])}{more}"
+                f"{'it' if len(unusable) == 1 else 'them'}, or leave such out with --on_bad_image skip: {reasons}"
             )

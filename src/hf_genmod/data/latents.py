@@ -28,7 +28,6 @@ class LatentDataset(LabelledDataset):
         mirrored (`bool`): Whether to encode the mirror image of each image, too.
 
     Attributes:
-        vae (`ModelMixin`): The autoencoder.
         resolution (`tuple[int, int]`), channels (`int`): (h, w) and c of the latents.
         fingerprint (`str`): Hash of images, autoencoder and `mirrored`.
 
@@ -64,8 +63,8 @@ class LatentDataset(LabelledDataset):
         return len(self.pictures)
 
     def __getitems__(self, indices: Sequence[int]) -> dict:
-        """A batch: "posteriors", `float32` (n, variants, 2, c, h, w), the standardised μ and σ of each image and of
-        its mirror image, and where there are any, "class_labels", `int64` (n,), and "captions", a list."""
+        """A batch as of [`PictureDataset`], but with "posteriors" for "images": `float32` (n, variants, 2, c, h, w),
+        the standardised μ and σ of each image and of its mirror image."""
         indices = torch.as_tensor(indices).tolist()
         mean, std = self._posteriors[indices]["encoded"].unflatten(1, self._shape).unbind(2)
         scale, shift = self.vae.config.scaling_factor, self.vae.config.get("shift_factor") or 0.0
@@ -81,14 +80,13 @@ class LatentDataset(LabelledDataset):
         return posteriors[:, 0, 0] if rng is None else draw_latents(posteriors, rng, augment.mirror)
 
     def joined(self, batch: dict, x_0: torch.Tensor) -> dict:
-        """The posteriors of a batch, followed by those of latents given as x_0, without variance, as `x_0` takes
-        them."""
+        """A batch of the posteriors of another, followed by latents given as x_0, which have no variance."""
         posteriors = batch["posteriors"]
         known = torch.stack([x_0, torch.zeros_like(x_0)], dim=1)[:, None]  # (m, 1, 2, c, h, w)
         return {"posteriors": torch.cat([posteriors, known.expand(-1, posteriors.shape[1], -1, -1, -1, -1)])}
 
     def check_augmentation(self, augment: Augmentation) -> None:
-        """Raises a `ValueError` for an augmentation that needs images which were not encoded."""
+        """Raises a `ValueError` for an augmentation that needs other images than those encoded."""
         if augment.mirror and not self.mirrored:
             raise ValueError("horizontal_flip: the mirrored images were not encoded; encode them as well")
         if augment.max_shift:
@@ -118,8 +116,7 @@ def with_statistics(vae: ImageAutoencoder, pictures: PictureDataset, count: int 
     them and, where the autoencoder has no other prior, a Gaussian fitted to them."""
     vae = copy.deepcopy(vae).eval()
     indices = torch.arange(0, len(pictures), -(-len(pictures) // count))
-    parts = [encode(vae, pictures.x_0(part)) for part in indices.split(_batch_size(pictures))]
-    posteriors = torch.cat(parts)  # (n, 2, c, h, w)
+    posteriors = torch.cat([encode(vae, pictures.x_0(part)) for part in indices.split(_batch_size(pictures))])
     _standardise(vae, [posteriors])
     if not vae.has_standard_prior:
         vae.fit_prior(posteriors[:, 0])
@@ -153,19 +150,18 @@ def _standardise(vae: ModelMixin, parts: Iterable[torch.Tensor]) -> None:
 
 
 def _check_fit(pictures: PictureDataset, vae: ModelMixin) -> None:
-    if pictures.channels != vae.config.in_channels:
+    channels, (height, width) = vae.config.in_channels, pictures.resolution
+    if pictures.channels != channels:
         raise ValueError(
-            f"vae: it takes images of {vae.config.in_channels} channels, and these have {pictures.channels}; train "
-            f"one for them, or give --channels {vae.config.in_channels}"
+            f"vae: it takes images of {channels} channels, and these have {pictures.channels}; train one for them, or "
+            f"give --channels {channels}"
         )
     if hasattr(vae, "check_size"):
         vae.check_size(pictures.resolution)
         return
     factor = 2 ** (len(vae.config.block_out_channels) - 1)  # diffusers would cut off the rest
-    if any(length % factor for length in pictures.resolution):
-        fitting = "x".join(str(-(-length // factor) * factor) for length in pictures.resolution)
-        height, width = pictures.resolution
+    if height % factor or width % factor:
         raise ValueError(
             f"vae: it needs a height and width that {factor} divides, and these images are {height}x{width}; give "
-            f"--resolution {fitting}, for example"
+            f"--resolution {-(-height // factor) * factor}x{-(-width // factor) * factor}, for example"
         )

@@ -1,8 +1,4 @@
-"""`load_pictures`: any source of images as a `PictureDataset`.
-
-dataset = load_pictures("path/to/folder", resolution=64)
-dataset[0]["images"]  # uint8, (C, 64, 64)
-"""
+"""`load_pictures("path/to/folder", resolution=64)`: any source of images as a `PictureDataset`."""
 
 import re
 from collections.abc import Sequence
@@ -42,9 +38,9 @@ def load_pictures(
             captions in metadata.jsonl or metadata.csv, of .npy files in class folders or not, or of parquet files; a
             parquet file; a folder written by `save_to_disk`; an id on the Hub; or a data set that is loaded already.
         split (`str`): Every data set has "train", some have others. For "shapes", "test" holds 2048 other images.
-        resolution (`int`, `str` or `tuple[int, int]`, *optional*): Side, (height, width) or "HxW"; see
-            [`PictureDataset`]. For "shapes" 32 by default.
-        channels (`int`, *optional*): See [`PictureDataset`].
+        resolution (`int`, `str` or `tuple[int, int]`, *optional*): Side, (height, width) or "HxW", by default 32 for
+            "shapes".
+        channels, in_memory, on_bad_image: See [`PictureDataset`], and for `resolution` too.
         image_column (`str`, *optional*): By default the only column of images.
         label_column (`str`, *optional*): Column of class labels, integers or strings; the classes are the sorted
             values that occur in any split. By default the only `ClassLabel` column, or "label", "labels" or "class";
@@ -52,9 +48,7 @@ def load_pictures(
         caption_column (`str`, *optional*): Column with a string or a list of strings for each image. By default
             "text", "caption" or "captions".
         config_name (`str`, *optional*): The configuration of a data set on the Hub that has several.
-        in_memory (`bool`, *optional*), on_bad_image (`str`): See [`PictureDataset`].
-        require_labels (`bool`): Whether a data set without labels is an error.
-        require_captions (`bool`): Whether a data set without captions is an error.
+        require_labels, require_captions (`bool`): Whether a data set without them is an error.
         limit (`int`, *optional*): How many images to take, at even distances.
 
     Raises:
@@ -71,9 +65,8 @@ def load_pictures(
         rows = [dataset[i] for i in tqdm(_at_even_distances(len(dataset), limit), "Drawing images", disable=None)]
         labels = torch.tensor([row["label"] for row in rows]) if dataset.label_names else None
         pictures, captions = [row["image"] for row in rows], [row["caption"] for row in rows]
-        return PictureDataset(
-            pictures, "shapes", size, channels, labels, dataset.label_names or None, captions, in_memory
-        )
+        label_names = dataset.label_names or None
+        return PictureDataset(pictures, "shapes", size, channels, labels, label_names, captions, in_memory)
 
     splits, name = find_splits(dataset, config_name)
     rows = _split(splits, split, name)
@@ -97,13 +90,12 @@ def _at_even_distances(count: int, limit: int | None) -> Sequence[int]:
 
 
 def _height_width(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
-    sides = resolution
+    sides = [resolution] if isinstance(resolution, int) else resolution
     if isinstance(sides, str):
         sides = [int(side) if side.strip().isdecimal() else 0 for side in sides.lower().split("x")]
-    sides = (sides,) if isinstance(sides, int) else tuple(sides)
     if len(sides) not in (1, 2) or min(sides) < 1:
         raise ValueError(f"resolution: {resolution!r} is neither a number of pixels nor HEIGHTxWIDTH, such as 64x48")
-    return (sides[0], sides[-1])
+    return sides[0], sides[-1]
 
 
 def _split(splits: dict, split: str, name: str):
@@ -117,10 +109,8 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
     if column is None:
         images = [key for key, feature in rows.features.items() if isinstance(feature, (datasets.Image, *ARRAYS))]
         if len(images) != 1:
-            raise ValueError(
-                f"{name}: {len(images)} of its columns ({', '.join(rows.column_names)}) are known to hold images; "
-                f"choose one with --image_column"
-            )
+            counted = f"{len(images)} of its columns ({', '.join(rows.column_names)})"
+            raise ValueError(f"{name}: {counted} are known to hold images; choose one with --image_column")
         column = images[0]
     pictures = rows.select_columns(column)
     try:
@@ -142,11 +132,10 @@ def _labels(
     if column is None:
         if required:
             raise ValueError(
-                f"{name}: none of its columns ({', '.join(rows.column_names)}) is known to hold class labels; name "
-                f"one with --label_column, or sort the images into two or more class folders, all at one depth"
+                f"{name}: none of its columns ({', '.join(rows.column_names)}) is known to hold class labels; give "
+                "--label_column, or sort the images into two or more class folders, all at one depth"
             )
         return None, None
-
     feature, values = rows.features[column], column_of(rows, column).to_pylist()
     dtype = getattr(feature, "dtype", type(feature).__name__)
     if isinstance(feature, datasets.ClassLabel):
@@ -176,11 +165,9 @@ def _captions(rows: datasets.Dataset, name: str, column: str | None, required: b
     feature = rows.features.get(column)
     if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string"):
         if required:
-            where = repr(column) if column else "its columns"
-            raise ValueError(
-                f"{name}: no captions (strings or lists of strings) in {where}; choose one of "
-                f"{', '.join(rows.column_names)} with --caption_column"
-            )
+            columns = ", ".join(rows.column_names)
+            missing = f"no captions (strings or lists of strings) in {repr(column) if column else 'its columns'}"
+            raise ValueError(f"{name}: {missing}; choose one of {columns} with --caption_column")
         return None
     captions = column_of(rows, column).to_pylist()
     missing = [i for i, caption in enumerate(captions) if caption is None or caption == []]

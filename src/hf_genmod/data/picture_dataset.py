@@ -25,9 +25,9 @@ class PictureDataset(LabelledDataset):
     """
     Images of one size as `uint8` (n, C, H, W), with labels and captions where there are any.
 
-    Every image is decoded once at the start, so that an unreadable image is found before training and not hours into
-    it. The pixels are then kept if memory allows, else decoded again on access; both give the same bits. What was
-    found out about a file is remembered for the next time, until the time or size of the file changes.
+    Every image is decoded once at the start, so that an unreadable image is found before training. The pixels are then
+    kept if memory allows, else decoded again on access; both give the same bits. What was found out about a file is
+    remembered for the next time, until the time or size of the file changes.
 
     Measured values, of more than 8 bits or of other than the usual channels, are `float32`. The range of each channel
     in the whole data set (`value_range`) is mapped to [-1, 1].
@@ -63,6 +63,7 @@ class PictureDataset(LabelledDataset):
     """
 
     vae = None  # as that of `LatentDataset`
+    value_range = None
     may_have_been_trained_on = False
 
     def __init__(
@@ -80,10 +81,9 @@ class PictureDataset(LabelledDataset):
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"on_bad_image: {on_bad_image!r} is neither 'error' nor 'skip'")
         self.name, self.labels, self.label_names, self.captions = name, labels, label_names, captions
-        self._entries, self.skipped, skip_bad = Entries(source, name), [], on_bad_image == "skip"
-        cache = InspectionCache(name)
+        self._entries, self._scale, self.images = Entries(source, name), resolution is not None, None
+        cache, skip_bad = InspectionCache(name), on_bad_image == "skip"
         self._inspect_all(cache, skip_bad)
-        self._scale = resolution is not None
         self.resolution = resolution or self._common_size()
         self.channels = self._number_of_channels(channels)
         hashes = self._decode_all(cache, in_memory, skip_bad)
@@ -96,17 +96,17 @@ class PictureDataset(LabelledDataset):
         """Finds the properties of the images; those that cannot be read are refused or left out."""
 
         def inspect_all(decode: bool):
-            function, unusable = functools.partial(inspect, decode=decode), []
-            cached = functools.partial(cache, f"decoded {decode}", function)
-            threads = os.cpu_count() if decode else 1
-            return list(self._entries.apply_to_all(cached, "Inspecting images", unusable, threads)), unusable
+            kind, function = f"decoded {decode}", functools.partial(inspect, decode=decode)
+            num_threads = os.cpu_count() if decode else 1
+            return self._entries.apply_to_all(
+                lambda _, entry: cache(kind, function, entry), "Inspecting images", num_threads
+            )
 
         # An image that is left out must not influence the size and channels of the others: decode at once.
-        found, unusable = inspect_all(decode=skip_bad)
-        if unusable and not skip_bad:
-            found, unusable = inspect_all(decode=True)  # so that the error names all of them
-            self._entries.refuse(unusable)
-        self.skipped = unusable
+        found, self.skipped = inspect_all(decode=skip_bad)
+        if self.skipped and not skip_bad:
+            found, self.skipped = inspect_all(decode=True)  # so that the error names all of them
+            self._entries.refuse(self.skipped)
         self.properties = [properties and Properties(*properties) for properties in found]
         self._keep([index for index, properties in enumerate(found) if properties is not None])
 
@@ -122,25 +122,23 @@ class PictureDataset(LabelledDataset):
 
     def _number_of_channels(self, wanted: int | None) -> int:
         measured = [properties.measured_channels for properties in self.properties]
-        if any(measured):
-            kinds = {number: measured.index(number) for number in sorted(set(measured))}
-            if len(kinds) > 1:
-                (one, first), (other, second) = list(kinds.items())[:2]
-                kind = f"{one} channels" if one else "8 bits"
-                raise ValueError(
-                    f"the images of {self.name} are of several kinds: {self.where(first)} of {kind}, "
-                    f"{self.where(second)} of {other} channels of measured values; keep one kind"
-                )
-            if wanted not in (None, measured[0]):
-                raise ValueError(
-                    f"{self.name}: it holds measured values of {measured[0]} channels, which stay as they are and "
-                    f"cannot become {wanted}"
-                )
-            return measured[0]
-        if wanted not in (None, *MODES):
+        first_of = {number: measured.index(number) for number in sorted(set(measured))}
+        if len(first_of) > 1:
+            (one, first), (other, second) = list(first_of.items())[:2]
+            kind = f"{one} channels" if one else "8 bits"
+            raise ValueError(
+                f"the images of {self.name} are of several kinds: {self.where(first)} of {kind}, "
+                f"{self.where(second)} of {other} channels of measured values; keep one kind"
+            )
+        if measured[0] and wanted not in (None, measured[0]):
+            raise ValueError(
+                f"{self.name}: it holds measured values of {measured[0]} channels, which stay as they are and cannot "
+                f"become {wanted}"
+            )
+        if not measured[0] and wanted not in (None, *MODES):
             raise ValueError(f"channels: {wanted} is none of 1 (grey), 2 (grey, alpha), 3 (RGB) and 4 (RGBA)")
         has_color, has_alpha = (any(getattr(p, name) for p in self.properties) for name in ("has_color", "has_alpha"))
-        return wanted or (3 if has_color else 1) + has_alpha
+        return measured[0] or wanted or (3 if has_color else 1) + has_alpha
 
     def _decode_all(self, cache: InspectionCache, in_memory: bool | None, skip_bad: bool) -> list[str]:
         """Decodes each image once, sets `images` and `value_range`, and returns the hash of each image."""
@@ -148,32 +146,24 @@ class PictureDataset(LabelledDataset):
         dtype = torch.float32 if is_measured else torch.uint8
         if in_memory is None:
             in_memory = len(self) * math.prod(shape) * dtype.itemsize < psutil.virtual_memory().available / 4
-        images = torch.empty((len(self), *shape) if in_memory else 0, dtype=dtype)
+        self.images = torch.empty((len(self), *shape), dtype=dtype) if in_memory else None
 
-        def decode(entry):
-            if in_memory:
-                pixels = self._decode(entry)
-                return pixels, summary(pixels)
-            return None, cache(f"{shape} {self._scale}", lambda entry: summary(self._decode(entry)), entry)
+        def decode(index, entry):
+            if not in_memory:
+                return cache(f"{shape} {self._scale}", lambda entry: summary(self._decode(entry)), entry)
+            pixels = self._decode(entry)
+            self.images.numpy()[index] = pixels
+            return summary(pixels)
 
         # Pillow releases the lock of the interpreter while it decodes; with small images threads only wait for it.
         num_pixels = sum(properties.height * properties.width for properties in self.properties)
         num_threads = os.cpu_count() if num_pixels >= 64 * 64 * len(self) else 1
-        usable, hashes, ranges, unusable = [], [], [], []
-        results = self._entries.apply_to_all(decode, "Decoding images", unusable, num_threads)
-        for index, result in enumerate(results):
-            if result is not None:
-                pixels, (digest, value_range) = result
-                if in_memory:
-                    images.numpy()[len(usable)] = pixels
-                usable.append(index)
-                hashes.append(digest)
-                ranges.append(value_range)
+        summaries, unusable = self._entries.apply_to_all(decode, "Decoding images", num_threads)
         if not skip_bad:
             self._entries.refuse(unusable)
         self.skipped += unusable
-        self._keep(usable)
-        self.images, self.value_range = images[: len(self)] if in_memory else None, None
+        self._keep([index for index, result in enumerate(summaries) if result is not None])
+        hashes, ranges = zip(*filter(None, summaries), strict=True)
         if is_measured:
             low, high = np.array(ranges).transpose(2, 0, 1)  # (n, C) each
             self.value_range = {"low": low.min(axis=0).tolist(), "high": high.max(axis=0).tolist()}
@@ -187,6 +177,7 @@ class PictureDataset(LabelledDataset):
             return
         self._entries = self._entries.select(indices)
         self.properties = [self.properties[i] for i in indices]
+        self.images = None if self.images is None else self.images[indices]
         self.labels = None if self.labels is None else self.labels[indices]
         self.captions = None if self.captions is None else [self.captions[i] for i in indices]
 
@@ -195,10 +186,8 @@ class PictureDataset(LabelledDataset):
         class its share, but never the last of a class."""
         num_kept = 1 if self.labels is None else len(self.labels.unique())
         if not 0 < count <= len(self) - num_kept:
-            raise ValueError(
-                f"{self.name}: {count} of its {len(self)} images cannot be held out without emptying a class; "
-                "collect more"
-            )
+            reason = "cannot be held out without emptying a class; collect more"
+            raise ValueError(f"{self.name}: {count} of its {len(self)} images {reason}")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         if self.labels is not None:
             labels, by_class = self.labels[order], self.labels[order].argsort(stable=True)
@@ -209,9 +198,7 @@ class PictureDataset(LabelledDataset):
             order = order[share.argsort(stable=True)]
         held_out = copy.copy(self)
         for part, indices, role in ((held_out, order[:count], "held"), (self, order[count:], "kept")):
-            indices = indices.sort().values
-            part._keep(indices.tolist())
-            part.images = None if part.images is None else part.images[indices]
+            part._keep(indices.sort().values.tolist())
             part.fingerprint = f"{part.fingerprint}-{role}-{len(indices)}-{seed}"
         held_out.may_have_been_trained_on = True
         return held_out
@@ -230,7 +217,7 @@ class PictureDataset(LabelledDataset):
         if self.images is not None:
             images = self.images[indices]
         else:
-            decoded, unusable = self._entries.apply(self._decode, indices)
+            decoded, unusable = self._entries.apply(lambda _, entry: self._decode(entry), indices)
             self._entries.refuse(unusable)  # it was usable at the start
             images = torch.from_numpy(np.stack(decoded))
         if self.value_range is not None:
@@ -244,17 +231,8 @@ class PictureDataset(LabelledDataset):
     def x_0(
         self, batch: dict | Sequence[int], rng: BatchRandom | None = None, augment: Augmentation = Augmentation()
     ) -> torch.Tensor:
-        """
-        The images of a batch as the models see them.
-
-        Args:
-            batch (`dict` or `Sequence[int]`): What `__getitems__` returned, on any device, or indices.
-            rng ([`BatchRandom`], *optional*): The random numbers of the augmentation; without them there is none.
-            augment ([`Augmentation`]): How the images are varied.
-
-        Returns:
-            `torch.Tensor`: `float32` in [-1, 1], (n, C, H, W).
-        """
+        """The images of a batch as the models see them, `float32` in [-1, 1], (n, C, H, W). The batch is what
+        `__getitems__` returned, on any device, or indices; without the random numbers there is no augmentation."""
         x_0 = to_model_range((batch if isinstance(batch, dict) else self.__getitems__(batch))["images"])
         if rng is not None and augment.mirror:
             x_0 = flip(x_0, rng)

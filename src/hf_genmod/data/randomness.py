@@ -20,11 +20,9 @@ import torch.nn.functional as F
 
 
 class _Philox:
-    """Random numbers of a seed and a stream, as functions of a counter, e.g. (draw, step, position).
-
-    Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a function of a key of 128 bits and a
-    counter of 256 bits, whose lowest quarter counts the numbers: no hashing of seeds, and no overlap of streams.
-    """
+    """Random numbers of a seed and a stream as functions of a counter such as (draw, step, position). Philox (Salmon
+    et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a function of a key of 128 bits and a counter of 256
+    bits, whose lowest quarter counts the numbers: no seeds are hashed, and streams do not overlap."""
 
     def __init__(self, seed: int, stream: bytes):
         key = np.array([seed % 2**64, int.from_bytes(stream, "big")], dtype=np.uint64)
@@ -42,14 +40,9 @@ class _Philox:
 def batch_positions(
     batch_size: int, micro_step: int = 0, accumulation: int = 1, process_index: int = 0, num_processes: int = 1
 ) -> torch.Tensor:
-    """
-    Positions in the global batch of one micro-batch, `int64` (batch_size / accumulation / num_processes,).
-
-    They are interleaved, so that each micro-batch has its even share of `BatchRandom.stratified`.
-
-    Raises:
-        ValueError: If the batch cannot be shared evenly.
-    """
+    """Positions in the global batch of one micro-batch, `int64` (batch_size / accumulation / num_processes,). They are
+    interleaved, so that each micro-batch has its even share of `BatchRandom.stratified`. Raises a `ValueError` if the
+    batch cannot be shared evenly."""
     parts = accumulation * num_processes
     if batch_size < 1 or batch_size % parts:
         raise ValueError(
@@ -61,8 +54,8 @@ def batch_positions(
 
 class GlobalBatchSampler(torch.utils.data.Sampler):
     """
-    The indices of this process's micro-batches, without end, for `DataLoader(batch_sampler=...)`; not to be prepared
-    by Accelerate.
+    The indices of this process's micro-batches, without end, for `DataLoader(batch_sampler=...)`. Accelerate must not
+    prepare it.
 
     Place g = step · batch_size + position of the endless sequence shows image π_e(g mod n), e = ⌊g / n⌋, where the
     permutation π_e of the n images derives from (seed, e): every image occurs once in each epoch, and a step's batch
@@ -71,7 +64,6 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
     Args:
         num_pictures (`int`): n; may be less than a batch.
         batch_size (`int`): Images in an optimizer step, over all processes and gradient accumulation steps.
-        seed (`int`): Seed of the run.
         start_step (`int`): The first optimizer step; to resume, the number of steps done.
         process_index, num_processes, gradient_accumulation_steps (`int`): See `batch_positions`.
 
@@ -91,22 +83,21 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
     ):
         if num_pictures < 1:
             raise ValueError(f"num_pictures: {num_pictures} is not positive; there is nothing to sample")
-        self.num_pictures, self.batch_size, self.seed = num_pictures, batch_size, seed
-        self.start_step = start_step
+        self.num_pictures, self.batch_size, self.seed, self.start_step = num_pictures, batch_size, seed, start_step
         self.positions = [
             batch_positions(batch_size, micro_step, gradient_accumulation_steps, process_index, num_processes).numpy()
             for micro_step in range(gradient_accumulation_steps)
         ]
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = functools.lru_cache(2)(self._order)
+        @functools.lru_cache(2)
+        def order(epoch):
+            return _Philox(self.seed, b"order").at(0, 0, epoch).permutation(self.num_pictures)
+
         for step in itertools.count(self.start_step):
             for positions in self.positions:
                 epochs, places = np.divmod(step * self.batch_size + positions, self.num_pictures)
                 yield [int(order(epoch)[place]) for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return _Philox(self.seed, b"order").at(0, 0, epoch).permutation(self.num_pictures)
 
 
 class BatchRandom:
@@ -118,8 +109,6 @@ class BatchRandom:
     the device: all are drawn in fp32 on the CPU.
 
     Args:
-        seed (`int`): Seed of the run.
-        step (`int`): Optimizer step.
         positions (`torch.Tensor` or `Sequence[int]`): (n,), from `batch_positions`.
         batch_size (`int`): Of the global batch.
         device (`torch.device` or `str`): Where the numbers go.
@@ -133,9 +122,7 @@ class BatchRandom:
         batch_size: int,
         device: torch.device | str = "cpu",
     ):
-        self.positions = torch.as_tensor(positions).cpu()
-        self.batch_size = batch_size
-        self.device = device
+        self.positions, self.batch_size, self.device = torch.as_tensor(positions).cpu(), batch_size, device
         self._philox, self._step, self._num_draws = _Philox(seed, b"step"), step, 0
 
     def __len__(self) -> int:
@@ -166,15 +153,10 @@ class BatchRandom:
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How a data set varies its images in training.
+    """How a data set varies its images in training."""
 
-    Args:
-        mirror (`bool`): Whether each image is mirrored left to right with probability 1/2.
-        max_shift (`int`): By how many pixels at most each image is moved along each axis.
-    """
-
-    mirror: bool = False
-    max_shift: int = 0
+    mirror: bool = False  # each image left to right with probability 1/2
+    max_shift: int = 0  # by how many pixels at most each image is moved along each axis
 
 
 def flip(images: torch.Tensor, rng: BatchRandom) -> torch.Tensor:
@@ -184,15 +166,13 @@ def flip(images: torch.Tensor, rng: BatchRandom) -> torch.Tensor:
 
 
 def shift(images: torch.Tensor, rng: BatchRandom, max_shift: int) -> torch.Tensor:
-    """Moves each image of (n, C, H, W) by up to `max_shift` pixels along each axis; the gap repeats the edge of the
-    image."""
+    """Moves each image of (n, C, H, W) by up to `max_shift` pixels along each axis; the gap repeats its edge."""
     corners = ((2 * max_shift + 1) * rng.uniform(2)).long().tolist()  # (n, 2)
     return cut(F.pad(images, [max_shift] * 4, mode="replicate"), corners, images.shape[2:])
 
 
 def cut(images: torch.Tensor, corners: list[tuple[int, int]], size: tuple[int, int]) -> torch.Tensor:
-    """Crops each image of (n, C, H, W) to `size`, (height, width), with its upper left pixel at its corner, (top,
-    left)."""
+    """Crops each image of (n, C, H, W) to `size`, (height, width), from its corner, (top, left), on."""
     height, width = size
     parts = zip(images, corners, strict=True)
     return torch.stack([image[:, top : top + height, left : left + width] for image, (top, left) in parts])

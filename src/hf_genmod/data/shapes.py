@@ -45,14 +45,12 @@ _DISTANCE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "cross": lambda x, y: np.maximum(_box(x, y, 0.3, 1), _box(x, y, 1, 0.3)),
     "star": _star,
     "heart": lambda x, y: np.maximum(  # a square on its corner, and a disc on either of its upper sides
-        0.586 - (abs(x) + abs(y - 0.086)) / math.sqrt(2),
-        _disc(abs(x) - 0.414, y + 0.328, 0.586),
+        0.586 - (abs(x) + abs(y - 0.086)) / math.sqrt(2), _disc(abs(x) - 0.414, y + 0.328, 0.586)
     ),
     "crescent": lambda x, y: np.minimum(_disc(x, y, 1), -_disc(x - 0.6, y, 0.8)),
 }
 
 SHAPES = tuple(_DISTANCE)
-
 
 # The colors are near the eight corners of the RGB cube, as far as possible from each other and from the grey ground.
 COLORS = {
@@ -68,41 +66,25 @@ COLORS = {
 
 BACKGROUND = (128, 128, 128)
 
-
 # Half the side of the square around an object, by the number of objects of the scene.
 RADII = {1: {"small": 0.22, "large": 0.3}, 2: {"small": 0.13, "large": 0.2}}
-
 SIZES = ("small", "large")
-
 MIN_RESOLUTION = 16
 
-_LABEL_NAMES = {
-    "shape": list(SHAPES),
-    "shape_color": [f"{color} {shape}" for shape in SHAPES for color in COLORS],
-    None: [],
-}
-
+_COLORED_SHAPES = [f"{color} {shape}" for shape in SHAPES for color in COLORS]
+_LABEL_NAMES = {"shape": list(SHAPES), "shape_color": _COLORED_SHAPES, None: []}
 _GAP = 0.06  # smallest distance of two objects along x or y; half of it is that of an object to the border
-
 _SAMPLES = 2  # points per pixel and axis at which the distance from an outline is taken
 
 
 @dataclass(frozen=True)
 class Object:
-    """One object of a scene.
-
-    Args:
-        shape (`str`): One of `SHAPES`.
-        color (`str`): One of `COLORS`.
-        size (`str`): One of `SIZES`.
-        center (`tuple[float, float]`): (x, y) of the middle of the square around the object, in units of the image's
-            shorter side, from the top left corner.
-    """
+    """One object of a scene; its names are of `SHAPES`, `COLORS` and `SIZES`."""
 
     shape: str
     color: str
     size: str
-    center: tuple[float, float]
+    center: tuple[float, float]  # (x, y) of the middle of the square around the object
 
     def __str__(self) -> str:
         return f"{self.size} {self.color} {self.shape}"
@@ -118,22 +100,17 @@ def caption(objects: Sequence[Object]) -> str:
         return f"a {objects[0]}"
     first, second = objects
     dx, dy = np.subtract(first.center, second.center)
-    level, upright = ("left of" if dx < 0 else "right of"), ("above" if dy < 0 else "below")
-    relation = level if abs(dx) > abs(dy) else upright
+    if abs(dx) > abs(dy):
+        relation = "left of" if dx < 0 else "right of"
+    else:
+        relation = "above" if dy < 0 else "below"
     return f"a {first} {relation} a {second}"
 
 
 def draw(objects: Sequence[Object], resolution: int | tuple[int, int] = 32) -> PIL.Image.Image:
-    """Draws objects, antialiased, on a ground of the color `BACKGROUND`; later objects cover earlier ones.
-
-    Args:
-        objects (sequence of [`Object`]): One or two objects; parts outside the image are cut off.
-        resolution (`int` or `tuple[int, int]`): Side, or (height, width), in pixels, at least `MIN_RESOLUTION`.
-
-    Returns:
-        `PIL.Image.Image`: An RGB image.
-    """
-    height, width = _height_width(resolution)
+    """Draws one or two objects, antialiased, as an RGB image on a ground of the color `BACKGROUND`. Objects cover
+    earlier ones, and are cut off at the border. The resolution is a side, or (height, width), in pixels."""
+    height, width = height_width(resolution)
     unit = min(height, width)
     pixels = np.full((height, width, 3), BACKGROUND, dtype=np.float64)
     for item in objects:
@@ -141,7 +118,7 @@ def draw(objects: Sequence[Object], resolution: int | tuple[int, int] = 32) -> P
         left, right = max(math.floor(x - r), 0), min(math.ceil(x + r), width)
         top, bottom = max(math.floor(y - r), 0), min(math.ceil(y + r), height)
         window = pixels[top:bottom, left:right]
-        alpha = _coverage(item.shape, x - left, y - top, r, *window.shape[:2])[..., None]
+        alpha = coverage(item.shape, x - left, y - top, r, *window.shape[:2])[..., None]
         window += alpha * (np.array(COLORS[item.color]) - window)
     return PIL.Image.fromarray(np.rint(pixels).astype(np.uint8))
 
@@ -155,7 +132,7 @@ class ShapesDataset(torch.utils.data.Dataset):
 
     Args:
         num_images (`int`): Length of the data set; image i does not depend on it.
-        resolution (`int` or `tuple[int, int]`): Side, or (height, width), in pixels, at least `MIN_RESOLUTION`.
+        resolution (`int` or `tuple[int, int]`): Side, or (height, width), in pixels, at least 16.
         seed (`int`): From 0 to 2⁶⁴ - 1.
         num_objects (`int`): 1 or 2.
         label (`str` or `None`): "shape" for the 8 names of `SHAPES`, "shape_color" for 64 names such as "red circle",
@@ -188,14 +165,11 @@ class ShapesDataset(torch.utils.data.Dataset):
             raise ValueError(f"label: two objects have no single {label!r}; pass label=None and use their caption")
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         for name in self.exclude:
-            _check_name("exclude", name)
-        if all({name, name.split()[1]} & set(self.exclude) for name in _LABEL_NAMES["shape_color"]):
+            check_name("exclude", name)
+        if all({name, name.split()[1]} & set(self.exclude) for name in _COLORED_SHAPES):
             raise ValueError("exclude: all shapes are excluded; leave at least one to draw")
-        self.num_images = num_images
-        self.resolution = _height_width(resolution)
-        self.seed = seed
-        self.num_objects = num_objects
-        self.label = label
+        self.num_images, self.resolution, self.seed = num_images, height_width(resolution), seed
+        self.num_objects, self.label = num_objects, label
 
     @property
     def label_names(self) -> list[str]:
@@ -226,9 +200,8 @@ class ShapesDataset(torch.utils.data.Dataset):
         while True:
             centers = low + (high - low) * rng.random((self.num_objects, 2))
             if self.num_objects == 1 or abs(centers[0] - centers[1]).max() >= radii.sum() + _GAP:
-                return tuple(
-                    Object(*kind, tuple(center)) for kind, center in zip(kinds, centers.tolist(), strict=True)
-                )
+                break
+        return tuple(Object(*kind, tuple(center)) for kind, center in zip(kinds, centers.tolist(), strict=True))
 
     def _draw_kind(self, rng: np.random.Generator) -> tuple[str, str, str]:
         while True:
@@ -237,21 +210,21 @@ class ShapesDataset(torch.utils.data.Dataset):
                 return shape, color, size
 
 
-def _height_width(resolution: int | Sequence[int]) -> tuple[int, int]:
+def height_width(resolution: int | Sequence[int]) -> tuple[int, int]:
     height, width = resolution if isinstance(resolution, Sequence) else (resolution, resolution)
     if min(height, width) < MIN_RESOLUTION:
         raise ValueError(f"resolution: {height}x{width} is too small for shapes; use at least {MIN_RESOLUTION}")
     return height, width
 
 
-def _check_name(argument: str, name: str) -> None:
-    known = _LABEL_NAMES["shape"] + _LABEL_NAMES["shape_color"]
+def check_name(argument: str, name: str) -> None:
+    known = [*SHAPES, *_COLORED_SHAPES]
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise ValueError(f"{argument}: {name!r} is not a shape or colored shape; did you mean {close!r}?")
 
 
-def _coverage(shape: str, x, y, radius, height: int, width: int) -> np.ndarray:
+def coverage(shape: str, x, y, radius, height: int, width: int) -> np.ndarray:
     """Share of each pixel that a shape covers, (..., height, width), for numbers or arrays (..., 1, 1) in pixels."""
     columns = (np.arange(width * _SAMPLES, dtype=np.float32) + 0.5) / _SAMPLES
     rows = (np.arange(height * _SAMPLES, dtype=np.float32) + 0.5)[:, None] / _SAMPLES

@@ -7,17 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import PIL.Image
 
-from hf_genmod.data.shapes import (
-    BACKGROUND,
-    COLORS,
-    RADII,
-    SHAPES,
-    SIZES,
-    Object,
-    _check_name,
-    _coverage,
-    _height_width,
-)
+from hf_genmod.data.shapes import BACKGROUND, COLORS, RADII, SHAPES, SIZES, Object, check_name, coverage, height_width
 
 # The contrast of a pixel is its Euclidean distance from the ground, with channels in [0, 1]; the energy of pixels is
 # the sum of their squared contrasts.
@@ -48,10 +38,8 @@ def check(image: PIL.Image.Image | np.ndarray) -> tuple[Object, ...]:
     """
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(
-            f"image: {pixels.dtype} of shape {pixels.shape} is not an RGB image, uint8 (height, width, 3)"
-        )
-    unit = min(_height_width(pixels.shape[:2]))
+        raise ValueError(f"image: {pixels.dtype} {pixels.shape} is not an RGB image, uint8 (height, width, 3)")
+    unit = min(height_width(pixels.shape[:2]))
     offset = (pixels - np.array(BACKGROUND, dtype=np.float32)) / 255
     contrast = np.linalg.norm(offset, axis=-1)
     blobs = [blob for blob in _blobs(contrast > _FAINT) if contrast[blob].max() > _SOLID]
@@ -67,7 +55,7 @@ def check(image: PIL.Image.Image | np.ndarray) -> tuple[Object, ...]:
 
 def matches(image: PIL.Image.Image | np.ndarray, label: str) -> bool:
     """Whether an image shows exactly one object, which is a `label`, such as "circle" or "red circle"."""
-    _check_name("label", label)
+    check_name("label", label)
     found = check(image)
     return len(found) == 1 and label in (found[0].shape, f"{found[0].color} {found[0].shape}")
 
@@ -88,15 +76,8 @@ def _blobs(mask: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _name(offset: np.ndarray, noise: float, radii: np.ndarray, unit: int) -> Object | None:
-    """
-    Names the object of one blob.
-
-    Args:
-        offset: Pixels minus the ground, (height, width, 3).
-        noise: The part of their energy to ignore.
-        radii: Those of small and large objects in pixels, (2,).
-        unit: The shorter side of the image in pixels.
-    """
+    """Names the object of one blob, from its pixels minus the ground, (height, width, 3), of whose energy `noise` is
+    ignored, and the radii of small and large objects, (2,), and the shorter side of the image, both in pixels."""
     center = _centroid(np.linalg.norm(offset, axis=-1))  # contrast is proportional to coverage
 
     # Every shape in every size with its centroid there, in a window that is wide enough for all of them.
@@ -107,7 +88,7 @@ def _name(offset: np.ndarray, noise: float, radii: np.ndarray, unit: int) -> Obj
     left, top = center.astype(int)
     window = np.pad(offset, ((reach, reach), (reach, reach), (0, 0)))[top : top + side, left : left + side]
     xy = (centers - [left, top] + reach).astype(np.float32)[..., None, None]
-    templates = np.stack([_coverage(s, c[:, 0], c[:, 1], radii, side, side) for s, c in zip(SHAPES, xy, strict=True)])
+    templates = np.stack([coverage(s, c[:, 0], c[:, 1], radii, side, side) for s, c in zip(SHAPES, xy, strict=True)])
 
     # |window - template * color|², less the noise, as a share of |window|²: (shape, size, color).
     colors = (np.array(list(COLORS.values())) - BACKGROUND) / 255
@@ -131,4 +112,4 @@ def _centroid(weights: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _centroids() -> np.ndarray:
-    return np.array([_centroid(_coverage(shape, 100, 100, 100, 200, 200)) / 100 - 1 for shape in SHAPES])
+    return np.array([_centroid(coverage(shape, 100, 100, 100, 200, 200)) / 100 - 1 for shape in SHAPES])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from hf_genmod.errors import first_line
@@ -20,15 +21,12 @@ def splits_of(dataset: str | Path) -> list[str]:
     return list(SHAPES_SPLITS if dataset == "shapes" else find_splits(dataset, None)[0])
 
 
-def find_splits(
-    dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_name: str | None
-) -> tuple[dict, str]:
-    """All splits of a data set, and the name by which errors call the data set; arguments as of `load_pictures`."""
+def find_splits(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_name: str | None):
+    """All splits of a data set, a `dict`, and what errors call the data set; arguments as of `load_pictures`."""
     if isinstance(dataset, datasets.Dataset):
         dataset = {"train": dataset}
     if isinstance(dataset, dict):
         return dataset, "the data set"
-
     name, path = str(dataset), Path(dataset).expanduser().resolve()
     if not path.exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise FileNotFoundError(f"{name}: there is no such folder or file; check the path")
@@ -36,7 +34,8 @@ def find_splits(
         raise ValueError(f"{name}: a file, but not a parquet file; give a folder of images or a .parquet file")
     if path.exists() and set("*?[]") & set(str(path)):
         raise ValueError(f"{name}: datasets takes a path with a character of *?[] for a pattern; rename the folder")
-    files = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
+    # `datasets` ignores hidden files.
+    files = [file for file in path.rglob("*") if not re.search(r"(^|/)(\.|__)", file.relative_to(path).as_posix())]
     images = {str(file) for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS}
     metadata = [file for file in files if file.name in ImageFolder.METADATA_FILENAMES]
     arrays = [file for file in files if file.suffix == ".npy"]
@@ -54,25 +53,18 @@ def find_splits(
             return datasets.load_dataset(str(path) if path.exists() else name, config_name), name
         splits = datasets.load_dataset("imagefolder", data_dir=str(path))
     except Exception as error:  # each format has a library with errors of its own
-        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
-        reason = first_line(cause)
+        reason = first_line(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
         if not path.exists():
-            message = f"{name}: there is no such folder, and the Hub has no data set of that name ({reason})"
-            raise FileNotFoundError(f"{message}; check the spelling") from error
-        raise ValueError(
-            f"{name}: it holds no data set that can be read ({reason}); it should hold images or .npy files, in class "
-            f"folders or not, images with a metadata.jsonl, or parquet files"
-        ) from error
-
+            message = f"there is no such folder, and the Hub has no such data set ({reason}); check the spelling"
+            raise FileNotFoundError(f"{name}: {message}") from error
+        kinds = "images or .npy files, in class folders or not, images with a metadata.jsonl, or parquet files"
+        raise ValueError(f"{name}: it holds no data set that can be read ({reason}); it should hold {kinds}") from error
     # For `datasets`, folders and files named train, test, eval, ... are splits; it ignores all others.
-    used = {
-        entry["path"]
-        for rows in splits.values()
-        for column, feature in rows.features.items()
-        if isinstance(feature, datasets.Image)
-        for entry in column_of(rows, column).to_pylist()
-        if entry
-    }
+    used = set()
+    for rows in splits.values():
+        for column, feature in rows.features.items():
+            if isinstance(feature, datasets.Image):
+                used |= {entry["path"] for entry in column_of(rows, column).to_pylist() if entry}
     ignored = sorted(images - used)
     if ignored and metadata:
         warnings.warn(f"{name}: {len(ignored)} images have no line in its metadata and are left out", stacklevel=3)
@@ -96,23 +88,16 @@ def _array_folder(path: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
     roots = {split: path / split for split in tops} if tops <= {"train", "validation", "test"} else {"train": path}
     of_split = {split: sorted(file for file in files if root in file.parents) for split, root in roots.items()}
     classes = sorted({file.parent.name for file in files})
-    labelled = len(classes) > 1 and all(
-        file.parent.parent == roots[split] for split, files in of_split.items() for file in files
-    )
+    at_one_depth = all(file.parent.parent == roots[split] for split, files in of_split.items() for file in files)
     splits = {}
     for split, files in of_split.items():
         columns = {"image": [{"bytes": None, "path": str(file)} for file in files]}
         features = {"image": datasets.Image(decode=False)}
-        if labelled:
+        if at_one_depth and len(classes) > 1:
             columns["label"] = [file.parent.name for file in files]
             features["label"] = datasets.ClassLabel(names=classes)
         splits[split] = datasets.Dataset.from_dict(columns, datasets.Features(features))
     return splits
-
-
-def _is_hidden(path: Path) -> bool:
-    """Whether `datasets` ignores a file."""
-    return any(part.startswith((".", "__")) for part in path.parts)
 
 
 def column_of(rows: datasets.Dataset, column: str) -> pa.ChunkedArray:
