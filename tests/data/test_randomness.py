@@ -26,8 +26,11 @@ def test_every_picture_once_per_epoch(batch_size):
 def test_processes_share_the_same_global_batches(num_processes, accumulation, num_pictures):
     whole = first(5, GlobalBatchSampler(num_pictures, 16, seed=1))
     parts = [
-        first(5 * accumulation, GlobalBatchSampler(num_pictures, 16, 1, 0, process, num_processes, accumulation))
-        for process in range(num_processes)
+        first(5 * accumulation, GlobalBatchSampler(num_pictures, 16, 1, 0, micro_batches))
+        for micro_batches in (
+            [batch_positions(16, part, accumulation, process, num_processes) for part in range(accumulation)]
+            for process in range(num_processes)
+        )
     ]
     for step, expected in enumerate(whole):
         batch = [None] * 16
@@ -42,13 +45,16 @@ def test_processes_share_the_same_global_batches(num_processes, accumulation, nu
 
 
 def test_start_step_equals_skipping():
-    whole = first(24, GlobalBatchSampler(23, 8, 0, gradient_accumulation_steps=2))
-    assert first(14, GlobalBatchSampler(23, 8, 0, start_step=5, gradient_accumulation_steps=2)) == whole[10:]
+    halves = [batch_positions(8, part, accumulation=2) for part in range(2)]
+    whole = first(24, GlobalBatchSampler(23, 8, 0, parts=halves))
+    assert first(14, GlobalBatchSampler(23, 8, 0, start_step=5, parts=halves)) == whole[10:]
 
 
 def test_batches_that_cannot_be_shared_or_filled():
     with pytest.raises(ValueError, match="batch_size: 10 cannot be shared .* 2 processes x 2 .* a multiple of 4"):
-        GlobalBatchSampler(100, 10, 0, num_processes=2, gradient_accumulation_steps=2)
+        batch_positions(10, accumulation=2, num_processes=2)
+    with pytest.raises(ValueError, match="batch_size: 0 cannot be shared"):
+        GlobalBatchSampler(100, 0, 0)
     with pytest.raises(ValueError, match="num_pictures: 0 is not positive"):
         GlobalBatchSampler(0, 10, 0)
 

@@ -166,8 +166,8 @@ def _captions(rows: datasets.Dataset, name: str, column: str | None, required: b
     if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string"):
         if required:
             columns = ", ".join(rows.column_names)
-            missing = f"no captions (strings or lists of strings) in {repr(column) if column else 'its columns'}"
-            raise ValueError(f"{name}: {missing}; choose one of {columns} with --caption_column")
+            reason = f"no captions (strings or lists of strings) in {repr(column) if column else 'its columns'}"
+            raise ValueError(f"{name}: {reason}; choose one of {columns} with --caption_column")
         return None
     captions = column_of(rows, column).to_pylist()
     missing = [i for i, caption in enumerate(captions) if caption is None or caption == []]

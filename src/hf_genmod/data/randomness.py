@@ -65,29 +65,20 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
         num_pictures (`int`): n; may be less than a batch.
         batch_size (`int`): Images in an optimizer step, over all processes and gradient accumulation steps.
         start_step (`int`): The first optimizer step; to resume, the number of steps done.
-        process_index, num_processes, gradient_accumulation_steps (`int`): See `batch_positions`.
+        parts (`Sequence[torch.Tensor]`, *optional*): The positions of each micro-batch of this process, from
+            `batch_positions`; by default one with the whole batch.
 
     Raises:
-        ValueError: If there are no images, or the batch cannot be shared evenly.
+        ValueError: If there are no images.
     """
 
     def __init__(
-        self,
-        num_pictures: int,
-        batch_size: int,
-        seed: int,
-        start_step: int = 0,
-        process_index: int = 0,
-        num_processes: int = 1,
-        gradient_accumulation_steps: int = 1,
+        self, num_pictures: int, batch_size: int, seed: int, start_step: int = 0, parts: Sequence[torch.Tensor] = ()
     ):
         if num_pictures < 1:
             raise ValueError(f"num_pictures: {num_pictures} is not positive; there is nothing to sample")
         self.num_pictures, self.batch_size, self.seed, self.start_step = num_pictures, batch_size, seed, start_step
-        self.positions = [
-            batch_positions(batch_size, micro_step, gradient_accumulation_steps, process_index, num_processes).numpy()
-            for micro_step in range(gradient_accumulation_steps)
-        ]
+        self.parts = [positions.numpy() for positions in parts or [batch_positions(batch_size)]]
 
     def __iter__(self) -> Iterator[list[int]]:
         @functools.lru_cache(2)
@@ -95,7 +86,7 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
             return _Philox(self.seed, b"order").at(0, 0, epoch).permutation(self.num_pictures)
 
         for step in itertools.count(self.start_step):
-            for positions in self.positions:
+            for positions in self.parts:
                 epochs, places = np.divmod(step * self.batch_size + positions, self.num_pictures)
                 yield [int(order(epoch)[place]) for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
 

@@ -49,16 +49,16 @@ def find_splits(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, c
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             saved = datasets.load_from_disk(path)
             return saved if isinstance(saved, dict) else {"train": saved}, name
-        if not images or {".parquet"} & {file.suffix for file in files if file not in metadata}:
+        if not images or ".parquet" in {file.suffix for file in files if file not in metadata}:
             return datasets.load_dataset(str(path) if path.exists() else name, config_name), name
         splits = datasets.load_dataset("imagefolder", data_dir=str(path))
     except Exception as error:  # each format has a library with errors of its own
-        reason = first_line(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
+        cause = first_line(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
         if not path.exists():
-            message = f"there is no such folder, and the Hub has no such data set ({reason}); check the spelling"
+            message = f"there is no such folder, and the Hub has no such data set ({cause}); check the spelling"
             raise FileNotFoundError(f"{name}: {message}") from error
         kinds = "images or .npy files, in class folders or not, images with a metadata.jsonl, or parquet files"
-        raise ValueError(f"{name}: it holds no data set that can be read ({reason}); it should hold {kinds}") from error
+        raise ValueError(f"{name}: it holds no data set that can be read ({cause}); it should hold {kinds}") from error
     # For `datasets`, folders and files named train, test, eval, ... are splits; it ignores all others.
     used = set()
     for rows in splits.values():

@@ -26,11 +26,6 @@ class Batches:
     def __init__(self, dataset: torch.utils.data.Dataset, config: TrainingConfig, accelerator: Accelerator):
         self.dataset, self.config = dataset, config
         self.device, parts = accelerator.device, config.gradient_accumulation_steps
-        self._shares = {
-            "process_index": accelerator.process_index,
-            "num_processes": accelerator.num_processes,
-            "gradient_accumulation_steps": parts,
-        }
         process = accelerator.process_index, accelerator.num_processes
         self.positions = [batch_positions(config.batch_size, part, parts, *process) for part in range(parts)]
         dataset.check_augmentation(config.augmentation)
@@ -39,7 +34,7 @@ class Batches:
     def open(self, step: int):
         """Starts to load, from the batch of this step on."""
         config = self.config
-        sampler = GlobalBatchSampler(len(self.dataset), config.batch_size, config.seed, step, **self._shares)
+        sampler = GlobalBatchSampler(len(self.dataset), config.batch_size, config.seed, step, self.positions)
         loader = torch.utils.data.DataLoader(
             self.dataset,
             batch_sampler=sampler,
