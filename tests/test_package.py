@@ -53,10 +53,13 @@ def test_the_equations_page_names_functions_that_exist():
             assert name in set.union(*defined.values()), f"{name} is not in {list(defined)}"
 
 
-def test_no_file_is_too_long_to_read():
+def test_no_file_or_class_is_too_long_to_read():
     for file in PACKAGE.rglob("*.py"):
         source = file.read_text(encoding="utf-8")
         assert len(source.splitlines()) <= 400, file
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno - node.lineno < 300, f"{node.name} in {file}"
 
 
 @pytest.mark.slow
