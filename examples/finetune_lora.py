@@ -32,7 +32,7 @@ class LoraArguments:
     caption: str | None = HfArg(default=None, help="Caption of the images, if they have no captions.")
     rank: int = HfArg(default=3, help="Rank of the adapter.")
     train_text_encoder: bool = HfArg(default=False, help="Adapt the text encoder, too.")
-    prior_samples: int = HfArg(default=256, help="Samples of the model to mix in, so that it keeps what it knows.")
+    prior_samples: int = HfArg(default=256, help="Samples of the model to mix in, to keep what it knows; 0: none.")
     prior_captions: list[str] = HfArg(default_factory=lambda: [""], help="Captions of these samples.")
 
 

@@ -32,3 +32,12 @@ def test_learning_rate_rises_in_the_warm_up_and_falls_as_a_cosine():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**settings)
+
+
+def test_a_part_has_a_share_of_the_budget_and_other_changes():
+    steps, minutes = TrainingConfig(max_train_steps=5, seed=3), TrainingConfig(max_train_minutes=10, seed=3)
+    assert steps.part(0.4, max_shift=1) == TrainingConfig(max_train_steps=2, seed=3, max_shift=1)
+    assert steps.part(0.01).max_train_steps == 1
+    assert minutes.part(0.4) == TrainingConfig(max_train_minutes=4, seed=3)
+    with pytest.raises(ValueError, match="batch_size: 0 is not positive"):
+        steps.part(0.5, batch_size=0)
