@@ -53,7 +53,7 @@ class Entries:
                 unknown = isinstance(error, UnidentifiedImageError)
                 reason = "no image that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
                 results.append(None)
-                unusable.append(f"{self._where(index, entry)}: {reason}")
+                unusable.append(f"{self.where(index, entry)}: {reason}")
         return results, unusable
 
     def apply_to_all(self, function: Callable, description: str, num_threads: int) -> tuple[list, list[str]]:
@@ -68,11 +68,9 @@ class Entries:
                 progress.update(len(some))
         return results, unusable
 
-    def where(self, index: int) -> str:
-        """Where an image comes from: its file, or its row."""
-        return self._where(index, self._read([index])[0])
-
-    def _where(self, index: int, entry) -> str:
+    def where(self, index: int, entry=None) -> str:
+        """Where an image comes from, its file or its row; an entry that is given is not read again."""
+        entry = self._read([index])[0] if entry is None else entry
         is_file = isinstance(entry, dict) and entry["bytes"] is None and entry["path"]
         return entry["path"] if is_file else f"row {self._rows[index]} of {self._name}"
 

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 
 import datasets
@@ -29,7 +30,6 @@ class LatentDataset(LabelledDataset):
 
     Attributes:
         resolution (`tuple[int, int]`), channels (`int`): (h, w) and c of the latents.
-        fingerprint (`str`): Hash of images, autoencoder and `mirrored`.
 
     Raises:
         ValueError: If the size or channels of the images do not fit the autoencoder.
@@ -42,8 +42,7 @@ class LatentDataset(LabelledDataset):
         self.name, self.skipped, self.value_range = pictures.name, pictures.skipped, pictures.value_range
         self.may_have_been_trained_on = pictures.may_have_been_trained_on
         shape = encode(vae, pictures.x_0([0])).shape  # (1, 2, c, h, w)
-        self.channels, self.resolution = shape[2], tuple(shape[3:])
-        self._shape = (1 + mirrored, *shape[1:])
+        self.channels, self.resolution, self._shape = shape[2], tuple(shape[3:]), (1 + mirrored, *shape[1:])
 
         def encode_rows(batch):
             x_0 = pictures.x_0(batch["index"])
@@ -52,7 +51,7 @@ class LatentDataset(LabelledDataset):
 
         variants = f"{pictures.fingerprint} {weights_fingerprint(vae)} {mirrored}"
         key = hashlib.blake2b(variants.encode(), digest_size=16).hexdigest()
-        feature = datasets.List(datasets.Value("float32"), length=torch.Size(self._shape).numel())
+        feature = datasets.List(datasets.Value("float32"), length=math.prod(self._shape))
         rows = {"index": range(len(pictures))}
         self._posteriors = encode_once(rows, encode_rows, feature, "latents", key, _batch_size(pictures))
         # The last digits of the factors depend on the number of threads that measured them.

@@ -38,8 +38,7 @@ def load_pictures(
             captions in metadata.jsonl or metadata.csv, of .npy files in class folders or not, or of parquet files; a
             parquet file; a folder written by `save_to_disk`; an id on the Hub; or a data set that is loaded already.
         split (`str`): Every data set has "train", some have others. For "shapes", "test" holds 2048 other images.
-        resolution (`int`, `str` or `tuple[int, int]`, *optional*): Side, (height, width) or "HxW", by default 32 for
-            "shapes".
+        resolution (`int`, `str` or `tuple[int, int]`, *optional*): Side, (height, width) or "HxW"; for "shapes" 32.
         channels, in_memory, on_bad_image: See [`PictureDataset`], and for `resolution` too.
         image_column (`str`, *optional*): By default the only column of images.
         label_column (`str`, *optional*): Column of class labels, integers or strings; the classes are the sorted
@@ -124,7 +123,7 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
 def _labels(
     splits: dict, rows: datasets.Dataset, name: str, column: str | None, required: bool
 ) -> tuple[torch.Tensor | None, list[str] | None]:
-    """The label of each picture and the names of the classes; both `None` where there are none and none required."""
+    """The label of each image and the names of the classes; both `None` where there are none and none required."""
     if column is None:
         classes = [key for key, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
         usual = [key for key in ("label", "labels", "class") if key in rows.column_names]
@@ -153,10 +152,8 @@ def _labels(
     labels = torch.tensor([index.get(value, -1) for value in values])
     unlabelled = int((labels < 0).sum())
     if unlabelled and required:
-        raise ValueError(
-            f"label_column: {unlabelled} of the {len(labels)} images of {name} have no label in {column!r} (-1 or "
-            f"none); use a split with labels or remove them"
-        )
+        some = f"{unlabelled} of the {len(labels)} images of {name} have no label in {column!r} (-1 or none)"
+        raise ValueError(f"label_column: {some}; use a split with labels or remove them")
     return (None, None) if unlabelled else (labels, label_names)
 
 
@@ -172,8 +169,6 @@ def _captions(rows: datasets.Dataset, name: str, column: str | None, required: b
     captions = column_of(rows, column).to_pylist()
     missing = [i for i, caption in enumerate(captions) if caption is None or caption == []]
     if missing and required:
-        raise ValueError(
-            f"caption_column: {len(missing)} of the {len(captions)} images of {name} have no caption in {column!r}, "
-            f"such as row {missing[0]}; caption or remove them"
-        )
+        some = f"{len(missing)} of the {len(captions)} images of {name} have no caption in {column!r}"
+        raise ValueError(f"caption_column: {some}, such as row {missing[0]}; caption or remove them")
     return None if missing else captions

@@ -25,9 +25,9 @@ class PictureDataset(LabelledDataset):
     """
     Images of one size as `uint8` (n, C, H, W), with labels and captions where there are any.
 
-    Every image is decoded once at the start, so that an unreadable image is found before training. The pixels are then
-    kept if memory allows, else decoded again on access; both give the same bits. What was found out about a file is
-    remembered for the next time, until the time or size of the file changes.
+    Every image is decoded once at the start, to find unreadable images before training. The pixels are then kept if
+    memory allows, else decoded again on access; both give the same bits. What was found out about a file is remembered
+    until its time or size changes.
 
     Measured values, of more than 8 bits or of other than the usual channels, are `float32`. The range of each channel
     in the whole data set (`value_range`) is mapped to [-1, 1].
@@ -51,8 +51,7 @@ class PictureDataset(LabelledDataset):
 
     Attributes:
         images (`torch.Tensor` or `None`): All pixels or measured values, (n, C, H, W), if they are kept in memory.
-        value_range (`dict` or `None`): The lowest and the highest measured value of each channel, as `"low"` and
-            `"high"`; `None` for images of 8 bits.
+        value_range (`dict` or `None`): `"low"` and `"high"`, the lowest and highest measured value of each channel.
         properties (`list[Properties]`): What each image is before it is scaled and converted.
         skipped (`list[str]`): Which images were left out, and why.
         may_have_been_trained_on (`bool`): Whether the images were taken out of a training split.
@@ -96,11 +95,10 @@ class PictureDataset(LabelledDataset):
         """Finds the properties of the images; those that cannot be read are refused or left out."""
 
         def inspect_all(decode: bool):
-            kind, function = f"decoded {decode}", functools.partial(inspect, decode=decode)
-            num_threads = os.cpu_count() if decode else 1
-            return self._entries.apply_to_all(
-                lambda _, entry: cache(kind, function, entry), "Inspecting images", num_threads
-            )
+            def inspect_one(_, entry):
+                return cache(f"decoded {decode}", functools.partial(inspect, decode=decode), entry)
+
+            return self._entries.apply_to_all(inspect_one, "Inspecting images", os.cpu_count() if decode else 1)
 
         # An image that is left out must not influence the size and channels of the others: decode at once.
         found, self.skipped = inspect_all(decode=skip_bad)
@@ -114,10 +112,8 @@ class PictureDataset(LabelledDataset):
         heights, widths = zip(*((p.height, p.width) for p in self.properties), strict=True)
         low, high = (min(heights), min(widths)), (max(heights), max(widths))
         if low != high:
-            raise ValueError(
-                f"the images of {self.name} differ in size, from {low[0]}x{low[1]} to {high[0]}x{high[1]} (height x "
-                f"width); choose one size for all, for example --resolution 64"
-            )
+            sizes = f"from {low[0]}x{low[1]} to {high[0]}x{high[1]} (height x width)"
+            raise ValueError(f"the images of {self.name} differ in size, {sizes}; choose one, such as --resolution 64")
         return low
 
     def _number_of_channels(self, wanted: int | None) -> int:
@@ -131,10 +127,8 @@ class PictureDataset(LabelledDataset):
                 f"{self.where(second)} of {other} channels of measured values; keep one kind"
             )
         if measured[0] and wanted not in (None, measured[0]):
-            raise ValueError(
-                f"{self.name}: it holds measured values of {measured[0]} channels, which stay as they are and cannot "
-                f"become {wanted}"
-            )
+            kind = f"measured values of {measured[0]} channels"
+            raise ValueError(f"{self.name}: it holds {kind}, which stay as they are and cannot become {wanted}")
         if not measured[0] and wanted not in (None, *MODES):
             raise ValueError(f"channels: {wanted} is none of 1 (grey), 2 (grey, alpha), 3 (RGB) and 4 (RGBA)")
         has_color, has_alpha = (any(getattr(p, name) for p in self.properties) for name in ("has_color", "has_alpha"))
@@ -241,7 +235,7 @@ class PictureDataset(LabelledDataset):
         return x_0
 
     def joined(self, batch: dict, x_0: torch.Tensor) -> dict:
-        """The images of a batch, followed by images given as x_0, as `x_0` takes them."""
+        """A batch of the images of another, followed by images given as x_0."""
         return {"images": torch.cat([self.x_0(batch), x_0])}
 
     def check_augmentation(self, augment: Augmentation) -> None:
@@ -253,20 +247,20 @@ class PictureDataset(LabelledDataset):
 
     def _decode(self, entry) -> np.ndarray:
         """Pixels of one image, `uint8` (C, H, W), or measured values, `float32`."""
-        height, width = self.resolution
+        size = width, height = self.resolution[::-1]
+        fit = functools.partial(ImageOps.fit, size=size, method=Image.Resampling.LANCZOS)
         image = open_image(entry)
         if isinstance(image, np.ndarray):
             if self._scale and image.shape[1:] != (height, width):
-                planes = [Image.fromarray(plane) for plane in image]
-                return np.stack([ImageOps.fit(plane, (width, height), Image.Resampling.LANCZOS) for plane in planes])
+                return np.stack([fit(Image.fromarray(plane)) for plane in image])
             return image
         with image:
             if self._scale:
                 # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; twice our size leaves the filter its choice.
-                image.draft(None, (2 * max(height, width),) * 2)
+                image.draft(None, (2 * max(size),) * 2)
             converted = to_mode(image, MODES[self.channels])
-        if self._scale and converted.size != (width, height):
-            converted = ImageOps.fit(converted, (width, height), Image.Resampling.LANCZOS)
-        if converted.size != (width, height):
+        if self._scale and converted.size != size:
+            converted = fit(converted)
+        if converted.size != size:
             raise ValueError("its size is not the one in its header; save it again")
         return np.asarray(converted).reshape(height, width, -1).transpose(2, 0, 1).copy()

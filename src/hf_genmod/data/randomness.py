@@ -45,10 +45,8 @@ def batch_positions(
     batch cannot be shared evenly."""
     parts = accumulation * num_processes
     if batch_size < 1 or batch_size % parts:
-        raise ValueError(
-            f"batch_size: {batch_size} cannot be shared evenly among {num_processes} processes x {accumulation} "
-            f"gradient accumulation steps; use a multiple of {parts}"
-        )
+        shares = f"{num_processes} processes x {accumulation} gradient accumulation steps"
+        raise ValueError(f"batch_size: {batch_size} cannot be shared evenly among {shares}; use a multiple of {parts}")
     return torch.arange(micro_step * num_processes + process_index, batch_size, parts)
 
 
@@ -95,14 +93,12 @@ class BatchRandom:
     """
     The random numbers of a training step for the images at `positions` of its global batch.
 
-    Each image has numbers of its own, a function of (seed, step, position) and of how many calls came before. They
-    depend neither on how the batch is shared among processes and micro-batches, nor on the dtype of the model, nor on
-    the device: all are drawn in fp32 on the CPU.
+    Each image has numbers of its own, a function of (seed, step, position) and of how many calls came before, whatever
+    the processes, micro-batches, device and dtype of the model: all are drawn in fp32 on the CPU.
 
     Args:
         positions (`torch.Tensor` or `Sequence[int]`): (n,), from `batch_positions`.
         batch_size (`int`): Of the global batch.
-        device (`torch.device` or `str`): Where the numbers go.
     """
 
     def __init__(

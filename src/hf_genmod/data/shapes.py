@@ -63,7 +63,6 @@ COLORS = {
     "black": (20, 20, 24),
     "white": (250, 250, 250),
 }
-
 BACKGROUND = (128, 128, 128)
 
 # Half the side of the square around an object, by the number of objects of the scene.
@@ -91,11 +90,8 @@ class Object:
 
 
 def caption(objects: Sequence[Object]) -> str:
-    """The caption of one or two objects, such as "a small red circle above a large blue square".
-
-    The relation of the first object to the second is "above", "below", "left of" or "right of", along the axis on
-    which the distance of their centers is larger.
-    """
+    """The caption of one or two objects, such as "a small red circle above a large blue square"; the relation is along
+    the axis on which the distance of their centers is larger."""
     if len(objects) == 1:
         return f"a {objects[0]}"
     first, second = objects

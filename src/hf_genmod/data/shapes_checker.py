@@ -26,8 +26,8 @@ def check(image: PIL.Image.Image | np.ndarray) -> tuple[Object, ...]:
     blob, and clearly smaller than that of every other shape. Noise as strong as that of the ground is subtracted.
 
     Args:
-        image (`PIL.Image.Image` or `np.ndarray`): An RGB image, or `uint8` of shape (height, width, 3), each side at
-            least `MIN_RESOLUTION` pixels. Two objects are told apart reliably from 24 pixels on.
+        image (`PIL.Image.Image` or `np.ndarray`): An RGB image, or `uint8` (height, width, 3), of at least 16 pixels
+            each. Two objects are told apart reliably from 24 pixels on.
 
     Returns:
         `tuple[Object, ...]`: The objects, from top to bottom by their centers. Empty if the image shows nothing, or
@@ -44,9 +44,7 @@ def check(image: PIL.Image.Image | np.ndarray) -> tuple[Object, ...]:
     contrast = np.linalg.norm(offset, axis=-1)
     blobs = [blob for blob in _blobs(contrast > _FAINT) if contrast[blob].max() > _SOLID]
     ground = np.logical_not(np.any(blobs, axis=0))
-    if not blobs or not ground.any() or (noise := (contrast[ground] ** 2).mean()) > _MAX_NOISE:
-        return ()
-    if len(blobs) not in RADII:
+    if len(blobs) not in RADII or not ground.any() or (noise := (contrast[ground] ** 2).mean()) > _MAX_NOISE:
         return ()
     radii = unit * np.array(list(RADII[len(blobs)].values()), dtype=np.float32)
     found = [_name(np.where(blob[..., None], offset, 0), noise * blob.sum(), radii, unit) for blob in blobs]
@@ -79,7 +77,6 @@ def _name(offset: np.ndarray, noise: float, radii: np.ndarray, unit: int) -> Obj
     """Names the object of one blob, from its pixels minus the ground, (height, width, 3), of whose energy `noise` is
     ignored, and the radii of small and large objects, (2,), and the shorter side of the image, both in pixels."""
     center = _centroid(np.linalg.norm(offset, axis=-1))  # contrast is proportional to coverage
-
     # Every shape in every size with its centroid there, in a window that is wide enough for all of them.
     radii = radii[:, None, None]
     centers = center - _centroids()[:, None] * radii[:, 0]  # (shape, size, xy)
