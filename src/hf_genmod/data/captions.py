@@ -58,6 +58,5 @@ class FrozenText:
     def __call__(self, captions: list[str]) -> dict[str, torch.Tensor]:
         rows = [self._rows[caption] for caption in captions]
         hidden = [self._hidden[row]["encoded"].unflatten(0, (-1, self._width)) for row in rows]  # (tokens, d) each
-        lengths = torch.tensor([len(states) for states in hidden])
-        mask = torch.arange(lengths.max()) < lengths[:, None]
+        mask = pad_sequence([torch.ones(len(states), dtype=torch.bool) for states in hidden], batch_first=True)
         return {"encoder_hidden_states": pad_sequence(hidden, batch_first=True), "encoder_attention_mask": mask}

@@ -15,10 +15,9 @@ from PIL import Image, ImageOps
 
 from hf_genmod.data.decoding import InspectionCache, Properties, inspect, open_image, summary
 from hf_genmod.data.entries import Entries
-from hf_genmod.data.image_modes import MODES, to_mode
 from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom, flip, shift
-from hf_genmod.data.value_range import to_model_range
+from hf_genmod.data.value_range import MODES, to_mode, to_model_range
 
 
 class PictureDataset(LabelledDataset):

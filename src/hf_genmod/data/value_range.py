@@ -1,10 +1,24 @@
-"""Between the units of the data and the range [-1, 1] of the models.
+"""What the channels of an image mean, and what their values are in the range [-1, 1] of the models.
 
 A value range is a dict of two lists, `{"low": [...], "high": [...]}`: for each channel, the measured values that -1
 and 1 stand for. It is `None` for images of 8 bits.
 """
 
 import torch
+from PIL import Image, ImageOps
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # number of channels -> mode of Pillow
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """An image upright and in a mode of Pillow; a transparent one is laid on white where the mode has no alpha."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")  # applies a transparent color and the transparency of a palette
+        if not mode.endswith("A"):
+            # The color of a transparent pixel has never been visible.
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
 
 
 def to_model_range(values: torch.Tensor, value_range: dict[str, list[float]] | None = None) -> torch.Tensor:

@@ -5,8 +5,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from ..data.image_modes import MODES, to_mode
-from ..data.value_range import from_model_range, to_model_range
+from ..data.value_range import MODES, from_model_range, to_mode, to_model_range
 
 
 def from_tensor(images: torch.Tensor, output_type: str, value_range: dict | None):
