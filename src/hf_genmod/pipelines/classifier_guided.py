@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, ImagePipelineOutput, ModelMixin, SchedulerM
 
 from ..models.sizes import pair
 from .labels import ClassConditionalPipeline
-from .requests import check_finite, check_interval, is_within
+from .requests import check_finite, check_interval, check_noise_levels, is_within
 
 MOST_NOISE = 20.0  # the σ up to which a classifier guides unless told otherwise
 
@@ -101,9 +101,10 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         check_interval(guidance_interval)
         self._check_classifier()
         has_labels = self.unet.config.num_classes is not None
+        is_mean = guidance_form == "mean"
         if guidance_form not in ("noise", "mean"):
             raise ValueError(f"guidance_form: {guidance_form!r} is not one of 'noise', 'mean'")
-        if guidance_form == "mean" and type(self.scheduler).__name__ != "AncestralDDPMScheduler":
+        if is_mean and type(self.scheduler).__name__ != "AncestralDDPMScheduler":
             raise ValueError(
                 f"guidance_form: 'mean' is for Algorithm 2, not for {type(self.scheduler).__name__}; use "
                 "'noise', or set pipe.scheduler = AncestralDDPMScheduler.from_config(pipe.scheduler.config)"
@@ -128,7 +129,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
                 prediction = self._classifier_free_guidance(x_t, t, labels, gamma)
             else:
                 prediction = self._denoise(x_t, t)
-            if guidance_form == "mean" or classifier_scale == 0 or sigma == math.inf:
+            if is_mean or classifier_scale == 0 or sigma == math.inf:
                 return prediction
             # x̂_0 is clipped as the scheduler would clip it, and then guided.
             prediction, variance = prediction.tensor_split([x_t.shape[1]], dim=1)
@@ -145,17 +146,10 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             return log_variance.exp() * guidance(x_t, t, sigma)
 
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        form = {"shift": shift if is_mean else None, "clip": is_mean or classifier_scale == 0}
+        n = labels.num_images
         return self._generate(
-            predict,
-            labels.num_images,
-            num_inference_steps,
-            generator,
-            latents,
-            output_type,
-            return_dict,
-            callback,
-            shift if guidance_form == "mean" else None,
-            clip=guidance_form == "mean" or classifier_scale == 0,
+            predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback, **form
         )
 
     def _classifier_gradient(self, x_t, t, labels):
@@ -189,30 +183,19 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         return x_0.clamp(-config.clip_sample_range, config.clip_sample_range) if clips else x_0
 
     def _check_classifier(self):
+        def refuse(reason):
+            raise ValueError(f"classifier: {reason}; train one for this model")
+
         unet, classifier, schedule = self.unet.config, self.classifier.config, self.classifier.config.noise_schedule
         for name in ("sample_size", "in_channels"):
-            of_unet, of_classifier = (pair(config[name]) for config in (unet, classifier))
-            if of_unet != of_classifier:
-                raise ValueError(
-                    f"classifier: its {name} is {classifier[name]} and that of the U-Net {unet[name]}; train one for "
-                    "this model"
-                )
+            if pair(unet[name]) != pair(classifier[name]):
+                refuse(f"its {name} is {classifier[name]} and that of the U-Net {unet[name]}")
         if unet.num_classes not in (None, classifier.num_classes):
-            raise ValueError(
-                f"classifier: it has {classifier.num_classes} classes and the U-Net {unet.num_classes}; train one for "
-                "this model"
-            )
+            refuse(f"it has {classifier.num_classes} classes and the U-Net {unet.num_classes}")
         if schedule is None:
-            raise ValueError(
-                "classifier: its config has no noise_schedule, so nobody knows which noise it was trained on; train "
-                "one for this model"
-            )
-        if not hasattr(self.scheduler, "alphas_cumprod"):
-            raise ValueError(f"scheduler: {type(self.scheduler).__name__} does not tell its noise levels; use another")
+            refuse("its config has no noise_schedule, so the noise that it was trained on is not known")
+        check_noise_levels(self.scheduler)
         seen, process = DDPMScheduler.from_config(schedule).alphas_cumprod.sqrt(), self.scheduler.alphas_cumprod.sqrt()
-        # Some samplers know no rescale_betas_zero_snr, so that at the end √ᾱ is not 0 there.
+        # Some schedulers have no rescale_betas_zero_snr, so that their last √ᾱ is not 0.
         if len(seen) != len(process) or (seen - process.cpu()).abs().max() > 0.01:
-            raise ValueError(
-                "classifier: it was trained on the noise of another schedule than that of the scheduler; train one "
-                "for this model"
-            )
+            refuse("it was trained on the noise of another schedule than that of the scheduler")

@@ -8,7 +8,15 @@ from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
 from ..models.conditioning import enlarge, noised_by, shrink
 from .labels import ClassConditionalPipeline
-from .requests import check_finite, check_interval, check_positive, is_within, one_generator_each, standard_normal
+from .requests import (
+    check_finite,
+    check_interval,
+    check_noise_levels,
+    check_positive,
+    is_within,
+    one_generator_each,
+    standard_normal,
+)
 from .tiles import blend_tiles
 
 
@@ -170,5 +178,4 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         check_positive(tile_size=tile_size)
         if tile_size < 4 * self.unet.size_factor:
             raise ValueError(f"tile_size: {tile_size} is less than {4 * self.unet.size_factor}, the least that blends")
-        if not hasattr(self.scheduler, "alphas_cumprod"):
-            raise ValueError(f"scheduler: {type(self.scheduler).__name__} does not tell its noise levels; use another")
+        check_noise_levels(self.scheduler)
