@@ -1,10 +1,11 @@
-"""The source that a checkpoint carries: a module, and what it needs of the modules that it imports relatively, as one
-file."""
+"""Bundles: a module, and the definitions that it needs from the modules that it imports relatively, as one file."""
 
 import ast
 import functools
-import importlib
 import inspect
+import itertools
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,19 +20,14 @@ class _Statement(NamedTuple):
 
     file: Path
     text: str
-    names: set[str]  # that it defines
-    used: set[str]
+    defined: set[str]  # names
+    used: set[str]  # names, also in annotations that are strings
 
 
 def bundle_of(cls: type) -> tuple[str, str]:
-    """
-    The file name, without its ending, and the source of the bundle that defines an installed class.
-
-    Raises:
-        ValueError: If the module of the class cannot be bundled.
-    """
-    module = importlib.import_module(cls.__module__)
-    return module.__name__.rpartition(".")[2], bundle(Path(inspect.getfile(module)))
+    """The file name, without its ending, and the bundle of the module of an installed class; see `bundle`."""
+    file = Path(inspect.getfile(cls))
+    return file.stem, bundle(file)
 
 
 @functools.cache
@@ -39,9 +35,6 @@ def bundle(file: Path) -> str:
     """
     A module as a file that needs nothing beside it: the absolute imports, then the definitions that it needs of the
     modules that it imports relatively, directly or through others, then its own.
-
-    Args:
-        file (`Path`): The module.
 
     Raises:
         ValueError: If two of the modules define one name, a name is imported under two meanings, modules import each
@@ -51,9 +44,9 @@ def bundle(file: Path) -> str:
     statements, imports, meanings = [], {("pathlib", "Path")}, {"Path": "pathlib.Path", "shipped": "the shipped class"}
     _collect(file, (), statements, imports, meanings)
     needed = [statement for statement in statements if statement.file == file]
-    known = {name: statement for statement in statements for name in statement.names}
+    known = {name: statement for statement in statements for name in statement.defined}
     for statement in needed:  # which grows meanwhile
-        needed += [known[name] for name in sorted(statement.used & set(known)) if known[name] not in needed]
+        needed += [known[name] for name in statement.used & set(known) if known[name] not in needed]
     used = set().union({"Path"}, *(statement.used for statement in needed))
 
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")), clean=False) or ""
@@ -96,44 +89,30 @@ def _collect(file: Path, above: tuple[Path, ...], statements: list[_Statement], 
                 imports.add((module, ast.unparse(alias)))
                 means(alias.asname or alias.name.split(".")[0], f"{module}.{alias.name}" if module else alias.name)
         elif node is not tree.body[0] or not ast.get_docstring(tree):
-            names = _defined(node)
-            for name in names:
+            names = [name for name in ast.walk(node) if isinstance(name, ast.Name)]
+            defined = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                defined = {node.name}
+            for name in defined:
                 means(name, f"a class of {file}" if isinstance(node, ast.ClassDef) else f"defined in {file}")
-            own.append(_Statement(file, "\n".join(lines[start:end]).strip("\n"), names, _used(node)))
+            used = {name.id for name in names} | {x.value for x in ast.walk(node) if isinstance(x, ast.Constant)}
+            own.append(_Statement(file, "\n".join(lines[start:end]).strip("\n"), defined, used))
     statements += own
 
 
-def _defined(node: ast.stmt) -> set[str]:
-    """The names that a statement defines."""
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        return {node.name}
-    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
-
-
-def _used(node: ast.stmt) -> set[str]:
-    """The names that a statement uses, also in annotations that are strings."""
-    constants = [x.value for x in ast.walk(node) if isinstance(x, ast.Constant) and isinstance(x.value, str)]
-    return {x.id for x in ast.walk(node) if isinstance(x, ast.Name)} | set(constants)
-
-
-def _import_lines(imports: set[tuple[str, str]], used: set[str]) -> list[str]:
+def _import_lines(imports: set[tuple[str, str]], used: set[str]) -> Iterator[str]:
     """The import statements of pairs (module, name), those whose name is used; a module itself is ("", module)."""
     needed = sorted(pair for pair in imports if pair[1].split(" as ")[-1].split(".")[0] in used)
-    modules = sorted({module for module, _ in needed if module})
-    names = {module: ", ".join(name for other, name in needed if other == module) for module in modules}
-    return [f"import {name}" for module, name in needed if not module] + [
-        f"from {module} import {names[module]}" for module in modules
-    ]
+    for module, pairs in itertools.groupby(needed, key=lambda pair: pair[0]):
+        names = [name for _, name in pairs]
+        yield from [f"from {module} import {', '.join(names)}"] if module else [f"import {name}" for name in names]
 
 
 def _refuse_hidden_imports(file: Path, tree: ast.Module) -> None:
     """Raises for an import of this package that is not relative and at the top level."""
     for node in ast.walk(tree):
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        is_relative = isinstance(node, ast.ImportFrom) and node.level > 0
-        if any(name.split(".")[0] == "hf_genmod" for name in modules) or (is_relative and node not in tree.body):
+        text = ast.unparse(node) if isinstance(node, (ast.Import, ast.ImportFrom)) else ""
+        if re.search(r"\bhf_genmod\b", text) or (text.startswith("from .") and node not in tree.body):
             raise ValueError(
-                f"{file.name}, line {node.lineno}: {ast.unparse(node)!r} is left in the bundle; import relatively, at "
-                "the top level of the module"
+                f"{file.name}, line {node.lineno}: {text!r} is left in the bundle; import relatively, at the top level"
             )
