@@ -226,7 +226,7 @@ def test_code_that_is_not_ours_is_found_and_not_executed(folder, tmp_path):
     assert "unet/denoising_unet.py differs from the installed package" in only(examine(str(folder)))
     (folder / "unet" / "other.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
     code.unlink()
-    assert "other.py is no file of this package" in only(examine(str(folder)))
+    assert "other.py is not a file of this package" in only(examine(str(folder)))
     assert not (tmp_path / "executed").exists()
 
 

@@ -108,7 +108,7 @@ def test_an_adapter_without_its_base_and_an_empty_folder_are_refused(tmp_path):
 def test_damaged_json_is_named(tmp_path):
     save(classes(), tmp_path)
     (tmp_path / "provenance.json").write_text("{")
-    with pytest.raises(ValueError, match="provenance.json: not a file of JSON"):
+    with pytest.raises(ValueError, match="provenance.json: not a JSON file"):
         Facts.read(tmp_path)
 
 

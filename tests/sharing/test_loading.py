@@ -59,7 +59,7 @@ def test_what_is_no_checkpoint_of_ours_is_named(tmp_path, hub):
         down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
     )  # fmt: skip
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'DDPMPipeline', is not one of this package"):
+    with pytest.raises(ValueError, match="'DDPMPipeline' is not of this package"):
         load_pipeline(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no model_index.json in it"):
@@ -69,7 +69,7 @@ def test_what_is_no_checkpoint_of_ours_is_named(tmp_path, hub):
     with pytest.raises(FileNotFoundError, match="is not a folder, nor can it be the id"):
         load_pipeline(tmp_path / "mistyped")
     (tmp_path / "empty" / "training_config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="no model_index.json in it, so it is a run that is not over; repeat"):
+    with pytest.raises(FileNotFoundError, match="no model_index.json in it, so it is an unfinished run; repeat"):
         load_pipeline(tmp_path / "empty")
 
 

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, ModelMixin
 from huggingface_hub import snapshot_download
 
 import hf_genmod
-from hf_genmod.checkpoints.reading import check_complete, download_checkpoint
+from hf_genmod.checkpoints.reading import complete_folder
 from hf_genmod.checkpoints.safety import check_component
 from hf_genmod.errors import first_line
 from hf_genmod.models.image_autoencoder import Autoencoder
@@ -30,15 +30,11 @@ def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) ->
         ValueError: If the checkpoint is not one of this package, or needs foreign code, files elsewhere or more memory
             than its weights.
     """
-    path = pretrained_model_name_or_path
-    folder = path if os.path.isdir(path) else download_checkpoint(str(path), kwargs)
-    check_complete(folder, replaced=kwargs)
-    name = ImagePipeline.load_config(folder)["_class_name"]
+    folder = complete_folder(pretrained_model_name_or_path, kwargs)
+    name = ImagePipeline.load_config(folder).get("_class_name")
     cls = getattr(hf_genmod, name) if name in hf_genmod.__all__ else None
     if not (isinstance(cls, type) and issubclass(cls, ImagePipeline)):
-        raise ValueError(
-            f"{folder}: its pipeline, {name!r}, is not one of this package; open it with DiffusionPipeline"
-        )
+        raise ValueError(f"{folder}: its pipeline {name!r} is not of this package; open it with DiffusionPipeline")
     return cls.from_pretrained(folder, **kwargs)
 
 
@@ -70,10 +66,8 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
             reason = f"its class is {name} and not one of {', '.join(known)}"
             break
         try:
-            folder = path
-            if not os.path.isdir(path):
-                patterns = [f"{subfolder}/*{kind}" if subfolder else f"*{kind}" for kind in (".json", ".safetensors")]
-                folder = snapshot_download(path, allow_patterns=patterns, **options)
+            patterns = [str(Path(subfolder or "", kind)) for kind in ("*.json", "*.safetensors")]
+            folder = path if os.path.isdir(path) else snapshot_download(path, allow_patterns=patterns, **options)
             check_component(Path(folder, subfolder or ""), known[name])
             return known[name].from_pretrained(path, subfolder=subfolder, use_safetensors=True, **kwargs)
         except OSError as error:
