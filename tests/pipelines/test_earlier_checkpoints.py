@@ -86,7 +86,7 @@ def test_opens_where_nothing_is_installed_and_is_saved_again(earlier, expected, 
 def test_saving_it_again_where_it_lies_brings_it_up_to_date(earlier, expected, tmp_path):
     folder = shutil.copytree(earlier / "latent", tmp_path / "latent")
     with pytest.raises(
-        ValueError, match="genmod_pipelines.py is no file of this package, or one of an earlier version"
+        ValueError, match="genmod_pipelines.py is not a file of this package, or is one of an earlier version"
     ):
         check_code(folder)
     load_pipeline(folder).save_pretrained(folder)
