@@ -16,14 +16,8 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStatistics":
-        """The statistics of features (n, d) with n ≥ 1. Raises a `ValueError` for another shape or features that are
-        not finite."""
-        if features.ndim != 2 or len(features) == 0:
-            raise ValueError(f"features: shape {tuple(features.shape)}; give (n, d) with at least one row.")
-        features = features.detach().cpu().double()
-        num_bad = int((~features.isfinite()).any(dim=1).sum())
-        if num_bad:
-            raise ValueError(f"features: {num_bad} of {len(features)} rows are not finite; look at those images.")
+        """The statistics of features (n, d) with n ≥ 2. Raises a `ValueError` as `checked_features` does."""
+        (features,) = checked_features(features)
         centered = features - features.mean(dim=0)
         return cls(len(features), features.mean(dim=0), centered.T @ centered / (len(features) - 1))
 
@@ -44,18 +38,14 @@ def frechet_distance(a: Tensor | FeatureStatistics, b: Tensor | FeatureStatistic
         `float`: d², at least 0, in squared units of the features.
 
     Raises:
-        `ValueError`: If there are not more features than dimensions (the covariance is singular), d differs, or
-            features are not finite.
+        ValueError: If there are not more features than dimensions (the covariance is singular), d differs, or features
+            are not finite.
     """
     a, b = (x if isinstance(x, FeatureStatistics) else FeatureStatistics.of(x) for x in (a, b))
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(f"features: {len(a.mean)} and {len(b.mean)} dimensions; use one feature function for both.")
-    for statistics in (a, b):
-        if statistics.count <= len(statistics.mean):
-            raise ValueError(
-                f"features: {statistics.count} samples of {len(statistics.mean)} dimensions have a singular "
-                f"covariance; give at least {len(statistics.mean) + 1} samples."
-            )
+    _check_same_dimension(len(a.mean), len(b.mean))
+    n, d = min(a.count, b.count), len(a.mean)
+    if n <= d:
+        raise ValueError(f"features: {n} samples of {d} dimensions have a singular covariance; give at least {d + 1}.")
     # With Σ = R Rᵀ, Tr (Σ_a Σ_b)^{1/2} is the sum of the singular values of R_aᵀ R_b. A root of the product would have
     # small eigenvalues that rounding makes negative or complex.
     root_a, root_b = (_root(statistics.covariance) for statistics in (a, b))
@@ -66,19 +56,13 @@ def frechet_distance(a: Tensor | FeatureStatistics, b: Tensor | FeatureStatistic
 
 def kernel_distance(a: Tensor, b: Tensor, batch_size: int = 2048) -> float:
     """
-    The kernel distance of two sets of features, the squared maximum mean discrepancy:
+    The kernel distance of features (n, d) and (m, d), at least two of each: the squared maximum mean discrepancy,
 
         MMD² = E k(a, a') + E k(b, b') - 2 E k(a, b),   k(x, y) = (xᵀy / d + 1)³
 
     (Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401, section 4). The estimate is unbiased: unlike the Fréchet
-    distance it does not decrease with the number of features, and may be below 0.
-
-    Args:
-        a, b (`torch.Tensor`): Features (n, d) and (m, d), at least two of each.
-        batch_size (`int`, defaults to 2048): The number of rows of the kernel matrix that are computed at once.
-
-    Raises:
-        `ValueError`: If there are too few features, d differs, or features are not finite.
+    distance it does not decrease with the number of features, and may be below 0. `batch_size` rows of the kernel
+    matrix are computed at once. Raises a `ValueError` as `checked_features` does.
     """
     a, b = checked_features(a, b)
 
@@ -92,17 +76,22 @@ def kernel_distance(a: Tensor, b: Tensor, batch_size: int = 2048) -> float:
     return (mean_of_pairs(a) + mean_of_pairs(b) - 2 * (sum_of_kernel(a, b) / (len(a) * len(b)))).item()
 
 
-def checked_features(a: Tensor, b: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
-    """Features in fp64 on the CPU. Raises a `ValueError` for fewer than `least` of either, another d, or features that
-    are not finite."""
-    for x in (a, b):
+def checked_features(*sets: Tensor, least: int = 2) -> list[Tensor]:
+    """Sets of features in fp64 on the CPU. Raises a `ValueError` if a set has fewer than `least` features or another d
+    than the first, or if features are not finite."""
+    for x in sets:
         if x.ndim != 2 or len(x) < least:
             raise ValueError(f"features: shape {tuple(x.shape)}; give (n, d) of at least {least} images.")
-        if not x.isfinite().all():
-            raise ValueError("features: some are not finite; look at those images.")
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"features: {a.shape[1]} and {b.shape[1]} dimensions; use one feature function for both.")
-    return a.detach().cpu().double(), b.detach().cpu().double()
+        num_bad = int((~x.isfinite()).any(dim=1).sum())
+        if num_bad:
+            raise ValueError(f"features: {num_bad} of {len(x)} rows are not finite; look at those images.")
+        _check_same_dimension(sets[0].shape[1], x.shape[1])
+    return [x.detach().cpu().double() for x in sets]
+
+
+def _check_same_dimension(d: int, other: int) -> None:
+    if d != other:
+        raise ValueError(f"features: {d} and {other} dimensions; use one feature function for both.")
 
 
 def _root(covariance: Tensor) -> Tensor:

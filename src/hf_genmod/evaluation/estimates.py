@@ -23,7 +23,6 @@ class Estimate:
 
     @property
     def standard_error(self) -> float:
-        """Half of the interval over 1.96."""
         return (self.high - self.low) / 2 / 1.96
 
     @classmethod
@@ -40,22 +39,16 @@ class Estimate:
 
 def with_interval(distance: Callable[[Tensor], float], features: Tensor, draws: int = 20, seed: int = 0) -> Estimate:
     """A distance of features (n, d), ± 1.96 standard errors by subsampling without replacement (Politis, Romano and
-    Wolf 1999): `draws` random halves vary around the whole as the whole varies around the truth, by (σ²/(n/2))
-    (1 − 1/2) = σ²/n."""
+    Wolf 1999): the distances of random halves vary around that of the whole as that of the whole varies around the
+    truth, by (σ²/(n/2)) (1 − 1/2) = σ²/n."""
     rng, half = torch.Generator().manual_seed(seed), len(features) // 2
     halves = [distance(features[torch.randperm(len(features), generator=rng)[:half]]) for _ in range(draws)]
     error = torch.tensor(halves, dtype=torch.float64).std().item()
     return Estimate.with_error(distance(features), len(features), error)
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(Estimate):
     """A share of `count` images, with its 95% Wilson interval; printed as "96.4% (95.1–97.4%, n = 1000)"."""
-
-    value: float
-    count: int
-    low: float
-    high: float
 
     def __str__(self) -> str:
         return f"{self.value:.1%} ({100 * self.low:.1f}–{self.high:.1%}, n = {self.count})"

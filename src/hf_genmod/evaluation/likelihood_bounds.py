@@ -36,8 +36,6 @@ def variational_bound(
         unet, scheduler: The model and its [`AncestralDDPMScheduler`]; x̂_0 is clipped if the config says so.
         images (`torch.Tensor`): (n, C, H, W), uint8, or latents.
         draws (`int`): Timesteps per image, 2 or more.
-        seed (`int`): The seed of timesteps and noise.
-        batch_size (`int`): Images per forward pass.
         likelihood (`str`): The likelihood of x_0, as `variational_bound_term` takes it; `"gaussian"` for latents.
         condition (`torch.Tensor`): What the U-Net is conditioned on, (n, ...), such as `class_labels`.
 
@@ -57,9 +55,7 @@ def variational_bound(
             for t, terms in ((torch.zeros_like(later), 1), (later, T - 1)):
                 x_t = scheduler.add_noise(x_0, rng.normal(x_0.shape[1:]), t)
                 model_output = unet(x_t, t, **conditions).sample.float()
-                L_t = variational_bound_term(
-                    scheduler, model_output, x_0, x_t, t, clip=True, likelihood=likelihood
-                )  # (n,)
+                L_t = variational_bound_term(scheduler, model_output, x_0, x_t, t, clip=True, likelihood=likelihood)
                 bounds[draw] += terms * L_t.cpu().double().sum() / n
 
     alpha_bar_T = scheduler.alphas_cumprod[-1].cpu().double()
@@ -88,9 +84,8 @@ def importance_log_likelihood(
         vae ([`VariationalAutoencoder`]): p and q.
         x (`torch.Tensor`): (n, C, H, W), float in [-1, 1]; each value -1 or 1 for a Bernoulli likelihood.
         k (`int`): The number of z_i per image.
-        generator (`torch.Generator`, *optional*): The random numbers of the z_i. The z_i of an image do not depend on
-            the batch size.
-        batch_size (`int`, defaults to 256): The number of z that are decoded at once.
+        generator (`torch.Generator`, *optional*): The random numbers of the z_i. They do not depend on `batch_size`,
+            the number of z that are decoded at once.
         likelihood (`str`, *optional*): p(x | z); by default that of training. `"discretised_gaussian"` gives the
             probability of images of 8 bits under a Gaussian.
 
@@ -98,7 +93,7 @@ def importance_log_likelihood(
         `torch.Tensor`: (n,), in nats, fp64 on the CPU.
 
     Raises:
-        `ValueError`: If k is not positive, or values are not -1 or 1 for a Bernoulli likelihood.
+        ValueError: If k is not positive, or values are not -1 or 1 for a Bernoulli likelihood.
     """
     likelihood, n = likelihood or vae.config.likelihood, len(x)
     if k < 1:
@@ -135,30 +130,28 @@ def bits_per_dimension(pipeline, images: Tensor, num_latents: int = 64, **condit
     """
     if pipeline.config.get("value_range") is not None:  # measured values have no 8 bits
         return {}
-    unet, scheduler = pipeline.components.get("unet"), None
-    if unet is not None:
-        scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
-    if pipeline.vae is None:
+    unet, vae = pipeline.components.get("unet"), pipeline.vae
+    scheduler = None if unet is None else AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
+    if vae is None:
         return {"variational bound": variational_bound(unet, scheduler, images, **condition)}
-    likelihood = pipeline.vae.config.get("likelihood")
+    likelihood, x = vae.config.get("likelihood"), to_model_range(images)
     if likelihood is None:
         return {}
-    x = to_model_range(images)
-    x = torch.where(x < 0, -1.0, 1.0) if likelihood == "bernoulli" else x
-    likelihood = "bernoulli" if likelihood == "bernoulli" else "discretised_gaussian"
+    if likelihood == "bernoulli":
+        x = torch.where(x < 0, -1.0, 1.0)
+    else:
+        likelihood = "discretised_gaussian"
     if unet is not None:
-        bound = _bound_through_latents(pipeline.vae, unet, scheduler, x, likelihood, **condition)
-        return {"variational bound": bound}
-    bounds = {"evidence lower bound": 1, f"importance-sampled bound ({num_latents} z)": num_latents}
+        return {"variational bound": _bound_through_latents(vae, unet, scheduler, x, likelihood, **condition)}
     bits = {}
-    for name, k in bounds.items():
-        log_p = importance_log_likelihood(pipeline.vae, x, k, torch.Generator().manual_seed(0), likelihood=likelihood)
+    for name, k in (("evidence lower bound", 1), (f"importance-sampled bound ({num_latents} z)", num_latents)):
+        log_p = importance_log_likelihood(vae, x, k, torch.Generator().manual_seed(0), likelihood=likelihood)
         bits[name] = Estimate.of(-log_p / (x[0].numel() * math.log(2)))
     return bits
 
 
 @torch.no_grad()
-def _bound_through_latents(vae, unet, scheduler, x, likelihood, batch_size=256, **condition) -> Estimate:
+def _bound_through_latents(vae, unet, scheduler, x, likelihood, **condition) -> Estimate:
     """
     The evidence lower bound of an autoencoder whose prior is a diffusion model of its latents (Vahdat et al. 2021,
     https://arxiv.org/abs/2106.05931, Eq. 1), in bits per dimension:
@@ -168,7 +161,7 @@ def _bound_through_latents(vae, unet, scheduler, x, likelihood, batch_size=256, 
     with z ~ q(z | x), the L_t of s (z − shift), which the U-Net sees, and s the `scaling_factor`.
     """
     latents, rest, bits = [], [], x[0].numel() * math.log(2)
-    for part in torch.arange(len(x)).split(batch_size):
+    for part in torch.arange(len(x)).split(256):
         q = vae.encode(x[part]).latent_dist
         epsilon = BatchRandom(0, 0, part, len(x), x.device).normal(q.mean.shape[1:], dtype=x.dtype)
         z = q.mean + q.std * epsilon
@@ -177,8 +170,7 @@ def _bound_through_latents(vae, unet, scheduler, x, likelihood, batch_size=256, 
         latents.append((z - vae.config.shift_factor) * vae.config.scaling_factor)
         rest.append((log_q - log_p).cpu().double() / bits)
     latents, rest = torch.cat(latents), Estimate.of(torch.cat(rest))
-    prior = variational_bound(unet, scheduler, latents, batch_size=batch_size, likelihood="gaussian", **condition)
+    prior = variational_bound(unet, scheduler, latents, likelihood="gaussian", **condition)
     share = latents[0].numel() / x[0].numel()  # d / D
     value = rest.value + share * (prior.value - math.log2(vae.config.scaling_factor))
-    error = math.hypot(rest.standard_error, share * prior.standard_error)
-    return Estimate.with_error(value, len(x), error)
+    return Estimate.with_error(value, len(x), math.hypot(rest.standard_error, share * prior.standard_error))

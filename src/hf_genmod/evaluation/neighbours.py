@@ -10,10 +10,11 @@ from hf_genmod.evaluation.distances import checked_features
 from hf_genmod.evaluation.estimates import Estimate, Share
 
 
-def neighbourhoods(real: Tensor, generated: Tensor, k: int = 5, batch_size: int = 2048) -> dict[str, Estimate | Share]:
+def neighbourhoods(real: Tensor, generated: Tensor, k: int = 5, batch_size: int = 2048) -> dict[str, Estimate]:
     """
-    Measures how much the regions of generated and of real images overlap. With B(x) the ball around x whose radius is
-    the distance to the k-th nearest neighbour in the set of x:
+    Measures how much the regions of generated and of real images overlap, by features (n, d) and (m, d), more than k
+    of each, and best as many of both. With B(x) the ball around x whose radius is the distance to the k-th nearest
+    neighbour in the set of x:
 
     - precision: the share of generated images that are in the B of a real image (Kynkäänniemi et al. 2019,
       https://arxiv.org/abs/1904.06991, Eq. 2);
@@ -22,13 +23,7 @@ def neighbourhoods(real: Tensor, generated: Tensor, k: int = 5, batch_size: int 
       al. 2020, https://arxiv.org/abs/2002.09797, Eq. 5);
     - coverage: the share of real images whose B holds a generated image (the same, Eq. 6).
 
-    Args:
-        real, generated (`torch.Tensor`): Features (n, d) and (m, d), more than k of each, and best as many of both.
-        k (`int`, defaults to 5): Which neighbour.
-        batch_size (`int`, defaults to 2048): The number of rows of the distance matrix that are computed at once.
-
-    Raises:
-        `ValueError`: If there are too few features, d differs, or features are not finite.
+    `batch_size` rows of the distance matrix are computed at once. Raises a `ValueError` as `checked_features` does.
     """
     real, generated = checked_features(real, generated, least=k + 1)
     of_real, of_generated = (_distance_to_neighbour(x, k, batch_size) for x in (real, generated))
@@ -70,10 +65,8 @@ def audit_memorisation(
     samples: Tensor, training: Tensor, held_out_distances: Tensor, quantile: float = 0.01
 ) -> MemorisationAudit:
     """
-    Tests whether samples copy training images, by distances of pixels or of features.
-
-    The standard error of the share p is √(p (1 − p) (1/n + 1/m)) for n samples and m held-out images, from which the
-    threshold is estimated.
+    Tests whether samples copy training images, by distances of pixels or of features. The standard error of the share
+    p is √(p (1 − p) (1/n + 1/m)) for n samples and m held-out images, from which the threshold is estimated.
 
     Args:
         samples, training (`torch.Tensor`): Images or features, (n, ...) and (N, ...).
@@ -82,13 +75,12 @@ def audit_memorisation(
         quantile (`float`, defaults to 0.01): The quantile of these distances that is the threshold, at least 1/m.
 
     Raises:
-        `ValueError`: If there are too few held-out images for the quantile.
+        ValueError: If there are too few held-out images for the quantile.
     """
     n, m = len(samples), len(held_out_distances)
     if m * quantile < 1:
-        raise ValueError(
-            f"held_out_distances: {m} images have no {quantile:.0%} quantile; hold out {math.ceil(1 / quantile)}"
-        )
+        least = math.ceil(1 / quantile)
+        raise ValueError(f"held_out_distances: {m} images have no {quantile:.0%} quantile; hold out {least}")
     threshold = held_out_distances.quantile(quantile).item()
     distances, nearest = nearest_of(samples, training)
     share = Share.of(distances < threshold)

@@ -17,16 +17,8 @@ from hf_genmod.models.noisy_classifier import NoisyImageClassifier
 
 
 def recognised_share(predictions: Tensor, labels: Tensor | Sequence[int]) -> Share:
-    """
-    The share of images that a classifier assigns to their class.
-
-    Args:
-        predictions (`torch.Tensor`): (n, num_classes) logits or (n,) class indices.
-        labels (`torch.Tensor` or sequence of `int`): (n,) class indices.
-
-    Raises:
-        `ValueError`: If there are no images, or the number of labels is not that of predictions.
-    """
+    """The share of images that a classifier assigns to their class; `predictions` are logits, (n, num_classes), or
+    class indices, (n,). Raises a `ValueError` if there are no images, or the number of labels is not n."""
     labels = torch.as_tensor(labels, device=predictions.device)
     if len(labels) != len(predictions) or len(labels) == 0:
         raise ValueError(f"labels: {len(labels)} for {len(predictions)} predictions; give one per image.")
@@ -36,8 +28,7 @@ def recognised_share(predictions: Tensor, labels: Tensor | Sequence[int]) -> Sha
 
 
 def recognised(classifier: FeatureClassifier, images: Tensor, labels: Tensor, names: list[str]) -> dict:
-    """The share of images that a classifier assigns to their class, "recognised_share", and that of each class,
-    "recognised_share_by_class"."""
+    """The "recognised_share" of images, and "recognised_share_by_class"."""
     with torch.no_grad():
         right = classifier.head(extract_features(images, classifier)).argmax(dim=1) == labels
     by_class = {name: Share.of(right[labels == i]) for i, name in enumerate(names) if (labels == i).any()}
@@ -55,26 +46,22 @@ def accuracy_by_noise_level(classifier, scheduler, dataset, num_levels: int = 11
         dataset ([`PictureDataset`] or [`LatentDataset`]): Labelled images that the classifier was not trained on. The
             noise of an image is the same at every timestep.
         num_levels (`int`): The number of timesteps.
-        batch_size (`int`): Images per forward pass.
 
     Returns:
         `list[dict]`: For each timestep `"t"`, the noise level `"sigma"` = √((1−ᾱ_t)/ᾱ_t), and `"accuracy"`, a
         [`Share`].
     """
-    device, T = next(classifier.parameters()).device, len(scheduler)
-    positions = torch.arange(len(dataset))
-    levels = []
-    for t in torch.linspace(0, T - 1, num_levels).round().long():
+    device, levels = next(classifier.parameters()).device, []
+    for t in torch.linspace(0, len(scheduler) - 1, num_levels).round().long():
         logits = []
-        for part in positions.split(batch_size):
-            rng = BatchRandom(0, 0, part, len(positions))
+        for part in torch.arange(len(dataset)).split(batch_size):
+            rng = BatchRandom(0, 0, part, len(dataset))
             x_0 = dataset.x_0(part.tolist(), rng)
             epsilon = rng.normal(x_0.shape[1:], dtype=x_0.dtype)
             logits.append(classifier(scheduler.add_noise(x_0, epsilon, t).to(device), t).logits.cpu())
         alpha_bar = scheduler.alphas_cumprod[t].item()
         sigma = math.inf if alpha_bar == 0 else math.sqrt((1 - alpha_bar) / alpha_bar)
-        accuracy = recognised_share(torch.cat(logits), dataset.labels)
-        levels.append({"t": t.item(), "sigma": sigma, "accuracy": accuracy})
+        levels.append({"t": t.item(), "sigma": sigma, "accuracy": recognised_share(torch.cat(logits), dataset.labels)})
     return levels
 
 
