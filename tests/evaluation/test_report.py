@@ -4,14 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny import bars, randn
+from tiny import bars, randn, tiny_unet
 
+from hf_genmod import AncestralDDPMScheduler, SuperResolutionPipeline
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.evaluation.distances import frechet_distance, kernel_distance
 from hf_genmod.evaluation.estimates import Estimate, Share
-from hf_genmod.evaluation.features import extract_features, train_feature_classifier
+from hf_genmod.evaluation.features import as_bytes, extract_features, train_feature_classifier
 from hf_genmod.evaluation.neighbours import nearest_of, neighbourhoods
-from hf_genmod.evaluation.report import Report, audit, enlarged_by_interpolation, evaluate_features
+from hf_genmod.evaluation.report import Report, audit, evaluate_features
 from hf_genmod.models.conditioning import enlarge, shrink
 
 
@@ -31,11 +32,13 @@ def test_the_figure_shows_the_closest_samples_above_the_pictures_that_they_copy(
     assert above.tobytes() == below.tobytes()
 
 
-def test_images_are_made_small_and_enlarged_by_interpolation():
+def test_an_upsampler_sees_images_made_small_and_enlarged_by_interpolation():
     images = torch.randint(0, 256, (3, 8, 12, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     pictures = PictureDataset([Image.fromarray(image.numpy()) for image in images], "three")
     small = shrink(images.permute(0, 3, 1, 2) / 127.5 - 1, 4)
-    interpolated = enlarged_by_interpolation(pictures, [1], 4)
+    unet = tiny_unet(conditioning_channels=3)
+    pipeline = SuperResolutionPipeline(unet, AncestralDDPMScheduler(), factor=4, max_noise_level=200)
+    interpolated = as_bytes(pipeline.unet_inputs(pictures, [1])["conditioning_image"])
     expected = (enlarge(small[1:2], 4).clamp(-1, 1) + 1) * 127.5
     assert interpolated.dtype == torch.uint8
     assert (interpolated - expected).abs().max() <= 0.51

@@ -134,7 +134,7 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--samples", "100"], "samples: 100 are too few for features of 64 dimensions; 130 or more"),
+        (["--samples", "100"], "samples: 100 are too few for features of 64 dimensions; take 130 or more"),
         (["--samplers", "NoScheduler"], "samplers: 'NoScheduler' is no scheduler of diffusers, such as DDIMScheduler"),
         (["--features", "{missing}"], "features: '{missing}' is no vision model of transformers"),
         (["--dataset", "{classes}"], "dataset: the labels of the model are dark, bright, and those of the images"),

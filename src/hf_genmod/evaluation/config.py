@@ -18,12 +18,9 @@ class EvaluationConfig:
     guidance_scales: list[float] = HfArg(
         default_factory=list, help="γ, or s of a classifier; one setting each. Default: that of the pipeline."
     )
-    num_inference_steps: list[int] = HfArg(
-        default_factory=lambda: [20], help="Steps of the sampler; one setting each."
-    )
+    num_inference_steps: list[int] = HfArg(default_factory=lambda: [20], help="Sampler steps; one setting each.")
     samplers: list[str] = HfArg(
-        default_factory=list,
-        help="Names of schedulers of diffusers; one setting each. Default: that of the checkpoint.",
+        default_factory=list, help="Schedulers of diffusers; one setting each. Default: that of the checkpoint."
     )
     noise_levels: list[int] = HfArg(
         default_factory=list, help="Noise in the small images of an upsampler; one setting each. Default: no noise."
@@ -36,13 +33,8 @@ class EvaluationConfig:
     seed: int = HfArg(default=0, help="Seed of the first sample; the next has seed + 1.")
 
     def settings_for(self, pipeline) -> list[dict]:
-        """
-        All combinations of arguments by which samples of a pipeline are drawn; for an autoencoder its priors.
-
-        Raises:
-            ValueError: If there are guidance scales and the model is not guided, or noise levels and it is no
-                upsampler.
-        """
+        """All combinations of arguments by which samples of a pipeline are drawn; for an autoencoder its priors.
+        Raises a `ValueError` for guidance scales of a model that is not guided, or noise levels of no upsampler."""
         name = type(pipeline).__name__
         if self.guidance_scales and pipeline.guidance_argument is None:
             raise ValueError(f"guidance_scales: a {name} is not guided; leave them out")
@@ -61,8 +53,8 @@ class EvaluationConfig:
 
 
 def make_sampler(name: str, own: SchedulerMixin) -> SchedulerMixin:
-    """A scheduler of this package or of diffusers, with the noise schedule of a pipeline's own scheduler. Raises a
-    `ValueError` if there is none of that name."""
+    """The scheduler of a name, of this package or of diffusers, with the noise schedule of a pipeline's own scheduler.
+    Raises a `ValueError` for other names."""
     if name == type(own).__name__:
         return own
     cls = getattr(hf_genmod, name, getattr(diffusers, name, None))

@@ -24,22 +24,15 @@ class FeatureStatistics:
 
 def frechet_distance(a: Tensor | FeatureStatistics, b: Tensor | FeatureStatistics) -> float:
     """
-    The Fréchet distance of two sets of features, each taken as a Gaussian:
+    The Fréchet distance of two sets of features, (n, d) with n > d, each taken as a Gaussian; in squared units:
 
         d² = ‖μ_a - μ_b‖² + Tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^{1/2})
 
     (Dowson and Landau 1982; for generated images Heusel et al. 2017, Eq. 6). It decreases with the number of features,
     so it can only be compared at equal counts.
 
-    Args:
-        a, b (`torch.Tensor` or `FeatureStatistics`): Features (n, d) with n > d, or their statistics.
-
-    Returns:
-        `float`: d², at least 0, in squared units of the features.
-
     Raises:
-        ValueError: If there are not more features than dimensions (the covariance is singular), d differs, or features
-            are not finite.
+        ValueError: If n ≤ d (the covariance is singular), d differs, or features are not finite.
     """
     a, b = (x if isinstance(x, FeatureStatistics) else FeatureStatistics.of(x) for x in (a, b))
     _check_same_dimension(len(a.mean), len(b.mean))

@@ -1,7 +1,5 @@
-"""Features of images, (n, d), from a small classifier of the data set or from a pretrained model.
-
-Images are (n, C, H, W), uint8 or float in [-1, 1].
-"""
+"""Features of images, (n, d), from a small classifier of the data set or from a pretrained model. Images are
+(n, C, H, W), `uint8` or float in [-1, 1]."""
 
 import json
 import math
@@ -22,11 +20,9 @@ FEATURE_DIM = 64  # of the small classifier
 
 
 class FeatureClassifier(nn.Module):
-    """
-    A small convolutional network for images of C channels, of any size from 2x2. Its last hidden layer gives d
+    """A small convolutional network for images of C channels, of any size from 2x2. Its last hidden layer gives d
     features, few enough for the Fréchet distance of a thousand images; its output is the logits of classes. Distances
-    are comparable only if they are measured with the same classifier, so it can be saved.
-    """
+    are comparable only if they are measured with the same classifier, so it can be saved."""
 
     def __init__(self, in_channels: int, num_classes: int, feature_dim: int = FEATURE_DIM):
         super().__init__()
@@ -90,7 +86,6 @@ def train_feature_classifier(
     Args:
         images (`torch.Tensor`): (n, C, H, W), uint8.
         labels (`torch.Tensor` or `None`): (n,), integers in 0..num_classes-1.
-        num_classes (`int`): The number of classes.
         seed (`int`): The seed of initial weights, order, flips and shifts.
         max_train_steps, batch_size (`int`): The number of batches, and of images in each.
         flip (`bool`): Whether to mirror half of the images left to right; not for digits or letters.
@@ -107,8 +102,7 @@ def train_feature_classifier(
     if len(labels) != len(images):
         raise ValueError(f"labels: {len(labels)} for {len(images)} images; give one label per image.")
     if labels.min() < 0 or labels.max() >= num_classes:
-        span, allowed = f"{labels.min()}..{labels.max()}", f"0..{num_classes - 1}"
-        raise ValueError(f"labels: range {span}, but with num_classes={num_classes} they must lie in {allowed}.")
+        raise ValueError(f"labels: {labels.min()}..{labels.max()} are not in 0..{num_classes - 1}; see num_classes.")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = FeatureClassifier(images.shape[1], num_classes).to(images.device)
@@ -150,13 +144,8 @@ def shifted(images: Tensor, max_shift: int, rng: torch.Generator) -> Tensor:
 class PretrainedFeatures:
     """
     Features of a vision model of transformers (DINOv2, CLIP, ViT, ...): its pooled output, or the mean of its last
-    hidden states if it has none. The processor of the model resizes the images; grey images are made RGB.
-
-    Args:
-        path (`str`): A folder, or an id on the Hub; the weights are read from safetensors.
-
-    Raises:
-        FileNotFoundError: If there is no such model.
+    hidden states if it has none. The processor of the model resizes the images; grey images are made RGB. `path` is a
+    folder, or an id on the Hub; the weights are read from safetensors. Raises a `FileNotFoundError` for other paths.
     """
 
     def __init__(self, path: str):
@@ -180,12 +169,8 @@ class PretrainedFeatures:
 
 
 def extract_features(images: Tensor, network: FeatureClassifier | PretrainedFeatures, batch_size: int = 256) -> Tensor:
-    """
-    The features (n, d) of images (n, C, H, W), uint8 or float in [-1, 1].
-
-    Raises:
-        ValueError: If float images are outside [-1, 1] or all in [0, 1], or the network is in training mode.
-    """
+    """The features (n, d) of images. Raises a `ValueError` if float images are outside [-1, 1] or all in [0, 1], or
+    the network is in training mode."""
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images: shape {tuple(images.shape)}; give (n, C, H, W) with at least one image.")
     if images.dtype != torch.uint8:

@@ -18,7 +18,6 @@ def variational_bound(
     scheduler,
     images: Tensor,
     draws: int = 10,
-    seed: int = 0,
     batch_size: int = 256,
     likelihood: str = "discretised_gaussian",
     **condition: Tensor,
@@ -29,8 +28,8 @@ def variational_bound(
         Σ_t L_t + L_T,   L_T = KL( q(x_T | x_0) ‖ N(0, I) )
 
     L_0, the largest term, is computed for every image. The sum of the other terms is estimated, without bias, from
-    `draws` timesteps per image, stratified over the images, so that a thousand images cover all timesteps. The same
-    seed gives the same timesteps and noise for every model, so that the difference of two models is paired.
+    `draws` timesteps per image, stratified over the images, so that a thousand images cover all timesteps.
+    Timesteps and noise are the same for every model, so that the difference of two models is paired.
 
     Args:
         unet, scheduler: The model and its [`AncestralDDPMScheduler`]; x̂_0 is clipped if the config says so.
@@ -46,9 +45,9 @@ def variational_bound(
     bounds = torch.zeros(draws, dtype=torch.float64)
     for draw in range(draws):
         # The stratum of an image must not depend on the order of the images, which may be sorted by class.
-        stratum = torch.randperm(n, generator=torch.Generator().manual_seed(seed + draw))
+        stratum = torch.randperm(n, generator=torch.Generator().manual_seed(draw))
         for part in torch.arange(n).split(batch_size):
-            rng = BatchRandom(seed, draw, stratum[part], n, images.device)
+            rng = BatchRandom(0, draw, stratum[part], n, images.device)
             x_0 = to_model_range(images[part]).float()
             conditions = {name: values[part] for name, values in condition.items()}
             later = 1 + ((T - 1) * rng.stratified()).long()
@@ -57,7 +56,6 @@ def variational_bound(
                 model_output = unet(x_t, t, **conditions).sample.float()
                 L_t = variational_bound_term(scheduler, model_output, x_0, x_t, t, clip=True, likelihood=likelihood)
                 bounds[draw] += terms * L_t.cpu().double().sum() / n
-
     alpha_bar_T = scheduler.alphas_cumprod[-1].cpu().double()
     mean_square = to_model_range(images).cpu().double().square().mean()
     prior = 0.5 * (alpha_bar_T * mean_square - alpha_bar_T - torch.log1p(-alpha_bar_T)) / math.log(2)  # L_T
@@ -122,11 +120,8 @@ def bits_per_dimension(pipeline, images: Tensor, num_latents: int = 64, **condit
     Upper bounds of −log p(x) in bits per dimension, for images of 8 bits that the model was not trained on: for a
     diffusion model the variational bound, given `condition` as in [`variational_bound`]; for a variational autoencoder
     the evidence lower bound, and the tighter bound from `num_latents` z per image. A Gaussian p(x | z) is integrated
-    over the 8-bit bins. For a Bernoulli p(x | z) the images are thresholded, and have one bit. Other models have no
-    likelihood.
-
-    Returns:
-        `dict`: "variational bound", or "evidence lower bound" and "importance-sampled bound (64 z)", or nothing.
+    over the 8-bit bins. For a Bernoulli p(x | z) the images are thresholded, and have one bit. The names are
+    "variational bound", "evidence lower bound" and "importance-sampled bound (64 z)"; other models have no bounds.
     """
     if pipeline.config.get("value_range") is not None:  # measured values have no 8 bits
         return {}

@@ -26,7 +26,11 @@ def neighbourhoods(real: Tensor, generated: Tensor, k: int = 5, batch_size: int 
     `batch_size` rows of the distance matrix are computed at once. Raises a `ValueError` as `checked_features` does.
     """
     real, generated = checked_features(real, generated, least=k + 1)
-    of_real, of_generated = (_distance_to_neighbour(x, k, batch_size) for x in (real, generated))
+    # The distance of each image to its k-th neighbour; the nearest is the image itself.
+    of_real, of_generated = (
+        torch.cat([torch.cdist(part, x).kthvalue(k + 1).values for part in x.split(batch_size)])
+        for x in (real, generated)
+    )
     precise, density = [], []
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
     for part, radii in zip(generated.split(batch_size), of_generated.split(batch_size), strict=True):
@@ -44,12 +48,6 @@ def neighbourhoods(real: Tensor, generated: Tensor, k: int = 5, batch_size: int 
     }
 
 
-def _distance_to_neighbour(x: Tensor, k: int, batch_size: int) -> Tensor:
-    """The distance of each row to its k-th nearest other row, (n,)."""
-    # The nearest row is the row itself.
-    return torch.cat([torch.cdist(part, x).kthvalue(k + 1).values for part in x.split(batch_size)])
-
-
 @dataclass(frozen=True, eq=False)
 class MemorisationAudit:
     """How many samples are nearer to a training image than held-out images are."""
@@ -65,14 +63,9 @@ def audit_memorisation(
     samples: Tensor, training: Tensor, held_out_distances: Tensor, quantile: float = 0.01
 ) -> MemorisationAudit:
     """
-    Tests whether samples copy training images, by distances of pixels or of features. The standard error of the share
-    p is √(p (1 − p) (1/n + 1/m)) for n samples and m held-out images, from which the threshold is estimated.
-
-    Args:
-        samples, training (`torch.Tensor`): Images or features, (n, ...) and (N, ...).
-        held_out_distances (`torch.Tensor`): The distance of each held-out image to the nearest training image, (m,),
-            as [`nearest_of`] returns it.
-        quantile (`float`, defaults to 0.01): The quantile of these distances that is the threshold, at least 1/m.
+    Tests whether samples (n, ...) copy training images (N, ...), by distances of pixels or of features. The threshold
+    is a quantile, at least 1/m, of the distances of m held-out images to the nearest training image, as [`nearest_of`]
+    returns them. The standard error of the share p is √(p (1 − p) (1/n + 1/m)).
 
     Raises:
         ValueError: If there are too few held-out images for the quantile.

@@ -1,6 +1,5 @@
 """The accuracy of classifiers."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,14 +37,9 @@ def recognised(classifier: FeatureClassifier, images: Tensor, labels: Tensor, na
 @torch.no_grad()
 def accuracy_by_noise_level(classifier, scheduler, dataset, num_levels: int = 11, batch_size: int = 256) -> list[dict]:
     """
-    The accuracy of a classifier of noisy images at timesteps spread evenly from the first to the last.
-
-    Args:
-        classifier ([`NoisyImageClassifier`]): f_φ(y | x_t).
-        scheduler ([`AncestralDDPMScheduler`]): The scheduler that adds the noise.
-        dataset ([`PictureDataset`] or [`LatentDataset`]): Labelled images that the classifier was not trained on. The
-            noise of an image is the same at every timestep.
-        num_levels (`int`): The number of timesteps.
+    The accuracy of a [`NoisyImageClassifier`], f_φ(y | x_t), at `num_levels` timesteps spread evenly from the first to
+    the last, on a data set of labelled images or latents that it was not trained on. The noise of an image is the same
+    at every timestep.
 
     Returns:
         `list[dict]`: For each timestep `"t"`, the noise level `"sigma"` = √((1−ᾱ_t)/ᾱ_t), and `"accuracy"`, a
@@ -59,8 +53,8 @@ def accuracy_by_noise_level(classifier, scheduler, dataset, num_levels: int = 11
             x_0 = dataset.x_0(part.tolist(), rng)
             epsilon = rng.normal(x_0.shape[1:], dtype=x_0.dtype)
             logits.append(classifier(scheduler.add_noise(x_0, epsilon, t).to(device), t).logits.cpu())
-        alpha_bar = scheduler.alphas_cumprod[t].item()
-        sigma = math.inf if alpha_bar == 0 else math.sqrt((1 - alpha_bar) / alpha_bar)
+        alpha_bar = scheduler.alphas_cumprod[t].double()
+        sigma = ((1 - alpha_bar) / alpha_bar).sqrt().item()  # ∞ at ᾱ_t = 0
         levels.append({"t": t.item(), "sigma": sigma, "accuracy": recognised_share(torch.cat(logits), dataset.labels)})
     return levels
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,17 +29,16 @@ from hf_genmod.evaluation.features import (
 from hf_genmod.evaluation.likelihood_bounds import bits_per_dimension
 from hf_genmod.evaluation.neighbours import audit_memorisation, nearest_of, neighbourhoods
 from hf_genmod.evaluation.recognition import recognised
-from hf_genmod.models.conditioning import enlarge, shrink
 from hf_genmod.processes import processes
 
-# The measures that are shares, and those that hold shares by the name of a class.
+# Measures that are shares, or that hold shares by the name of a class.
 _SHARES = {"precision", "recall", "coverage", "recognised_share", "recognised_share_by_class", "share"}
 
 
 @dataclasses.dataclass
 class Report:
     """
-    What was measured of a checkpoint. Measures are of type [`Estimate`] or [`Share`].
+    What was measured of a checkpoint. Measures are of type [`Estimate`], or of its kind [`Share`].
 
     Attributes:
         model (`str`): The checkpoint: a folder, or an id on the Hub.
@@ -49,9 +47,8 @@ class Report:
         seed (`int`): The seed of the first sample.
         settings (`list[dict]`): For each setting the arguments by which samples were drawn ("sampler",
             "num_inference_steps", "guidance_scale", "classifier_scale", "noise_level" or "prior") and the measures:
-            "seconds" and "forward_passes" per sample, those of [`evaluate_features`], "recognised_share" and
-            "recognised_share_by_class" if samples have labels, and "memorisation" by "pixels" and by "features", each
-            with "threshold", "share" and "flagged".
+            "seconds" and "forward_passes" per sample, those of [`evaluate_features`], those of [`recognised`] if
+            samples have labels, and "memorisation" as [`audit`] returns it.
         held_out (`dict`): The same measures of held-out images.
         bits_per_dimension (`dict`): Upper bounds by their names.
         interpolated (`dict`, *optional*): The same measures of bicubic interpolation, if the model is an upsampler.
@@ -74,9 +71,8 @@ class Report:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `evaluation.json` into a folder."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        file = Path(folder, "evaluation.json")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, "evaluation.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> "Report | None":
@@ -110,10 +106,7 @@ def evaluate(
     continues where it was.
 
     Args:
-        pipeline ([`~hf_genmod.pipelines.base.GenerationPipeline`]): The pipeline.
-        pictures, held_out ([`PictureDataset`]): The training images and the held-out images, at its resolution.
-        folder (`str` or `os.PathLike`): The folder of the report.
-        config ([`~hf_genmod.evaluation.config.EvaluationConfig`]): What is measured.
+        pictures, held_out ([`PictureDataset`]): Training and held-out images, at the resolution of the pipeline.
         model (`str`): The folder or id of the checkpoint.
 
     Returns:
@@ -127,15 +120,21 @@ def evaluate(
     pipeline.set_progress_bar_config(disable=True)
     settings = config.settings_for(pipeline)
     samplers = {name: make_sampler(name, pipeline.scheduler) for name in config.samplers}
-    network = _load_network(config.features)
+    network = None
+    if config.features is not None:
+        load = FeatureClassifier.load if config.features.endswith(".safetensors") else PretrainedFeatures
+        network = load(config.features)
     real, unseen = all_bytes(pictures), all_bytes(held_out)
     is_upsampler = "image" in pipeline.example_request()
     source, rng = held_out if is_upsampler else pictures, torch.Generator().manual_seed(config.seed)
     indices = torch.randint(len(source), (config.samples,), generator=rng).tolist()
     request = pipeline.request_for(source, indices)  # classes and captions in the proportions of the data set
     labels = torch.tensor(request["class_labels"]) if "class_labels" in request else None
-    _check_counts(config.samples, len(unseen), network, real)
-    classifier = _find_classifier(network, pictures, real, folder, needs_classes=labels is not None)
+    d = FEATURE_DIM if network is None else extract_features(real[:2], network).shape[1]
+    least = 2 * (d + 1)  # for the Fréchet distance of halves
+    _check_counts(d, {"samples": (config.samples, least), "held-out images": (len(unseen), max(least, 100))})
+    needs_classifier = network is None or labels is not None
+    classifier = _find_classifier(network, pictures, real, folder) if needs_classifier else None
     network = network or classifier
     names = ["-".join(map(str, setting.values())) for setting in settings]
     drawn = _draw_settings(pipeline, settings, names, samplers, request, source, folder / "samples", config)
@@ -143,7 +142,7 @@ def evaluate(
         return None
 
     of_real, of_unseen = extract_features(real, network), extract_features(unseen, network)
-    apart = {"pixels": nearest_of(_pixels(unseen), _pixels(real))[0], "features": nearest_of(of_unseen, of_real)[0]}
+    apart = {"pixels": nearest_of(unseen, real)[0], "features": nearest_of(of_unseen, of_real)[0]}
     for name, setting, samples in zip(names, settings, drawn, strict=True):
         images = samples["images"]
         features = extract_features(images, network)
@@ -151,7 +150,7 @@ def evaluate(
         setting |= evaluate_features(features, of_real)
         if labels is not None:
             setting |= recognised(classifier, images, labels, pictures.label_names)
-        spaces = {"pixels": (_pixels(images), _pixels(real)), "features": (features, of_real)}
+        spaces = {"pixels": (images, real), "features": (features, of_real)}
         setting["memorisation"] = audit(spaces, apart, images, real, folder / f"closest_{name}.png")
     dataset = {"name": pictures.name, "num_pictures": len(pictures), "num_held_out": len(held_out)}
     dataset |= {"held_out_is_unseen": not held_out.may_have_been_trained_on, "fingerprint": pictures.fingerprint}
@@ -160,7 +159,7 @@ def evaluate(
     if labels is not None:
         report.held_out |= recognised(classifier, unseen, held_out.labels, pictures.label_names)
     if is_upsampler:
-        interpolated = enlarged_by_interpolation(source, indices, pipeline.config.factor)
+        interpolated = as_bytes(pipeline.unet_inputs(source, indices)["conditioning_image"].cpu())  # bicubic
         report.interpolated = evaluate_features(extract_features(interpolated, network), of_real)
     conditions = pipeline.unet_inputs(held_out, range(len(held_out))) if "unet" in pipeline.components else {}
     report.bits_per_dimension = bits_per_dimension(pipeline, unseen.to(state.device), **conditions)
@@ -190,59 +189,42 @@ def _draw_settings(pipeline, settings, names, samplers, request, source, folder,
     return drawn
 
 
-def _check_counts(num_samples: int, num_held_out: int, network, images: Tensor) -> None:
-    d = FEATURE_DIM if network is None else extract_features(images[:2], network).shape[1]
-    least = 2 * (d + 1)  # for the Fréchet distance of halves
-    for kind, count, needed in (("samples", num_samples, least), ("held-out images", num_held_out, max(least, 100))):
-        if count < needed:
-            raise ValueError(f"{kind}: {count} are too few for features of {d} dimensions; {needed} or more")
+def _check_counts(d: int, counts: dict[str, tuple[int, int]]) -> None:
+    """Raises if there are too few images of a kind; `counts` has their number and the least that is needed."""
+    for kind, (count, least) in counts.items():
+        if count < least:
+            raise ValueError(f"{kind}: {count} are too few for features of {d} dimensions; take {least} or more")
 
 
-def _find_classifier(network, pictures, images: Tensor, folder: Path, needs_classes: bool) -> FeatureClassifier | None:
-    """The given network if it is a classifier, else one that is trained on the data set and kept in the folder; `None`
-    if there are no labels and another network was given."""
+def _find_classifier(network, pictures, images: Tensor, folder: Path) -> FeatureClassifier:
+    """The given network if it is a classifier, else one that is trained on the data set and kept in the folder."""
     if isinstance(network, FeatureClassifier):
         num_classes = network.config["num_classes"]
-        if needs_classes and num_classes != len(pictures.label_names):
+        if num_classes != len(pictures.label_names):
             raise ValueError(f"features: the network is of {num_classes} other classes; give one of this data set")
         return network
     file = folder / f"features-{pictures.fingerprint}.safetensors"
     with processes().main_process_first():
-        if not file.is_file() and (pictures.labels is not None or network is None):
+        if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             train_feature_classifier(images, pictures.labels, len(pictures.label_names or [])).save(file)
-    return FeatureClassifier.load(file) if file.is_file() else None
+    return FeatureClassifier.load(file)
 
 
-def _load_network(name: str | None) -> FeatureClassifier | PretrainedFeatures | None:
-    if name is None:
-        return None
-    return FeatureClassifier.load(name) if name.endswith(".safetensors") else PretrainedFeatures(name)
-
-
-def _pixels(images: Tensor) -> Tensor:
-    return images.flatten(1).float()
-
-
-def evaluate_features(generated: Tensor, real: Tensor, seed: int = 0) -> dict[str, Estimate | Share]:
+def evaluate_features(generated: Tensor, real: Tensor, seed: int = 0) -> dict[str, Estimate]:
     """
-    Compares features of generated images with those of real images.
-
-    Args:
-        generated (`torch.Tensor`): (n, d) with n ≥ 2 (d + 1), as intervals are made from distances of halves.
-        real (`torch.Tensor`): (m, d). The Fréchet distance uses all of them, the other measures a random n.
-        seed (`int`, defaults to 0): The seed of this choice and of the halves.
+    Compares features of generated images, (n, d), with those of real images, (m, d). The Fréchet distance uses all
+    real images, the other measures a random n of them. Intervals are made from distances of halves, so n ≥ 2 (d + 1);
+    `seed` is that of the n images and of the halves.
 
     Returns:
         `dict`: "frechet_distance", "kernel_distance", "precision", "recall", "density" and "coverage".
 
     Raises:
-        `ValueError`: If there are too few features, d differs, or features are not finite.
+        ValueError: If there are too few features, d differs, or features are not finite.
     """
     n, d = generated.shape
-    for name, count, least in (("samples", n, 2 * (d + 1)), ("real images", len(real), d + 1)):
-        if count < least:
-            raise ValueError(f"{name}: {count} are too few for features of {d} dimensions; take {least} or more.")
+    _check_counts(d, {"samples": (n, 2 * (d + 1)), "real images": (len(real), d + 1)})
     statistics = FeatureStatistics.of(real)
     some = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))[:n]]
     return {
@@ -254,14 +236,10 @@ def evaluate_features(generated: Tensor, real: Tensor, seed: int = 0) -> dict[st
 
 def audit(spaces: dict[str, tuple[Tensor, Tensor]], apart: dict[str, Tensor], images, real, file: Path) -> dict:
     """
-    Tests whether samples copy training images, by "pixels" and by "features". A figure for each shows the ten samples
-    that are closest to a training image, and below them these images.
-
-    Args:
-        spaces (`dict`): The vectors of samples and of training images that are compared.
-        apart (`dict`): The distances of held-out images to the nearest training image.
-        images, real (`torch.Tensor`): The samples and the training images, `uint8`.
-        file (`Path`): The beginning of the names of figures, with the suffix .png.
+    Tests whether samples `images` copy training images `real`, both `uint8`. For each of `spaces`, "pixels" and
+    "features", with the values of samples and of training images and the distances `apart` of held-out images to the
+    nearest training image, the result has "threshold", "share" and "flagged". A figure, NAME_SPACE.png for a `file`
+    NAME.png, shows the ten samples that are closest to a training image, and below them these images.
     """
     result = {}
     for space, (samples, training) in spaces.items():
@@ -270,12 +248,6 @@ def audit(spaces: dict[str, tuple[Tensor, Tensor]], apart: dict[str, Tensor], im
         side_by_side([images[closest], real[found.nearest[closest]]]).save(file.with_name(f"{file.stem}_{space}.png"))
         result[space] = {"threshold": found.threshold, "share": found.share, "flagged": found.flagged}
     return result
-
-
-def enlarged_by_interpolation(pictures: PictureDataset, indices: Sequence[int], factor: int) -> Tensor:
-    """Images made small and enlarged again by bicubic interpolation, `uint8` (n, C, H, W)."""
-    parts = (pictures.x_0(part.tolist()) for part in torch.as_tensor(indices).split(256))
-    return torch.cat([as_bytes(enlarge(shrink(x, factor), factor)) for x in parts])
 
 
 def draw_figures(pipeline, settings: list[dict], request: dict[str, list], held_out: PictureDataset, folder: Path):
