@@ -21,21 +21,15 @@ def draw_cascade(
     """
     Draws images with a cascade (Ho et al. 2022, https://arxiv.org/abs/2106.15282): the first pipeline draws small
     images, and each [`SuperResolutionPipeline`] after it enlarges them. Only the pipeline that works is on the
-    accelerator.
+    accelerator. Returns the images of the last stage, or with `all_stages` a list with those of each stage.
 
     Args:
         stages (sequence of pipelines): The pipelines. The first may be an upsampler too, if `image` is given.
         seeds (sequence of `int`): One seed for each image, used by all stages.
         noise_level (`int`, or one for each upsampler): s, the noise that is added to the small images, so that an
             upsampler corrects what the stage before it has drawn.
-        num_inference_steps (`int`, defaults to 50): The steps of each stage.
-        tile_size (`int`, defaults to 512): The size of the tiles that upsamplers work on.
-        output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as for the pipelines.
-        all_stages (`bool`, defaults to `False`): Whether to return the images of every stage.
+        num_inference_steps, tile_size (`int`), output_type (`str`): As for the pipelines, the same for each stage.
         request: Arguments of the first stage. Upsamplers with labels get its `class_labels`, too.
-
-    Returns:
-        The images; with `all_stages` a list with those of each stage.
 
     Raises:
         ValueError: If the images of a stage do not have the size, channels or labels of the next stage, or the number
@@ -50,17 +44,15 @@ def draw_cascade(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     device, drawn = processes().device, []
     for pipeline in stages:
-        if drawn:
-            arguments = {"image": drawn[-1]}
-            if "class_labels" in request and pipeline.num_classes is not None:
-                arguments["class_labels"] = request["class_labels"]
-        else:
-            is_asked = {"class_labels", "prompt", "image"} & set(request)
-            arguments = request if is_asked else request | {"batch_size": len(seeds)}
+        arguments = {"image": drawn[-1]} if drawn else dict(request)
+        if drawn and "class_labels" in request and pipeline.num_classes is not None:
+            arguments["class_labels"] = request["class_labels"]
+        elif not arguments.keys() & {"class_labels", "prompt", "image"}:
+            arguments["batch_size"] = len(seeds)
         if pipeline in upsamplers:
-            arguments = arguments | {"noise_level": levels[upsamplers.index(pipeline)], "tile_size": tile_size}
+            arguments |= {"noise_level": levels[upsamplers.index(pipeline)], "tile_size": tile_size}
         if "unet" in pipeline.components:
-            arguments = arguments | {"num_inference_steps": num_inference_steps}
+            arguments["num_inference_steps"] = num_inference_steps
         pipeline.to(device)
         try:
             drawn.append(pipeline(**arguments, generator=generators, output_type="pt").images)

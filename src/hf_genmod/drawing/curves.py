@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-VALIDATION = r"validation_loss(_\d\.\d_\d\.\d)?"  # over all noise levels, and by noise level
-
 
 def draw_losses(lines: list[dict], file: Path):
     """Draws the training loss and, if there is any, the held-out loss of the lines of `metrics.jsonl` over the steps.
@@ -12,19 +10,18 @@ def draw_losses(lines: list[dict], file: Path):
     from matplotlib import colormaps, ticker  # optional, and slow to import
 
     figure, axes = _figure()
-    names = {name for line in lines for name in line if name == "loss" or re.fullmatch(VALIDATION, name)}
-    for name in sorted(names):
+    for name in sorted({name for line in lines for name, value in line.items() if value is not None}):
+        if name == "loss":
+            label, style = "training", {"color": "tab:blue", "linewidth": 1}
+        elif name == "validation_loss":
+            label, style = "held-out images", {"color": "black", "linewidth": 2, "marker": "."}
+        elif match := re.fullmatch(r"validation_loss_(\d\.\d)_(\d\.\d)", name):
+            label = "held out, t/T from {} to {}".format(*match.groups())
+            style = {"color": colormaps["plasma"](float(match[1])), "linewidth": 1, "marker": "."}
+        else:
+            continue
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-        if points:
-            if name == "loss":
-                label, style = "training", {"color": "tab:blue", "linewidth": 1}
-            elif name == "validation_loss":
-                label, style = "held-out images", {"color": "black", "linewidth": 2, "marker": "."}
-            else:
-                low, high = name.split("_")[-2:]
-                label = f"held out, t/T from {low} to {high}"
-                style = {"color": colormaps["plasma"](float(low)), "linewidth": 1, "marker": "."}
-            axes.plot(*zip(*points, strict=True), label=label, **style)
+        axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.set(xlabel="step", ylabel="loss", xscale="log")
     if all(y > 0 for line in axes.lines for y in line.get_ydata()):  # a likelihood of real values may not be
         axes.set_yscale("log")

@@ -18,15 +18,8 @@ def grid(
     column_names: Sequence[str] = (),
     least: int = 64,
 ) -> Image.Image:
-    """
-    A grid of images.
-
-    Args:
-        rows (sequences of `PIL.Image.Image`): The images of each row. All are shown at the size of the largest.
-        row_names, column_names (sequences of `str`, *optional*): The text above each row and each column.
-        least (`int`, defaults to 64): Small images are enlarged by a whole factor, without interpolation, to at most
-            this many pixels.
-    """
+    """A grid of images, with texts above each row and each column. All images are shown at the size of the largest;
+    small ones are enlarged by a whole factor, without interpolation, to at most `least` pixels."""
     width, height = map(max, zip(*(image.size for row in rows for image in row), strict=True))
     scale = max(1, least // min(width, height))
     width, height = scale * width, scale * height
@@ -61,20 +54,12 @@ def side_by_side(rows: list[torch.Tensor]) -> Image.Image:
 
 
 def sample_rows(
-    pipeline,
-    request: dict[str, list] | None = None,
-    names: Sequence[str] = (),
-    num_columns: int = 8,
-    num_rows: int = 8,
-    **kwargs,
+    pipeline, request: dict | None = None, names: Sequence[str] = (), num_columns: int = 8, num_rows: int = 8, **kwargs
 ) -> Image.Image:
     """
-    A grid of samples; further arguments are those of [`~hf_genmod.drawing.samples.draw_images`].
-
-    Args:
-        request (`dict`, *optional*): Arguments with one value per row, such as "class_labels" or "prompt".
-        names (sequence of `str`, *optional*): The text above each row.
-        num_columns, num_rows (`int`): The size of the grid; the number of rows is that of the `request`, if any.
+    A grid of samples; further arguments are those of [`~hf_genmod.drawing.samples.draw_images`]. A `request` has
+    arguments with one value per row, such as "class_labels" or "prompt"; `names` are the texts above the rows, and
+    `num_rows` is for a grid without a request.
     """
     each = {name: [value for value in values for _ in range(num_columns)] for name, values in (request or {}).items()}
     return grid(in_rows(draw_images(pipeline, each, num_rows * num_columns, **kwargs), num_columns), names)
@@ -84,10 +69,9 @@ def class_rows(pipeline, labels: Sequence[int] | None = None, max_rows: int = 10
     """A grid of samples with one row for each of the first `max_rows` labels, by default all; further arguments are
     those of `sample_rows`."""
     labels = list(range(pipeline.num_classes) if labels is None else labels)[:max_rows]
-    names = {label: name for name, label in pipeline.labels.items()}
-    return sample_rows(
-        pipeline, {"class_labels": labels}, [names.get(label, f"class {label}") for label in labels], **kwargs
-    )
+    by_label = {label: name for name, label in pipeline.labels.items()}
+    names = [by_label.get(label, f"class {label}") for label in labels]
+    return sample_rows(pipeline, {"class_labels": labels}, names, **kwargs)
 
 
 def caption_rows(pipeline, captions: list[str], **kwargs) -> Image.Image:
@@ -117,9 +101,8 @@ def draw_reconstructions(
         reconstructions = pipeline.vae(x).sample.to(x.dtype)
     seeds = [torch.Generator().manual_seed(seed) for seed in range(2 * num_columns)]
     samples = pipeline(len(seeds), prior, generator=seeds).images
-    halves = zip(x.chunk(2), reconstructions.chunk(2), strict=True)
-    pairs = [pipeline.postprocess(images) for half in halves for images in half]
-    return grid([*pairs, *in_rows(samples, num_columns)])
+    first, second = zip(x.chunk(2), reconstructions.chunk(2), strict=True)
+    return grid([*map(pipeline.postprocess, (*first, *second)), *in_rows(samples, num_columns)])
 
 
 def draw_enlarged(pipeline, dataset: PictureDataset, num_columns: int = 12, **kwargs) -> Image.Image:
@@ -138,20 +121,16 @@ def draw_steps(pipeline, request: dict, choices: dict[str, list[float]], steps: 
     """A grid of the same noise, with the values of one argument (rows) and numbers of steps (columns). A cell has four
     images; the `request` has one value for each, or is empty."""
     rows = [{name: value} for name, values in choices.items() for value in values] or [{}]
-    cells = [
-        [
-            grid(in_rows(draw_images(pipeline, request, 4, shared=False, num_inference_steps=count, **row), 2))
-            for count in steps
-        ]
-        for row in rows
-    ]
+
+    def cell(**options):
+        return grid(in_rows(draw_images(pipeline, request, 4, shared=False, **options), 2))
+
+    cells = [[cell(num_inference_steps=count, **row) for count in steps] for row in rows]
     names = [f"{name.replace('_', ' ')} {value:g}" for row in rows for name, value in row.items()]
     return grid(cells, names, [f"{count} steps" for count in steps], least=128)
 
 
-def draw_trajectory(
-    pipeline, request: dict, count: int = 4, num_columns: int = 8, num_inference_steps: int = 50
-) -> Image.Image:
+def draw_trajectory(pipeline, request: dict, count: int = 4, num_columns: int = 8, num_inference_steps: int = 50):
     """A grid of x_t after `num_columns` of the steps, from the first to the last, decoded if they are latents; a row
     for each of up to 16 images. The `request` has one value for each, or is empty."""
     shown = torch.linspace(0, num_inference_steps - 1, num_columns).round().int().tolist()
@@ -163,8 +142,8 @@ def draw_trajectory(
             names.append(f"after t = {int(t)}")
         return {}
 
-    options = {"num_inference_steps": num_inference_steps, "callback_on_step_end": keep}
-    draw_images(pipeline, request, count, shared=False, **options)
+    steps = {"num_inference_steps": num_inference_steps, "callback_on_step_end": keep}
+    draw_images(pipeline, request, count, shared=False, **steps)
     return grid([*zip(*columns, strict=True)], (), names, least=128)
 
 

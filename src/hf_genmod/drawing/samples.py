@@ -18,17 +18,14 @@ def draw_images(
     pipeline, request: dict[str, list] | None = None, count: int = 64, seed: int = 0, shared: bool = True, **kwargs
 ) -> list:
     """
-    Draws images on all processes. They are the same on any number of processes.
+    Draws images on all processes, the same on any number of them. Returns all images, as the pipeline returns them, on
+    each process.
 
     Args:
         request (`dict`, *optional*): Arguments with one value per image, such as "class_labels" or "prompt".
         count (`int`): The number of images, where there is no `request`.
-        seed (`int`): The seed of the first image.
         shared (`bool`): `False` if only this process calls this function.
         kwargs: Arguments of the pipeline that are the same for all images.
-
-    Returns:
-        `list`: All images, as the pipeline returns them, on each process.
 
     Raises:
         RuntimeError: On all processes, if drawing fails on one of them.
@@ -55,15 +52,9 @@ def draw_to_folder(
     pipeline, folder: Path, request: dict[str, list], count: int, seed: int = 0, **kwargs
 ) -> dict[str, torch.Tensor | float]:
     """
-    Draws samples on all processes and keeps them in a folder, in files of up to 50. Files that are already there are
-    not drawn again.
-
-    Args:
-        folder (`Path`): Where the files are, `00000.pt`, `00050.pt`, ...; all with the same arguments.
-        request (`dict`): Arguments with one value per sample; may be empty.
-        count (`int`): The number of samples.
-        seed (`int`): The seed of the first sample.
-        kwargs: Arguments of the pipeline that are the same for all samples.
+    Draws samples on all processes and keeps them in a folder, in files of up to 50: `00000.pt`, `00050.pt`, ..., all
+    with the same arguments. Files that are already there are not drawn again. The arguments are those of
+    [`draw_images`]; the `request` may be empty.
 
     Returns:
         `dict`: "images", `uint8` (n, C, H, W), as [`to_bytes`] makes them; "seconds" per sample, one value for each
@@ -77,23 +68,19 @@ def draw_to_folder(
     mine = missing[state.process_index :: state.num_processes]
     names = [name for name in ("unet", "classifier") if pipeline.components.get(name) is not None]
     models = [pipeline.components[name] for name in names] or [pipeline.vae.decoder]
+    passes = []
+    hooks = [model.register_forward_hook(lambda module, inputs, _: passes.append(len(inputs[0]))) for model in models]
     for file in tqdm(mine, "Drawing samples", disable=not state.is_main_process or not missing):
-        passes = 0
-
-        def count_passes(module, inputs, output):
-            nonlocal passes
-            passes += len(inputs[0])
-
-        hooks = [model.register_forward_hook(count_passes) for model in models]
+        passes.clear()
         started = time.perf_counter()
         images = _draw(pipeline, request, files[file], seed, CHUNK, output_type="pt", **kwargs)
         images = to_bytes(torch.stack(images), pipeline)  # on the CPU, so that the accelerator has finished
         seconds = time.perf_counter() - started
-        for hook in hooks:
-            hook.remove()
         partial = file.with_suffix(".partial")
-        torch.save({"images": images, "seconds": seconds, "forward_passes": passes}, partial)
+        torch.save({"images": images, "seconds": seconds, "forward_passes": sum(passes)}, partial)
         partial.replace(file)
+    for hook in hooks:
+        hook.remove()
     state.wait_for_everyone()
     chunks = [torch.load(file, weights_only=True) for file in files]
     return {

@@ -20,7 +20,7 @@ class EvaluationConfig:
     )
     num_inference_steps: list[int] = HfArg(default_factory=lambda: [20], help="Sampler steps; one setting each.")
     samplers: list[str] = HfArg(
-        default_factory=list, help="Schedulers of diffusers; one setting each. Default: that of the checkpoint."
+        default_factory=list, help="Names of diffusers schedulers; one setting each. Default: that of the checkpoint."
     )
     noise_levels: list[int] = HfArg(
         default_factory=list, help="Noise in the small images of an upsampler; one setting each. Default: no noise."
