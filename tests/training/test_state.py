@@ -134,7 +134,7 @@ def test_a_state_that_cannot_be_read_is_passed_over(dataset, tmp_path, capsys):
         torch.load(state / "state.pt")
         (state / "state.pt").write_bytes(b"damaged")
     (cut / "model_index.json").unlink()
-    with pytest.raises(TrainingError, match="none of the states in .*checkpoints can be read; delete that folder"):
+    with pytest.raises(TrainingError, match="no state in .*checkpoints can be read; delete that folder"):
         make_trainer(dataset, cut, **settings).train()
 
 

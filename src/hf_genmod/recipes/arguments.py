@@ -14,6 +14,7 @@ from transformers.hf_argparser import HfArg
 
 from hf_genmod.errors import first_line
 from hf_genmod.sharing.model_card import check_license
+from hf_genmod.training.config import changeable
 
 # Entries of training_config.json that are not flags, and flags that hold for the run that wrote it alone.
 _RECORDS = ("pictures", "built_on", "depends_on", "weights", "asked")
@@ -34,24 +35,14 @@ class GuidanceArguments:
 class SharingArguments:
     """Model card and Hub."""
 
-    license: str | None = HfArg(
-        default=None,
-        help="Licence of the model, such as 'mit'. With a licence, the run ends with a model card.",
-        metadata={"may_change": True},
+    license: str | None = changeable(
+        None, help="Licence of the model, such as 'mit'. With a licence, the run ends with a model card."
     )
-    push_to_hub: bool = HfArg(
-        default=False,
-        help="Push the checkpoint and its card to the Hub at the end. Needs --license.",
-        metadata={"may_change": True},
+    push_to_hub: bool = changeable(
+        False, help="Push the checkpoint and its card to the Hub at the end. Needs --license."
     )
-    hub_model_id: str | None = HfArg(
-        default=None,
-        help="Repository to push to. Default: the name of output_dir.",
-        metadata={"may_change": True},
-    )
-    hub_private_repo: bool = HfArg(
-        default=False, help="Create the repository as a private one.", metadata={"may_change": True}
-    )
+    hub_model_id: str | None = changeable(None, help="Repository to push to. Default: the name of output_dir.")
+    hub_private_repo: bool = changeable(False, help="Create the repository as a private one.")
 
     def __post_init__(self):
         if self.license is not None:

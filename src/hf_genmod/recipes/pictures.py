@@ -15,6 +15,7 @@ from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.processes import processes
 from hf_genmod.sharing.loading import load_vae
+from hf_genmod.training.config import changeable
 
 Pictures = PictureDataset | LatentDataset
 
@@ -28,10 +29,8 @@ class DataArguments:
         help="'shapes', a folder of images or class folders, a parquet data set, or an id on the Hub.",
     )
     split: str = HfArg(default="train", help="Split of the data set.")
-    validation_split: str | None = HfArg(
-        default=None,
-        help="Split of held-out images. Default: 'validation' or 'test', if the data set has one.",
-        metadata={"may_change": True},
+    validation_split: str | None = changeable(
+        None, help="Split of held-out images. Default: 'validation' or 'test', if the data set has one."
     )
     resolution: str | None = HfArg(
         default=None, help="Size of the images, or HEIGHTxWIDTH. Default: that of the data set."

@@ -10,19 +10,20 @@ from hf_genmod.data.randomness import Augmentation
 from hf_genmod.training.averaging import power_function_average
 
 
+def changeable(default, help: str):
+    """A setting that may differ when a run is continued."""
+    return HfArg(default=default, help=help, metadata={"may_change": True})
+
+
 @dataclass
 class TrainingConfig:
     """Training."""
 
-    output_dir: str = HfArg(
-        default="runs/model", help="Folder of the run. At the end it is the checkpoint.", metadata={"may_change": True}
-    )
+    output_dir: str = changeable("runs/model", help="Folder of the run. At the end it is the checkpoint.")
     max_train_steps: int | None = HfArg(default=None, help="Budget in optimizer steps. Give it or max_train_minutes.")
     max_train_minutes: float | None = HfArg(default=None, help="Budget in minutes, samples and validation included.")
     batch_size: int = HfArg(default=64, help="Images per optimizer step, over all processes and accumulated batches.")
-    gradient_accumulation_steps: int = HfArg(
-        default=1, help="Number of parts in which a process computes its batch.", metadata={"may_change": True}
-    )
+    gradient_accumulation_steps: int = changeable(1, help="Number of parts in which a process computes its batch.")
     learning_rate: float = HfArg(default=5e-3, help="Peak learning rate of Muon.")
     lr_schedule: str = HfArg(default="cosine", help="Schedule after the warm-up: 'cosine' (to zero) or 'constant'.")
     lr_warmup_fraction: float = HfArg(default=0.05, help="Fraction of the budget in which the learning rate rises.")
@@ -40,44 +41,26 @@ class TrainingConfig:
     mixed_precision: str | None = HfArg(
         default=None, help="'no', 'bf16' or 'fp16'. Default: 'bf16' on a CPU with fast bf16 products, else 'no'."
     )
-    gradient_checkpointing: bool = HfArg(
-        default=False, help="Recompute activations in the backward pass to save memory.", metadata={"may_change": True}
-    )
+    gradient_checkpointing: bool = changeable(False, help="Recompute activations in the backward pass to save memory.")
     compile: bool = HfArg(default=False, help="Compile the model with torch.compile.")
     seed: int = HfArg(default=0, help="Seed of all random numbers of the run.")
-    num_workers: int = HfArg(
-        default=0, help="Processes that load images, if these do not fit in memory.", metadata={"may_change": True}
+    num_workers: int = changeable(0, help="Processes that load images, if these do not fit in memory.")
+    logging_steps: int = changeable(10, help="Steps between lines of metrics.jsonl.")
+    sampling_steps: int = changeable(500, help="Steps between images in samples/. 0: none.")
+    validation_steps: int = changeable(200, help="Steps between losses on held-out images. 0: none.")
+    checkpointing_steps: int = changeable(500, help="Steps between saved training states. 0: none.")
+    checkpoints_total_limit: int = changeable(2, help="Number of training states to keep; the oldest are deleted.")
+    max_bad_steps: int = changeable(
+        20, help="Number of skipped steps (the loss is not finite) in a row that ends the run."
     )
-    logging_steps: int = HfArg(default=10, help="Steps between lines of metrics.jsonl.", metadata={"may_change": True})
-    sampling_steps: int = HfArg(
-        default=500, help="Steps between images in samples/. 0: none.", metadata={"may_change": True}
-    )
-    validation_steps: int = HfArg(
-        default=200, help="Steps between losses on held-out images. 0: none.", metadata={"may_change": True}
-    )
-    checkpointing_steps: int = HfArg(
-        default=500, help="Steps between saved training states. 0: none.", metadata={"may_change": True}
-    )
-    checkpoints_total_limit: int = HfArg(
-        default=2, help="Number of training states to keep; the oldest are deleted.", metadata={"may_change": True}
-    )
-    max_bad_steps: int = HfArg(
-        default=20,
-        help="Number of skipped steps (the loss is not finite) in a row that ends the run.",
-        metadata={"may_change": True},
-    )
-    report_to: str | None = HfArg(
-        default=None, help="Tracker of Accelerate, such as 'tensorboard'.", metadata={"may_change": True}
-    )
+    report_to: str | None = changeable(None, help="Tracker of Accelerate, such as 'tensorboard'.")
 
     def __post_init__(self):
         if self.mixed_precision is None:
             self.mixed_precision = "bf16" if _cpu_multiplies_in_bf16() else "no"
         if (self.max_train_steps is None) == (self.max_train_minutes is None):
-            raise ValueError(
-                f"max_train_steps: {self.max_train_steps} with max_train_minutes: {self.max_train_minutes}; a run has "
-                "one budget, so give one of the two"
-            )
+            both = f"max_train_steps: {self.max_train_steps} with max_train_minutes: {self.max_train_minutes}"
+            raise ValueError(f"{both}; a run has one budget, so give one of the two")
         for name in ("max_train_steps", "max_train_minutes", "batch_size", "gradient_accumulation_steps",
                      "learning_rate", "max_grad_norm", "logging_steps", "checkpoints_total_limit",
                      "max_bad_steps"):  # fmt: skip

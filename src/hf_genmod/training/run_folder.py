@@ -29,12 +29,8 @@ def run_settings(
     """
     The settings of a run as `training_config.json` holds them.
 
-    Args:
-        training ([`TrainingConfig`]): Section "training".
-        arguments (`dict`): The other dataclasses that define the run, by the names of their sections. A field with the
-            metadata "built_on" names a checkpoint that the run builds on, and the value of the metadata its kind.
-        dataset, validation_dataset: Section "pictures".
-        depends_on (`dict`): Fingerprints of frozen weights that the run uses.
+    The `arguments` are the dataclasses besides `training` that define the run, by the names of their sections. A field
+    with the metadata "built_on" names a checkpoint that the run builds on, and the value of the metadata its kind.
     """
     fields = [(section, field) for section in arguments.values() for field in dataclasses.fields(section)]
     paths = {field.metadata["built_on"]: getattr(section, field.name)
@@ -55,15 +51,11 @@ def run_settings(
     return json.loads(json.dumps(settings, default=str))
 
 
-def changeable(training: TrainingConfig, arguments: dict[str, object]) -> set[str]:
+def changeable_settings(training: TrainingConfig, arguments: dict[str, object]) -> set[str]:
     """The settings with the metadata "may_change", as "training.num_workers"."""
     sections = {"training": training, **{f"arguments.{name}": section for name, section in arguments.items()}}
-    return {
-        f"{name}.{field.name}"
-        for name, section in sections.items()
-        for field in dataclasses.fields(section)
-        if field.metadata.get("may_change")
-    }
+    fields = [(name, field) for name, section in sections.items() for field in dataclasses.fields(section)]
+    return {f"{name}.{field.name}" for name, field in fields if field.metadata.get("may_change")}
 
 
 class RunFolder:
@@ -71,16 +63,13 @@ class RunFolder:
     The files of a run, which its main process writes. Settings, states and the checkpoint are complete or absent,
     whenever the process is killed.
 
-    Args:
-        path (`str`): The folder, with
-
-            training_config.json     the run's settings
-            metrics.jsonl            a line every few steps
-            checkpoints/step-N/      training states
-            samples/                 images drawn during training
-            loss.png                 the losses in metrics.jsonl
-            provenance.json          the command, versions, hardware and data
-            model_index.json, ...    at the end: the checkpoint, or an adapter
+        training_config.json     the run's settings
+        metrics.jsonl            a line every few steps
+        checkpoints/step-N/      training states
+        samples/                 images drawn during training
+        loss.png                 the losses in metrics.jsonl
+        provenance.json          the command, versions, hardware and data
+        model_index.json, ...    at the end: the checkpoint, or an adapter
     """
 
     def __init__(self, path: str):
@@ -99,48 +88,41 @@ class RunFolder:
         return self.index is not None
 
     def check(self, settings: dict, may_change: set[str]):
-        """
-        Raises:
-            ValueError: If the folder holds anything but a run of these settings, those in `may_change` aside.
-        """
+        """Raises a `ValueError` if the folder holds anything but a run of these settings, or of others of those that
+        `may_change`."""
         unfinished = {self._settings, _partial(self._settings)}  # of a run that was stopped before its first step
-        if self._settings.is_file() and set(self.path.iterdir()) - unfinished:
-            old = json.loads(self._settings.read_text(encoding="utf-8"))
-            if "arguments" not in old:
-                if not self.is_complete:
-                    raise ValueError(
-                        f"output_dir: {self.path} holds an unfinished run that an earlier version of this package "
-                        "wrote; choose another folder, or delete this one, to start the run again"
-                    )
-                old, settings = _comparable(old, settings), _comparable(settings, old)
-            differing = list(_differences(old, settings, may_change))
-            if differing:
-                names = ", ".join(sorted(path.split(".")[-1] for path in may_change))
-                raise ValueError(
-                    f"output_dir: {self.path} holds a different run ({'; '.join(differing[:5])}); choose another "
-                    f"folder, or repeat that run's arguments to continue it (only {names} may change)"
-                )
-        elif self.path.is_file() or (self.path.is_dir() and set(self.path.iterdir()) - unfinished):
+        if not self.path.exists() or (self.path.is_dir() and not set(self.path.iterdir()) - unfinished):
+            return
+        if not self._settings.is_file():
             raise ValueError(f"output_dir: {self.path} is not empty and holds no training run; choose another folder")
+        old = json.loads(self._settings.read_text(encoding="utf-8"))
+        if "arguments" not in old:
+            if not self.is_complete:
+                raise ValueError(
+                    f"output_dir: {self.path} holds an unfinished run that an earlier version of this package wrote; "
+                    "choose another folder, or delete this one, to start the run again"
+                )
+            old, settings = _comparable(old, settings), _comparable(settings, old)
+        differing = list(_differences(old, settings, may_change))
+        if differing:
+            names = ", ".join(sorted(path.split(".")[-1] for path in may_change))
+            raise ValueError(
+                f"output_dir: {self.path} holds a different run ({'; '.join(differing[:5])}); choose another folder, "
+                f"or repeat that run's arguments to continue it (only {names} may change)"
+            )
 
     @contextlib.contextmanager
     def locked(self):
-        """
-        Locks the folder against other processes.
-
-        Raises:
-            TrainingError: If another process is training in it.
-        """
+        """Locks the folder against other processes. Raises a `TrainingError` if one is training in it."""
         folder = os.open(self.path, os.O_RDONLY)
         try:
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                message = (
-                    f"output_dir: another process is training in {self.path}; wait for it, or end it: "
-                    f"`pgrep -fa {self.path.name}` lists those whose command names the folder"
-                )
-                raise TrainingError(message) from error
+                raise TrainingError(
+                    f"output_dir: another process is training in {self.path}; wait for it, or end it: `pgrep -fa "
+                    f"{self.path.name}` lists those whose command names the folder"
+                ) from error
             yield
         finally:
             os.close(folder)
@@ -158,12 +140,7 @@ class RunFolder:
         return sorted(self._states.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
     def newest_state(self, say: Callable[[str], None]) -> dict | None:
-        """
-        The newest state that can be read; `say` reports states that cannot.
-
-        Raises:
-            TrainingError: If there are states and none can be read.
-        """
+        """The newest state that can be read; `say` reports others. Raises a `TrainingError` if none can be read."""
         states = self.saved_states()
         for folder in reversed(states):
             try:
@@ -171,18 +148,12 @@ class RunFolder:
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 say(f"the state {folder} cannot be read ({first_line(error)}); trying the one before")
         if states:
-            raise TrainingError(
-                f"none of the states in {self._states} can be read; delete that folder to train from the start"
-            )
+            raise TrainingError(f"no state in {self._states} can be read; delete that folder to train from the start")
         return None
 
     def save_state(self, step: int, state: dict, limit: int):
-        """
-        Saves a state, under another name until it is complete, then deletes all but the newest `limit` states.
-
-        Raises:
-            OSError: If the state could not be written; older states are kept.
-        """
+        """Saves a state, under another name until it is complete, then deletes all but the newest `limit` states.
+        Raises an `OSError` if it cannot be written; older states are kept."""
         partial = self._states / f"partial-{step}"
         try:
             for left_by_a_kill in self._states.glob("partial-*"):
@@ -194,9 +165,8 @@ class RunFolder:
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            reason = (
-                error.strerror if isinstance(error, OSError) else "the disk is full or broken"
-            )  # torch's own message is obscure
+            # The message of torch is obscure.
+            reason = error.strerror if isinstance(error, OSError) else "the disk is full or broken"
             states = self.saved_states()
             raise OSError(f"{reason}; {states[-1].name if states else 'none'} stays the newest") from error
         target = self._states / f"step-{step}"
@@ -207,12 +177,8 @@ class RunFolder:
             _remove_state(old)
 
     def save_checkpoint(self, save: Callable[[Path], None]):
-        """
-        Writes the checkpoint by `save`, its index last, as a run with an index is complete.
-
-        Raises:
-            OSError: If the checkpoint could not be written.
-        """
+        """Writes the checkpoint by `save`, its index last, as a run with an index is complete. Raises an `OSError` if
+        it cannot be written."""
         partial = self.path / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -246,10 +212,9 @@ class RunFolder:
     def metrics(self) -> list[dict]:
         """The complete lines: a kill or a full disk may have cut one."""
         lines = []
-        if self._metrics.is_file():
-            for line in self._metrics.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    lines.append(json.loads(line))
+        for line in self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.is_file() else ():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
         return lines
 
     def forget_metrics_after(self, step: int):

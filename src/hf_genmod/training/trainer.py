@@ -13,7 +13,6 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     ProjectConfiguration,
-    TorchDynamoPlugin,
     gather_object,
 )
 from torch.nn.parallel import DistributedDataParallel
@@ -28,7 +27,7 @@ from hf_genmod.training.interruptions import explained_memory, keep_freed_memory
 from hf_genmod.training.monitor import Monitor
 from hf_genmod.training.muon import Muon
 from hf_genmod.training.provenance import origin, provenance
-from hf_genmod.training.run_folder import RunFolder, changeable, run_settings
+from hf_genmod.training.run_folder import RunFolder, changeable_settings, run_settings
 from hf_genmod.training.state import TrainingState
 from hf_genmod.training.validation import validation_metrics
 
@@ -36,12 +35,11 @@ from hf_genmod.training.validation import validation_metrics
 class Trainer:
     """
     Trains a model by an objective and saves a checkpoint: Muon, gradient accumulation and clipping, mixed precision
-    and a moving average of the weights, on any number of processes.
+    and a moving average of the weights, on any number of processes, which see the same batches.
 
     The same settings with the same `output_dir` continue an interrupted run from its newest saved state, on a CPU
-    bitwise as if it had not been interrupted. Random numbers derive from (seed, step, position in the batch), so any
-    number of processes sees the same batches. Failures in sampling, tracking or saving a state are reported and do
-    not stop training.
+    bitwise as if it had not been interrupted. Failures in sampling, tracking or saving a state are reported and do not
+    stop training.
 
     Args:
         model (`nn.Module`): The model to train.
@@ -53,11 +51,11 @@ class Trainer:
             save the checkpoint.
         draw_samples (`Callable`, *optional*): `pipeline -> PIL.Image.Image`, called every `sampling_steps` on all
             processes.
-        validation_dataset ([`PictureDataset`] or [`LatentDataset`], *optional*): Held-out images, whose loss is
-            measured every `validation_steps`, see [`~hf_genmod.training.validation.validation_metrics`].
-        save (`Callable`, *optional*): `pipeline, folder -> None`, which writes the checkpoint; by default
+        validation_dataset (*optional*): Held-out images, whose loss is measured every `validation_steps`, see
+            [`~hf_genmod.training.validation.validation_metrics`].
+        save (`Callable`, *optional*): `pipeline, folder -> None`, which writes the checkpoint. Default:
             `pipeline.save_pretrained(folder)`.
-        load (`Callable`, *optional*): `folder -> ImagePipeline`, which reads it; by default `from_pretrained` of the
+        load (`Callable`, *optional*): `folder -> ImagePipeline`, which reads it. Default: `from_pretrained` of the
             class that `make_pipeline` makes.
         finish (`Callable`, *optional*): `pipeline -> None`, called on the main process after the checkpoint is saved.
         depends_on (`dict[str, str]`, *optional*): Fingerprints of frozen weights that the run uses as well, by name.
@@ -80,16 +78,11 @@ class Trainer:
         finish: Callable | None = None,
         depends_on: dict[str, str] | None = None,
     ):
-        self.config = config
-        self.objective = objective
-        self.dataset = dataset
-        self.validation_dataset = validation_dataset
-        self.make_pipeline = make_pipeline
-        self.draw_samples = draw_samples
+        self.config, self.objective = config, objective
+        self.dataset, self.validation_dataset, self.depends_on = dataset, validation_dataset, depends_on or {}
+        self.make_pipeline, self.draw_samples, self.finish = make_pipeline, draw_samples, finish
         self.save = save or (lambda pipeline, folder: pipeline.save_pretrained(folder))
         self.load = load or (lambda folder: self._pipeline().from_pretrained(folder))
-        self.finish = finish
-        self.depends_on = depends_on or {}
         self.folder = RunFolder(config.output_dir)
         self.accelerator = accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -97,7 +90,7 @@ class Trainer:
             log_with=config.report_to,
             project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-            dynamo_plugin=TorchDynamoPlugin(backend="inductor") if config.compile else None,
+            dynamo_backend="inductor" if config.compile else None,
             cpu=not torch.accelerator.is_available(),
         )
         _check_launch(config, accelerator)
@@ -115,10 +108,9 @@ class Trainer:
         if config.mixed_precision == "bf16" and isinstance(parallel, DistributedDataParallel):
             parallel.register_comm_hook(None, average_in_bf16)
         self.progress = Progress()
-        self.monitor = Monitor(config, self.folder, accelerator)
-        self.state = TrainingState(
-            self.model, self.averaged_model, self.optimizer, self.progress, self.monitor, accelerator
-        )
+        self.monitor = monitor = Monitor(config, self.folder, accelerator)
+        models = self.model, self.averaged_model
+        self.state = TrainingState(*models, self.optimizer, self.progress, monitor, accelerator)
         self.provenance = None
 
     def open_run(self, arguments: dict[str, object] | None = None):
@@ -135,12 +127,10 @@ class Trainer:
         accelerator, dataset, arguments = self.accelerator, self.dataset, arguments or {}
         self.provenance = provenance(accelerator.num_processes)  # now, as files may change while it trains
         if len(set(gather_object([dataset.fingerprint]))) > 1:
-            raise ValueError(
-                f"dataset: the processes have read different images from {dataset.name}; a disk may have failed, so "
-                "try again"
-            )
+            reason = "a disk may have failed, so try again"
+            raise ValueError(f"dataset: the processes have read different images from {dataset.name}; {reason}")
         settings = run_settings(self.config, arguments, dataset, self.validation_dataset, self.depends_on)
-        self.folder.check(settings, changeable(self.config, arguments))
+        self.folder.check(settings, changeable_settings(self.config, arguments))
         accelerator.wait_for_everyone()  # for all to have checked
         if accelerator.is_main_process:
             self.folder.claim(settings)
@@ -191,10 +181,8 @@ class Trainer:
         except Exception as error:  # whatever the loaders of three libraries raise
             damage = f"the checkpoint in {self.config.output_dir} cannot be read ({error})"
             if not self.folder.saved_states():
-                raise TrainingError(
-                    f"{damage}, and there is no saved state to write it from; delete its {self.folder.index} to train "
-                    "it again"
-                ) from error
+                remedy = f"delete its {self.folder.index} to train it again"
+                raise TrainingError(f"{damage}, and there is no saved state to write it from; {remedy}") from error
             self.monitor.say(f"{damage}; writing it again")
             return None
 
@@ -287,13 +275,13 @@ class Trainer:
         return self.make_pipeline(self.averaged_model.module.eval())
 
     def _show(self):
-        draws = self.draw_samples is not None and self.config.sampling_steps
-        self.monitor.show(self.progress.step, self._draw if draws else None)
+        def draw():
+            pipeline = self._pipeline()
+            pipeline.set_progress_bar_config(disable=True)
+            return self.draw_samples(pipeline)
 
-    def _draw(self):
-        pipeline = self._pipeline()
-        pipeline.set_progress_bar_config(disable=True)
-        return self.draw_samples(pipeline)
+        draws = self.draw_samples is not None and self.config.sampling_steps
+        self.monitor.show(self.progress.step, draw if draws else None)
 
     def _save_checkpoint(self):
         pipeline = self._pipeline()
@@ -304,9 +292,10 @@ class Trainer:
                 self.folder.save_checkpoint(lambda folder: self.save(pipeline, folder))
             except OSError as error:
                 states = self.folder.saved_states()
+                start = f"the state {states[-1].name}" if states else "the start, as no state was saved"
                 raise TrainingError(
                     f"the checkpoint could not be written ({error}); make room, and repeat the command, which goes on "
-                    f"from {f'the state {states[-1].name}' if states else 'the start, as no state was saved'}"
+                    f"from {start}"
                 ) from error
         self.accelerator.wait_for_everyone()
         self._show()
