@@ -21,19 +21,16 @@ class TrainingState:
     monitor: Monitor
     accelerator: Accelerator
 
+    def _parts(self) -> dict:
+        model, scaler = self.accelerator.unwrap_model(self.model), self.accelerator.scaler
+        return {"model": model, "averaged_model": self.averaged_model, "optimizer": self.optimizer, "scaler": scaler}
+
     def save(self, folder: RunFolder, limit: int):
         """Saves the state of this step; all processes call it. A failure is reported and does not stop training."""
         accumulated = self.monitor.gathered()
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = {
-                "model": self.accelerator.unwrap_model(self.model).state_dict(),
-                "averaged_model": self.averaged_model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "progress": vars(self.progress),
-                "accumulated": accumulated,
-            }
+            state = {name: None if part is None else part.state_dict() for name, part in self._parts().items()}
+            state |= {"progress": vars(self.progress), "accumulated": accumulated}
             with self.monitor.optional("saving the training state"):
                 folder.save_state(self.progress.step, state, limit)
         self.accelerator.wait_for_everyone()
@@ -42,11 +39,9 @@ class TrainingState:
         """Continues from the newest state in the folder, if there is one."""
         state = folder.newest_state(self.monitor.say)
         if state is not None:
-            self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-            self.averaged_model.load_state_dict(state["averaged_model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
+            for name, part in self._parts().items():
+                if part is not None:
+                    part.load_state_dict(state[name])
             vars(self.progress).update(state["progress"])
             self.monitor.restore(state["accumulated"])
             self.accelerator.print(f"continuing {folder.path} from step {self.progress.step}")

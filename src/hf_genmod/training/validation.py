@@ -33,27 +33,25 @@ def validation_metrics(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # rows may be sorted by class
     num_bands = NUM_BANDS if getattr(objective, "by_noise_level", False) else 1
     bands = torch.arange(count).tensor_split(num_bands)  # noise levels are stratified by position
-    sums = collections.defaultdict(lambda: [0.0] * num_bands)
+    sums = collections.Counter()  # by name and band
     dtype = next(model.parameters()).dtype
     for band, positions in enumerate(bands):
         mine = positions[accelerator.process_index :: accelerator.num_processes]
         for part in mine.split(config.batch_size) if len(mine) else ():
             rng = BatchRandom(config.seed, 0, part, count, accelerator.device)
-            batch = dataset.__getitems__(order[part].tolist())
-            batch = for_model(batch, dataset, rng, config.augmentation, dtype)
+            batch = for_model(dataset.__getitems__(order[part].tolist()), dataset, rng, config.augmentation, dtype)
             with accelerator.autocast():
                 loss, metrics = objective(model, batch, rng)
             for name, value in {"loss": loss, **metrics}.items():
-                sums[name][band] += value.item() * len(part)
-    total = collections.defaultdict(lambda: [0.0] * num_bands)
-    for of_process in gather_object([dict(sums)]):
-        for name, values in of_process.items():
-            total[name] = [a + b for a, b in zip(total[name], values, strict=True)]
+                sums[name, band] += value.item() * len(part)
+    total = collections.Counter()
+    for of_process in gather_object([sums]):
+        total.update(of_process)  # adds
     means = {}
-    for name, values in sorted(total.items()):
-        means[f"validation_{name}"] = sum(values) / count
+    for name in sorted({name for name, _ in total}):
+        means[f"validation_{name}"] = sum(total[name, band] for band in range(num_bands)) / count
         for band, positions in enumerate(bands if num_bands > 1 else []):
             low, high = band / num_bands, (band + 1) / num_bands
             if len(positions):
-                means[f"validation_{name}_{low:.1f}_{high:.1f}"] = values[band] / len(positions)
+                means[f"validation_{name}_{low:.1f}_{high:.1f}"] = total[name, band] / len(positions)
     return means
