@@ -24,5 +24,5 @@ def test_a_loading_process_that_dies_is_replaced(dataset, tmp_path, capsys):
         dataset, tmp_path / "cut", max_train_steps=6, num_workers=2, objective=objective, dropout=0.1
     )
     trainer.train()
-    assert "a process that loads pictures has died" in capsys.readouterr().err
+    assert "a process that loads images has died" in capsys.readouterr().err
     assert_same_state(trainer, whole)

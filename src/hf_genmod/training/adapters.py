@@ -22,12 +22,9 @@ def attach_adapter(model: torch.nn.Module, rank: int, seed: int = 0, num_new_cla
 
     Args:
         model ([`DenoisingUNet2DModel`] or a text encoder of transformers): The model, which is changed.
-        rank (`int`): Number of rows of A and columns of B.
+        rank (`int`): Number of rows of A and columns of B; positive.
         seed (`int`): Seed of A.
         num_new_classes (`int`): Number of rows of the class embedding to train, the last ones before the null row.
-
-    Raises:
-        ValueError: If the rank is not positive.
     """
     if rank < 1:
         raise ValueError(f"rank: {rank} is not positive")
@@ -47,17 +44,12 @@ def with_names_for(
     caption: str | None = None,
 ) -> PictureDataset | LatentDataset:
     """
-    Images with the labels or captions by which a pipeline will be asked for them. Classes that the pipeline does not
-    know are added to it.
+    Images with the labels or captions by which a pipeline will be asked for them; for an unconditional pipeline, the
+    images as they are. Classes that the pipeline does not know are added to it.
 
     Args:
-        pipeline ([`GenerationPipeline`]): The pipeline that is to learn the images.
-        pictures ([`PictureDataset`] or [`LatentDataset`]): The images.
         class_name (`str`, *optional*): The class of images without labels, for a class-conditional pipeline.
         caption (`str`, *optional*): The caption of images without captions, for a text-to-image pipeline.
-
-    Returns:
-        [`PictureDataset`] or [`LatentDataset`]: The same images; for an unconditional pipeline as they are.
 
     Raises:
         ValueError: If a name is missing, or the pipeline is not asked by names of this kind.
@@ -75,12 +67,9 @@ def with_names_for(
         return pictures
     names, labels = pictures.label_names, pictures.labels
     if (labels is None) == (class_name is None):
-        has = (
-            f"the images are of {', '.join(names)}; leave it out"
-            if class_name
-            else ("name the class of the images, or sort them into class folders")
-        )
-        raise ValueError(f"class_name: {has}")
+        if class_name:
+            raise ValueError(f"class_name: the images are of {', '.join(names)}; leave it out")
+        raise ValueError("class_name: name the class of the images, or sort them into class folders")
     if class_name is not None:
         names, labels = [class_name], torch.zeros(len(pictures)).long()
     for name in names:

@@ -14,11 +14,6 @@ class Batches:
     """
     Loads the parts of each global batch that this process computes, and replaces loader processes that die.
 
-    Args:
-        dataset ([`PictureDataset`]): The images.
-        config ([`TrainingConfig`]): The settings of the run.
-        accelerator (`Accelerator`): Which process this is.
-
     Raises:
         ValueError: If the processes cannot share a batch evenly, or the data set does not allow the augmentation.
     """
@@ -35,15 +30,12 @@ class Batches:
         """Starts to load, from the batch of this step on."""
         config = self.config
         sampler = GlobalBatchSampler(len(self.dataset), config.batch_size, config.seed, step, self.positions)
+        pin_memory, num_workers = self.device.type == "cuda", config.num_workers
         loader = torch.utils.data.DataLoader(
-            self.dataset,
-            batch_sampler=sampler,
-            collate_fn=_identity,
-            num_workers=config.num_workers,
-            pin_memory=self.device.type == "cuda",
+            self.dataset, batch_sampler=sampler, collate_fn=_identity, num_workers=num_workers, pin_memory=pin_memory
         )
         self._loaded = iter(loader)
-        if config.num_workers:
+        if num_workers:
             # The handler that torch installs raises anywhere, even between two updates of weights; the next batch
             # reports a dead process as well.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -54,19 +46,17 @@ class Batches:
 
     def of_step(self, step: int) -> list[tuple[dict, BatchRandom]]:
         """The parts of the step's batch, as the data set gives them, and the random numbers of their images."""
-        seed, size = self.config.seed, self.config.batch_size
-        rngs = [BatchRandom(seed, step, positions, size, self.device) for positions in self.positions]
-        return list(zip(self._load(step), rngs, strict=True))
-
-    def _load(self, step) -> list[dict]:
         try:
-            return [next(self._loaded) for _ in self.positions]
+            parts = [next(self._loaded) for _ in self.positions]
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            print(f"a process that loads pictures has died ({error}); starting others", file=sys.stderr)
+            print(f"a process that loads images has died ({error}); starting others", file=sys.stderr)
             self.open(step)
-            return [next(self._loaded) for _ in self.positions]
+            parts = [next(self._loaded) for _ in self.positions]
+        seed, size = self.config.seed, self.config.batch_size
+        rngs = [BatchRandom(seed, step, positions, size, self.device) for positions in self.positions]
+        return list(zip(parts, rngs, strict=True))
 
 
 def for_model(
@@ -78,10 +68,8 @@ def for_model(
 ) -> dict:
     """A batch of a data set on the device of `rng`, with x_0 as its "images" in channels-last format: in fp64 for a
     model in fp64."""
-    batch = {
-        name: value.to(rng.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }
+    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    batch = batch | {name: tensor.to(rng.device, non_blocking=True) for name, tensor in tensors.items()}
     x_0 = dataset.x_0(batch, rng, augment)
     x_0 = x_0.to(torch.promote_types(x_0.dtype, dtype))
     return {**batch, "images": x_0.contiguous(memory_format=torch.channels_last)}

@@ -40,12 +40,7 @@ def keep_freed_memory():
 
 @contextlib.contextmanager
 def explained_memory(config: TrainingConfig, resolution: tuple[int, int], num_processes: int):
-    """
-    Says which settings need less memory.
-
-    Raises:
-        TrainingError: If memory does not suffice within the context.
-    """
+    """Raises a `TrainingError` that says which settings need less memory, if it does not suffice in the context."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -19,22 +19,12 @@ from hf_genmod.training.run_folder import RunFolder
 
 
 class Monitor:
-    """
-    Writes `metrics.jsonl`, `samples/` and `loss.png` and logs them to the tracker. Failures are reported and do not
-    stop training.
-
-    Args:
-        config ([`TrainingConfig`]): The settings of the run.
-        folder ([`RunFolder`]): Where it reports to.
-        accelerator (`Accelerator`): The processes of the run.
-
-    Attributes:
-        accumulated (`dict[str, list[torch.Tensor]]`): The metrics of the steps since the last line.
-    """
+    """Writes `metrics.jsonl`, `samples/` and `loss.png` and logs them to the tracker. Failures are reported and do not
+    stop training."""
 
     def __init__(self, config: TrainingConfig, folder: RunFolder, accelerator: Accelerator):
         self.config, self.folder, self.accelerator = config, folder, accelerator
-        self.accumulated = {}
+        self.accumulated: dict[str, list[torch.Tensor]] = {}  # the metrics of the steps since the last line
 
     def say(self, message: str):
         """Prints a line to stderr, once for all processes."""
@@ -60,14 +50,9 @@ class Monitor:
             self.accelerator.end_training()
 
     def progress_bar(self, fraction: float) -> tqdm:
-        return tqdm(
-            total=1.0,
-            initial=fraction,
-            bar_format="{percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}",
-            disable=not self.accelerator.is_main_process,
-        )
-
-    # ---- metrics ----
+        bar_format = "{percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}"
+        hidden = not self.accelerator.is_main_process
+        return tqdm(total=1.0, initial=fraction, bar_format=bar_format, disable=hidden)
 
     def add(self, metrics: dict[str, torch.Tensor]):
         """Keeps the metrics of a step for the next line."""
@@ -114,8 +99,6 @@ class Monitor:
             f"step {line['step']}, loss {values['loss'] or math.nan:.4f}, learning rate {learning_rate:.1e}, "
             f"{images_per_second:.0f} images/s"
         )
-
-    # ---- images ----
 
     def show(self, step: int, draw: Callable[[], Image.Image] | None):
         """Saves what `draw` draws on all processes, if anything, and the loss curves so far."""

@@ -21,13 +21,10 @@ class PriorSamples(torch.utils.data.Dataset):
     Args:
         pictures ([`PictureDataset`] or [`LatentDataset`]): The new images.
         pipeline ([`GenerationPipeline`]): The model before its training.
-        count (`int`): The number of samples; with 0 there are only the new images.
+        count (`int`): The number of samples, not negative; with 0 there are only the new images.
         request (`dict[str, list]`): The arguments to draw samples by, "class_labels" or "prompt"; the values of a list
             are used in turn.
         seed (`int`): The seed of the first sample.
-
-    Raises:
-        ValueError: If the count is negative.
     """
 
     def __init__(
@@ -48,12 +45,11 @@ class PriorSamples(torch.utils.data.Dataset):
         self._rows = new = pictures.__getitems__(range(self.num_new))
         if count:
             request = {name: [values[i % len(values)] for i in range(count)] for name, values in request.items()}
-            self._rows = pictures.joined(new, unguided_samples(pipeline, request, count, seed))
+            self._rows = rows = pictures.joined(new, unguided_samples(pipeline, request, count, seed))
             if "class_labels" in request:
-                labels = torch.tensor(request["class_labels"])
-                self._rows["class_labels"] = torch.cat([new["class_labels"], labels])
+                rows["class_labels"] = torch.cat([new["class_labels"], torch.tensor(request["class_labels"])])
             if "prompt" in request:
-                self._rows["captions"] = [*new["captions"], *request["prompt"]]
+                rows["captions"] = [*new["captions"], *request["prompt"]]
 
     def __len__(self) -> int:
         return 2 * max(self.num_new, self.count) if self.count else self.num_new
@@ -75,16 +71,11 @@ class PriorSamples(torch.utils.data.Dataset):
         return self.pictures.x_0(batch if isinstance(batch, dict) else self.__getitems__(batch), rng, augment)
 
     def check_augmentation(self, augment: Augmentation):
-        """
-        Raises:
-            ValueError: If the new images do not allow the augmentation.
-        """
+        """Raises a `ValueError` if the new images do not allow the augmentation."""
         self.pictures.check_augmentation(augment)
 
 
-def unguided_samples(
-    pipeline: GenerationPipeline, request: dict[str, list], count: int, seed: int = 0
-) -> torch.Tensor:
+def unguided_samples(pipeline: GenerationPipeline, request: dict[str, list], count: int, seed=0) -> torch.Tensor:
     """Samples x_0 without guidance, (count, c, h, w), as the U-Net sees them."""
     guidance = {pipeline.guidance_argument: 1.0} if pipeline.guidance_argument else {}
     samples = draw_images(pipeline, request, count, seed, num_inference_steps=20, output_type="latent", **guidance)

@@ -18,30 +18,20 @@ _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "hu
 
 
 def provenance(num_processes: int = 1) -> dict:
-    """
-    The command, versions and hardware of this process.
-
-    Returns:
-        `dict`: "command", to paste into a shell, with the home folder as `~`; "versions" of the packages; "commit" of
-        this package, or `None` outside a git checkout; "hardware", in words.
-    """
+    """The "command" of this process, to paste into a shell, with the home folder as `~`; the "versions" of packages;
+    the "commit" of this package, `None` outside a git checkout; and the "hardware", in words."""
+    versions = {"hf_genmod": __version__, "python": platform.python_version()}
     return {
         "command": _command(num_processes),
-        "versions": {"hf_genmod": __version__, "python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "versions": versions | {package: importlib.metadata.version(package) for package in _PACKAGES},
         "commit": _commit(),
         "hardware": _hardware(num_processes),
     }
 
 
 def origin(dataset: torch.utils.data.Dataset, pipeline) -> dict:
-    """
-    What a pipeline was trained on.
-
-    Returns:
-        `dict`: "num_pictures", "fingerprint", "class_balance", three of the "captions", and the
-        "request": what the pipeline is asked by to draw the first image, but for an "image" to enlarge.
-    """
+    """What a pipeline was trained on, with three of the captions, and the "request": what the pipeline is asked by to
+    draw the first image, but for an "image" to enlarge."""
     pictures = getattr(dataset, "pictures", dataset)  # of latents, of an adapter
     labels, names = getattr(pictures, "labels", None), getattr(pictures, "label_names", None)
     balance = collections.Counter(torch.as_tensor(labels).tolist() if labels is not None and names else ())
@@ -60,7 +50,7 @@ def origin(dataset: torch.utils.data.Dataset, pipeline) -> dict:
 def _command(num_processes):
     launcher = "python" if num_processes == 1 else f"torchrun --nproc_per_node {num_processes}"
     script = Path(sys.argv[0])
-    if script.is_absolute() and script.is_relative_to(Path.cwd()):
+    if script.is_relative_to(Path.cwd()):
         script = script.relative_to(Path.cwd())
     return " ".join([launcher, *(_quoted(word) for word in (str(script), *sys.argv[1:]))])
 
@@ -98,8 +88,7 @@ def _hardware(num_processes):
     if torch.accelerator.is_available():
         return f"{num_processes} × {torch.accelerator.current_accelerator().type}"
     cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
-    if cpuinfo.is_file():
-        named = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = named[0] if named else name
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ()
+    name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), name)
     each = f" in each of {num_processes} processes" if num_processes > 1 else ""
     return f"{os.cpu_count()} CPU cores ({name}), {torch.get_num_threads()} used{each}"

@@ -16,39 +16,28 @@ from transformers import (
 
 from hf_genmod.errors import first_line
 
-SPECIAL_TOKENS = ("<pad>", "<start>", "<end>")
 MAX_TOKENS = 77  # as CLIP has; a longer caption raises the number
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> PreTrainedTokenizerFast:
-    """
-    Trains a byte-level tokenizer by byte pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909). It
-    can encode any text, and ignores case.
-
-    Args:
-        captions (`Iterable[str]`): The texts to train on.
-        vocab_size (`int`, defaults to 8192): The maximum number of tokens.
-    """
+    """Trains a byte-level tokenizer of up to `vocab_size` tokens on captions, by byte pair encoding (Sennrich et al.
+    2016, https://arxiv.org/abs/1508.07909). It can encode any text, and ignores case."""
     captions = list(captions)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     tokenizer.decoder = decoders.ByteLevel()
+    pad, start, end = special_tokens = ["<pad>", "<start>", "<end>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(captions, trainer)
-    pad, start, end = SPECIAL_TOKENS
     ids = [(token, tokenizer.token_to_id(token)) for token in (start, end)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ids)
-    longest = max(len(encoding.ids) for encoding in tokenizer.encode_batch(captions))
+    longest = max([MAX_TOKENS, *(len(encoding.ids) for encoding in tokenizer.encode_batch(captions))])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=pad,
-        bos_token=start,
-        eos_token=end,
-        model_max_length=max(MAX_TOKENS, longest),
+        tokenizer_object=tokenizer, pad_token=pad, bos_token=start, eos_token=end, model_max_length=longest
     )
 
 
@@ -58,34 +47,27 @@ def make_text_encoder(
     """An untrained small text encoder with the architecture of CLIP's (Radford et al. 2021,
     https://arxiv.org/abs/2103.00020)."""
     torch.manual_seed(seed)
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden_size,
-            intermediate_size=4 * hidden_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=max(1, hidden_size // 32),
-            max_position_embeddings=tokenizer.model_max_length,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=max(1, hidden_size // 32),
+        max_position_embeddings=tokenizer.model_max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
+    return CLIPTextModel(config)
 
 
 def load_text_encoder(pretrained_model_name_or_path: str | os.PathLike):
     """
     Loads a tokenizer and a text encoder of transformers (CLIP, T5, BERT, ...), alone or as components of a pipeline,
-    from safetensors and without executing code.
-
-    Args:
-        pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
-
-    Returns:
-        The tokenizer, and the text encoder in evaluation mode.
+    from safetensors and without executing code. The text encoder is in evaluation mode, and frozen.
 
     Raises:
-        FileNotFoundError: If there is no text encoder.
+        FileNotFoundError: If there is no text encoder in this folder, or repository on the Hub.
     """
     path = str(pretrained_model_name_or_path)
     for of_encoder, of_tokenizer in (("text_encoder", "tokenizer"), ("", "")):
