@@ -314,7 +314,7 @@ class TestPrediction:
         (
             "unconditional",
             {"timestep": torch.zeros(3)},
-            "timestep: shape (3,) is neither () nor (2,), one for each image",
+            "timestep: shape (3,) is neither () nor (2,)",
         ),
         (
             "labels",
@@ -325,7 +325,7 @@ class TestPrediction:
         (
             "labels",
             {"class_labels": torch.tensor([1])},
-            "class_labels: shape (1,) is not (2,), one label for each",
+            "class_labels: shape (1,) is not (2)",
         ),
         (
             "unconditional",
@@ -336,7 +336,7 @@ class TestPrediction:
         (
             "text",
             {"encoder_hidden_states": torch.zeros(2, 5, 11)},
-            "encoder_hidden_states: shape (2, 5, 11) is not (2, tokens, 12)",
+            "encoder_hidden_states: shape (2, 5, 11) is not (2, 5, 12)",
         ),
         (
             "text",
@@ -346,7 +346,7 @@ class TestPrediction:
         (
             "text",
             {"encoder_attention_mask": torch.ones(2, 4)},
-            "encoder_attention_mask: shape (2, 4) is not (2, 5), that of the tokens",
+            "encoder_attention_mask: shape (2, 4) is not (2, 5)",
         ),
         (
             "unconditional",
@@ -367,7 +367,7 @@ class TestPrediction:
         (
             "image",
             {"conditioning_timestep": torch.zeros(3)},
-            "conditioning_timestep: shape (3,) is neither () nor (2,), one for each image",
+            "conditioning_timestep: shape (3,) is neither () nor (2,)",
         ),
         (
             "unconditional",

@@ -20,7 +20,7 @@ from tiny import (
 )
 
 from hf_genmod import AncestralDDPMScheduler, Autoencoder, UnconditionalPipeline, VariationalAutoencoder, load_pipeline
-from hf_genmod.models.residual_block import ResidualBlock
+from hf_genmod.models.blocks import ResidualBlock
 
 CLASSES = (Autoencoder, VariationalAutoencoder)
 

@@ -31,7 +31,7 @@ from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
             {"attention_levels": (False, False), "cross_attention_dim": 12},
             "attention_levels: (False, False) leaves no level to look at the text of width 12; set one to True",
         ),
-        ({"out_channels": 4}, "out_channels: 4 is neither in_channels (3) nor twice that, for a learned variance"),
+        ({"out_channels": 4}, "out_channels: 4 is neither in_channels (3) nor twice that (learned variance)"),
         (
             {"sample_size": 9},
             "resolution 9x9: this network (patch_size 1, 2 levels) needs a height and width that 2 divides, such "

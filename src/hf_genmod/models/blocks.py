@@ -1,13 +1,47 @@
-"""The blocks of the U-Net and the classifier: attention, residual block with attention, downsampling."""
+"""The blocks of all networks: residual block, attention, downsampling."""
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
 from .fast_convolutions import Convolution
-from .residual_block import ResidualBlock, zero_init
-from .sizes import pair
+from .image_model import pair
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Sets a layer's parameters to zero, so that a residual branch starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    """
+    x + conv(silu(norm(conv(silu(norm(x)))))), which starts as the identity.
+
+    With an embedding, the output of the second norm is multiplied by 1 + scale and shifted by shift; both are linear
+    in the embedding. `kernel` holds the arguments `kernel_size` and `padding` of the convolutions.
+    """
+
+    def __init__(self, in_channels, out_channels, groups: int, dropout: float, kernel: dict, embedding_dim=None):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels)
+        self.conv1 = Convolution(in_channels, out_channels, **kernel)
+        if embedding_dim is not None:
+            self.scale_shift = nn.Linear(embedding_dim, 2 * out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(Convolution(out_channels, out_channels, **kernel))
+        self.skip = nn.Identity() if in_channels == out_channels else Convolution(in_channels, out_channels, 1)
+
+    def forward(self, x, embedding=None):
+        hidden = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        if embedding is not None:
+            scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)  # (n, c, 1, 1) each
+            hidden = torch.addcmul(shift, hidden, 1 + scale)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(hidden)))
 
 
 class AttentionProcessor:
@@ -27,12 +61,7 @@ class AttentionProcessor:
             query, key, value = (x.to(torch.promote_types(dtype, torch.float32)) for x in (query, key, value))
         with torch.autocast(query.device.type, enabled=False):
             hidden = dispatch_attention_fn(
-                query,
-                key,
-                value,
-                attn_mask=context_mask,
-                backend=self._attention_backend,
-                parallel_config=self._parallel_config,
+                query, key, value, context_mask, backend=self._attention_backend, parallel_config=self._parallel_config
             )
         return attention.to_out(hidden.flatten(-2).to(dtype))
 
@@ -73,9 +102,8 @@ class AttentionBlock(nn.Module):
         update = self.self_attention(tokens, tokens)
         if encoder_hidden_states is not None:
             tokens = x.flatten(2).transpose(1, 2) + update
-            update = update + self.cross_attention(
-                self.cross_norm(tokens), encoder_hidden_states, encoder_attention_mask
-            )
+            tokens = self.cross_norm(tokens)
+            update = update + self.cross_attention(tokens, encoder_hidden_states, encoder_attention_mask)
         return x + update.transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
@@ -92,9 +120,8 @@ class UNetBlock(nn.Module):
         self.residual = ResidualBlock(in_channels, out_channels, groups, config.dropout, kernel, embedding_dim)
         self.attention = None
         if has_attention:
-            self.attention = AttentionBlock(
-                out_channels, config.get("cross_attention_dim"), config.attention_head_dim, groups
-            )
+            text_dim = config.get("cross_attention_dim")
+            self.attention = AttentionBlock(out_channels, text_dim, config.attention_head_dim, groups)
 
     def forward(self, x, embedding, encoder_hidden_states=None, encoder_attention_mask=None):
         x = self.residual(x, embedding)

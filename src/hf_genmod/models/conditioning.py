@@ -26,8 +26,7 @@ def tokenize(texts: list[str], tokenizer, text_encoder) -> dict[str, torch.Tenso
             raise ValueError(f"tokenizer: it makes no token of {text!r}; let it add one at the start or the end")
         if mask.sum() == longest:
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            rest = ids[longest - tokenizer.num_special_tokens_to_add() :]
-            if rest:
+            if rest := ids[longest - tokenizer.num_special_tokens_to_add() :]:
                 left_out.append(repr(tokenizer.decode(rest)))
     if left_out:
         more = f" and that of {len(left_out) - 5} more" if len(left_out) > 5 else ""
@@ -49,10 +48,10 @@ def shrink(images: torch.Tensor, factor: int) -> torch.Tensor:
     Raises:
         ValueError: If the factor does not divide height and width.
     """
-    if any(length % factor for length in images.shape[2:]):
-        height, width = images.shape[2:]
+    height, width = images.shape[2:]
+    if height % factor or width % factor:
         raise ValueError(f"factor: {factor} does not divide {height}x{width}, the size of the images")
-    rows, columns = (_lanczos(length, factor).to(images) for length in images.shape[2:])
+    rows, columns = (_lanczos(length, factor).to(images) for length in (height, width))
     with torch.autocast(images.device.type, enabled=False):
         images = (images @ columns.T).clamp(-1, 1)  # the filter overshoots at edges
         return (rows @ images).clamp(-1, 1)

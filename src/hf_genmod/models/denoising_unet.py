@@ -5,27 +5,24 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .blocks import UNetBlock, level_kernel
+from .blocks import UNetBlock, level_kernel, zero_init
 from .fast_convolutions import Upsample
 from .noisy_image_model import NoisyImageModel
-from .residual_block import zero_init
 
 
 @dataclass
 class DenoisingUNet2DOutput(BaseOutput):
     """
-    Args:
-        sample (`torch.Tensor` of shape `(n, out_channels, height, width)`):
-            The prediction of ε, x_0 or v, as the scheduler's `prediction_type` says. With a learned variance, the
-            second half of the channels is its interpolation coefficient.
+    `sample`, (n, out_channels, height, width): The prediction of ε, x_0 or v, as the scheduler's `prediction_type`
+    says. With a learned variance, the second half of the channels is its interpolation coefficient.
     """
 
     sample: torch.Tensor
@@ -106,9 +103,8 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
                 self.up_layers.append(Upsample(channels))
 
         self.norm_out = nn.GroupNorm(norm_num_groups, channels)
-        self.conv_out = zero_init(
-            nn.Conv2d(channels, out_channels * patch_size**2, **level_kernel(self.config, level=0))
-        )
+        kernel = level_kernel(self.config, level=0)
+        self.conv_out = zero_init(nn.Conv2d(channels, out_channels * patch_size**2, **kernel))
 
     @property
     def null_label(self) -> int | None:
@@ -117,8 +113,7 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
 
     @torch.no_grad()
     def add_label(self, embedding: torch.Tensor | None = None) -> int:
-        """Adds a label after the others and before the null label, with the given embedding (d,) or the mean of the
-        others; returns it."""
+        """Adds a label with the given embedding (d,), or the mean of the others, before the null label; returns it."""
         of_labels, of_null = self.class_embedding.weight.split([self.null_label, 1])
         row = of_labels.mean(dim=0) if embedding is None else embedding.to(of_labels)
         if row.shape != of_null[0].shape:
@@ -165,25 +160,23 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
         Args:
             sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): x_t.
             timestep (`torch.Tensor` of shape `()` or `(n,)`, or a number): t, one for all images or one for each.
-            class_labels (`torch.Tensor` of shape `(n,)`): y, integers from 0 to `null_label`; for a model with
-                `num_classes`.
-            encoder_hidden_states (`torch.Tensor` of shape `(n, tokens, cross_attention_dim)`): The encoded text; for
+            class_labels (`torch.Tensor` of shape `(n,)`): y from 0 to `null_label`, for a model with `num_classes`.
+            encoder_hidden_states (`torch.Tensor` of shape `(n, tokens, cross_attention_dim)`): The encoded text, for
                 a model with `cross_attention_dim`.
-            encoder_attention_mask (`torch.Tensor` of shape `(n, tokens)`, *optional*): True (or 1) for the
-                tokens to use, at least one for each image.
-            conditioning_image (`torch.Tensor` of shape `(n, conditioning_channels, height, width)`): For a model
-                with `conditioning_channels`.
-            conditioning_timestep (like `timestep`, *optional*, defaults to 0): The noise level of
-                `conditioning_image` (Ho et al. 2022, https://arxiv.org/abs/2106.15282).
-            return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
+            encoder_attention_mask (`torch.Tensor` of shape `(n, tokens)`, *optional*): True (or 1) for the tokens to
+                use, at least one for each image.
+            conditioning_image (`torch.Tensor` of shape `(n, conditioning_channels, height, width)`): For a model with
+                `conditioning_channels`.
+            conditioning_timestep (like `timestep`, *optional*, defaults to 0): The noise level of the conditioning
+                image (Ho et al. 2022, https://arxiv.org/abs/2106.15282).
 
         Returns:
-            [`DenoisingUNet2DOutput`], or a tuple of its sample.
+            [`DenoisingUNet2DOutput`], or a tuple of its sample if `return_dict` is false.
 
         Raises:
             ValueError: If a condition of the model is missing, another condition is given, or a shape is wrong.
         """
-        self._check_sample(sample, timestep=timestep, conditioning_timestep=conditioning_timestep)
+        self._check_inputs(sample, timestep=timestep, conditioning_timestep=conditioning_timestep)
         text = (encoder_hidden_states, encoder_attention_mask)
         self._check_conditions(sample, class_labels, *text, conditioning_image, conditioning_timestep)
         embedding = self._embed(sample, timestep, class_labels, conditioning_timestep)  # (n, d)
@@ -202,9 +195,7 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
             x = apply(block, x)
         for layer in self.up_layers:
             x = apply(layer, torch.cat([x, skips.pop()], dim=1)) if layer.is_block else layer(x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
-        prediction = F.pixel_shuffle(x, self.config.patch_size)
-
+        prediction = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.config.patch_size)
         return DenoisingUNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
     def _embed(self, sample, timestep, class_labels, conditioning_timestep):
@@ -219,28 +210,18 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
     def _check_conditions(self, sample, labels, text, mask, image, conditioning_timestep):
         config, n = self.config, len(sample)
         has_text, has_image = config.cross_attention_dim is not None, config.conditioning_channels > 0
-        for name, value, wanted, required in (
-            ("class_labels", labels, config.num_classes is not None, True),
-            ("encoder_hidden_states", text, has_text, True),
-            ("encoder_attention_mask", mask, has_text, False),
-            ("conditioning_image", image, has_image, True),
-            ("conditioning_timestep", conditioning_timestep, has_image, False),
+        tokens = text.shape[1] if text is not None and text.ndim == 3 else "tokens"
+        for name, value, wanted, required, shape in (
+            ("class_labels", labels, config.num_classes is not None, True, (n,)),
+            ("encoder_hidden_states", text, has_text, True, (n, tokens, config.cross_attention_dim)),
+            ("encoder_attention_mask", mask, has_text, False, (n, tokens)),
+            ("conditioning_image", image, has_image, True, (n, config.conditioning_channels, *sample.shape[2:])),
+            ("conditioning_timestep", conditioning_timestep, has_image, False, None),
         ):
             if wanted and required and value is None:
                 hint = f"; `null_label` ({self.null_label}) stands for no label" if name == "class_labels" else ""
                 raise ValueError(f"{name}: missing, but this U-Net is conditioned on it{hint}")
             if value is not None and not wanted:
                 raise ValueError(f"{name}: given, but this U-Net is not conditioned on it; leave it out")
-
-        if labels is not None and labels.shape != (n,):
-            raise ValueError(f"class_labels: shape {tuple(labels.shape)} is not ({n},), one label for each image")
-        if has_text:
-            if text.ndim != 3 or (len(text), text.shape[2]) != (n, config.cross_attention_dim):
-                expected = f"({n}, tokens, {config.cross_attention_dim})"
-                raise ValueError(f"encoder_hidden_states: shape {tuple(text.shape)} is not {expected}")
-            if mask is not None and mask.shape != text.shape[:2]:
-                expected = f"{tuple(text.shape[:2])}, that of the tokens"
-                raise ValueError(f"encoder_attention_mask: shape {tuple(mask.shape)} is not {expected}")
-        if has_image and image.shape != (n, config.conditioning_channels, *sample.shape[2:]):
-            expected = (n, config.conditioning_channels, *sample.shape[2:])
-            raise ValueError(f"conditioning_image: shape {tuple(image.shape)} is not {expected}")
+            if value is not None and shape is not None and value.shape != shape:
+                raise ValueError(f"{name}: shape {tuple(value.shape)} is not ({', '.join(map(str, shape))})")

@@ -1,6 +1,6 @@
 """The autoencoder, and what it shares with the variational autoencoder.
 
-Images x and feature maps are (n, channels, height, width); latents z are a small feature map (n, c, h, w), or vectors
+Images x and feature maps are (n, channels, height, width); latents z are small feature maps (n, c, h, w), or vectors
 (n, c, 1, 1).
 """
 
@@ -9,15 +9,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from .blocks import ResidualBlock
 from .fast_convolutions import Upsample
-from .residual_block import ResidualBlock
-from .sizes import check_channels, check_size, check_widths, pair, size_factor
+from .image_model import ImageModel, pair
 
 MAX_PRIOR_RANK = 256
 KERNEL = {"kernel_size": 3, "padding": 1}
@@ -25,10 +24,7 @@ KERNEL = {"kernel_size": 3, "padding": 1}
 
 @dataclass
 class ImageLatentsOutput(BaseOutput):
-    """
-    Args:
-        latents (`torch.Tensor` of shape `(n, latent_channels, h, w)`): z.
-    """
+    """`latents`, (n, latent_channels, h, w): z."""
 
     latents: torch.Tensor
 
@@ -36,9 +32,8 @@ class ImageLatentsOutput(BaseOutput):
 @dataclass
 class AutoencoderOutput(BaseOutput):
     """
-    Args:
-        sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): The reconstruction, or the decoded latents.
-        latents (`torch.Tensor` of shape `(n, latent_channels, h, w)`, *optional*): z, if images were given.
+    `sample`, (n, in_channels, height, width): The reconstruction, or the decoded latents.
+    `latents`, (n, latent_channels, h, w): z, if images were given.
     """
 
     sample: torch.Tensor
@@ -60,39 +55,33 @@ class ConvolutionalNetwork(nn.Module):
         return self.conv_out(self.features(x))
 
     def features(self, x):
+        checkpointing = torch.is_grad_enabled() and self.gradient_checkpointing
         x = self.conv_in(x)
         for layer in self.layers:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(layer, x)
-            else:
-                x = layer(x)
+            x = self._gradient_checkpointing_func(layer, x) if checkpointing else layer(x)
         return F.silu(self.norm_out(x))
 
 
 class Encoder(ConvolutionalNetwork):
     """Maps images, with patches folded into channels, to z or the parameters of q(z | x)."""
 
-    def __init__(self, config, out_channels: int):
+    def __init__(self, config, out_channels: int, latent_kernel: dict):
         widths, groups = config.block_out_channels, config.norm_num_groups
         layers, channels = [], widths[0]
         for level, width in enumerate(widths):
             if level > 0:
-                layers.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
+                layers.append(nn.Conv2d(channels, channels, stride=2, **KERNEL))
             for _ in range(config.layers_per_block):
                 layers.append(ResidualBlock(channels, width, groups, config.dropout, KERNEL))
                 channels = width
-        conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, widths[0], 3, padding=1)
-        if config.vector_latents:
-            conv_out = nn.Conv2d(widths[-1], out_channels, _smallest_size(config))
-        else:
-            conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
-        super().__init__(conv_in, layers, groups, conv_out)
+        conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, widths[0], **KERNEL)
+        super().__init__(conv_in, layers, groups, nn.Conv2d(widths[-1], out_channels, **latent_kernel))
 
 
 class Decoder(ConvolutionalNetwork):
     """Maps z to images, with patches folded into channels."""
 
-    def __init__(self, config):
+    def __init__(self, config, latent_kernel: dict):
         widths, groups = config.block_out_channels, config.norm_num_groups
         layers, channels = [], widths[-1]
         for level, width in reversed(list(enumerate(widths))):
@@ -101,20 +90,16 @@ class Decoder(ConvolutionalNetwork):
                 channels = width
             if level > 0:
                 layers.append(Upsample(channels))
-        if config.vector_latents:
-            conv_in = nn.ConvTranspose2d(config.latent_channels, widths[-1], _smallest_size(config))
-        else:
-            conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        conv_out = nn.Conv2d(channels, config.in_channels * config.patch_size**2, 3, padding=1)
+        convolution = nn.ConvTranspose2d if config.vector_latents else nn.Conv2d
+        conv_in = convolution(config.latent_channels, widths[-1], **latent_kernel)
+        conv_out = nn.Conv2d(channels, config.in_channels * config.patch_size**2, **KERNEL)
         super().__init__(conv_in, layers, groups, conv_out)
 
 
-class ImageAutoencoder(ModelMixin, ConfigMixin):
+class ImageAutoencoder(ImageModel):
     """An encoder, a decoder, and a Gaussian prior that can be fitted to the latents of a data set."""
 
-    _supports_gradient_checkpointing = True
     _no_split_modules = ["ResidualBlock"]
-    _skip_layerwise_casting_patterns = ["norm"]
     _group_offload_block_modules = ["encoder", "decoder"]
     has_standard_prior = True  # whether training makes the latents follow N(0, I)
 
@@ -122,39 +107,32 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         config = self.config
         if config.latent_channels < 1:
             raise ValueError(f"latent_channels: {config.latent_channels} is not positive")
-        check_widths(config)
-        self.check_size(pair(config.sample_size))
-        self.encoder = Encoder(config, encoder_channels)
-        self.decoder = Decoder(config)
+        self._check_config()
+        size, latent_kernel = pair(config.sample_size), KERNEL
+        if config.vector_latents:  # a convolution over the whole smallest feature map
+            latent_kernel = {"kernel_size": tuple(side // self.size_factor for side in size)}
+        self.encoder = Encoder(config, encoder_channels, latent_kernel)
+        self.decoder = Decoder(config, latent_kernel)
         if config.prior_rank is not None:
-            d = math.prod(self.latent_shape(*pair(config.sample_size)))
+            d = math.prod(self.latent_shape(*size))
             self.register_buffer("prior_mean", torch.zeros(d))
             self.register_buffer("prior_directions", torch.zeros(config.prior_rank, d))
 
     @property
     def downsampling_factor(self) -> int:
         """The height of an image divided by that of its smallest feature map, which is z unless z is a vector."""
-        return size_factor(self.config)
+        return self.size_factor
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """
-        (c, h, w) of z for images of this height and width.
-
-        Raises:
-            ValueError: If the network does not take such images.
-        """
+        """(c, h, w) of z for images of this height and width; raises `ValueError` as `check_size` does."""
         self.check_size((height, width))
-        factor = self.downsampling_factor
-        size = (1, 1) if self.config.vector_latents else (height // factor, width // factor)
+        size = (1, 1) if self.config.vector_latents else (height // self.size_factor, width // self.size_factor)
         return (self.config.latent_channels, *size)
 
     def check_size(self, size: tuple[int, int]) -> None:
-        """
-        Raises:
-            ValueError: If an image of `size` = (height, width) cannot be folded and halved as this network needs, or
-                the latents are vectors and `size` is not `sample_size`.
-        """
-        check_size(self.config, size)
+        """Raises `ValueError` if the network cannot fold and halve images of `size` = (height, width), or the latents
+        are vectors and `size` is not `sample_size`."""
+        super().check_size(size)
         height, width = pair(self.config.sample_size)
         if self.config.vector_latents and tuple(size) != (height, width):
             raise ValueError(
@@ -181,8 +159,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
                 f"latents: shape {tuple(latents.shape)} is not (n, {', '.join(map(str, shape))}) with n of two or more"
             )
         z = latents.detach().cpu().double().flatten(1)
-        n, d = z.shape
-        mean = z.mean(dim=0)
+        (n, d), mean = z.shape, z.mean(dim=0)
         k = min(d, n - 1, MAX_PRIOR_RANK)
         root = (z - mean) / math.sqrt(n - 1)  # Σ = rootᵀ root
         if n > d:
@@ -196,13 +173,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
 
     def sample_prior(self, epsilon: torch.Tensor) -> torch.Tensor:
         """
-        z = μ + ε · directions, a sample of the fitted prior.
-
-        Args:
-            epsilon (`torch.Tensor` of shape `(n, prior_rank)`): ε ~ N(0, I).
-
-        Returns:
-            `torch.Tensor` of shape `(n, c, h, w)`.
+        z = μ + ε · directions, (n, c, h, w), a sample of the fitted prior for ε ~ N(0, I), (n, prior_rank).
 
         Raises:
             ValueError: If no prior has been fitted, or ε has another shape.
@@ -226,17 +197,14 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         return self.encoder(self._folded(x)).to(x.dtype)
 
     def _folded(self, x):
-        check_channels(self.config, x)
-        self.check_size(tuple(x.shape[2:]))
+        self._check_images(x)
         return F.pixel_unshuffle(x, self.config.patch_size)
 
     def _decode(self, z):
         config = self.config
         if z.ndim != 4 or z.shape[1] != config.latent_channels or (config.vector_latents and z.shape[2:] != (1, 1)):
-            size = "1, 1" if config.vector_latents else "h, w"
-            raise ValueError(
-                f"z: shape {tuple(z.shape)} is not (n, {config.latent_channels}, {size}), the latents of this network"
-            )
+            expected = f"(n, {config.latent_channels}, {'1, 1' if config.vector_latents else 'h, w'})"
+            raise ValueError(f"z: shape {tuple(z.shape)} is not {expected}, the latents of this network")
         return F.pixel_shuffle(self.decoder(z), config.patch_size)
 
 
@@ -300,26 +268,8 @@ class Autoencoder(ImageAutoencoder):
         sample = self._decode(z)
         return AutoencoderOutput(sample=sample) if return_dict else (sample,)
 
-    def forward(
-        self, sample: torch.Tensor, return_dict: bool = True
-    ) -> AutoencoderOutput | tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): x in [-1, 1].
-            return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
-
-        Returns:
-            [`AutoencoderOutput`], or a tuple of the reconstruction g(f(x)) and the latents f(x).
-
-        Raises:
-            ValueError: If the shape is wrong.
-        """
+    def forward(self, sample: torch.Tensor, return_dict: bool = True) -> AutoencoderOutput | tuple[torch.Tensor, ...]:
+        """g(f(x)) and f(x) of images x, `sample`, (n, in_channels, height, width), in [-1, 1]."""
         z = self._encode(sample)
         output = AutoencoderOutput(sample=self._decode(z), latents=z)
         return output if return_dict else output.to_tuple()
-
-
-def _smallest_size(config) -> tuple[int, int]:
-    """Height and width of the smallest feature map of an image of `sample_size`."""
-    height, width = pair(config.sample_size)
-    return height // size_factor(config), width // size_factor(config)

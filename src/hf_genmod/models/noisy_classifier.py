@@ -8,17 +8,13 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .blocks import Attention
+from .blocks import Attention, zero_init
 from .noisy_image_model import NoisyImageModel
-from .residual_block import zero_init
 
 
 @dataclass
 class NoisyImageClassifierOutput(BaseOutput):
-    """
-    Args:
-        logits (`torch.Tensor` of shape `(n, num_classes)`): log f_φ(y | x_t) up to a constant for each image.
-    """
+    """`logits`, (n, num_classes): log f_φ(y | x_t) up to a constant for each image."""
 
     logits: torch.Tensor
 
@@ -63,8 +59,8 @@ class NoisyImageClassifier(NoisyImageModel):
         channels = self._build_encoder()[-1]
         if channels % attention_head_dim:
             raise ValueError(
-                f"block_out_channels: {channels} is not a multiple of attention_head_dim ({attention_head_dim}), as "
-                "the pooling needs; change one of them"
+                f"block_out_channels: {channels} is not a multiple of attention_head_dim ({attention_head_dim}), "
+                "as the pooling needs; change one of them"
             )
         self.norm_out = nn.GroupNorm(norm_num_groups, channels)
         self.pooling = Attention(channels, channels, attention_head_dim)
@@ -74,24 +70,17 @@ class NoisyImageClassifier(NoisyImageModel):
         self, sample: torch.Tensor, timestep: torch.Tensor | float | int, return_dict: bool = True
     ) -> NoisyImageClassifierOutput | tuple[torch.Tensor]:
         """
-        Args:
-            sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): x_t.
-            timestep (`torch.Tensor` of shape `()` or `(n,)`, or a number): t, one for all images or one for each.
-            return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
-
-        Returns:
-            [`NoisyImageClassifierOutput`], or a tuple of its logits.
+        log f_φ(y | x_t) for every y, of x_t, `sample`, (n, in_channels, height, width), at one t for all, or (n,).
 
         Raises:
             ValueError: If a shape is wrong.
         """
-        self._check_sample(sample, timestep=timestep)
+        self._check_inputs(sample, timestep=timestep)
         embedding = F.silu(self.time_embedding(self._frequencies(sample, timestep)))  # (n, d)
         x = self.conv_in(self._patchify(sample))
         for layer in self.down_layers:
             x = self._apply_block(layer, x, embedding) if layer.is_block else layer(x)
         tokens = F.silu(self.norm_out(x)).flatten(2).transpose(1, 2)  # (n, h·w, c)
         mean = tokens.mean(dim=1, keepdim=True)
-        pooled = (mean + self.pooling(mean, tokens)).squeeze(1)  # (n, c)
-        logits = self.logits(pooled)
+        logits = self.logits((mean + self.pooling(mean, tokens)).squeeze(1))
         return NoisyImageClassifierOutput(logits=logits) if return_dict else (logits,)

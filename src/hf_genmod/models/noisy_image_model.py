@@ -4,28 +4,24 @@ import math
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from .blocks import Downsample, UNetBlock, level_kernel
-from .sizes import check_channels, check_size, check_widths, pair, size_factor
+from .image_model import ImageModel
 
 
-class NoisyImageModel(ModelMixin, ConfigMixin):
+class NoisyImageModel(ImageModel):
     """The layers that map x_t and t to the feature maps of every level."""
 
-    _supports_gradient_checkpointing = True
     _no_split_modules = ["UNetBlock"]
-    _skip_layerwise_casting_patterns = ["norm"]
 
     def _build_encoder(self, conditioning_channels: int = 0) -> list[int]:
         """Creates the layers; returns the widths of the outputs of `conv_in` and of `down_layers`."""
         config = self.config
         self.gradient_checkpointing = False
+        self._check_config()
         _check_levels(config)
-        self.check_size(pair(config.sample_size))
         widths = config.block_out_channels
         self.time_frequencies = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(widths[0], self._embedding_dim)
@@ -48,7 +44,7 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
     def _embedding_dim(self) -> int:
         return 4 * self.config.block_out_channels[0]
 
-    def _make_block(self, in_channels: int, level: int) -> "UNetBlock":
+    def _make_block(self, in_channels: int, level: int) -> UNetBlock:
         width, has_attention = self.config.block_out_channels[level], self.config.attention_levels[level]
         return UNetBlock(in_channels, width, self._embedding_dim, self.config, level, has_attention)
 
@@ -70,50 +66,31 @@ class NoisyImageModel(ModelMixin, ConfigMixin):
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
 
-    @property
-    def size_factor(self) -> int:
-        """The number that divides height and width of every image that the network takes."""
-        return size_factor(self.config)
-
-    def check_size(self, size: tuple[int, int]) -> None:
-        """
-        Raises:
-            ValueError: If an image of `size` = (height, width) cannot be folded and halved as this network needs.
-        """
-        check_size(self.config, size)
-
-    def _check_sample(self, sample, **timesteps) -> None:
-        check_channels(self.config, sample)
-        self.check_size(tuple(sample.shape[2:]))
+    def _check_inputs(self, sample, **timesteps) -> None:
+        self._check_images(sample)
         for name, t in timesteps.items():
             if isinstance(t, torch.Tensor) and t.shape not in ((), (1,), (len(sample),)):
-                raise ValueError(
-                    f"{name}: shape {tuple(t.shape)} is neither () nor ({len(sample)},), one for each image"
-                )
+                raise ValueError(f"{name}: shape {tuple(t.shape)} is neither () nor ({len(sample)},)")
 
 
 def _check_levels(config) -> None:
-    check_widths(config)
-    widths = config.block_out_channels
-    if len(config.attention_levels) != len(widths):
+    widths, levels, head_dim = config.block_out_channels, tuple(config.attention_levels), config.attention_head_dim
+    if len(levels) != len(widths):
         raise ValueError(
-            f"attention_levels: {tuple(config.attention_levels)} has {len(config.attention_levels)} entries for the "
-            f"{len(widths)} levels of block_out_channels {tuple(widths)}; give one for each level"
+            f"attention_levels: {levels} has {len(levels)} entries for the {len(widths)} levels of block_out_channels "
+            f"{tuple(widths)}; give one for each level"
         )
-    for width, has_attention in zip(widths, config.attention_levels, strict=True):
-        if has_attention and width % config.attention_head_dim:
+    for width, has_attention in zip(widths, levels, strict=True):
+        if has_attention and width % head_dim:
             raise ValueError(
-                f"block_out_channels: {width} is not a multiple of attention_head_dim ({config.attention_head_dim}); "
-                "change one of them, or turn attention off at this level"
+                f"block_out_channels: {width} is not a multiple of attention_head_dim ({head_dim}); change one of "
+                "them, or turn attention off at this level"
             )
-    if config.get("cross_attention_dim") is not None and not any(config.attention_levels):
+    text_dim, channels = config.get("cross_attention_dim"), config.in_channels
+    if text_dim is not None and not any(levels):
         raise ValueError(
-            f"attention_levels: {tuple(config.attention_levels)} leaves no level to look at the text of width "
-            f"{config.cross_attention_dim}; set one to True"
+            f"attention_levels: {levels} leaves no level to look at the text of width {text_dim}; set one to True"
         )
-    out_channels = config.get("out_channels", config.in_channels)
-    if out_channels not in (config.in_channels, 2 * config.in_channels):
-        raise ValueError(
-            f"out_channels: {out_channels} is neither in_channels ({config.in_channels}) nor twice that, "
-            "for a learned variance"
-        )
+    out = config.get("out_channels", channels)
+    if out not in (channels, 2 * channels):
+        raise ValueError(f"out_channels: {out} is neither in_channels ({channels}) nor twice that (learned variance)")

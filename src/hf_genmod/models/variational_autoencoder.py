@@ -19,13 +19,10 @@ LIKELIHOODS = ("gaussian", "discretised_gaussian", "bernoulli")
 @dataclass
 class VariationalAutoencoderOutput(BaseOutput):
     """
-    p(x | z), and q(z | x) if images were given.
-
-    Args:
-        sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): The mean of p(x | z).
-        latent_dist (`DiagonalGaussianDistribution`, *optional*): q(z | x), if images were given.
-        log_variance (`torch.Tensor` of shape `()`, *optional*): log σ² of a Gaussian p(x | z).
-        logits (`torch.Tensor` of the shape of `sample`, *optional*): log p(x = 1 | z) / p(x = −1 | z) of a Bernoulli.
+    `sample`, (n, in_channels, height, width): The mean of p(x | z).
+    `latent_dist`: q(z | x), if images were given.
+    `log_variance`, (): log σ² of a Gaussian p(x | z).
+    `logits`, of the shape of `sample`: log p(x = 1 | z) / p(x = −1 | z) of a Bernoulli.
     """
 
     sample: torch.Tensor
@@ -85,9 +82,7 @@ class VariationalAutoencoder(ImageAutoencoder):
             self.log_variance = nn.Parameter(torch.tensor(math.log(0.1)))
 
     @apply_forward_hook
-    def encode(
-        self, x: torch.Tensor, return_dict: bool = True
-    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """q(z | x) of images x, (n, in_channels, height, width), as `.latent_dist`."""
         posterior = DiagonalGaussianDistribution(self._encode(x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
@@ -103,14 +98,10 @@ class VariationalAutoencoder(ImageAutoencoder):
         self, sample: torch.Tensor, epsilon: torch.Tensor | None = None, return_dict: bool = True
     ) -> VariationalAutoencoderOutput | tuple[torch.Tensor]:
         """
-        Args:
-            sample (`torch.Tensor` of shape `(n, in_channels, height, width)`): x in [-1, 1].
-            epsilon (`torch.Tensor` of shape `(n, *latent_shape(height, width))`, *optional*): ε ~ N(0, I) of
-                z = μ + σ ε; without it z = μ.
-            return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
+        q(z | x) and p(x | z) of images x, `sample`, (n, in_channels, height, width), in [-1, 1].
 
-        Returns:
-            [`VariationalAutoencoderOutput`], or a tuple of its sample.
+        Args:
+            epsilon (`torch.Tensor` of the shape of z, *optional*): ε ~ N(0, I) of z = μ + σ ε; without it z = μ.
 
         Raises:
             ValueError: If a shape is wrong.
@@ -130,8 +121,5 @@ class VariationalAutoencoder(ImageAutoencoder):
         if config.likelihood == "bernoulli":
             mean = torch.tanh(0.5 * prediction)  # 2 p − 1, as p = 1 / (1 + exp(−logits))
             return VariationalAutoencoderOutput(sample=mean, latent_dist=posterior, logits=prediction)
-        if config.variance is None:
-            log_variance = self.log_variance
-        else:
-            log_variance = torch.full((), math.log(config.variance), dtype=z.dtype, device=z.device)
+        log_variance = self.log_variance if config.variance is None else z.new_full((), math.log(config.variance))
         return VariationalAutoencoderOutput(sample=prediction, latent_dist=posterior, log_variance=log_variance)

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin
 
-from ..models.sizes import pair
+from ..models.image_model import pair
 from .checkpoint import ImagePipeline
 from .requests import check_output_type, check_positive, one_generator_each, standard_normal
 

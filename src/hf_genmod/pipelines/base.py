@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin
 
-from ..models.sizes import pair
+from ..models.image_model import pair
 from .adapters import AdapterMixin
 from .checkpoint import ImagePipeline
 from .requests import check_output_type, check_positive, one_generator_each, standard_normal

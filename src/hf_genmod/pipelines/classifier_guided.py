@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from diffusers import DDPMScheduler, ImagePipelineOutput, ModelMixin, SchedulerMixin
 
-from ..models.sizes import pair
+from ..models.image_model import pair
 from .labels import ClassConditionalPipeline
 from .requests import check_finite, check_interval, check_noise_levels, is_within
 
