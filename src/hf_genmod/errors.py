@@ -14,9 +14,9 @@ def first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def shortened(names: list[str]) -> str:
-    """The first five names of a list, for a message."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def shortened(names: list, most: int = 5) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @contextlib.contextmanager

@@ -112,7 +112,7 @@ def test_a_push_that_failed_leaves_the_run_complete_and_is_made_up_for_by_the_sa
     flags = ["--base", base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS,
              "--class_name", "zebra", "--license", "mit", "--push_to_hub"]  # fmt: skip
     failed = run("finetune_lora.py", *flags, "--hub_model_id", "org-of-others/adapter", renamed=True)
-    assert failed.returncode == 0 and "the push to org-of-others/adapter did not finish (" in failed.stderr
+    assert failed.returncode == 0 and "the push to org-of-others/adapter failed (" in failed.stderr
     done = run("finetune_lora.py", *flags, "--hub_model_id", repo_id, renamed=True)
     assert done.returncode == 0 and "loads and draws what" in done.stderr
     pipe = load_pipeline(bases / "classes")

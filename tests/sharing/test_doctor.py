@@ -104,7 +104,7 @@ def test_an_adapter_is_examined_without_its_model(tmp_path):
     save_file({"unet.a.lora_A.weight": torch.ones(2)}, file)
     assert not list(examine(tmp_path))
     save_file({"unet.a.lora_A.weight": torch.tensor([1.0, torch.inf])}, file)
-    assert "unet.a.lora_A.weight is not finite" in only(examine(tmp_path))
+    assert "1 of its weights, such as unet.a.lora_A.weight, are not finite" in only(examine(tmp_path))
     file.write_bytes(b"torn")
     assert "pytorch_lora_weights.safetensors: the file cannot be read" in only(examine(tmp_path))
 

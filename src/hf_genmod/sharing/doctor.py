@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from hf_genmod.checkpoints.safety import check_code
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.errors import first_line
+from hf_genmod.errors import first_line, shortened
 from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
 from hf_genmod.sharing.loading import load_pipeline
 from hf_genmod.sharing.push import sample_without_package
@@ -36,55 +36,47 @@ def examine(path: str, split: str = "train") -> Iterator[str]:
     """
     folder = Path(path)
     if (folder / "model_index.json").is_file():
-        yield from examine_checkpoint(folder)
+        yield from _examine_checkpoint(folder)
     elif (folder / LORA_WEIGHT_NAME_SAFE).is_file():
-        yield from examine_adapter(folder / LORA_WEIGHT_NAME_SAFE)
+        yield from _examine_adapter(folder / LORA_WEIGHT_NAME_SAFE)
     elif (folder / "training_config.json").is_file():
-        yield (
-            "there is no model_index.json, so the run is not finished and there is no model to load; repeat the "
-            "command of the run, which continues it"
-        )
+        yield "there is no model_index.json, so the run is not finished; repeat its command, which continues it"
     elif any((folder.parent / name).is_file() for name in ("model_index.json", "training_config.json")):
         raise ValueError(f"{path}: a part of {folder.parent}; examine that folder")
     else:
-        yield from examine_pictures(path, split)
+        yield from _examine_pictures(path, split)
 
 
-def examine_checkpoint(folder: Path) -> Iterator[str]:
+def _examine_checkpoint(folder: Path) -> Iterator[str]:
     try:
         pipeline = load_pipeline(folder)
     except Exception as error:  # three libraries load it, and raise errors of many kinds
         reason = first_line(error).replace(f"{folder}/", "")
-        remedy = "download or train it again"
-        if RunFolder(folder).saved_states():
-            remedy = "repeat the command of the run, which writes it again"
+        has_states = bool(RunFolder(folder).saved_states())
+        remedy = "repeat the command of the run, which writes it again" if has_states else "download or train it again"
         yield f"it does not load ({reason}); {remedy}"
         return
-    not_finite = list(_weights(pipeline))
+    models = {name: model for name, model in pipeline.components.items() if isinstance(model, torch.nn.Module)}
+    not_finite = [finding for name, model in models.items() for finding in _not_finite(name, model.state_dict())]
     yield from not_finite
     yield from _shipped_code(folder, sample=not not_finite)
     yield from _process(pipeline)
     yield from _run(folder)
 
 
-def examine_adapter(file: Path) -> Iterator[str]:
+def _examine_adapter(file: Path) -> Iterator[str]:
     try:
-        weights = load_file(file)
+        yield from _not_finite(file.name, load_file(file))
     except (OSError, SafetensorError) as error:
         yield f"{file.name}: the file cannot be read ({first_line(error)}); repeat the command of the run"
-        return
+
+
+def _not_finite(name: str, weights: dict[str, torch.Tensor]) -> Iterator[str]:
     if bad := [key for key, weight in weights.items() if not weight.isfinite().all()]:
-        yield f"{file.name}: {bad[0]} is not finite, nor will the images be; train again with a lower learning rate"
-
-
-def _weights(pipeline) -> Iterator[str]:
-    for name, model in pipeline.components.items():
-        if isinstance(model, torch.nn.Module):
-            if bad := [key for key, weight in model.state_dict().items() if not weight.isfinite().all()]:
-                yield (
-                    f"{name}: {len(bad)} of its weights, such as {bad[0]}, are not finite, so every image is black or "
-                    "noise; train again with a lower learning rate or with --mixed_precision no"
-                )
+        yield (
+            f"{name}: {len(bad)} of its weights, such as {bad[0]}, are not finite, so every image is black or noise; "
+            "train again with a lower learning rate or with --mixed_precision no"
+        )
 
 
 def _shipped_code(folder: Path, sample: bool) -> Iterator[str]:
@@ -119,7 +111,7 @@ def _process(pipeline) -> Iterator[str]:
     if first < 0.99 * last and not isinstance(scheduler, FewStepDDPMScheduler):
         yield (
             f"scheduler: its timestep_spacing {config.timestep_spacing!r} starts {steps} steps at t = {first} of "
-            f"{last}, where some of the image should be left, but from pure noise; set timestep_spacing to 'trailing'"
+            f"{last} from pure noise, though some of the image is left there; set timestep_spacing to 'trailing'"
         )
     clipping = [name for name in ("clip_sample", "thresholding") if config.get(name)]
     if clipping and pipeline.components.get("vae") is not None:
@@ -134,38 +126,33 @@ def _run(folder: Path) -> Iterator[str]:
     last = (RunFolder(folder).metrics() or [{}])[-1]
     steps, bad = last.get("step", math.inf), last.get("bad_steps", 0)
     if steps < 200:
-        yield (
-            f"it was trained for {steps} steps, too few for any model, and its averaged weights still hold the first "
-            "steps; train longer"
-        )
+        yield f"it was trained for {steps} steps, so its averaged weights still contain the first ones; train longer"
     if bad > 0.01 * steps:
         yield (
-            f"{bad} of its {steps} steps were skipped, as their loss was not finite; train with a lower learning rate "
-            "or with --mixed_precision no"
+            f"{bad} of its {steps} steps were skipped, as their loss was not finite; train with a lower learning "
+            "rate or with --mixed_precision no"
         )
 
 
-def examine_pictures(dataset: str, split: str = "train") -> Iterator[str]:
+def _examine_pictures(dataset: str, split: str) -> Iterator[str]:
     pictures = load_pictures(dataset, split=split, resolution=_THUMBNAIL, on_bad_image="skip")
     count = len(pictures)
     if pictures.skipped:
-        more = ", ..." if len(pictures.skipped) > 5 else ""
         yield (
             f"unusable: {len(pictures.skipped)} of {count + len(pictures.skipped)} images, which would stop a run "
-            f"({'; '.join(pictures.skipped[:5])}{more}); repair or remove them, or train with --on_bad_image skip"
+            f"({shortened(pictures.skipped)}); repair or remove them, or train with --on_bad_image skip"
         )
     if count < 500:
         yield (
-            f"number of images: {count}, so few that a model memorises them instead of learning what they have in "
-            "common; collect more, and train with --horizontal_flip if mirrored images are as good"
+            f"number of images: {count}, so few that a model memorises them; collect more, and train with "
+            "--horizontal_flip if mirrored images are as good"
         )
     sizes = {(properties.height, properties.width) for properties in pictures.properties}
     if len(sizes) > 1:
         heights, widths = zip(*sizes, strict=True)
         yield (
             f"the images have {len(sizes)} sizes, heights from {min(heights)} to {max(heights)} and widths from "
-            f"{min(widths)} to {max(widths)}, but a model has one; give --resolution, to which they are scaled and "
-            "cropped"
+            f"{min(widths)} to {max(widths)}, but a model has one; scale and crop them by --resolution"
         )
     in_color = sum(properties.has_color for properties in pictures.properties)
     if 0 < in_color < count:
@@ -173,8 +160,7 @@ def examine_pictures(dataset: str, split: str = "train") -> Iterator[str]:
             f"colour and grey: {in_color} of {count} images are in colour, the others grey, and a model draws both; "
             "make all grey by --channels 1, or remove one kind"
         )
-    transparent = sum(properties.has_alpha for properties in pictures.properties)
-    if transparent:
+    if transparent := sum(properties.has_alpha for properties in pictures.properties):
         yield (
             f"transparent in places: {transparent} of {count} images, for which a model needs one more channel; put "
             f"them on white by --channels {3 if in_color else 1}, unless transparency is wanted"
@@ -190,8 +176,7 @@ def examine_pictures(dataset: str, split: str = "train") -> Iterator[str]:
         elif numbers[least] < max(20, numbers[most] / 10):
             yield (
                 f"images in the class {pictures.label_names[least]!r}: {numbers[least]}, in the largest "
-                f"{numbers[most]}, so a model draws the class badly or from memory; collect more, or merge or remove "
-                "the class"
+                f"{numbers[most]}, so a model draws the class badly; collect more, or merge or remove the class"
             )
 
 
@@ -203,28 +188,23 @@ def _contents(pictures: PictureDataset) -> Iterator[str]:
             digest = hashlib.blake2b(x.numpy().tobytes(), digest_size=16).digest()
             first = first_of.setdefault(digest, index)
             if first != index:
-                copies.append((first, index))
+                copies.append(f"{pictures.where(index)} of {pictures.where(first)}")
                 if pictures.labels is not None and pictures.labels[first] != pictures.labels[index]:
-                    contradictions.append((first, index))
+                    contradictions.append(f"{pictures.where(index)} and {pictures.where(first)}")
             if (x.amax((1, 2)) - x.amin((1, 2))).max() <= 4 / 127.5:
-                plain.append(index)
+                plain.append(pictures.where(index))
     if copies:
-        first, copy = copies[0]
         yield (
-            f"copies of other images: {len(copies)} (such as {pictures.where(copy)} of {pictures.where(first)}), "
-            "which a model draws more often and which, in a test split, improve its scores; remove them"
+            f"copies of other images: {len(copies)} (such as {copies[0]}), which a model draws more often and which, "
+            "in a test split, improve its scores; remove them"
         )
     if contradictions:
-        first, copy = contradictions[0]
         yield (
-            f"the same image in two classes: {len(contradictions)} (such as {pictures.where(copy)} and "
-            f"{pictures.where(first)}), so the labels contradict each other; keep the right one"
+            f"the same image in two classes: {len(contradictions)} (such as {contradictions[0]}), so the labels "
+            "contradict each other; keep the right one"
         )
     if plain:
-        yield (
-            f"images of one colour only: {len(plain)} (such as {pictures.where(plain[0])}), which a model then draws; "
-            "remove them"
-        )
+        yield f"images of one colour only: {len(plain)} (such as {plain[0]}), which a model then draws; remove them"
 
 
 def _values(pictures: PictureDataset) -> Iterator[str]:

@@ -8,18 +8,16 @@ from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
+from hf_genmod.checkpoints.reading import component_names
 from hf_genmod.checkpoints.safety import read_json, shapes_in
 from hf_genmod.evaluation.report import Report
 from hf_genmod.training.run_folder import PROVENANCE, RunFolder
-
-_CURVES = ("loss.png", "accuracy.png")
-_MEASURED = ("evaluation/guidance.png", "evaluation/steps.png", "evaluation/trajectory.png")
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """
-    The files of a run, read once by `Facts.read`.
+    The files in the folder of a run, read once by `Facts.read`.
 
     Args:
         folder (`Path`): The folder.
@@ -57,8 +55,7 @@ class Facts:
         base = None if index else settings.get("built_on", {}).get("base model")
         if not index and base is None:
             raise ValueError(f"{folder}: there is no training_config.json that says which model the adapter is for")
-        components = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
-        components = [name for name in components if name != "_class_name"]
+        components = component_names(index)
         weights = [file for name in components for file in (folder / name).glob("*.safetensors")]
         weights = weights if index else [folder / LORA_WEIGHT_NAME_SAFE]
         return cls(
@@ -126,14 +123,9 @@ class Facts:
     @property
     def trained_by_others(self) -> list[str]:
         """The components that no run of this package has trained."""
-        frozen = (
-            self.settings.get("depends_on") or self.settings.get("weights") or {}
-        )  # "weights": before "depends_on"
-        others = {
-            "autoencoder": self.index.get("vae", [None, None])[1] == "AutoencoderKL",
-            "text encoder": "text_encoder" in self.configs and "text_encoder" in frozen,
-        }
-        return [name for name, is_of_others in others.items() if is_of_others]
+        frozen = self.settings.get("depends_on") or self.settings.get("weights") or {}  # of earlier versions
+        names = ["autoencoder"] if self.index.get("vae", [None, None])[1] == "AutoencoderKL" else []
+        return names + ["text encoder"] * ("text_encoder" in self.configs and "text_encoder" in frozen)
 
     @property
     def stages(self) -> list[tuple[str | None, "Facts"]]:
@@ -149,9 +141,9 @@ class Facts:
     def figures(self, shared: bool) -> list[str]:
         """The figures for the card that are in the folder; for a card that is shared, those that show no images of
         the data set. The figures of an upsampler do."""
-        names = ["samples.png", *_CURVES]
+        names = ["samples.png", "loss.png", "accuracy.png"]
         if not (shared and self.factor):
-            names += _MEASURED
+            names += [f"evaluation/{name}.png" for name in ("guidance", "steps", "trajectory")]
         if not shared:
             names += ["evaluation/enlarged.png"] if self.factor else []
             names += sorted(f"evaluation/{file.name}" for file in self.folder.glob("evaluation/closest_*.png"))
@@ -159,7 +151,6 @@ class Facts:
 
 
 def _literal(value: str | int) -> str:
-    """A value in Python."""
     return json.dumps(value, ensure_ascii=False)
 
 

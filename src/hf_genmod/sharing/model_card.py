@@ -10,13 +10,12 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_genmod.drawing.grids import draw_checkpoint
+from hf_genmod.errors import shortened
 from hf_genmod.evaluation.estimates import Estimate, Share
 from hf_genmod.evaluation.report import Report
 from hf_genmod.processes import processes
 from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.loading import load_pipeline
-
-TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 # Name in evaluation.json -> heading in the card, and metric on the Hub.
 _METRICS = {
@@ -43,15 +42,13 @@ def write_card(
 
     Args:
         folder (`str` or `os.PathLike`): The folder of a finished run.
-        license (`str`, *optional*): Licence of the model, by its name on the Hub, such as "mit"; by default that of
-            the card in the folder.
+        license (`str`, *optional*): Name of the licence on the Hub, such as "mit"; by default that in the card.
         repo_id (`str`, *optional*): The repository that the card is for. Such a card shows no training images.
         revision (`str`, *optional*): The branch of the repository.
-        facts ([`Facts`], *optional*): Those of the folder, where the caller has read them.
+        facts ([`Facts`], *optional*): Those of the folder, if they are read already.
 
     Raises:
-        ValueError: If there is no licence, or it is not a name that the Hub uses, or the run of an adapter has not
-            recorded which model the adapter is for.
+        ValueError: If the licence is missing or is not a name on the Hub, or the model of an adapter is not known.
         FileNotFoundError: If there is no checkpoint in the folder.
     """
     facts = facts or Facts.read(folder)
@@ -67,11 +64,7 @@ def write_card(
 
 
 def check_license(license: str) -> str:
-    """Returns a licence if it is spelled as a name on the Hub.
-
-    Raises:
-        ValueError: If not.
-    """
+    """Returns a licence, or raises a ValueError if it is not spelled as a name on the Hub."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise ValueError(
             f"license: {license!r} is not the name of a licence on the Hub, such as mit, apache-2.0, cc-by-4.0 or "
@@ -81,11 +74,7 @@ def check_license(license: str) -> str:
 
 
 def license_of(folder: str | os.PathLike) -> str:
-    """The licence in the card of a folder.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The licence in the card of a folder, or a ValueError if there is none."""
     file = Path(folder, "README.md")
     license = ModelCard.load(file).data.license if file.is_file() else None
     if not license:
@@ -107,7 +96,7 @@ def _draw_samples(facts: Facts):
     """Draws `samples.png`; for an adapter it is the last image that its run has drawn."""
     file = facts.folder / "samples.png"
     if facts.base:
-        drawn = sorted((facts.folder / "samples").glob("step-*.png"))
+        drawn = sorted(facts.folder.glob("samples/step-*.png"))
         if drawn:
             shutil.copyfile(drawn[-1], file)
         return
@@ -121,16 +110,13 @@ def _draw_samples(facts: Facts):
 
 def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: str | None) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {
-        "cell": _cell,
-        "interval": _interval,
-        "listed": _listed,
-        "shared_name": _shared_name,
-        "thousands": "{:,}".format,
-    }
+    filters = {"interval": _interval, "shortened": shortened, "shared_name": _shared_name, "thousands": "{:,}".format}
+    environment.filters |= filters
+    template = Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")
     report, settings = facts.report, facts.report.settings if facts.report else []
+    balance = facts.provenance.get("class_balance", {})
     where = f'"{repo_id or facts.folder}"' + (f', revision="{revision}"' if revision else "")
-    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    text = environment.from_string(template).render(
         metadata=_metadata(facts, license, repo_id).to_yaml(),
         title=repo_id or facts.name,
         facts=facts,
@@ -139,21 +125,18 @@ def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: st
         figures=facts.figures(shared=repo_id is not None),
         is_shared=repo_id is not None,
         report=report,
-        metrics={
-            name: heading for name, (heading, _) in _METRICS.items() if any(name in setting for setting in settings)
-        },
+        metrics={name: heading for name, (heading, _) in _METRICS.items() if any(name in x for x in settings)},
         name_of=_setting_name,
         limits=_limits(report) if settings else {},
-        rare_classes=_rare(facts.provenance.get("class_balance", {})),
+        rare_classes=[name for name, count in balance.items() if count < sum(balance.values()) / len(balance) / 2],
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def _metadata(facts: Facts, license: str, repo_id: str | None) -> ModelCardData:
-    is_text = "tokenizer" in facts.configs or "prompt" in facts.learned
     is_on_hub = facts.base is not None and not os.path.isdir(facts.base)
-    task = "text-to-image" if is_text else "unconditional-image-generation"
-    task = "image-to-image" if facts.factor else task
+    is_text = "tokenizer" in facts.configs or "prompt" in facts.learned
+    task = "image-to-image" if facts.factor else "text-to-image" if is_text else "unconditional-image-generation"
     results = [
         EvalResult(
             task_type=task,
@@ -200,11 +183,6 @@ def _limits(report: Report) -> dict:
     }
 
 
-def _rare(balance: dict[str, int]) -> list[str]:
-    """The classes with less than half as many images as the average class."""
-    return [name for name, count in balance.items() if count < sum(balance.values()) / len(balance) / 2]
-
-
 def _setting_name(setting: dict) -> str:
     words = [setting.get("sampler", "").removesuffix("Scheduler").removesuffix("Multistep")]
     words += [f"{setting['num_inference_steps']} steps"] if "num_inference_steps" in setting else []
@@ -212,7 +190,7 @@ def _setting_name(setting: dict) -> str:
     words += [f"{symbol} = {setting[name]:g}" for name, symbol in symbols.items() if name in setting]
     words += [f"{setting['prior']} prior"] if "prior" in setting else []
     words += [f"noise level {setting['noise_level']}"] if "noise_level" in setting else []
-    return ", ".join(word for word in words if word)
+    return ", ".join(filter(None, words))
 
 
 def _interval(estimate: Estimate | Share | None) -> str:
@@ -222,16 +200,6 @@ def _interval(estimate: Estimate | Share | None) -> str:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
-
-
-def _listed(names: list[str], most: int = 12) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more
-
-
-def _cell(text: str) -> str:
-    """Text for a cell of a table, whose columns `|` separates."""
-    return text.replace("|", "¦")
 
 
 def _shared_name(name: str) -> str:

@@ -41,28 +41,18 @@ print("sha256:" + hashlib.sha256(images.tobytes()).hexdigest())
 
 
 class PushError(RuntimeError):
-    """A push that did not finish; the message gives the reason and the command that finishes it."""
+    """A push that failed; the message gives the reason and the command that finishes it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PushReport:
-    """
-    What was pushed, and the proof that the repository loads.
-
-    Args:
-        repo_id (`str`): The repository.
-        revision (`str`): The commit.
-        url (`str`): The page of the repository or of the pull request.
-        files (`list[str]`): The uploaded files.
-        sample (`str`): Hash of the image that a process without this package drew from the repository with a fixed
-            seed; the folder gave the same image.
-    """
+    """What was pushed, and the proof that the repository loads."""
 
     repo_id: str
-    revision: str
-    url: str
+    revision: str  # the commit
+    url: str  # the page of the repository or of the pull request
     files: list[str]
-    sample: str
+    sample: str  # hash of the image that both the folder and, without this package, the repository gave
 
 
 def push_checkpoint(
@@ -75,9 +65,9 @@ def push_checkpoint(
     token: str | None = None,
 ) -> PushReport:
     """
-    Uploads a checkpoint or an adapter, its card and the figures in the card, and no other file of the folder, in one
-    commit. Then a process without this package downloads the repository into an empty cache and draws an image, which
-    must be bitwise the one that the folder gives. Temporary errors, such as a lost connection, are retried.
+    Uploads a checkpoint or an adapter, its card and the figures in the card, and no other file, in one commit. Then a
+    process without this package downloads the repository and draws an image, which must be bitwise the one that the
+    folder gives. After temporary errors, such as a lost connection, it tries again.
 
     Args:
         path (`str` or `os.PathLike`): The folder of a finished run; `push_report.json` is written into it.
@@ -99,10 +89,7 @@ def push_checkpoint(
     folder, facts, api = Path(path), Facts.read(path), HfApi(token=token)
     license = check_license(license) if license else license_of(folder)
     if facts.base is not None and os.path.isdir(facts.base):
-        raise ValueError(
-            f"base: {facts.base} is a folder on this machine, which others do not have; push it, and give its id as "
-            "--base"
-        )
+        raise ValueError(f"base: {facts.base} is a folder that others do not have; push it, and give its id as --base")
     check_code(folder)
     try:
         repo_id = _retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
@@ -113,13 +100,8 @@ def push_checkpoint(
         files = _files_to_push(facts)
 
         def commit():  # not `upload_folder`, which may split files among several commits
-            return api.create_commit(
-                repo_id,
-                [CommitOperationAdd(name, folder / name) for name in files],
-                commit_message=f"Upload {facts.name}",
-                revision=revision,
-                create_pr=create_pr,
-            )
+            added, message = [CommitOperationAdd(name, folder / name) for name in files], f"Upload {facts.name}"
+            return api.create_commit(repo_id, added, commit_message=message, revision=revision, create_pr=create_pr)
 
         done = commit() if create_pr else _retried(commit)  # a second try could open a second pull request
         sample = _prove(folder.resolve(), repo_id, done.oid, facts.base, api)
@@ -130,13 +112,10 @@ def push_checkpoint(
         reason = first_line(error)
         for secret in filter(None, (token, get_token())):
             reason = reason.replace(secret, "...")
-        options = [("--license", license), ("--revision", revision)]
-        words = [str(folder.resolve()), repo_id, *(word for pair in options if pair[1] for word in pair)]
+        words = ["python", "-m", "hf_genmod", "push", str(folder.resolve()), repo_id, "--license", license]
+        words += ["--revision", revision] if revision else []
         words += ["--private"] * bool(private) + ["--create_pr"] * create_pr
-        raise PushError(
-            f"the push to {repo_id} did not finish ({reason}); finish it by: python -m hf_genmod push "
-            f"{shlex.join(words)}"
-        ) from error
+        raise PushError(f"the push to {repo_id} failed ({reason}); finish it by: {shlex.join(words)}") from error
     return report
 
 
@@ -159,11 +138,9 @@ def _prove(folder: Path, repo_id: str, revision: str, base: str | None, api: HfA
 
 def _check_edited_card(card: ModelCard, license: str, usage_here: str) -> None:
     """Raises if a card that was edited by hand is not fit for the Hub."""
-    unfit = [word for word in (usage_here, "closest_") if word and word in card.text]
-    if unfit:
-        raise ValueError(
-            f"README.md names {unfit[0]}, which must not be shared; change that, or delete the card for a new one"
-        )
+    for word in (usage_here, "closest_"):
+        if word and word in card.text:
+            raise ValueError(f"README.md names {word}, which must not be shared; change the card, or delete it")
     if card.data.license != license:
         raise ValueError(f"README.md names the licence {card.data.license!r}, not {license!r}; change one of them")
 
@@ -204,18 +181,8 @@ def sample_without_package(
     token: str | None = None,
 ) -> str:
     """
-    Draws an image from a checkpoint with a fixed seed, in a process that has only the code of the checkpoint and an
-    empty cache.
-
-    Args:
-        where (`str` or `Path`): An id on the Hub, or an absolute path of a folder.
-        revision (`str`, *optional*): The revision on the Hub.
-        adapter (`str` or `Path`, *optional*): An adapter for the checkpoint, likewise.
-        adapter_revision (`str`, *optional*): The revision of the adapter.
-        token (`str`, *optional*): For the Hub.
-
-    Returns:
-        `str`: The hash of the image.
+    The hash of an image that is drawn from a checkpoint with a fixed seed, in a process that has only the code of the
+    checkpoint and an empty cache. `where` and `adapter` are ids on the Hub or absolute paths of folders.
 
     Raises:
         RuntimeError: If the checkpoint does not load or draw within ten minutes.
