@@ -10,6 +10,8 @@ Conventions of this file:
   papers. The clean image, x_0 in the papers and below, is at timestep −1, and ᾱ_{−1} = 1.
 - t' is the timestep that follows t in sampling: t − 1 in the full chain, a smaller one if steps are skipped. A step
   from t to t' has α_t = ᾱ_t / ᾱ_{t'} and β_t = 1 − α_t, which leaves ᾱ as it is in the full chain.
+- Methods take samples x_t, x_0 and ε of shape (n, ...), `timesteps` t in 0 … T−1 and `prev_timesteps` t' in −1 … T−1,
+  t − 1 by default; timesteps are one `int` or a tensor (n,). On the CPU, other timesteps raise `ValueError`.
 - Coefficients, which depend on t alone, are fp32 with as many dimensions as the sample, (n, 1, 1, 1) or (1, 1, 1, 1).
   Torch therefore computes products with a bf16 or fp16 sample in fp32, and with an fp64 sample in fp64.
 """
@@ -25,8 +27,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .noise_schedules import make_betas, rescale_to_zero_terminal_snr
-from .timesteps import choose_timesteps
+from .noise_schedules import betas_of_schedule, rescale_to_zero_terminal_snr
 
 CHOICES = {
     "beta_schedule": "linear scaled_linear squaredcos_cap_v2 sigmoid laplace".split(),
@@ -34,7 +35,6 @@ CHOICES = {
     "variance_type": "fixed_small fixed_small_log fixed_large fixed_large_log learned learned_range".split(),
     "timestep_spacing": "linspace leading trailing".split(),
 }
-
 
 # The keys that describe the process of training; the others describe sampling. `from_config` drops keys that were left
 # at their default, because another class has other defaults. These keys must be kept: Heun's `beta_start` is 0.00085.
@@ -44,12 +44,8 @@ TRAINING_KEYS.add("rescale_betas_zero_snr")
 
 @dataclass
 class AncestralDDPMSchedulerOutput(BaseOutput):
-    """One step of the reverse process.
-
-    Args:
-        prev_sample (`torch.Tensor`): x_{t'}, with the shape and dtype of the sample; the network's next input.
-        pred_original_sample (`torch.Tensor`): x̂_0, clipped if the config says so; of the same shape and dtype.
-    """
+    """`prev_sample`, x_{t'}, and `pred_original_sample`, x̂_0 (clipped if the config says so), with the shape and dtype
+    of the sample."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
@@ -74,7 +70,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         prediction_type (`str`): What the network predicts: ε ("epsilon"), x_0 ("sample") or v ("v_prediction").
         thresholding (`bool`), dynamic_thresholding_ratio (`float`), sample_max_value (`float`): Dynamic thresholding
             of x̂_0 instead of clipping. Not for latents.
-        timestep_spacing (`str`), steps_offset (`int`): See [`choose_timesteps`].
+        timestep_spacing (`str`), steps_offset (`int`): See [`~AncestralDDPMScheduler.set_timesteps`].
         rescale_betas_zero_snr (`bool`): Make ᾱ_{T−1} = 0; for "sample" and "v_prediction".
     """
 
@@ -105,12 +101,21 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         for key, choices in CHOICES.items():
             if self.config[key] not in choices and not unused.get(key):
                 raise ValueError(f"{key}: {self.config[key]!r} is not one of {', '.join(choices)}.")
-        betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas)
+        if num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps: {num_train_timesteps} must be at least 1.")
+        if trained_betas is None:
+            betas = betas_of_schedule(beta_schedule, num_train_timesteps, beta_start, beta_end)
+        else:
+            betas = torch.tensor(np.asarray(trained_betas), dtype=torch.float32)
+        if not ((0 < betas) & (betas <= 1)).all():
+            raise ValueError(
+                f"betas: they span {betas.min():.3g} to {betas.max():.3g}, but a variance β_t lies in (0, 1]; change "
+                "beta_start and beta_end, or trained_betas."
+            )
         if trained_betas is not None or beta_schedule in ("sigmoid", "laplace"):
             self.register_to_config(trained_betas=betas.tolist())  # exact: fp32 -> float -> JSON -> fp32
         left_at_default = set(self.config.get("_use_default_values", ()))
         self.register_to_config(_use_default_values=sorted(left_at_default - TRAINING_KEYS))
-
         self.betas = rescale_to_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
         self.alphas = 1 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
@@ -146,34 +151,27 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         return alpha_bar.reshape(-1, *[1] * (sample.ndim - 1))
 
     def _chain(self, timesteps, sample: Tensor, prev_timesteps=None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """ᾱ_t, ᾱ_{t'}, α_t = ᾱ_t / ᾱ_{t'} and β_t = 1 − α_t; t' = t − 1 by default."""
+        """ᾱ_t, ᾱ_{t'}, α_t = ᾱ_t / ᾱ_{t'} and β_t = 1 − α_t."""
         prev_timesteps = timesteps - 1 if prev_timesteps is None else prev_timesteps
         alpha_bar_t, alpha_bar_prev = self._alpha_bar(timesteps, sample), self._alpha_bar(prev_timesteps, sample, -1)
         alpha_t = alpha_bar_t / alpha_bar_prev
         return alpha_bar_t, alpha_bar_prev, alpha_t, 1 - alpha_t
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: int | Tensor) -> Tensor:
-        """A sample of the forward process q(x_t | x_0) (DDPM, Eq. 4).
+        """A sample of the forward process q(x_t | x_0) (DDPM, Eq. 4), in the dtype of x_0; `noise` is ε ~ N(0, I).
 
         x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε
-
-        Args:
-            original_samples (`torch.Tensor` of shape `(n, ...)`): x_0, floating point; x_t gets its dtype.
-            noise (`torch.Tensor` of shape `(n, ...)`): ε ~ N(0, I).
-            timesteps (`int` or `torch.Tensor` of shape `(n,)`): t in 0 … T−1; on the CPU others raise `ValueError`.
         """
         alpha_bar_t = self._alpha_bar(timesteps, original_samples)
-        x_t = alpha_bar_t.sqrt() * original_samples + (1 - alpha_bar_t).sqrt() * noise
-        return x_t.to(original_samples.dtype)
+        return (alpha_bar_t.sqrt() * original_samples + (1 - alpha_bar_t).sqrt() * noise).to(original_samples.dtype)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: int | Tensor) -> Tensor:
-        """The target of v-prediction (Salimans & Ho 2022, section 4). Arguments as in `add_noise`; `sample` is x_0.
+        """The target of v-prediction (Salimans & Ho 2022, section 4), in the dtype of x_0, which is `sample` here.
 
         v_t = √ᾱ_t ε − √(1 − ᾱ_t) x_0
         """
         alpha_bar_t = self._alpha_bar(timesteps, sample)
-        v_t = alpha_bar_t.sqrt() * noise - (1 - alpha_bar_t).sqrt() * sample
-        return v_t.to(sample.dtype)
+        return (alpha_bar_t.sqrt() * noise - (1 - alpha_bar_t).sqrt() * sample).to(sample.dtype)
 
     def predict_original_sample(self, model_output: Tensor, timesteps, sample: Tensor, clip: bool = False) -> Tensor:
         """x̂_0, the network's estimate of the clean image, in fp32 or wider.
@@ -183,8 +181,6 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output (`torch.Tensor` of shape `(n, ...)`): ε_θ, v_θ or x̂_0, without a learned variance.
-            timesteps (`int` or `torch.Tensor` of shape `(n,)`): t in 0 … T−1.
-            sample (`torch.Tensor` of shape `(n, ...)`): x_t.
             clip (`bool`): Clip or threshold x̂_0 as the config says, for sampling. A clipped loss has no gradient.
 
         Raises:
@@ -208,10 +204,8 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         return x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range) if clip else x_0
 
     def _threshold_sample(self, x_0: Tensor) -> Tensor:
-        """Dynamic thresholding (Saharia et al. 2022, section 2.3); s is the p-quantile of |x_0| in each image.
-
-        x_0 ← clip(x_0, −s, s) / s, with s held between 1 and `sample_max_value`
-        """
+        """x_0 ← clip(x_0, −s, s) / s, where s is the p-quantile of |x_0| in each image, held between 1 and
+        `sample_max_value` (dynamic thresholding, Saharia et al. 2022, section 2.3)."""
         s = x_0.abs().flatten(1).quantile(self.config.dynamic_thresholding_ratio, dim=1)
         s = s.clamp(1, self.config.sample_max_value).reshape(-1, *[1] * (x_0.ndim - 1))
         return x_0.clamp(-s, s) / s
@@ -220,12 +214,6 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         """The mean of q(x_{t'} | x_t, x_0), or of p_θ(x_{t'} | x_t) if x̂_0 is given for x_0 (DDPM, Eq. 7), in fp32.
 
         μ̃_t(x_t, x_0) = √ᾱ_{t'} β_t / (1 − ᾱ_t) · x_0 + √α_t (1 − ᾱ_{t'}) / (1 − ᾱ_t) · x_t
-
-        Args:
-            original_samples (`torch.Tensor` of shape `(n, ...)`): x_0 or x̂_0.
-            timesteps (`int` or `torch.Tensor` of shape `(n,)`): t in 0 … T−1.
-            sample (`torch.Tensor` of shape `(n, ...)`): x_t.
-            prev_timesteps (`int` or `torch.Tensor` of shape `(n,)`, *optional*): t' in −1 … T−1; t − 1 by default.
         """
         alpha_bar_t, alpha_bar_prev, alpha_t, beta_t = self._chain(timesteps, sample, prev_timesteps)
         x_0_coefficient = alpha_bar_prev.sqrt() * beta_t / (1 - alpha_bar_t)
@@ -238,7 +226,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         β̃_t = (1 − ᾱ_{t'}) / (1 − ᾱ_t) · β_t
 
         β̃ is 0 for t' = −1. There the result is log β̃_1 in the full chain, as in Improved DDPM, and log 1e-20 if
-        `prev_timesteps` are given, as in diffusers. Arguments as in `posterior_mean`.
+        `prev_timesteps` are given, as in diffusers.
         """
         if prev_timesteps is None:
             timesteps = torch.as_tensor(timesteps).clamp(min=1)
@@ -246,21 +234,13 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         return ((1 - alpha_bar_prev) / (1 - alpha_bar_t) * beta_t).clamp(min=1e-20).log()
 
     def reverse_log_variance(self, timesteps, sample: Tensor, prev_timesteps=None, predicted_variance=None) -> Tensor:
-        """log Σ_θ(x_t, t), the log-variance of p_θ(x_{t'} | x_t), by `variance_type`:
+        """log Σ_θ(x_t, t), the log-variance of p_θ(x_{t'} | x_t), (n, 1, ..., 1) or (n, ...), by `variance_type`:
 
         - "fixed_small", "fixed_small_log": β̃_t, exact if x_0 is a single point (DDPM, section 3.2).
         - "fixed_large": β_t, exact if x_0 ~ N(0, I).
         - "learned_range": exp(f log β_t + (1 − f) log β̃_t), f = (v + 1) / 2 (Improved DDPM, Eq. 15).
-        - "learned": the network's output itself.
-        - "fixed_large_log": log β_t used as the variance, as in diffusers; an error for every β_t < 1.
-
-        Args:
-            timesteps, sample, prev_timesteps: As in `posterior_mean`.
-            predicted_variance (`torch.Tensor` of shape `(n, ...)`): The network's, for the learned types. The result
-                has its shape, or (n, 1, ..., 1) for the fixed types.
-
-        Raises:
-            ValueError: The variance is negative.
+        - "learned": `predicted_variance`, v, (n, ...), itself; `ValueError` if it is negative.
+        - "fixed_large_log": log β_t used as the variance, as in diffusers; `ValueError` for every β_t < 1.
         """
         variance_type = self.config.variance_type or "fixed_small"
         if variance_type in ("fixed_small", "fixed_small_log"):
@@ -280,11 +260,8 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         return variance.log()
 
     def split_model_output(self, model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's prediction and its variance: the halves of 2C channels, or C channels and `None`.
-
-        Raises:
-            ValueError: The shape is not the one that `variance_type` asks for with a sample of shape (n, C, ...).
-        """
+        """The network's prediction and its variance: the halves of 2C channels, or C channels and `None`, as
+        `variance_type` asks for; another shape raises `ValueError`."""
         learned = self.config.variance_type in ("learned", "learned_range")
         expected = (len(sample), sample.shape[1] * 2, *sample.shape[2:]) if learned else tuple(sample.shape)
         if model_output.shape != expected:
@@ -295,12 +272,35 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         return model_output.chunk(2, dim=1) if learned else (model_output, None)
 
     def set_timesteps(self, num_inference_steps: int | None = None, device=None, timesteps: list[int] | None = None):
-        """Chooses n timesteps, or takes `timesteps`, as [`choose_timesteps`] says, and puts them on `device`."""
-        T, spacing, offset = len(self), self.config.timestep_spacing, self.config.steps_offset
-        chosen = choose_timesteps(T, num_inference_steps, timesteps, spacing, offset)
+        """Chooses n of the T timesteps by `timestep_spacing` (Lin et al. 2023, Table 2), or takes `timesteps`.
+
+        - "linspace" takes both ends: round(linspace(0, T−1, n)).
+        - "leading" takes multiples from 0, never pure noise: i ⌊T/n⌋ + `steps_offset`.
+        - "trailing" starts from pure noise: round(T − i T/n) − 1.
+
+        Raises:
+            ValueError: Both or neither of n and `timesteps`; n out of range; `timesteps` not descending in T−1 … 0.
+        """
+        n, T, spacing = num_inference_steps, len(self), self.config.timestep_spacing
+        if (n is None) == (timesteps is None):
+            raise ValueError(f"num_inference_steps: {n} with timesteps: {timesteps}; pass exactly one of the two.")
+        if timesteps is not None:
+            chosen = np.asarray(timesteps)
+            descending = chosen.size > 0 and (chosen[:-1] > chosen[1:]).all() and T > chosen[0] and chosen[-1] >= 0
+            if not descending or (chosen != chosen.round()).any():
+                raise ValueError(f"timesteps: {list(timesteps)} must be integers descending within {T - 1} ... 0.")
+        elif not 1 <= n <= T:
+            raise ValueError(f"num_inference_steps: {n} must be within 1 ... {T}, the steps of training.")
+        elif spacing == "linspace":
+            chosen = np.linspace(0, T - 1, n).round()[::-1]
+        elif spacing == "leading":
+            chosen = np.arange(n)[::-1] * (T // n) + self.config.steps_offset
+        else:
+            # Rounding makes this arange one longer for some n (61 of 1000); diffusers then samples at timestep −1.
+            chosen = np.arange(T, 0, -T / n)[:n].round() - 1
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(chosen)
-        self.timesteps = torch.from_numpy(chosen).to(device)
+        self.timesteps = torch.from_numpy(chosen.astype(np.int64)).to(device)
 
     def previous_timestep(self, timestep: int | Tensor) -> int | Tensor:
         """t': the timestep after t in `timesteps`, or −1 after the last; t − 1 if no timesteps have been chosen."""
@@ -323,9 +323,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         Args:
             model_output (`torch.Tensor` of shape `(n, C, ...)`, or `(n, 2C, ...)` if the variance is learned).
             timestep (`int` or `torch.Tensor` with one element): t, one of `timesteps`.
-            sample (`torch.Tensor` of shape `(n, C, ...)`): x_t.
             generator (`torch.Generator` or a list of n, *optional*): Draws z, in the dtype of `model_output`.
-            return_dict (`bool`): [`AncestralDDPMSchedulerOutput`] if true, otherwise a tuple of the same.
             check_finite (`bool`): Raise if the result is not finite; the host waits for the device to know.
 
         Raises:
@@ -336,7 +334,6 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         model_output, predicted_variance = self.split_model_output(model_output, sample)
         if isinstance(generator, list) and len(generator) not in (1, len(sample)):
             raise ValueError(f"generator: a list of {len(generator)} for {len(sample)} samples; pass one for each.")
-
         x_0 = self.predict_original_sample(model_output, t, sample, clip=True)
         x_prev = self.posterior_mean(x_0, t, sample, prev_t)
         if t > 0:
@@ -344,7 +341,6 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
             log_variance = self.reverse_log_variance(t, sample, prev_t, predicted_variance)
             x_prev = x_prev + torch.exp(0.5 * log_variance) * z
         x_prev, x_0 = x_prev.to(sample.dtype), x_0.to(sample.dtype)
-
         if check_finite and not x_prev.isfinite().all():
             raise ValueError(
                 f"step: the result at timestep {t} is not finite, with ᾱ_t = {self.alphas_cumprod[t]:.3g}, "

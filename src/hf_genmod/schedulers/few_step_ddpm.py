@@ -33,7 +33,7 @@ class FewStepDDPMScheduler(AncestralDDPMScheduler):
     _before = None  # x̂_0 and δ of the previous step
 
     def set_timesteps(self, num_inference_steps: int | None = None, device=None, timesteps: list[int] | None = None):
-        """Chooses n timesteps as above, or takes `timesteps`; arguments and errors as in the base class."""
+        """Chooses n timesteps as above, or takes `timesteps`; raises as in the base class."""
         super().set_timesteps(num_inference_steps, device, timesteps)
         self._before = None
         if timesteps is not None:
@@ -47,10 +47,8 @@ class FewStepDDPMScheduler(AncestralDDPMScheduler):
         self.timesteps = torch.maximum((chosen + i).cummin(dim=0).values - i, i.flip(0)).to(device)
 
     def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, generator=None, return_dict=True):
-        """One step as above. Call it once per timestep, in order: each step stores x̂_0 for the next.
-
-        Arguments and errors as in the base class.
-        """
+        """One step as above. Call it once per timestep, in order: each step stores x̂_0 for the next. Arguments and
+        errors as in the base class."""
         x_prev, x_0 = super().step(model_output, timestep, sample, generator, return_dict=False)
         t = int(timestep)
         prev_t = int(self.previous_timestep(t))

@@ -2,30 +2,8 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
-
-
-def make_betas(beta_schedule: str, T: int, beta_start: float, beta_end: float, trained_betas=None) -> Tensor:
-    """
-    β_0 … β_{T−1} as fp32: `trained_betas` if they are given, otherwise those of the schedule.
-
-    Raises:
-        ValueError: T < 1, or a β_t is no variance, which lies in (0, 1].
-    """
-    if T < 1:
-        raise ValueError(f"num_train_timesteps: {T} must be at least 1.")
-    if trained_betas is None:
-        betas = betas_of_schedule(beta_schedule, T, beta_start, beta_end)
-    else:
-        betas = torch.tensor(np.asarray(trained_betas), dtype=torch.float32)
-    if not ((0 < betas) & (betas <= 1)).all():
-        raise ValueError(
-            f"betas: they span {betas.min():.3g} to {betas.max():.3g}, but a variance β_t lies in (0, 1]; change "
-            "beta_start and beta_end, or trained_betas."
-        )
-    return betas
 
 
 def betas_of_schedule(beta_schedule: str, T: int, beta_start: float, beta_end: float) -> Tensor:
@@ -60,8 +38,7 @@ def rescale_to_zero_terminal_snr(betas: Tensor) -> Tensor:
 
     √ᾱ_t ← (√ᾱ_t − √ᾱ_{T−1}) · √ᾱ_0 / (√ᾱ_0 − √ᾱ_{T−1})
 
-    Raises:
-        ValueError: ᾱ does not fall, or falls to 0 by itself.
+    Raises `ValueError` if ᾱ does not fall, or falls to 0 by itself.
     """
     sqrt_alpha_bar = torch.cumprod(1 - betas, dim=0).sqrt()
     first, last = sqrt_alpha_bar[0], sqrt_alpha_bar[-1]
