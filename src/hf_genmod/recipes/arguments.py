@@ -26,7 +26,7 @@ class GuidanceArguments:
     """Conditioning and guidance."""
 
     condition_dropout: float = HfArg(
-        default=0.1, help="Probability that a training step drops the label or caption of an image."
+        default=0.1, help="Probability that a step drops the label or caption of an image."
     )
     guidance_scale: float = HfArg(default=2.0, help="Guidance scale γ of the samples drawn during training.")
 
@@ -38,9 +38,7 @@ class SharingArguments:
     license: str | None = changeable(
         None, help="Licence of the model, such as 'mit'. With a licence, the run ends with a model card."
     )
-    push_to_hub: bool = changeable(
-        False, help="Push the checkpoint and its card to the Hub at the end. Needs --license."
-    )
+    push_to_hub: bool = changeable(False, help="Push the checkpoint and its card to the Hub. Needs --license.")
     hub_model_id: str | None = changeable(None, help="Repository to push to. Default: the name of output_dir.")
     hub_private_repo: bool = changeable(False, help="Create the repository as a private one.")
 
@@ -67,15 +65,12 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, description: str | None = None) -> tuple:
     """
-    Reads the fields of dataclasses from command-line flags, or from a YAML file, which the flags override.
+    Reads an instance of each dataclass from command-line flags, or from a YAML file, which the flags override.
 
     Args:
         dataclass_types: The dataclasses. `--help` lists each as a group, under its docstring.
         argv (`list[str]`, *optional*): The flags. By default those of the command line.
         description (`str`, *optional*): The text on top of `--help`. By default the docstring of the script.
-
-    Returns:
-        `tuple`: One instance of each dataclass.
 
     Raises:
         ValueError: If a flag or a setting of the file is unknown, or a value is out of its range.
@@ -97,9 +92,8 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     values, unknown = parser.parse_known_args((_flags_in_file(file, names) if file else []) + argv)
     if unknown:
         close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{name}" for name in names], n=1)
-        raise ValueError(
-            f"{unknown[0]}: no such flag; {f'did you mean {close[0]}?' if close else '--help lists them'}"
-        )
+        hint = f"did you mean {close[0]}?" if close else "--help lists them"
+        raise ValueError(f"{unknown[0]}: no such flag; {hint}")
     return tuple(
         dataclass_type(**{field.name: getattr(values, field.name) for field in dataclasses.fields(dataclass_type)})
         for dataclass_type in dataclass_types
@@ -119,10 +113,8 @@ def _flags_of(dataclass_type: type) -> type:
 
 
 def _flags_in_file(file: str, names: list[str]) -> list[str]:
-    """
-    The settings of a YAML file, or of the `training_config.json` of a run, as flags. Values stay the text that they
-    are in the file: `no` stays "no".
-    """
+    """The settings of a YAML file, or of the `training_config.json` of a run, as flags. Values stay the text that they
+    are in the file: `no` stays "no"."""
     try:
         settings = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

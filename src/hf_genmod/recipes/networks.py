@@ -48,22 +48,18 @@ class NetworkArguments:
     def architecture(
         self, channels: int, resolution: tuple[int, int], is_latent: bool, has_text: bool = False
     ) -> dict:
-        """
-        The config of a network for images or latents of one size. By default, pixels are folded 2x2 into channels if
-        the size is even, and there are up to three levels, as many as the size can be halved.
-        """
-        patch_size = self.patch_size
+        """The config of a network for images or latents of one size. By default, pixels are folded 2x2 into channels
+        if the size is even, and there are up to three levels, as many as the size can be halved."""
+        patch_size, frequencies = self.patch_size, self.fourier_frequencies
+        widths, attention_levels = self.block_out_channels, self.attention_levels
         if patch_size is None:
             patch_size = 1 if is_latent or any(length % 2 for length in resolution) else 2
-        frequencies = self.fourier_frequencies
         if frequencies is None:
             frequencies = () if is_latent else (2.0, 8.0)
-        widths = self.block_out_channels
         if widths is None:
             size = math.gcd(*resolution) // patch_size
             num_levels = 3 if size % 4 == 0 else 2 if size % 2 == 0 else 1
             widths = (48, 96, 144)[-num_levels:]
-        attention_levels = self.attention_levels
         if attention_levels is None:
             sides = [max(resolution) // (patch_size * 2**level) for level in range(len(widths))]
             attention_levels = [max((level for level, side in enumerate(sides) if side > 1), default=0)]
@@ -120,12 +116,9 @@ class AutoencoderArguments:
             largest = 8 if self.vector_latents or min(resolution) >= 64 else 4
             factor = math.gcd(*resolution, largest)
             if factor < 4 and not self.vector_latents:
-                fitting = "x".join(str(-(-length // 4) * 4) for length in resolution)
                 height, width = resolution
-                raise ValueError(
-                    f"downsampling_factor: images of {height}x{width} cannot be halved twice; give --resolution "
-                    f"{fitting}, or another factor"
-                )
+                remedy = f"give --resolution {-(-height // 4) * 4}x{-(-width // 4) * 4}, or another factor"
+                raise ValueError(f"downsampling_factor: images of {height}x{width} cannot be halved twice; {remedy}")
         if pictures.value_range is not None and config.get("likelihood", "gaussian") != "gaussian":
             raise ValueError(f"likelihood: {config['likelihood']!r} is for images of 8 bits, not for measured values")
         if factor < 1 or factor & (factor - 1):
@@ -135,10 +128,8 @@ class AutoencoderArguments:
         sides = [min(resolution) // patch_size // 2**level for level in range(num_levels)]
         widths = self.autoencoder_channels or [48 if side > 16 else 96 if side > 8 else 144 for side in sides]
         if len(widths) != num_levels:
-            raise ValueError(
-                f"autoencoder_channels: {len(widths)} widths for a downsampling_factor of {factor}, which takes "
-                f"{num_levels}"
-            )
+            expected = f"a downsampling_factor of {factor}, which takes {num_levels}"
+            raise ValueError(f"autoencoder_channels: {len(widths)} widths for {expected}")
         torch.manual_seed(seed)
         return kind(
             sample_size=tuple(resolution),
@@ -164,21 +155,16 @@ class DiffusionArguments(NetworkArguments):
     """U-Net and diffusion process."""
 
     beta_schedule: str = HfArg(default="squaredcos_cap_v2", help="Noise schedule.")
-    prediction_type: str = HfArg(
-        default="v_prediction", help="Output of the U-Net: 'v_prediction', 'epsilon' or 'sample'."
-    )
-    weighting: str = HfArg(
-        default="balanced", help="Weighting of the timesteps: 'simple', 'min_snr', 'balanced' or 'vlb'."
-    )
+    prediction_type: str = HfArg(default="v_prediction", help="U-Net output: 'v_prediction', 'epsilon' or 'sample'.")
+    weighting: str = HfArg(default="balanced", help="Weight of timesteps: 'simple', 'min_snr', 'balanced' or 'vlb'.")
     learn_variance: bool = HfArg(default=False, help="Learn the variance of the reverse process by the hybrid loss.")
 
     def make_unet(
         self, pictures: PictureDataset | LatentDataset, num_classes: int | None = None, seed: int = 0, **conditioning
     ) -> DenoisingUNet2DModel:
         """The U-Net for a data set; the other arguments are those of [`~DiffusionArguments.make_unet_of_size`]."""
-        return self.make_unet_of_size(
-            pictures.channels, pictures.resolution, pictures.vae is not None, num_classes, seed, **conditioning
-        )
+        of_data = pictures.channels, pictures.resolution, pictures.vae is not None
+        return self.make_unet_of_size(*of_data, num_classes, seed, **conditioning)
 
     def make_unet_of_size(
         self,
@@ -217,18 +203,15 @@ class DiffusionArguments(NetworkArguments):
     def make_sampler(
         self, scheduler: AncestralDDPMScheduler, pictures: PictureDataset | LatentDataset
     ) -> SchedulerMixin:
-        """
-        The sampler that a checkpoint is saved with. SDE-DPM-Solver++ 2M (Lu et al. 2022,
+        """The sampler that a checkpoint is saved with. SDE-DPM-Solver++ 2M (Lu et al. 2022,
         https://arxiv.org/abs/2211.01095) needs fewer steps than Algorithm 2. [`FewStepDDPMScheduler`] takes its place
         for images of which more than half is plain black or white, such as handwriting; `benchmarks/README.md`
-        compares them. A learned variance needs Algorithm 2. Samplers of latents do not clip x̂_0.
-        """
-        is_latent = pictures.vae is not None
-        if is_latent:
+        compares them. A learned variance needs Algorithm 2. Samplers of latents do not clip x̂_0."""
+        if pictures.vae is not None:
             scheduler = AncestralDDPMScheduler.from_config(scheduler.config, clip_sample=False)
         if self.learn_variance:
             return scheduler
-        if is_latent:
+        if pictures.vae is not None:
             return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="sde-dpmsolver++")
         some = pictures.x_0(range(0, len(pictures), math.ceil(len(pictures) / 256)))
         has_alpha = pictures.value_range is None and pictures.channels in (2, 4)

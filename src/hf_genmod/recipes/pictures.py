@@ -32,9 +32,7 @@ class DataArguments:
     validation_split: str | None = changeable(
         None, help="Split of held-out images. Default: 'validation' or 'test', if the data set has one."
     )
-    resolution: str | None = HfArg(
-        default=None, help="Size of the images, or HEIGHTxWIDTH. Default: that of the data set."
-    )
+    resolution: str | None = HfArg(default=None, help="Size, or HEIGHTxWIDTH. Default: that of the data set.")
     channels: int | None = HfArg(
         default=None, help="1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. Default: those of the data set."
     )
@@ -45,15 +43,10 @@ class DataArguments:
     )
 
     def load(
-        self,
-        vae: str | None = None,
-        mirrored: bool = False,
-        num_held_out: int = 256,
-        hold_out: bool = False,
-        **required: bool,
+        self, vae: str | None = None, mirrored=False, num_held_out: int = 256, hold_out=False, **required: bool
     ) -> tuple[Pictures, Pictures | None]:
         """
-        Loads the training images and the held-out images of a data set, or their latents.
+        Loads the training images and the held-out images, if there are any, of a data set, or their latents.
 
         Args:
             vae (`str`, *optional*): Path or id of an autoencoder. The latents are standardised by the statistics of
@@ -63,9 +56,6 @@ class DataArguments:
             hold_out (`bool`): Whether to hold out a tenth of the training images if there is no validation split.
             required (`bool`): `require_labels` or `require_captions`, as for
                 [`~hf_genmod.data.loading.load_pictures`].
-
-        Returns:
-            `tuple`: Two data sets; the second one is `None` if there are no held-out images.
         """
         if vae is None:
             return self._load_pixels(num_held_out, hold_out, **required)
@@ -91,10 +81,8 @@ class DataArguments:
     def training_pictures_for(
         self, pipeline: GenerationPipeline, mirrored: bool = False, hold_out: bool = False, **required: bool
     ) -> tuple[Pictures, Pictures | None]:
-        """
-        Training images and up to 1,000 held-out images as the U-Net of a pipeline sees them: at its resolution, or as
-        latents. The arguments are those of [`~DataArguments.load`].
-        """
+        """Training images and up to 1,000 held-out images as the U-Net of a pipeline sees them: at its resolution, or
+        as latents. The arguments are those of [`~DataArguments.load`]."""
         if "unet" not in pipeline.components:
             raise ValueError("the model is an autoencoder and no diffusion model; give another")
         if pipeline.unet.config.conditioning_channels:
@@ -106,10 +94,8 @@ class DataArguments:
         return tuple(pictures and LatentDataset(pictures, pipeline.vae, mirrored) for pictures in loaded)
 
     def evaluation_pictures(self, pipeline: GenerationPipeline) -> tuple[PictureDataset, PictureDataset]:
-        """
-        Training images and up to 1,000 held-out images at the resolution of a pipeline, to evaluate it. Without a
-        validation split, a tenth is held out.
-        """
+        """Training images and up to 1,000 held-out images at the resolution of a pipeline, to evaluate it. Without a
+        validation split, a tenth is held out."""
         request = pipeline.example_request()
         required = {"require_labels": "class_labels" in request, "require_captions": "prompt" in request}
         return self._load_pixels_for(pipeline, hold_out=True, **required)
@@ -127,9 +113,8 @@ class DataArguments:
         training, held_out = dataclasses.replace(self, **size)._load_pixels(1000, hold_out, **required)
         _check_kind("dataset: the model", value_range, training)
         if training.channels != channels:
-            raise ValueError(
-                f"dataset: the model was trained on {channels} channels, and these images have {training.channels}"
-            )
+            trained = f"the model was trained on {channels} channels"
+            raise ValueError(f"dataset: {trained}, and these images have {training.channels}")
         if required.get("require_labels") and names and names != training.label_names:
             raise ValueError(
                 f"dataset: the labels of the model are {shortened(names)}, and those of the images "
@@ -142,13 +127,9 @@ class DataArguments:
         arguments = dataclasses.asdict(self) | required  # the fields are the parameters of load_pictures
         held_out_split = arguments.pop("validation_split")
         training = load_pictures(**arguments)
-        if required.get("require_labels"):
-            untrained = training.classes_without_images
-            if untrained:
-                warnings.warn(
-                    f"{training.name}: there is no image of {shortened(untrained)}, so the model cannot learn it",
-                    stacklevel=3,
-                )
+        if required.get("require_labels") and training.classes_without_images:
+            missing = f"there is no image of {shortened(training.classes_without_images)}"
+            warnings.warn(f"{training.name}: {missing}, so the model cannot learn it", stacklevel=3)
         if held_out_split is None:
             splits = set(splits_of(self.dataset)) - {self.split}
             held_out_split = next((split for split in ("validation", "test") if split in splits), None)
@@ -157,9 +138,8 @@ class DataArguments:
         arguments |= {"split": held_out_split, "resolution": training.resolution, "channels": training.channels}
         held_out = load_pictures(**arguments, limit=num_held_out)
         if held_out.label_names != training.label_names:
-            raise ValueError(
-                f"validation_split: the classes of {held_out_split!r} are not those of {self.split!r}; choose another"
-            )
+            differing = f"the classes of {held_out_split!r} are not those of {self.split!r}"
+            raise ValueError(f"validation_split: {differing}; choose another")
         return training, held_out.with_value_range(training.value_range)
 
 
@@ -168,8 +148,7 @@ class CaptionedDataArguments(DataArguments):
     """Images and captions."""
 
     caption_column: str | None = HfArg(
-        default=None,
-        help="Column of the captions, or key in the lines of a metadata.jsonl. Default: text, caption or captions.",
+        default=None, help="Column, or key in a metadata.jsonl, of the captions. Default: text, caption or captions."
     )
 
 
@@ -180,7 +159,7 @@ def crop_size_for(resolution: tuple[int, int], factor: int, multiple: int, crop_
         raise ValueError(f"factor: {factor} is not one of 2, 4, 8")
     if any(length % factor for length in resolution):
         height, width = resolution
-        fitting = "x".join(str(-(-length // multiple) * multiple) for length in resolution)
+        fitting = f"{-(-height // multiple) * multiple}x{-(-width // multiple) * multiple}"
         raise ValueError(f"factor: {factor} does not divide {height}x{width}; give --resolution {fitting}")
     crop_size = crop_size or (-(-64 // multiple) * multiple if min(resolution) > 64 else None)
     if crop_size and (crop_size % multiple or crop_size > min(resolution)):
@@ -198,5 +177,5 @@ def _value_range_of(checkpoint: str) -> dict | None:
 
 def _check_kind(argument: str, value_range: dict | None, pictures: PictureDataset):
     if (value_range is None) != (pictures.value_range is None):
-        kinds = ["measured values", "images of 8 bits"]
-        raise ValueError(f"{argument} was trained on {kinds[value_range is None]}, and these are not")
+        kind = "images of 8 bits" if value_range is None else "measured values"
+        raise ValueError(f"{argument} was trained on {kind}, and these are not")
