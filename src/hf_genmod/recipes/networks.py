@@ -7,7 +7,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from transformers.hf_argparser import HfArg
 
-from hf_genmod.data.latents import LatentDataset
+from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
@@ -83,7 +83,7 @@ class NetworkArguments:
         }
 
     def make_classifier(
-        self, pictures: PictureDataset | LatentDataset, scheduler: AncestralDDPMScheduler, seed: int = 0
+        self, pictures: LabelledDataset, scheduler: AncestralDDPMScheduler, seed: int = 0
     ) -> NoisyImageClassifier:
         """A classifier of the images of a data set with the noise of a scheduler."""
         architecture = self.architecture(pictures.channels, pictures.resolution, pictures.vae is not None)
@@ -160,7 +160,7 @@ class DiffusionArguments(NetworkArguments):
     learn_variance: bool = HfArg(default=False, help="Learn the variance of the reverse process by the hybrid loss.")
 
     def make_unet(
-        self, pictures: PictureDataset | LatentDataset, num_classes: int | None = None, seed: int = 0, **conditioning
+        self, pictures: LabelledDataset, num_classes: int | None = None, seed: int = 0, **conditioning
     ) -> DenoisingUNet2DModel:
         """The U-Net for a data set; the other arguments are those of [`~DiffusionArguments.make_unet_of_size`]."""
         of_data = pictures.channels, pictures.resolution, pictures.vae is not None
@@ -200,9 +200,7 @@ class DiffusionArguments(NetworkArguments):
             timestep_spacing="trailing",
         )
 
-    def make_sampler(
-        self, scheduler: AncestralDDPMScheduler, pictures: PictureDataset | LatentDataset
-    ) -> SchedulerMixin:
+    def make_sampler(self, scheduler: AncestralDDPMScheduler, pictures: LabelledDataset) -> SchedulerMixin:
         """The sampler that a checkpoint is saved with. SDE-DPM-Solver++ 2M (Lu et al. 2022,
         https://arxiv.org/abs/2211.01095) needs fewer steps than Algorithm 2. [`FewStepDDPMScheduler`] takes its place
         for images of which more than half is plain black or white, such as handwriting; `benchmarks/README.md`

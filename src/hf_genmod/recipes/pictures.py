@@ -6,6 +6,7 @@ import warnings
 from diffusers import DiffusionPipeline
 from transformers.hf_argparser import HfArg
 
+from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.latents import LatentDataset, standardised
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
@@ -16,8 +17,6 @@ from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.processes import processes
 from hf_genmod.sharing.loading import load_vae
 from hf_genmod.training.config import changeable
-
-Pictures = PictureDataset | LatentDataset
 
 
 @dataclasses.dataclass
@@ -44,7 +43,7 @@ class DataArguments:
 
     def load(
         self, vae: str | None = None, mirrored=False, num_held_out: int = 256, hold_out=False, **required: bool
-    ) -> tuple[Pictures, Pictures | None]:
+    ) -> tuple[LabelledDataset, LabelledDataset | None]:
         """
         Loads the training images and the held-out images, if there are any, of a data set, or their latents.
 
@@ -80,7 +79,7 @@ class DataArguments:
 
     def training_pictures_for(
         self, pipeline: GenerationPipeline, mirrored: bool = False, hold_out: bool = False, **required: bool
-    ) -> tuple[Pictures, Pictures | None]:
+    ) -> tuple[LabelledDataset, LabelledDataset | None]:
         """Training images and up to 1,000 held-out images as the U-Net of a pipeline sees them: at its resolution, or
         as latents. The arguments are those of [`~DataArguments.load`]."""
         if "unet" not in pipeline.components:

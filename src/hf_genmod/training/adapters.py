@@ -4,8 +4,7 @@ import torch
 from peft import LoraConfig
 from torch.nn.utils import parametrize
 
-from hf_genmod.data.latents import LatentDataset
-from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
 from hf_genmod.pipelines.base import GenerationPipeline
 
@@ -38,11 +37,8 @@ def attach_adapter(model: torch.nn.Module, rank: int, seed: int = 0, num_new_cla
 
 
 def with_names_for(
-    pipeline: GenerationPipeline,
-    pictures: PictureDataset | LatentDataset,
-    class_name: str | None = None,
-    caption: str | None = None,
-) -> PictureDataset | LatentDataset:
+    pipeline: GenerationPipeline, pictures: LabelledDataset, class_name: str | None = None, caption: str | None = None
+) -> LabelledDataset:
     """
     Images with the labels or captions by which a pipeline will be asked for them; for an unconditional pipeline, the
     images as they are. Classes that the pipeline does not know are added to it.

@@ -19,8 +19,8 @@ def average_in_bf16(state, bucket):
 
 def power_function_average(length: float) -> Callable:
     """
-    The power-function average of Karras et al. 2024 (https://arxiv.org/abs/2312.02696, Eq. 127 and section C.2): with
-    θ_t the weights after step t,
+    A `multi_avg_fn` of `torch.optim.swa_utils.AveragedModel`, the power-function average of Karras et al. 2024
+    (https://arxiv.org/abs/2312.02696, Eq. 127 and section C.2): with θ_t the weights after step t,
 
         θ̂_t = β_t θ̂_{t−1} + (1 − β_t) θ_t,   β_t = (1 − 1/t)^{γ+1}
 
@@ -29,9 +29,6 @@ def power_function_average(length: float) -> Callable:
 
     Args:
         length (`float`): σ_rel in [0, 0.28); 0.05 averages over about the last tenth of the steps, 0 does not average.
-
-    Returns:
-        `Callable`: A `multi_avg_fn` for `torch.optim.swa_utils.AveragedModel`.
 
     Raises:
         ValueError: If the length is too large for any γ ≥ 0.

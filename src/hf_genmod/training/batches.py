@@ -5,20 +5,17 @@ import sys
 
 import torch
 from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
 
 from hf_genmod.data.randomness import Augmentation, BatchRandom, GlobalBatchSampler, batch_positions
 from hf_genmod.training.config import TrainingConfig
 
 
 class Batches:
-    """
-    Loads the parts of each global batch that this process computes, and replaces loader processes that die.
+    """Loads the parts of each global batch that this process computes, and replaces loader processes that die. Raises
+    a `ValueError` if the processes cannot share a batch evenly, or the data set does not allow the augmentation."""
 
-    Raises:
-        ValueError: If the processes cannot share a batch evenly, or the data set does not allow the augmentation.
-    """
-
-    def __init__(self, dataset: torch.utils.data.Dataset, config: TrainingConfig, accelerator: Accelerator):
+    def __init__(self, dataset: Dataset, config: TrainingConfig, accelerator: Accelerator):
         self.dataset, self.config = dataset, config
         self.device, parts = accelerator.device, config.gradient_accumulation_steps
         process = accelerator.process_index, accelerator.num_processes
@@ -31,8 +28,9 @@ class Batches:
         config = self.config
         sampler = GlobalBatchSampler(len(self.dataset), config.batch_size, config.seed, step, self.positions)
         pin_memory, num_workers = self.device.type == "cuda", config.num_workers
-        loader = torch.utils.data.DataLoader(
-            self.dataset, batch_sampler=sampler, collate_fn=_identity, num_workers=num_workers, pin_memory=pin_memory
+        # `dict` changes nothing: a data set returns a batch, not its images one by one.
+        loader = DataLoader(
+            self.dataset, batch_sampler=sampler, collate_fn=dict, num_workers=num_workers, pin_memory=pin_memory
         )
         self._loaded = iter(loader)
         if num_workers:
@@ -59,13 +57,7 @@ class Batches:
         return list(zip(parts, rngs, strict=True))
 
 
-def for_model(
-    batch: dict,
-    dataset: torch.utils.data.Dataset,
-    rng: BatchRandom,
-    augment: Augmentation,
-    dtype: torch.dtype = torch.float32,
-) -> dict:
+def for_model(batch: dict, dataset: Dataset, rng: BatchRandom, augment: Augmentation, dtype: torch.dtype) -> dict:
     """A batch of a data set on the device of `rng`, with x_0 as its "images" in channels-last format: in fp64 for a
     model in fp64."""
     tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
@@ -73,7 +65,3 @@ def for_model(
     x_0 = dataset.x_0(batch, rng, augment)
     x_0 = x_0.to(torch.promote_types(x_0.dtype, dtype))
     return {**batch, "images": x_0.contiguous(memory_format=torch.channels_last)}
-
-
-def _identity(batch):
-    return batch

@@ -34,9 +34,7 @@ class TrainingConfig:
     ema_length: float = HfArg(
         default=0.05, help="Width of the moving average of the weights, as a fraction of the steps so far. 0: none."
     )
-    horizontal_flip: bool = HfArg(
-        default=False, help="Mirror half of the images, at random. Not for letters or digits."
-    )
+    horizontal_flip: bool = HfArg(default=False, help="Mirror half the images, at random. Not for letters or digits.")
     max_shift: int = HfArg(default=0, help="Shift each image by up to this many pixels, at random; edges repeat.")
     mixed_precision: str | None = HfArg(
         default=None, help="'no', 'bf16' or 'fp16'. Default: 'bf16' on a CPU with fast bf16 products, else 'no'."
@@ -50,9 +48,7 @@ class TrainingConfig:
     validation_steps: int = changeable(200, help="Steps between losses on held-out images. 0: none.")
     checkpointing_steps: int = changeable(500, help="Steps between saved training states. 0: none.")
     checkpoints_total_limit: int = changeable(2, help="Number of training states to keep; the oldest are deleted.")
-    max_bad_steps: int = changeable(
-        20, help="Number of skipped steps (the loss is not finite) in a row that ends the run."
-    )
+    max_bad_steps: int = changeable(20, help="Number of skipped steps (loss not finite) in a row that ends the run.")
     report_to: str | None = changeable(None, help="Tracker of Accelerate, such as 'tensorboard'.")
 
     def __post_init__(self):

@@ -30,9 +30,8 @@ class Muon(torch.optim.AdamW):
     def __init__(
         self, model: nn.Module, lr: float, momentum=0.95, betas=(0.9, 0.99), weight_decay=0.01, shared: bool = False
     ):
-        embeddings = {
-            row for module in model.modules() if isinstance(module, nn.Embedding) for row in module.parameters()
-        }
+        tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        embeddings = {parameter for table in tables for parameter in table.parameters()}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         matrices = [parameter for parameter in trained if parameter.ndim > 1 and parameter not in embeddings]
         others = [parameter for parameter in trained if parameter.ndim <= 1 or parameter in embeddings]
@@ -105,13 +104,7 @@ def orthogonalize(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
     is a polynomial of the Gram matrix M Mᵀ, and is computed on it, for all matrices of one size together.
 
     The iteration needs singular values σ of at most 1 and converges faster the larger they are, so M is first divided
-    by (Σ σ⁸)^(1/8), which is closer to the largest σ than the norm of M.
-
-    Args:
-        matrices (`list[torch.Tensor]`): Matrices of shapes `(m, n)`.
-
-    Returns:
-        `list[torch.Tensor]`: Matrices of the same shapes; zero for M = 0.
+    by (Σ σ⁸)^(1/8), which is closer to the largest σ than the norm of M. The result is zero for M = 0.
     """
     wide = [M if M.shape[0] <= M.shape[1] else M.T for M in matrices]
     results = list(matrices)

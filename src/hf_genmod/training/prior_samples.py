@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from hf_genmod.data.encoding import weights_fingerprint
-from hf_genmod.data.latents import LatentDataset
-from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom
 from hf_genmod.drawing.samples import draw_images
 from hf_genmod.pipelines.base import GenerationPipeline
@@ -28,12 +27,7 @@ class PriorSamples(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self,
-        pictures: PictureDataset | LatentDataset,
-        pipeline: GenerationPipeline,
-        count: int,
-        request: dict[str, list],
-        seed: int = 0,
+        self, pictures: LabelledDataset, pipeline: GenerationPipeline, count: int, request: dict[str, list], seed=0
     ):
         if count < 0:
             raise ValueError(f"prior_samples: {count} is negative")

@@ -133,8 +133,6 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             _write_atomically(self._settings, json.dumps(settings, indent=2) + "\n")
 
-    # ---- training states ----
-
     def saved_states(self) -> list[Path]:
         """The folders of complete states, oldest first."""
         return sorted(self._states.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
@@ -197,8 +195,6 @@ class RunFolder:
 
     def save_provenance(self, facts: dict):
         _write_atomically(self.path / PROVENANCE, json.dumps(facts, indent=2) + "\n")
-
-    # ---- metrics and samples ----
 
     def append_metrics(self, line: dict):
         with open(self._metrics, "a", encoding="utf-8") as file:

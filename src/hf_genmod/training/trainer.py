@@ -49,8 +49,7 @@ class Trainer:
         config ([`TrainingConfig`]): The settings.
         make_pipeline (`Callable`): `model -> ImagePipeline`, called with the averaged weights to draw samples and to
             save the checkpoint.
-        draw_samples (`Callable`, *optional*): `pipeline -> PIL.Image.Image`, called every `sampling_steps` on all
-            processes.
+        draw_samples (`Callable`, *optional*): `pipeline -> PIL.Image`, called on all processes every `sampling_steps`.
         validation_dataset (*optional*): Held-out images, whose loss is measured every `validation_steps`, see
             [`~hf_genmod.training.validation.validation_metrics`].
         save (`Callable`, *optional*): `pipeline, folder -> None`, which writes the checkpoint. Default:
@@ -107,10 +106,9 @@ class Trainer:
         parallel = getattr(self.model, "_orig_mod", self.model)  # of a compiled one
         if config.mixed_precision == "bf16" and isinstance(parallel, DistributedDataParallel):
             parallel.register_comm_hook(None, average_in_bf16)
-        self.progress = Progress()
-        self.monitor = monitor = Monitor(config, self.folder, accelerator)
+        self.progress, self.monitor = Progress(), Monitor(config, self.folder, accelerator)
         models = self.model, self.averaged_model
-        self.state = TrainingState(*models, self.optimizer, self.progress, monitor, accelerator)
+        self.state = TrainingState(*models, self.optimizer, self.progress, self.monitor, accelerator)
         self.provenance = None
 
     def open_run(self, arguments: dict[str, object] | None = None):
@@ -263,12 +261,11 @@ class Trainer:
         if not too_bad:
             self.monitor.say(f"the loss or its gradient is not finite at {where}; the step is skipped")
             return
-        states = self.folder.saved_states()
+        saved = next(reversed(self.folder.saved_states()), "no state")
         remedy = "" if precision == "no" else " or train with --mixed_precision no"
         raise TrainingError(
             f"the loss or its gradient was not finite in {progress.bad_steps_in_a_row} steps in a row, up to {where}; "
-            f"{states[-1] if states else 'no state'} is the last that was saved; lower the learning rate{remedy}, in "
-            "a new output_dir"
+            f"{saved} is the last that was saved; lower the learning rate{remedy}, in a new output_dir"
         )
 
     def _pipeline(self):
@@ -280,8 +277,8 @@ class Trainer:
             pipeline.set_progress_bar_config(disable=True)
             return self.draw_samples(pipeline)
 
-        draws = self.draw_samples is not None and self.config.sampling_steps
-        self.monitor.show(self.progress.step, draw if draws else None)
+        has_samples = self.draw_samples is not None and self.config.sampling_steps
+        self.monitor.show(self.progress.step, draw if has_samples else None)
 
     def _save_checkpoint(self):
         pipeline = self._pipeline()
@@ -293,10 +290,8 @@ class Trainer:
             except OSError as error:
                 states = self.folder.saved_states()
                 start = f"the state {states[-1].name}" if states else "the start, as no state was saved"
-                raise TrainingError(
-                    f"the checkpoint could not be written ({error}); make room, and repeat the command, which goes on "
-                    f"from {start}"
-                ) from error
+                remedy = f"make room, and repeat the command, which goes on from {start}"
+                raise TrainingError(f"the checkpoint could not be written ({error}); {remedy}") from error
         self.accelerator.wait_for_everyone()
         self._show()
         self.monitor.end_tracker()
@@ -320,10 +315,8 @@ def _check_launch(config: TrainingConfig, accelerator: Accelerator):
     """Refuses a launcher whose settings are not those of the run."""
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", config.mixed_precision):
-        raise ValueError(
-            f"mixed_precision: the launcher says {precision!r} and the run {config.mixed_precision!r}; give "
-            f"--mixed_precision {precision} to the script itself"
-        )
+        differing = f"the launcher says {precision!r} and the run {config.mixed_precision!r}"
+        raise ValueError(f"mixed_precision: {differing}; give --mixed_precision {precision} to the script itself")
     if config.report_to and not accelerator.log_with:
         raise ValueError(f"report_to: {config.report_to!r} is not installed; pip install it")
     world_size = int(os.environ.get("WORLD_SIZE", 1))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.utils.data import Dataset
 
 from hf_genmod.data.randomness import BatchRandom
 from hf_genmod.training.batches import for_model
@@ -16,19 +17,10 @@ NUM_BANDS = 5  # of noise levels
 
 @torch.no_grad()
 def validation_metrics(
-    model: torch.nn.Module,
-    objective: Callable,
-    dataset: torch.utils.data.Dataset,
-    config: TrainingConfig,
-    accelerator: Accelerator,
+    model: torch.nn.Module, objective: Callable, dataset: Dataset, config: TrainingConfig, accelerator: Accelerator
 ) -> dict[str, float]:
-    """
-    The mean loss and metrics of a model on held-out images, always with the same noise. An objective that is
-    `by_noise_level` is measured in each fifth of the timesteps, too.
-
-    Returns:
-        `dict`: "validation_loss" and the like, and for a fifth "validation_loss_0.0_0.2" and the like.
-    """
+    """The mean loss ("validation_loss") and metrics of a model on held-out images, always with the same noise. An
+    objective that is `by_noise_level` is measured in each fifth of the timesteps, too ("validation_loss_0.0_0.2")."""
     count = len(dataset)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # rows may be sorted by class
     num_bands = NUM_BANDS if getattr(objective, "by_noise_level", False) else 1
