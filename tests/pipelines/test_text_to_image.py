@@ -127,7 +127,7 @@ class TestText:
         "arguments, message",
         [
             ({}, "prompt: give either it or prompt_embeds"),
-            ({"prompt": "a", "prompt_embeds": torch.zeros(1, 2, 16)}, "prompt: give .*, and not both"),
+            ({"prompt": "a", "prompt_embeds": torch.zeros(1, 2, 16)}, "prompt: give .*, not both"),
             ({"prompt": []}, r"prompt: \[\] is neither a string nor a list of one or more"),
             ({"prompt": [1]}, r"prompt: \[1\] is neither a string"),
             ({"prompt": ["a", "b", "c"], "negative_prompt": ["d", "e"]}, "negative_prompt: 2 for 3 prompts"),

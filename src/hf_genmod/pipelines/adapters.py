@@ -54,21 +54,13 @@ class AdapterMixin(LoraBaseMixin):
 
         self._check_not_compiled()
         path = os.fspath(pretrained_model_name_or_path)
-        state, metadata = _read_adapter(
-            path,
-            weight_name,
-            subfolder=subfolder,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
+        options = {"subfolder": subfolder, "revision": revision, "token": token, "cache_dir": cache_dir}
+        options |= {"force_download": force_download, "local_files_only": local_files_only}
+        state, metadata = _read_adapter(path, weight_name, **options)
         names, rows = metadata.pop("class_names", []), state.pop("class_embedding", ())
         taken = self._attached()
-        adapter_name = adapter_name or next(
-            name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken
-        )
+        unused = (f"default_{i}" for i in range(len(taken) + 1) if f"default_{i}" not in taken)
+        adapter_name = adapter_name or next(unused)
         if adapter_name in taken:
             raise ValueError(f"adapter_name: {adapter_name!r} is attached already; choose another, or delete that one")
         if "." in adapter_name:

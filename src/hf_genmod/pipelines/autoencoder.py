@@ -54,9 +54,6 @@ class AutoencoderPipeline(ImagePipeline):
             latents (`torch.Tensor` of shape `(n, c, h, w)`, *optional*): z, instead of drawing it.
             output_type, return_dict: As [`UnconditionalPipeline`] takes them; `"latent"` gives z.
 
-        Returns:
-            [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
-
         Raises:
             ValueError: If an argument is out of its range, or the autoencoder has no such prior.
         """
@@ -188,9 +185,8 @@ class AutoencoderPipeline(ImagePipeline):
 
     def _decoded(self, z, output_type, return_dict):
         check_output_type(output_type)
-        if output_type == "latent":
-            images = z
-        else:
+        images = z
+        if output_type != "latent":
             images = self.postprocess(self.vae.decode(z.to(self.vae.dtype)).sample.float(), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -6,7 +6,7 @@ import torch
 from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
 from .labels import ClassConditionalPipeline
-from .requests import check_finite, check_interval, is_within
+from .requests import check_guidance, is_within
 
 
 class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
@@ -75,8 +75,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
                 shape does not fit the U-Net.
         """
         labels = self._weighted_labels(class_labels)
-        check_finite(guidance_scale=guidance_scale)
-        check_interval(guidance_interval)
+        check_guidance(guidance_interval, guidance_scale=guidance_scale)
 
         def predict(x_t, t, sigma):
             gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, ImagePipelineOutput, ModelMixin, SchedulerM
 
 from ..models.image_model import pair
 from .labels import ClassConditionalPipeline
-from .requests import check_finite, check_interval, check_noise_levels, is_within
+from .requests import check_guidance, check_noise_levels, is_within
 
 MOST_NOISE = 20.0  # the σ up to which a classifier guides unless told otherwise
 
@@ -97,8 +97,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
                 scheduler is not that of the classifier's process, or not Algorithm 2 with `guidance_form="mean"`.
         """
         labels = self._weighted_labels(class_labels)
-        check_finite(classifier_scale=classifier_scale, guidance_scale=guidance_scale)
-        check_interval(guidance_interval)
+        check_guidance(guidance_interval, classifier_scale=classifier_scale, guidance_scale=guidance_scale)
         self._check_classifier()
         has_labels = self.unet.config.num_classes is not None
         is_mean = guidance_form == "mean"

@@ -22,20 +22,18 @@ def standard_normal(shape, generators) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])
 
 
-def check_finite(**numbers) -> None:
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
-            raise ValueError(f"{name}: {number!r} is not a finite number")
-
-
-def check_interval(interval) -> None:
-    if interval is not None and not (
-        isinstance(interval, (list, tuple))
-        and len(interval) == 2
-        and all(isinstance(sigma, Real) for sigma in interval)
-        and 0 <= interval[0] <= interval[1]
-    ):
-        raise ValueError(f"guidance_interval: {interval} is not (low, high) with 0 <= low <= high")
+def check_guidance(interval, **scales) -> None:
+    for name, scale in scales.items():
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+            raise ValueError(f"{name}: {scale!r} is not a finite number")
+    if interval is not None:
+        is_pair = isinstance(interval, (list, tuple)) and len(interval) == 2
+        if (
+            not is_pair
+            or not all(isinstance(sigma, Real) for sigma in interval)
+            or not 0 <= interval[0] <= interval[1]
+        ):
+            raise ValueError(f"guidance_interval: {interval} is not (low, high) with 0 <= low <= high")
 
 
 def check_noise_levels(scheduler) -> None:

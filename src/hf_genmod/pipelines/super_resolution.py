@@ -9,8 +9,7 @@ from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 from ..models.conditioning import enlarge, noised_by, shrink
 from .labels import ClassConditionalPipeline
 from .requests import (
-    check_finite,
-    check_interval,
+    check_guidance,
     check_noise_levels,
     check_positive,
     is_within,
@@ -116,8 +115,7 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         if class_labels is not None and self.num_classes is None:
             raise ValueError("class_labels: given, but this model has no labels; leave them out")
         labels = None if class_labels is None else self._weighted_labels(class_labels)
-        check_finite(guidance_scale=guidance_scale)
-        check_interval(guidance_interval)
+        check_guidance(guidance_interval, guidance_scale=guidance_scale)
         self._check_enlargement(n, labels, guidance_scale, noise_level, tile_size)
         if latents is not None and tuple(latents.shape[2:]) != larger:
             raise ValueError(f"latents: {tuple(latents.shape[2:])} is not {larger}, the size of the result")

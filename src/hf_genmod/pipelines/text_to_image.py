@@ -8,7 +8,7 @@ from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
 from ..models.conditioning import tokenize
 from .base import GenerationPipeline
-from .requests import check_finite, check_interval, check_positive, is_within
+from .requests import check_guidance, check_positive, is_within
 
 
 class TextToImagePipeline(GenerationPipeline):
@@ -104,10 +104,9 @@ class TextToImagePipeline(GenerationPipeline):
 
         Raises:
             ValueError: If there is no prompt or more than one kind, an argument is out of its range or too large for
-                finite pictures, or a shape does not fit.
+                a finite result, or a shape does not fit.
         """
-        check_finite(guidance_scale=guidance_scale, guidance_rescale=guidance_rescale)
-        check_interval(guidance_interval)
+        check_guidance(guidance_interval, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale)
         check_positive(num_images_per_prompt=num_images_per_prompt)
         if not 0 <= guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale: {guidance_rescale} is not between 0 and 1")
@@ -119,9 +118,7 @@ class TextToImagePipeline(GenerationPipeline):
         )
         count = len(positive[0])
         if len(negative[0]) not in (1, count):
-            raise ValueError(
-                f"negative_prompt: {len(negative[0])} for {count} prompts; give one for each, or only one"
-            )
+            raise ValueError(f"negative_prompt: {len(negative[0])} for {count} prompts; give one, or one for each")
         negative = tuple(x.expand(count, *x.shape[1:]) for x in negative)
         tokens, mask = (
             torch.cat(parts).repeat_interleave(num_images_per_prompt, dim=0)
@@ -133,16 +130,8 @@ class TextToImagePipeline(GenerationPipeline):
             return self._guided_by_text(x_t, t, tokens, mask, gamma, guidance_rescale)
 
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        return self._generate(
-            predict,
-            count * num_images_per_prompt,
-            num_inference_steps,
-            generator,
-            latents,
-            output_type,
-            return_dict,
-            callback,
-        )
+        n = count * num_images_per_prompt
+        return self._generate(predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback)
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,9 +157,7 @@ class TextToImagePipeline(GenerationPipeline):
 
     def _condition(self, name, prompt, embeds, mask) -> tuple[torch.Tensor, torch.Tensor]:
         if (prompt is None) == (embeds is None):
-            raise ValueError(
-                f"{name}: give either it or {name}_embeds{', and not both' if prompt is not None else ''}"
-            )
+            raise ValueError(f"{name}: give either it or {name}_embeds{', not both' if prompt is not None else ''}")
         if embeds is None:
             if mask is not None:
                 raise ValueError(f"{name}_attention_mask: it belongs to {name}_embeds, and none are given")
