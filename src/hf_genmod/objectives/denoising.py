@@ -1,12 +1,17 @@
 """The loss of a denoising diffusion model: Algorithm 1 of Ho et al. 2020 and its weightings."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+from diffusers import SchedulerMixin
 
 from hf_genmod.objectives.likelihoods import variational_bound_term
 
 WEIGHTINGS = ("simple", "min_snr", "balanced", "vlb")
 
 
+@dataclass(eq=False)
 class DenoisingObjective:
     r"""
     The loss of a denoising diffusion model, Algorithm 1 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239):
@@ -28,45 +33,30 @@ class DenoisingObjective:
             sech(log σ_t + ½) with σ_t² = 1 / SNR_t on the error of v: about the inverse of the error of a trained
             model at each noise level, so that all levels weigh the same, like the learned weights of Karras et al.
             2024 (https://arxiv.org/abs/2312.02696); `"vlb"`, the variational bound, T · L_t, in bits per dimension.
-        condition_dropout (`float`, defaults to 0.1): A probability.
         text (`Callable`, *optional*): Turns n captions into keyword arguments of the model, tensors (n, ...):
             [`~hf_genmod.data.captions.Tokens`] or [`~hf_genmod.data.captions.FrozenText`].
         small (`Callable`, *optional*): For an upsampler, turns x_0 and `rng` into the x_0 to train on and keyword
             arguments of the model: [`~hf_genmod.objectives.upsampling.ConditioningAugmentation`].
-
-    Raises:
-        ValueError: If the weighting is unknown or the dropout is not a probability.
     """
 
+    scheduler: SchedulerMixin
+    null_label: int | None = None
+    weighting: str = "simple"
+    condition_dropout: float = 0.1
+    text: Callable | None = None
+    small: Callable | None = None
     by_noise_level = True
 
-    def __init__(
-        self,
-        scheduler,
-        null_label: int | None = None,
-        weighting: str = "simple",
-        condition_dropout: float = 0.1,
-        text=None,
-        small=None,
-    ):
-        if weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting: {weighting!r} is not one of {', '.join(WEIGHTINGS)}")
-        if not 0 <= condition_dropout <= 1:
-            raise ValueError(f"condition_dropout: {condition_dropout} is not a probability between 0 and 1")
-        self.scheduler = scheduler
-        self.null_label = null_label
-        self.weighting = weighting
-        self.condition_dropout = condition_dropout
-        self.text = text
-        self.small = small
+    def __post_init__(self):
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting: {self.weighting!r} is not one of {', '.join(WEIGHTINGS)}")
+        if not 0 <= self.condition_dropout <= 1:
+            raise ValueError(f"condition_dropout: {self.condition_dropout} is not a probability between 0 and 1")
 
     def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         scheduler, x_0 = self.scheduler, batch["images"]
-        condition = {}
-        if self.small is not None:
-            x_0, condition = self.small(x_0, rng)
+        x_0, condition = (x_0, {}) if self.small is None else self.small(x_0, rng)
         t, x_t, epsilon = draw_x_t(x_0, scheduler, rng)
-
         if self.null_label is not None:
             dropped = rng.uniform() < self.condition_dropout
             condition["class_labels"] = batch["class_labels"].masked_fill(dropped, self.null_label)
@@ -83,7 +73,6 @@ class DenoisingObjective:
         loss = (self._weight(t) * squared_error).mean()
         if predicted_variance is None:
             return loss, {}
-
         frozen_mean = torch.cat([prediction.detach(), predicted_variance], dim=1)
         vlb = self._variational_bound(frozen_mean, x_0, x_t, t)
         return loss + 0.001 * vlb, {"loss_simple": loss.detach(), "loss_vlb": vlb.detach()}
@@ -115,10 +104,7 @@ class DenoisingObjective:
             return torch.ones_like(t, dtype=torch.float32)
         alpha_bar_t = self.scheduler.alphas_cumprod.to(t.device)[t]
         snr = (alpha_bar_t / (1 - alpha_bar_t)).clamp(min=1e-12)
-        if self.weighting == "min_snr":
-            weight = snr.clamp(max=5)
-        else:
-            weight = (snr + 1) / torch.cosh(0.5 - 0.5 * torch.log(snr))
+        weight = snr.clamp(max=5) if self.weighting == "min_snr" else (snr + 1) / torch.cosh(0.5 - 0.5 * snr.log())
         if self.scheduler.config.prediction_type == "epsilon":
             return weight / snr  # ‖ε − ε̂‖² = SNR ‖x_0 − x̂_0‖²
         if self.scheduler.config.prediction_type == "sample":
@@ -127,12 +113,8 @@ class DenoisingObjective:
 
 
 def draw_x_t(x_0, scheduler, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    Draws t, x_t and ε for images x_0, (n, C, H, W).
-
-    Returns:
-        `tuple`: t ~ Uniform{0, ..., T-1}, (n,), stratified over the batch; x_t ~ q(x_t | x_0); and its noise ε.
-    """
+    """t ~ Uniform{0, ..., T-1}, (n,), stratified over the batch, x_t ~ q(x_t | x_0) and its noise ε, of images x_0,
+    (n, C, H, W)."""
     T = scheduler.config.num_train_timesteps
     t = (T * rng.stratified()).long().clamp(max=T - 1)
     epsilon = rng.normal(x_0.shape[1:], dtype=x_0.dtype)

@@ -25,13 +25,10 @@ class ElboObjective:
     5.2); for the discretised Gaussian `bits_per_dimension`, the negative ELBO in bits per value.
 
     Args:
-        beta (`float`, defaults to 1.0): β.
-        beta_warmup (`float`, defaults to 0.0): Fraction of the run over which β rises linearly from 0. Without
-            `batch["fraction"]`, as in validation, β has its full value.
-        free_bits (`float`, defaults to 0.0): λ in nats.
-
-    Raises:
-        ValueError: If a number is out of its range.
+        beta (`float`, defaults to 1.0): β ≥ 0.
+        beta_warmup (`float`, defaults to 0.0): Fraction of the run, in [0, 1], over which β rises linearly from 0.
+            Without `batch["fraction"]`, as in validation, β has its full value.
+        free_bits (`float`, defaults to 0.0): λ ≥ 0 in nats.
     """
 
     def __init__(self, beta: float = 1.0, beta_warmup: float = 0.0, free_bits: float = 0.0):
@@ -50,13 +47,11 @@ class ElboObjective:
         if likelihood == "bernoulli":
             x = torch.where(rng.uniform(x.shape[1:]) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
         output = model(x, epsilon=rng.normal(vae.latent_shape(*x.shape[2:]), dtype=x.dtype))
-
         posterior, zero = output.latent_dist, x.new_zeros(())
         reconstruction = -log_likelihood(likelihood, x, output).mean()
         kl = gaussian_kl(posterior.mean, posterior.logvar, zero, zero).flatten(1).mean(dim=0)  # (d,)
         beta = self.beta * min(1.0, batch.get("fraction", 1.0) / self.beta_warmup) if self.beta_warmup else self.beta
         loss = (reconstruction + beta * kl.clamp(min=self.free_bits).sum()) / x[0].numel()
-
         elbo = -(reconstruction + kl.sum()).detach()
         variance_of_mean = posterior.mean.detach().flatten(1).var(dim=0, correction=0)  # (d,)
         metrics = {

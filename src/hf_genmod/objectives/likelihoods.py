@@ -10,12 +10,11 @@ def variational_bound_term(
     scheduler, model_output, x_0, x_t, t, clip: bool = False, likelihood: str = "discretised_gaussian"
 ) -> torch.Tensor:
     """
-    L_t, one term of the variational bound on −log p(x_0) (Ho et al. 2020, Eq. 5):
+    L_t, one term of the variational bound on −log p(x_0) (Ho et al. 2020, Eq. 5), (n,), in bits per dimension:
 
         L_{t−1} = KL( q(x_{t−1} | x_t, x_0) ‖ p_θ(x_{t−1} | x_t) ) for t > 1,   L_0 = −log p_θ(x_0 | x_1)
 
-    The paper's t is the argument `t` plus one. Both distributions are Gaussian, and L_0 is the likelihood of 8-bit
-    images (Eq. 13).
+    The paper's t is the argument `t` plus one. Both distributions are Gaussian.
 
     Args:
         scheduler ([`AncestralDDPMScheduler`]): The process; its `variance_type` determines Σ_θ.
@@ -23,39 +22,29 @@ def variational_bound_term(
         x_0, x_t (`torch.Tensor` of shape `(n, c, h, w)`): Images in [-1, 1], and the same images at t.
         t (`torch.Tensor` of shape `(n,)`): Integers in 0 ... T-1.
         clip (`bool`, defaults to `False`): Whether to clip x̂_0, as in sampling; not for training.
-        likelihood (`str`): p(x_0 | x_1): `"discretised_gaussian"` for 8-bit images, or the density `"gaussian"` for
-            latents.
-
-    Returns:
-        `torch.Tensor` of shape `(n,)`: L_t in bits per dimension.
+        likelihood (`str`): p(x_0 | x_1): `"discretised_gaussian"` for 8-bit images (Eq. 13), or the density
+            `"gaussian"` for latents.
     """
     prediction, predicted_variance = scheduler.split_model_output(model_output, x_t)
     predicted_x_0 = scheduler.predict_original_sample(prediction, t, x_t, clip=clip)
     p_mean = scheduler.posterior_mean(predicted_x_0, t, x_t)
-    p_log_variance = scheduler.reverse_log_variance(t, x_t, predicted_variance=predicted_variance)
-    p_log_variance = p_log_variance.expand_as(p_mean)
-
-    q_mean = scheduler.posterior_mean(x_0, t, x_t)
-    q_log_variance = scheduler.posterior_log_variance(t, x_t)
+    p_log_variance = scheduler.reverse_log_variance(t, x_t, predicted_variance=predicted_variance).expand_as(p_mean)
+    q_mean, q_log_variance = scheduler.posterior_mean(x_0, t, x_t), scheduler.posterior_log_variance(t, x_t)
     kl = gaussian_kl(q_mean, q_log_variance, p_mean, p_log_variance)
-    log_p = {"discretised_gaussian": discretised_gaussian_log_likelihood, "gaussian": gaussian_log_likelihood}
-    nll = -log_p[likelihood](x_0, p_mean, p_log_variance)
+    nll = -GAUSSIANS[likelihood](x_0, p_mean, p_log_variance)
     first = (t == 0).reshape(-1, *[1] * (x_0.ndim - 1))
     return torch.where(first, nll, kl).flatten(1).mean(dim=1) / math.log(2)
 
 
 def log_likelihood(likelihood: str, x, output) -> torch.Tensor:
     """
-    log p(x | z) in nats, summed over the values of each image.
+    log p(x | z) in nats, summed over the values of each image, (n,).
 
     Args:
         likelihood (`str`): `"gaussian"`, `"discretised_gaussian"` or `"bernoulli"`, see [`VariationalAutoencoder`].
         x (`torch.Tensor` of shape `(n, c, h, w)`): Values in [-1, 1]; 8-bit values for the discretised Gaussian, -1
             or 1 for the Bernoulli.
         output: The parameters of p(x | z): `sample` and `log_variance` of a Gaussian, or `logits` of a Bernoulli.
-
-    Returns:
-        `torch.Tensor` of shape `(n,)`.
 
     Raises:
         ValueError: If the output belongs to another likelihood.
@@ -66,11 +55,7 @@ def log_likelihood(likelihood: str, x, output) -> torch.Tensor:
     if likelihood == "bernoulli":
         values = F.logsigmoid(x * output.logits.to(x.dtype))  # p(x = −1) = 1 − sigmoid(l) = sigmoid(−l)
     else:
-        mean, log_variance = output.sample.to(x.dtype), output.log_variance.to(x.dtype)
-        if likelihood == "discretised_gaussian":
-            values = discretised_gaussian_log_likelihood(x, mean, log_variance)
-        else:
-            values = gaussian_log_likelihood(x, mean, log_variance)
+        values = GAUSSIANS[likelihood](x, output.sample.to(x.dtype), output.log_variance.to(x.dtype))
     return values.flatten(1).sum(dim=1)
 
 
@@ -86,10 +71,8 @@ def gaussian_log_likelihood(x, mean, log_variance) -> torch.Tensor:
 
 
 def discretised_gaussian_log_likelihood(x_0, mean, log_variance) -> torch.Tensor:
-    """
-    log ∫ N(x; μ, σ²) dx over the 8-bit bin of x_0, elementwise, in nats (Ho et al. 2020, Eq. 13). Bins are 2/255 wide
-    around k/127.5 − 1; the first begins at −∞ and the last ends at +∞.
-    """
+    """log ∫ N(x; μ, σ²) dx over the 8-bit bin of x_0, elementwise, in nats (Ho et al. 2020, Eq. 13). Bins are 2/255
+    wide around k/127.5 − 1; the first begins at −∞ and the last ends at +∞."""
     inverse_std = torch.exp(-0.5 * log_variance)
     lower = ((x_0 - 1 / 255 - mean) * inverse_std).masked_fill(x_0 < -0.999, -1e4)
     upper = ((x_0 + 1 / 255 - mean) * inverse_std).masked_fill(x_0 > 0.999, 1e4)
@@ -98,3 +81,6 @@ def discretised_gaussian_log_likelihood(x_0, mean, log_variance) -> torch.Tensor
     lower, upper = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
     return log_upper + torch.log1p(-torch.exp((log_lower - log_upper).clamp(max=-1e-7)))
+
+
+GAUSSIANS = {"discretised_gaussian": discretised_gaussian_log_likelihood, "gaussian": gaussian_log_likelihood}

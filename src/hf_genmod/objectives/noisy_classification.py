@@ -13,8 +13,7 @@ class NoisyClassificationObjective:
 
         t ~ Uniform{0, ..., T-1},  x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε,  L = −log f_φ(y | x_t)
 
-    Args:
-        scheduler ([`AncestralDDPMScheduler`]): The forward process of the diffusion model to be guided.
+    `scheduler` ([`AncestralDDPMScheduler`]) is the forward process of the diffusion model to be guided.
     """
 
     by_noise_level = True

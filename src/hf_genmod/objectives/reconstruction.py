@@ -18,9 +18,6 @@ class ReconstructionObjective:
     Args:
         loss (`str`, defaults to `"mse"`): `"mse"` or `"l1"`.
         mask (`float`, defaults to 0.0): Probability with which each square is hidden from f, in [0, 1).
-
-    Raises:
-        ValueError: If the loss is unknown or the mask is not in its range.
     """
 
     def __init__(self, loss: str = "mse", mask: float = 0.0):
@@ -33,11 +30,9 @@ class ReconstructionObjective:
 
     def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         x = batch["images"]
-        x_hat = model(self._hide(x, rng) if self.mask else x).sample.to(x.dtype)
-        return PIXEL_LOSSES[self.loss](x_hat, x), {}
-
-    def _hide(self, x, rng):
-        height, width = x.shape[2:]
-        hidden = rng.uniform(1, -(-height // 4), -(-width // 4)) < self.mask
-        hidden = hidden.repeat_interleave(4, 2).repeat_interleave(4, 3)[:, :, :height, :width]
-        return x.masked_fill(hidden.to(x.device), -1)
+        seen, (height, width) = x, x.shape[2:]
+        if self.mask:
+            hidden = rng.uniform(1, -(-height // 4), -(-width // 4)) < self.mask
+            hidden = hidden.repeat_interleave(4, 2).repeat_interleave(4, 3)[:, :, :height, :width]
+            seen = x.masked_fill(hidden.to(x.device), -1)
+        return PIXEL_LOSSES[self.loss](model(seen).sample.to(x.dtype), x), {}

@@ -18,12 +18,9 @@ class ConditioningAugmentation:
     Args:
         scheduler ([`AncestralDDPMScheduler`]): The process of ᾱ.
         factor (`int`, defaults to 2): How many times y is smaller than x_0.
-        max_noise_level (`int`, defaults to 250): m in timesteps; 0 trains without noise.
-        crop_size (`int`, *optional*): Height and width of a random crop of each image to train on; by default the
-            whole image.
-
-    Raises:
-        ValueError: If the noise level is not a timestep, or the crop is not a multiple of the factor.
+        max_noise_level (`int`, defaults to 250): m, at most the number of timesteps; 0 trains without noise.
+        crop_size (`int`, *optional*): Height and width of a random crop of each image to train on, if not all of it;
+            a multiple of the factor.
     """
 
     def __init__(self, scheduler, factor: int = 2, max_noise_level: int = 250, crop_size: int | None = None):
@@ -43,10 +40,8 @@ class ConditioningAugmentation:
         y = noised_by(self.scheduler, y, rng.normal(y.shape[1:], dtype=y.dtype), s)
         c = enlarge(y, self.factor)
         if self.crop_size is not None:  # last, as U looks beyond the border of the crop
-            x_0, c = self._crop(torch.cat([x_0, c], dim=1), rng).chunk(2, dim=1)
+            room = torch.tensor([(length - self.crop_size) // self.factor for length in x_0.shape[2:]])
+            corners = self.factor * (rng.uniform(2).cpu() * (room + 1)).long()  # (n, 2)
+            size = (self.crop_size, self.crop_size)
+            x_0, c = cut(torch.cat([x_0, c], dim=1), corners.tolist(), size).chunk(2, dim=1)
         return x_0, {"conditioning_image": c, "conditioning_timestep": s}
-
-    def _crop(self, images, rng):
-        room = torch.tensor([(length - self.crop_size) // self.factor for length in images.shape[2:]])
-        corners = self.factor * (rng.uniform(2).cpu() * (room + 1)).long()  # (n, 2)
-        return cut(images, corners.tolist(), (self.crop_size, self.crop_size))
