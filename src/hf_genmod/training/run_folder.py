@@ -88,8 +88,8 @@ class RunFolder:
         return self.index is not None
 
     def check(self, settings: dict, may_change: set[str]):
-        """Raises a `ValueError` if the folder holds anything but a run of these settings, or of others of those that
-        `may_change`."""
+        """Raises a `ValueError` if the folder holds anything but a run of these settings, of which those in
+        `may_change` may differ."""
         unfinished = {self._settings, _partial(self._settings)}  # of a run that was stopped before its first step
         if not self.path.exists() or (self.path.is_dir() and not set(self.path.iterdir()) - unfinished):
             return
@@ -138,7 +138,7 @@ class RunFolder:
         return sorted(self._states.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
     def newest_state(self, say: Callable[[str], None]) -> dict | None:
-        """The newest state that can be read; `say` reports others. Raises a `TrainingError` if none can be read."""
+        """The newest state that can be read; `say` reports newer ones. Raises a `TrainingError` if none can."""
         states = self.saved_states()
         for folder in reversed(states):
             try:
