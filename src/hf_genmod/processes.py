@@ -1,4 +1,4 @@
-"""The processes that work together."""
+"""Accelerate's process state, on a CPU, too."""
 
 import torch
 from accelerate import PartialState

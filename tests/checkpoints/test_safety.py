@@ -62,6 +62,12 @@ def change(file, **settings):
         ("classes", "model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, "is not a class for"),
         ("classes", "model_index.json", {"scheduler": ["diffusers", "DiffusionPipeline"]}, "is not a class for"),
         ("classes", "model_index.json", {"unet": []}, "is not a component of a pipeline"),
+        (
+            "classes",
+            "model_index.json",
+            {"value_range": ["diffusers", "UNet2DModel"]},
+            "is not a class for the component",
+        ),
         ("classes", "model_index.json", {"unet": ["transformers", "AutoModel"]}, "is not a class for"),
         ("classes", "model_index.json", {"unet": ["denoising_unet", "torch"]}, "names the module 'denoising_unet'"),
         ("classes", "model_index.json", {"unet": ["any", "AncestralDDPMScheduler"]}, "is not a class for"),
@@ -171,3 +177,11 @@ def test_a_repository_whose_files_climb_out_of_the_cache_writes_nothing_there(ch
         assert "\n" not in str(error)
     written = [file for file in tmp_path.rglob("*escaped*") if not file.is_relative_to(tmp_path / "deep" / "cache")]
     assert not written
+
+
+def test_a_setting_of_the_pipeline_cannot_be_made_a_component(checkpoint):
+    folder = checkpoint("classes")
+    change(folder / "model_index.json", value_range=["diffusers", "UNet2DModel"])
+    (folder / "value_range").mkdir()
+    with pytest.raises(ValueError, match="'UNet2DModel' of diffusers is not a class for the component 'value_range'"):
+        load_pipeline(folder)

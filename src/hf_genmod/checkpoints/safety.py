@@ -56,7 +56,7 @@ def class_of_component(name: str, module: str, class_name: str) -> type:
 
         kinds |= {"text_encoder": PreTrainedModel, "tokenizer": PreTrainedTokenizerBase}
     cls = getattr(importlib.import_module(module), class_name, None)
-    if not isinstance(cls, type) or not issubclass(cls, kinds[name]):
+    if not isinstance(cls, type) or not issubclass(cls, kinds.get(name, ())):
         raise ValueError(f"model_index.json: {class_name!r} of {module} is not a class for the component {name!r}")
     return cls
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_genmod.pipelines.super_resolution import SuperResolutionPipeline
 from hf_genmod.processes import processes
 
 
@@ -37,7 +36,7 @@ def draw_cascade(
     """
     for before, upsampler in zip(stages, stages[1:], strict=False):
         _check_stage(before, upsampler)
-    upsamplers = [pipeline for pipeline in stages if isinstance(pipeline, SuperResolutionPipeline)]
+    upsamplers = [pipeline for pipeline in stages if "image" in pipeline.example_request()]
     levels = [noise_level] * len(upsamplers) if isinstance(noise_level, int) else list(noise_level)
     if len(levels) != len(upsamplers):
         raise ValueError(f"noise_level: {len(levels)} values for {len(upsamplers)} upsamplers; give one for each")
@@ -51,7 +50,7 @@ def draw_cascade(
             arguments["batch_size"] = len(seeds)
         if pipeline in upsamplers:
             arguments |= {"noise_level": levels[upsamplers.index(pipeline)], "tile_size": tile_size}
-        if "unet" in pipeline.components:
+        if pipeline.denoises:
             arguments["num_inference_steps"] = num_inference_steps
         pipeline.to(device)
         try:
@@ -68,13 +67,13 @@ def draw_cascade(
 
 def _check_stage(before, upsampler) -> None:
     """Raises if an upsampler does not take the images of the stage before it."""
-    if not isinstance(upsampler, SuperResolutionPipeline):
+    if "image" not in upsampler.example_request():
         raise ValueError(f"stages: a {type(upsampler).__name__} enlarges no images; only the first stage can be one")
     channels, height, width = upsampler.picture_shape
     expected = (channels, height // upsampler.config.factor, width // upsampler.config.factor)
     if before.picture_shape != expected:
         made, wanted = ("{1}x{2} pixels in {0} channels".format(*shape) for shape in (before.picture_shape, expected))
         raise ValueError(f"stages: one makes images of {made}, and the next takes {wanted}; train one for the other")
-    labels = getattr(before, "labels", upsampler.labels)
+    labels = before.labels if "class_labels" in before.example_request() else upsampler.labels
     if upsampler.num_classes is not None and labels != upsampler.labels:
         raise ValueError(f"stages: one has the labels {[*labels]}, and the next {[*upsampler.labels]}")

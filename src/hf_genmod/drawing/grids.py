@@ -83,7 +83,7 @@ def draw_checkpoint(pipeline, captions: Sequence[str] = ()) -> Image.Image:
     """Samples of a checkpoint, not chosen, drawn on this process: a row for each class or caption, else 8 rows of 8;
     sample i has the seed i."""
     request, options = pipeline.example_request(), {"shared": False}
-    if "unet" in pipeline.components:
+    if pipeline.denoises:
         options["num_inference_steps"] = 20
     if "class_labels" in request:
         return class_rows(pipeline, **options)

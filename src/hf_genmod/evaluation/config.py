@@ -40,7 +40,7 @@ class EvaluationConfig:
             raise ValueError(f"guidance_scales: a {name} is not guided; leave them out")
         if self.noise_levels and "image" not in pipeline.example_request():
             raise ValueError(f"noise_levels: a {name} is no upsampler; leave them out")
-        if "unet" not in pipeline.components:
+        if not pipeline.denoises:
             return [{"prior": prior} for prior in pipeline.priors]
         choices = {
             "sampler": self.samplers or [type(pipeline.scheduler).__name__],

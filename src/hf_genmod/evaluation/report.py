@@ -161,7 +161,7 @@ def evaluate(
     if is_upsampler:
         interpolated = as_bytes(pipeline.unet_inputs(source, indices)["conditioning_image"].cpu())  # bicubic
         report.interpolated = evaluate_features(extract_features(interpolated, network), of_real)
-    conditions = pipeline.unet_inputs(held_out, range(len(held_out))) if "unet" in pipeline.components else {}
+    conditions = pipeline.unet_inputs(held_out, range(len(held_out))) if pipeline.denoises else {}
     report.bits_per_dimension = bits_per_dimension(pipeline, unseen.to(state.device), **conditions)
     report.save(folder)
     try:
@@ -253,7 +253,7 @@ def audit(spaces: dict[str, tuple[Tensor, Tensor]], apart: dict[str, Tensor], im
 def draw_figures(pipeline, settings: list[dict], request: dict[str, list], held_out: PictureDataset, folder: Path):
     """Draws measures by guidance, samples by guidance and number of steps, samples as they emerge from noise, and what
     an upsampler enlarges. An autoencoder has none of these figures."""
-    if "unet" not in pipeline.components:
+    if not pipeline.denoises:
         return
     argument, choices = pipeline.guidance_argument, [1.0, 2.0, 4.0]
     if len(settings) > 1 and all(argument in setting for setting in settings):

@@ -257,9 +257,9 @@ def _check_adapter(path: str, component: str, model, weights: dict[str, torch.Te
     ranks = {weight.shape[0] for key, weight in weights.items() if ".lora_A" in key}
     for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
         if rank is not None and rank not in ranks:
-            raise ValueError(f"{path}: it says that it is of rank {rank!r}, and its weights are not")
+            raise ValueError(f"{path}: the config gives the rank {rank!r}, which the weights do not have")
     if config.get("megatron_config") or config.get("megatron_core", "megatron.core") != "megatron.core":
-        raise ValueError(f"{path}: it names code that is not of this package; it is not loaded")
+        raise ValueError(f"{path}: the config names code that is not of this package; the adapter is not loaded")
     modules = {} if model is None else dict(model.named_modules())
     for key, weight in weights.items():
         name, _, kind = key.partition(".lora_")

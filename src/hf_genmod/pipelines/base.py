@@ -18,6 +18,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     """The base of the diffusion pipelines: the sampling loop, with one random generator per image. A pipeline with a
     `vae` samples in its latent space and decodes at the end."""
 
+    denoises = True
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]

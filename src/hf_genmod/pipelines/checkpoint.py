@@ -20,7 +20,9 @@ class ImagePipeline(DiffusionPipeline):
     loads the checkpoint where this package is not installed.
     """
 
+    denoises = False  # whether images are sampled in steps of a U-Net
     guidance_argument = None  # the argument that is the strength of guidance
+    labels = {}  # the label of each class name
 
     def request_for(self, pictures, indices: Sequence[int]) -> dict[str, list]:
         """
@@ -66,7 +68,9 @@ class ImagePipeline(DiffusionPipeline):
         index_file = Path(save_directory, self.config_name)
         index = json.loads(index_file.read_text(encoding="utf-8")) if index_file.is_file() else {}
         for name, entry in index.items():
-            if isinstance(entry, list) and entry[0] is not None:
+            # An index may be anybody's: it names files of these folders, and no other paths.
+            known = isinstance(entry, list) and name in ("_class_name", *self.components)
+            if known and str(entry[0]).isidentifier():
                 Path(save_directory, "" if name == "_class_name" else name, f"{entry[0]}.py").unlink(missing_ok=True)
         for folder, _, _, stem, source in self._shipped():
             file = Path(save_directory, folder, f"{stem}.py")

@@ -46,7 +46,7 @@ class ClassConditionalPipeline(GenerationPipeline):
         return {} if self.num_classes is None else {"class_labels": pictures.labels[indices].tolist()}
 
     def example_request(self):
-        return {} if self.num_classes is None else {"class_labels": next(iter(self.labels), 0)}
+        return {} if self.num_classes is None else {"class_labels": self.num_classes - 1}
 
     def unet_inputs(self, pictures, indices):
         if self.unet.config.num_classes is None:

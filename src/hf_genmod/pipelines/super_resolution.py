@@ -172,7 +172,9 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
             raise ValueError(f"class_labels: {labels.num_images} for {n} images; give one for each, or none")
         most = self.config.max_noise_level
         if isinstance(noise_level, bool) or not isinstance(noise_level, Integral) or not 0 <= noise_level <= most:
-            raise ValueError(f"noise_level: {noise_level!r} is not a whole number from 0 to {most}, all it has seen")
+            raise ValueError(
+                f"noise_level: {noise_level!r} is not a whole number from 0 to {most}, the highest of training"
+            )
         check_positive(tile_size=tile_size)
         if tile_size < 4 * self.unet.size_factor:
             raise ValueError(f"tile_size: {tile_size} is less than {4 * self.unet.size_factor}, the least that blends")

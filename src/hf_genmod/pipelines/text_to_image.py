@@ -149,7 +149,7 @@ class TextToImagePipeline(GenerationPipeline):
         return {"prompt": [caption if isinstance(caption, str) else caption[0] for caption in captions]}
 
     def example_request(self):
-        return {"prompt": ""}
+        return {"prompt": "an image"}
 
     def unet_inputs(self, pictures, indices):
         tokens, mask = self.encode_prompt(self.request_for(pictures, indices)["prompt"])

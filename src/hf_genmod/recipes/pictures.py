@@ -82,7 +82,7 @@ class DataArguments:
     ) -> tuple[LabelledDataset, LabelledDataset | None]:
         """Training images and up to 1,000 held-out images as the U-Net of a pipeline sees them: at its resolution, or
         as latents. The arguments are those of [`~DataArguments.load`]."""
-        if "unet" not in pipeline.components:
+        if not pipeline.denoises:
             raise ValueError("the model is an autoencoder and no diffusion model; give another")
         if pipeline.unet.config.conditioning_channels:
             raise ValueError("the model is an upsampler, which makes images of others; give another")
@@ -107,7 +107,7 @@ class DataArguments:
                 f"resolution: the model was trained on {height}x{width} images of {channels} channels, which these "
                 "images get too; leave out --resolution and --channels"
             )
-        value_range, names = pipeline.config.value_range, list(getattr(pipeline, "labels", {}))
+        value_range, names = pipeline.config.value_range, list(pipeline.labels)
         size = {"resolution": f"{height}x{width}", "channels": channels if value_range is None else None}
         training, held_out = dataclasses.replace(self, **size)._load_pixels(1000, hold_out, **required)
         _check_kind("dataset: the model", value_range, training)
