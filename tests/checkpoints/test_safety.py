@@ -62,12 +62,6 @@ def change(file, **settings):
         ("classes", "model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, "is not a class for"),
         ("classes", "model_index.json", {"scheduler": ["diffusers", "DiffusionPipeline"]}, "is not a class for"),
         ("classes", "model_index.json", {"unet": []}, "is not a component of a pipeline"),
-        (
-            "classes",
-            "model_index.json",
-            {"value_range": ["diffusers", "UNet2DModel"]},
-            "is not a class for the component",
-        ),
         ("classes", "model_index.json", {"unet": ["transformers", "AutoModel"]}, "is not a class for"),
         ("classes", "model_index.json", {"unet": ["denoising_unet", "torch"]}, "names the module 'denoising_unet'"),
         ("classes", "model_index.json", {"unet": ["any", "AncestralDDPMScheduler"]}, "is not a class for"),

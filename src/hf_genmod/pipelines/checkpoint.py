@@ -68,9 +68,8 @@ class ImagePipeline(DiffusionPipeline):
         index_file = Path(save_directory, self.config_name)
         index = json.loads(index_file.read_text(encoding="utf-8")) if index_file.is_file() else {}
         for name, entry in index.items():
-            # An index may be anybody's: it names files of these folders, and no other paths.
             known = isinstance(entry, list) and name in ("_class_name", *self.components)
-            if known and str(entry[0]).isidentifier():
+            if known and str(entry[0]).isidentifier():  # a foreign index could name any path
                 Path(save_directory, "" if name == "_class_name" else name, f"{entry[0]}.py").unlink(missing_ok=True)
         for folder, _, _, stem, source in self._shipped():
             file = Path(save_directory, folder, f"{stem}.py")
