@@ -38,7 +38,7 @@ def frechet_distance(a: Tensor | FeatureStatistics, b: Tensor | FeatureStatistic
     _check_same_dimension(len(a.mean), len(b.mean))
     n, d = min(a.count, b.count), len(a.mean)
     if n <= d:
-        raise ValueError(f"features: {n} samples of {d} dimensions have a singular covariance; give at least {d + 1}.")
+        raise ValueError(f"features: {n} samples of {d} dimensions have a singular covariance; give at least {d + 1}")
     # With Σ = R Rᵀ, Tr (Σ_a Σ_b)^{1/2} is the sum of the singular values of R_aᵀ R_b. A root of the product would have
     # small eigenvalues that rounding makes negative or complex.
     root_a, root_b = (_root(statistics.covariance) for statistics in (a, b))
@@ -74,17 +74,17 @@ def checked_features(*sets: Tensor, least: int = 2) -> list[Tensor]:
     than the first, or if features are not finite."""
     for x in sets:
         if x.ndim != 2 or len(x) < least:
-            raise ValueError(f"features: shape {tuple(x.shape)}; give (n, d) of at least {least} images.")
+            raise ValueError(f"features: shape {tuple(x.shape)}; give (n, d) of at least {least} images")
         num_bad = int((~x.isfinite()).any(dim=1).sum())
         if num_bad:
-            raise ValueError(f"features: {num_bad} of {len(x)} rows are not finite; look at those images.")
+            raise ValueError(f"features: {num_bad} of {len(x)} rows are not finite; look at those images")
         _check_same_dimension(sets[0].shape[1], x.shape[1])
     return [x.detach().cpu().double() for x in sets]
 
 
 def _check_same_dimension(d: int, other: int) -> None:
     if d != other:
-        raise ValueError(f"features: {d} and {other} dimensions; use one feature function for both.")
+        raise ValueError(f"features: {d} and {other} dimensions; use one feature function for both")
 
 
 def _root(covariance: Tensor) -> Tensor:

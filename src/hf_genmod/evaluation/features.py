@@ -41,7 +41,7 @@ class FeatureClassifier(nn.Module):
         """The features (n, d) of float images. Raises a `ValueError` for another C."""
         if images.shape[1] != self.config["in_channels"]:
             made_for = self.config["in_channels"]
-            raise ValueError(f"images: {images.shape[1]} channels, but this classifier was made for {made_for}.")
+            raise ValueError(f"images: {images.shape[1]} channels, but this classifier was made for {made_for}")
         return self.projection(self.body(images).mean(dim=(2, 3)))  # (n, 128, H/4, W/4) -> (n, 128) -> (n, d)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class FeatureClassifier(nn.Module):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "config" not in metadata:
-                raise ValueError(f"path: {str(path)!r} was not written by FeatureClassifier.save; give one that was.")
+                raise ValueError(f"path: {str(path)!r} was not written by FeatureClassifier.save; give one that was")
             model = cls(**json.loads(metadata["config"]))
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
         return model.eval()
@@ -95,14 +95,14 @@ def train_feature_classifier(
         ValueError: If images are not uint8 (n, C, H, W), there are not n labels, or a label is out of range.
     """
     if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(f"images: {images.dtype} of shape {tuple(images.shape)}; give uint8 of shape (n, C, H, W).")
+        raise ValueError(f"images: {images.dtype} of shape {tuple(images.shape)}; give uint8 of shape (n, C, H, W)")
     if labels is None:
         images = torch.cat([images.flip(axes) for axes in ((), (3,), (2,), (2, 3))])
         labels, num_classes = torch.arange(4, device=images.device).repeat_interleave(len(images) // 4), 4
     if len(labels) != len(images):
-        raise ValueError(f"labels: {len(labels)} for {len(images)} images; give one label per image.")
+        raise ValueError(f"labels: {len(labels)} for {len(images)} images; give one label per image")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels: {labels.min()}..{labels.max()} are not in 0..{num_classes - 1}; see num_classes.")
+        raise ValueError(f"labels: {labels.min()}..{labels.max()} are not in 0..{num_classes - 1}; see num_classes")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = FeatureClassifier(images.shape[1], num_classes).to(images.device)
@@ -172,14 +172,14 @@ def extract_features(images: Tensor, network: FeatureClassifier | PretrainedFeat
     """The features (n, d) of images. Raises a `ValueError` if float images are outside [-1, 1] or all in [0, 1], or
     the network is in training mode."""
     if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"images: shape {tuple(images.shape)}; give (n, C, H, W) with at least one image.")
+        raise ValueError(f"images: shape {tuple(images.shape)}; give (n, C, H, W) with at least one image")
     if images.dtype != torch.uint8:
         low, high = (x.item() for x in images.aminmax())
         # Pipelines return images in [0, 1] as output_type="pt"; taken for [-1, 1] they would only seem worse.
         if not (-1 <= low < 0 and high <= 1):
-            raise ValueError(f"images: values in [{low:.3g}, {high:.3g}]; give uint8, or float that fills [-1, 1].")
+            raise ValueError(f"images: values in [{low:.3g}, {high:.3g}]; give uint8, or float that fills [-1, 1]")
     if getattr(network, "training", False):
-        raise ValueError("network: in training mode, where images of a batch may interact; call .eval() first.")
+        raise ValueError("network: in training mode, where images of a batch may interact; call .eval() first")
     with torch.no_grad():
         return torch.cat([network.features(to_model_range(batch).float()) for batch in images.split(batch_size)])
 

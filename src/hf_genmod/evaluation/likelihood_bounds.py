@@ -95,9 +95,9 @@ def importance_log_likelihood(
     """
     likelihood, n = likelihood or vae.config.likelihood, len(x)
     if k < 1:
-        raise ValueError(f"k: {k} is not positive; give the number of samples per image.")
+        raise ValueError(f"k: {k} is not positive; give the number of samples per image")
     if likelihood == "bernoulli" and not (x.abs() == 1).all():
-        raise ValueError("x: a bernoulli likelihood is of values -1 and 1; draw or threshold the images first.")
+        raise ValueError("x: a bernoulli likelihood is of values -1 and 1; draw or threshold the images first")
     seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device if generator else "cpu").item()
     estimates = []
     for part in torch.arange(n).split(batch_size):

@@ -20,7 +20,7 @@ def recognised_share(predictions: Tensor, labels: Tensor | Sequence[int]) -> Sha
     class indices, (n,). Raises a `ValueError` if there are no images, or the number of labels is not n."""
     labels = torch.as_tensor(labels, device=predictions.device)
     if len(labels) != len(predictions) or len(labels) == 0:
-        raise ValueError(f"labels: {len(labels)} for {len(predictions)} predictions; give one per image.")
+        raise ValueError(f"labels: {len(labels)} for {len(predictions)} predictions; give one per image")
     if predictions.ndim == 2:
         predictions = predictions.argmax(dim=1)
     return Share.of(predictions == labels)

@@ -14,8 +14,8 @@ from ..errors import first_line
 
 
 class AdapterMixin(LoraBaseMixin):
-    """Loads, saves, fuses and detaches adapters of the U-Net and the text encoder. A pipeline with class labels
-    overrides the four methods about classes: an adapter may bring classes of its own."""
+    """The part of `GenerationPipeline` about adapters of the U-Net and the text encoder: load, save, fuse and detach.
+    Pipelines with class labels override the four methods about classes."""
 
     _lora_loadable_modules = ["unet", "text_encoder"]
 

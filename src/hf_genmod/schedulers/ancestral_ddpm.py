@@ -100,9 +100,9 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         unused = {"beta_schedule": trained_betas is not None, "variance_type": variance_type is None}
         for key, choices in CHOICES.items():
             if self.config[key] not in choices and not unused.get(key):
-                raise ValueError(f"{key}: {self.config[key]!r} is not one of {', '.join(choices)}.")
+                raise ValueError(f"{key}: {self.config[key]!r} is not one of {', '.join(choices)}")
         if num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps: {num_train_timesteps} must be at least 1.")
+            raise ValueError(f"num_train_timesteps: {num_train_timesteps} must be at least 1")
         if trained_betas is None:
             betas = betas_of_schedule(beta_schedule, num_train_timesteps, beta_start, beta_end)
         else:
@@ -110,7 +110,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         if not ((0 < betas) & (betas <= 1)).all():
             raise ValueError(
                 f"betas: they span {betas.min():.3g} to {betas.max():.3g}, but a variance β_t lies in (0, 1]; change "
-                "beta_start and beta_end, or trained_betas."
+                "beta_start and beta_end, or trained_betas"
             )
         if trained_betas is not None or beta_schedule in ("sigmoid", "laplace"):
             self.register_to_config(trained_betas=betas.tolist())  # exact: fp32 -> float -> JSON -> fp32
@@ -139,12 +139,12 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         """ᾱ_t for t in `first` … T−1, on the sample's device, with the sample's number of dimensions."""
         t, T = torch.as_tensor(timesteps).flatten(), len(self.alphas_cumprod)
         if not sample.is_floating_point():
-            raise ValueError(f"sample: its dtype is {sample.dtype}; pass floating point, images scaled to [-1, 1].")
+            raise ValueError(f"sample: its dtype is {sample.dtype}; pass floating point, images scaled to [-1, 1]")
         if t.is_floating_point() or (len(t) != len(sample) and 1 not in (len(t), len(sample))):
-            raise ValueError(f"timesteps: {len(t)} {t.dtype} for {len(sample)} samples; pass an integer for each.")
+            raise ValueError(f"timesteps: {len(t)} {t.dtype} for {len(sample)} samples; pass an integer for each")
         # Checked on the CPU only: on an accelerator, the training loop would wait for the result.
         if t.device.type == "cpu" and not ((first <= t) & (t < T)).all():
-            raise ValueError(f"timesteps: {t[(t < first) | (t >= T)].tolist()} must be within {first} ... {T - 1}.")
+            raise ValueError(f"timesteps: {t[(t < first) | (t >= T)].tolist()} must be within {first} ... {T - 1}")
         self.alphas_cumprod = self.alphas_cumprod.to(sample.device)
         t = t.to(sample.device)
         alpha_bar = self.alphas_cumprod[t.clamp(min=0)].where(t >= 0, 1.0)
@@ -192,7 +192,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
             if not clip and self._ends_in_noise and (alpha_bar_t == 0).any():
                 raise ValueError(
                     f"prediction_type: 'epsilon' leaves x_0 undefined at timestep {timesteps}, where ᾱ_t = 0; use "
-                    "'v_prediction' or 'sample', or betas with ᾱ_t > 0."
+                    "'v_prediction' or 'sample', or betas with ᾱ_t > 0"
                 )
             x_0 = (sample - (1 - alpha_bar_t).sqrt() * model_output) / alpha_bar_t.sqrt()
         elif self.config.prediction_type == "v_prediction":
@@ -255,7 +255,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         if (variance < 0).any():
             raise ValueError(
                 f"variance_type: {variance_type!r} gives the variance {variance.min():.3g} at timestep {timesteps}; "
-                f"use {'learned_range' if variance_type == 'learned' else 'fixed_large'!r}."
+                f"use {'learned_range' if variance_type == 'learned' else 'fixed_large'!r}"
             )
         return variance.log()
 
@@ -267,7 +267,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         if model_output.shape != expected:
             raise ValueError(
                 f"model_output: its shape is {tuple(model_output.shape)}, but variance_type "
-                f"{self.config.variance_type!r} asks for {expected}; a learned variance has as many channels again."
+                f"{self.config.variance_type!r} asks for {expected}; a learned variance has as many channels again"
             )
         return model_output.chunk(2, dim=1) if learned else (model_output, None)
 
@@ -283,14 +283,14 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         """
         n, T, spacing = num_inference_steps, len(self), self.config.timestep_spacing
         if (n is None) == (timesteps is None):
-            raise ValueError(f"num_inference_steps: {n} with timesteps: {timesteps}; pass exactly one of the two.")
+            raise ValueError(f"num_inference_steps: {n} with timesteps: {timesteps}; pass exactly one of the two")
         if timesteps is not None:
             chosen = np.asarray(timesteps)
             descending = chosen.size > 0 and (chosen[:-1] > chosen[1:]).all() and T > chosen[0] and chosen[-1] >= 0
             if not descending or (chosen != chosen.round()).any():
-                raise ValueError(f"timesteps: {list(timesteps)} must be integers descending within {T - 1} ... 0.")
+                raise ValueError(f"timesteps: {list(timesteps)} must be integers descending within {T - 1} ... 0")
         elif not 1 <= n <= T:
-            raise ValueError(f"num_inference_steps: {n} must be within 1 ... {T}, the steps of training.")
+            raise ValueError(f"num_inference_steps: {n} must be within 1 ... {T}, the steps of training")
         elif spacing == "linspace":
             chosen = np.linspace(0, T - 1, n).round()[::-1]
         elif spacing == "leading":
@@ -308,7 +308,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
             return timestep - 1
         index = (self.timesteps == timestep).nonzero().flatten().tolist()
         if not index:
-            raise ValueError(f"timestep: {timestep} is not one of the {len(self.timesteps)} that set_timesteps chose.")
+            raise ValueError(f"timestep: {timestep} is not one of the {len(self.timesteps)} that set_timesteps chose")
         return torch.tensor(-1) if index[0] == len(self.timesteps) - 1 else self.timesteps[index[0] + 1]
 
     def scale_model_input(self, sample: Tensor, timestep: int | None = None) -> Tensor:
@@ -333,7 +333,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         prev_t = int(self.previous_timestep(t))
         model_output, predicted_variance = self.split_model_output(model_output, sample)
         if isinstance(generator, list) and len(generator) not in (1, len(sample)):
-            raise ValueError(f"generator: a list of {len(generator)} for {len(sample)} samples; pass one for each.")
+            raise ValueError(f"generator: a list of {len(generator)} for {len(sample)} samples; pass one for each")
         x_0 = self.predict_original_sample(model_output, t, sample, clip=True)
         x_prev = self.posterior_mean(x_0, t, sample, prev_t)
         if t > 0:
@@ -345,7 +345,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f"step: the result at timestep {t} is not finite, with ᾱ_t = {self.alphas_cumprod[t]:.3g}, "
                 f"max |model_output| = {model_output.abs().max():.3g}, max |sample| = {sample.abs().max():.3g}; check "
-                "that the network's output is finite, and use 'v_prediction' or 'sample' where ᾱ_t = 0."
+                "that the network's output is finite, and use 'v_prediction' or 'sample' where ᾱ_t = 0"
             )
         return AncestralDDPMSchedulerOutput(x_prev, x_0) if return_dict else (x_prev, x_0)
 

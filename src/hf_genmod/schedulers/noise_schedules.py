@@ -47,6 +47,6 @@ def rescale_to_zero_terminal_snr(betas: Tensor) -> Tensor:
     if not rescaled.isfinite().all():
         raise ValueError(
             f"rescale_betas_zero_snr: True, but ᾱ goes from {1 - betas[0]:.3g} to {torch.prod(1 - betas):.3g} in "
-            f"{len(betas)} steps; it must fall, and not to 0, so change the betas or pass False."
+            f"{len(betas)} steps; it must fall, and not to 0, so change the betas or pass False"
         )
     return rescaled
