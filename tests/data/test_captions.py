@@ -61,6 +61,22 @@ class TestFrozenText:
             FrozenText(CAPTIONS, train_tokenizer(UNKNOWN, 300), tiny_text_encoder()).fingerprint != first.fingerprint
         )
 
+    def test_a_file_of_an_earlier_version_is_left_alone(self, text_encoder):
+        captions = ["a word of old", text_encoder.config.model_type]
+        first = FrozenText(captions, tiny_tokenizer(), text_encoder)
+        (file,) = [file for file in self.files() if first.fingerprint in file.name]
+        file.unlink()
+        old = datasets.Dataset.from_dict({"caption": ["", *captions]}).map(
+            lambda row: {"hidden": [0.0]},
+            remove_columns="caption",
+            cache_file_name=str(file.parent / f"{first.fingerprint}.arrow"),
+            new_fingerprint=first.fingerprint,
+        )
+        assert old.column_names == ["hidden"]
+        again = FrozenText(captions, tiny_tokenizer(), text_encoder)
+        assert again.fingerprint == first.fingerprint
+        assert torch.equal(*(text(captions)["encoder_hidden_states"] for text in (first, again)))
+
 
 def test_captions_of_data_sets_are_listed_once():
     class Captioned(list):

@@ -13,8 +13,8 @@ from hf_genmod.processes import processes
 def encode_once(
     rows: dict[str, list], encode: Callable[[dict], dict], feature: datasets.List, kind: str, key: str, batch_size: int
 ) -> datasets.Dataset:
-    """The column "encoded", which `encode` returns for batches of rows: computed by the main process, or read from the
-    file `key` in the folder `kind` of the cache of `datasets`. The key is a hash of all that the result depends on."""
+    """The column "encoded", which `encode` returns for batches of rows: computed by the main process, or read from
+    the folder `kind` of the cache of `datasets`. The `key` is a hash of all that the result depends on."""
     folder = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", kind)
     folder.mkdir(parents=True, exist_ok=True)
     with processes().main_process_first():
@@ -24,7 +24,7 @@ def encode_once(
             batch_size=batch_size,
             remove_columns=list(rows),
             features=datasets.Features({"encoded": feature}),
-            cache_file_name=str(folder / f"{key}.arrow"),
+            cache_file_name=str(folder / f"{key}-encoded.arrow"),  # earlier versions: {key}.arrow
             load_from_cache_file=True,
             new_fingerprint=key,
             desc=f"Encoding {kind}",
