@@ -35,6 +35,10 @@ class LoraArguments:
     prior_samples: int = HfArg(default=256, help="Samples of the model to mix in, to keep what it knows; 0: none.")
     prior_captions: list[str] = HfArg(default_factory=lambda: [""], help="Captions of these samples.")
 
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"rank: {self.rank} is not positive")
+
 
 def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceArguments, sharing: SharingArguments,
          config: TrainingConfig) -> Trainer:  # fmt: skip
@@ -44,8 +48,6 @@ def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceAr
     unet, encoder = pipeline.components.get("unet"), pipeline.components.get("text_encoder")
     if "classifier" in pipeline.components:
         raise ValueError("base: an adapter of a ClassifierGuidedPipeline is trained for the model that it guides")
-    if lora.rank < 1:
-        raise ValueError(f"rank: {lora.rank} is not positive")
     if lora.train_text_encoder and encoder is None:
         raise ValueError("train_text_encoder: the model has none; leave it out")
     pictures, _ = data.training_pictures_for(pipeline, config.horizontal_flip)
@@ -79,9 +81,7 @@ def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceAr
         scale = {"guidance_scale": guidance.guidance_scale}
         if encoder:
             return caption_rows(pipeline, [*all_captions(pictures)[:6], *lora.prior_captions[:2]], **scale)
-        if num_known:
-            return class_rows(pipeline, range(pipeline.num_classes)[::-1], **scale)
-        return sample_rows(pipeline)
+        return class_rows(pipeline, range(pipeline.num_classes)[::-1], **scale) if num_known else sample_rows(pipeline)
 
     return Trainer(network, objective, dataset, config, make_pipeline, draw_samples, **files)
 

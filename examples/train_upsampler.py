@@ -1,12 +1,11 @@
 """
-Trains a diffusion model that enlarges small images, from large images alone. Without --attention_levels it has no
-self-attention, so that it takes images of any size.
+Trains a diffusion model that enlarges small images, from large images alone.
 
     python examples/train_upsampler.py --dataset path/to/folder --resolution 64 --factor 4 --max_train_minutes 30
 """
 
 import dataclasses
-import math
+import functools
 
 from transformers.hf_argparser import HfArg
 
@@ -16,6 +15,15 @@ from hf_genmod.objectives.upsampling import ConditioningAugmentation
 from hf_genmod.recipes.networks import DiffusionArguments
 from hf_genmod.recipes.pictures import DataArguments, crop_size_for
 from hf_genmod.recipes.run import run
+
+
+@dataclasses.dataclass
+class ConvolutionalArguments(DiffusionArguments):
+    """U-Net and diffusion process."""
+
+    attention_levels: list[int] = HfArg(
+        default_factory=list, help="Levels with self-attention, from 0. Default: none, for images of any size."
+    )
 
 
 @dataclasses.dataclass
@@ -29,29 +37,22 @@ class UpsamplerArguments:
     condition_dropout: float = HfArg(default=0.1, help="Probability that a training step drops the label of an image.")
 
 
-def main(
-    data: DataArguments, model: DiffusionArguments, upsampler: UpsamplerArguments, config: TrainingConfig
-) -> Trainer:
+def main(data: DataArguments, model: ConvolutionalArguments, upsampler: UpsamplerArguments,
+         config: TrainingConfig) -> Trainer:  # fmt: skip
     pictures, held_out = data.load(require_labels=upsampler.with_labels)
     names = pictures.label_names if upsampler.with_labels else []
-    model.attention_levels = model.attention_levels or []
     unet = model.make_unet(pictures, len(names) or None, config.seed, conditioning_channels=pictures.channels)
-    scheduler = model.make_scheduler()
-    sampler = model.make_sampler(scheduler, pictures)
-    multiple = math.lcm(upsampler.factor, unet.size_factor)
-    crop_size = crop_size_for(pictures.resolution, upsampler.factor, multiple, upsampler.crop_size)
-    small = ConditioningAugmentation(scheduler, upsampler.factor, upsampler.max_noise_level, crop_size)
-    objective = DenoisingObjective(
-        scheduler, unet.null_label, model.weighting, upsampler.condition_dropout, small=small
-    )
+    process = model.make_scheduler()
+    sampler = model.make_sampler(process, pictures)
+    crop_size = crop_size_for(pictures.resolution, upsampler.factor, unet.size_factor, upsampler.crop_size)
+    small = ConditioningAugmentation(process, upsampler.factor, upsampler.max_noise_level, crop_size)
+    objective = DenoisingObjective(process, unet.null_label, model.weighting, upsampler.condition_dropout, small=small)
 
     def make_pipeline(unet):
         factors = upsampler.factor, upsampler.max_noise_level
         return SuperResolutionPipeline(unet, sampler, dict(enumerate(names)) or None, *factors, pictures.value_range)
 
-    def draw_samples(pipeline):
-        return draw_enlarged(pipeline, held_out or pictures)
-
+    draw_samples = functools.partial(draw_enlarged, dataset=held_out or pictures)
     return Trainer(unet, objective, pictures, config, make_pipeline, draw_samples, held_out)
 
 

@@ -134,6 +134,7 @@ def test_a_push_that_failed_leaves_the_run_complete_and_is_made_up_for_by_the_sa
         ("guided", [], "base: an adapter of a ClassifierGuidedPipeline"),
         ("autoencoder", [], "the model is an autoencoder and no diffusion model"),
         ("missing", [], "is not a folder, nor can it be the id of a repository"),
+        ("missing", ["--rank", "0"], "rank: 0 is not positive"),
         ("classes", ["--clas_name", "zebra"], "--clas_name: no such flag; did you mean --class_name?"),
     ],
 )

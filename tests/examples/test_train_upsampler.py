@@ -27,6 +27,13 @@ def test_an_upsampler_is_trained_on_crops_of_what_is_larger(tmp_path):
     assert (pipe.picture_shape, pipe.config.max_noise_level) == ((3, 32, 48), 0)
 
 
+def test_the_default_of_an_upsampler_is_no_attention(upsampler_run):
+    help_text = " ".join(run("train_upsampler.py", "--help").stdout.split())
+    assert "Levels with self-attention, from 0. Default: none, for images of any size. --" in help_text
+    assert "the lowest level" not in help_text
+    assert not any(load_pipeline(upsampler_run).unet.config.attention_levels)
+
+
 @pytest.mark.parametrize(
     "flags, error",
     [

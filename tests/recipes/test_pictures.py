@@ -155,6 +155,15 @@ class TestPicturesForAModel:
         alone, _ = DataArguments(dataset=str(tmp_path / "alone")).training_pictures_for(model)
         assert alone.labels is None and len(alone) == 1
 
+    def test_held_out_images_that_nobody_asks_for_are_not_even_read(self, tmp_path):
+        save_class_folders(tmp_path, train=20, test=4)
+        (tmp_path / "test" / "a" / "000.png").write_bytes(b"no image")
+        model = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+        training, held_out = DataArguments(dataset=str(tmp_path)).training_pictures_for(model)
+        assert len(training) == 20 and held_out is None
+        with pytest.raises(ValueError, match="000.png"):
+            DataArguments(dataset=str(tmp_path)).training_pictures_for(model, hold_out=True)
+
 
 class TestPicturesForAnEvaluation:
     def test_are_those_that_the_pipeline_is_asked_by(self, tmp_path):

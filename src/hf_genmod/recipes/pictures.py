@@ -1,6 +1,7 @@
 """The arguments that choose a data set."""
 
 import dataclasses
+import math
 import warnings
 
 from diffusers import DiffusionPipeline
@@ -24,8 +25,7 @@ class DataArguments:
     """Images."""
 
     dataset: str = HfArg(
-        default="shapes",
-        help="'shapes', a folder of images or class folders, a parquet data set, or an id on the Hub.",
+        default="shapes", help="'shapes', a folder of images or of classes, a parquet data set, or an id on the Hub."
     )
     split: str = HfArg(default="train", help="Split of the data set.")
     validation_split: str | None = changeable(
@@ -51,7 +51,7 @@ class DataArguments:
             vae (`str`, *optional*): Path or id of an autoencoder. The latents are standardised by the statistics of
                 the training images, which are in the config of the `vae` of both results.
             mirrored (`bool`): Whether to encode mirrored images, too.
-            num_held_out (`int`): The most held-out images to load.
+            num_held_out (`int`): The most held-out images to load, or 0.
             hold_out (`bool`): Whether to hold out a tenth of the training images if there is no validation split.
             required (`bool`): `require_labels` or `require_captions`, as for
                 [`~hf_genmod.data.loading.load_pictures`].
@@ -73,15 +73,14 @@ class DataArguments:
                 f"of colour images, or give --channels {training.channels} to turn them grey"
             )
         latents = standardised(vae, training.with_value_range(value_range), mirrored)
-        if held_out is None:
-            return latents, None
-        return latents, LatentDataset(held_out.with_value_range(value_range), latents.vae, mirrored)
+        held_out = held_out and LatentDataset(held_out.with_value_range(value_range), latents.vae, mirrored)
+        return latents, held_out
 
     def training_pictures_for(
         self, pipeline: GenerationPipeline, mirrored: bool = False, hold_out: bool = False, **required: bool
     ) -> tuple[LabelledDataset, LabelledDataset | None]:
-        """Training images and up to 1,000 held-out images as the U-Net of a pipeline sees them: at its resolution, or
-        as latents. The arguments are those of [`~DataArguments.load`]."""
+        """Training images and, with `hold_out`, up to 1,000 held-out images as the U-Net of a pipeline sees them: at
+        its resolution, or as latents. The other arguments are those of [`~DataArguments.load`]."""
         if not pipeline.denoises:
             raise ValueError("the model is an autoencoder and no diffusion model; give another")
         if pipeline.unet.config.conditioning_channels:
@@ -109,7 +108,7 @@ class DataArguments:
             )
         value_range, names = pipeline.config.value_range, list(pipeline.labels)
         size = {"resolution": f"{height}x{width}", "channels": channels if value_range is None else None}
-        training, held_out = dataclasses.replace(self, **size)._load_pixels(1000, hold_out, **required)
+        training, held_out = dataclasses.replace(self, **size)._load_pixels(1000 * hold_out, hold_out, **required)
         _check_kind("dataset: the model", value_range, training)
         if training.channels != channels:
             trained = f"the model was trained on {channels} channels"
@@ -119,8 +118,7 @@ class DataArguments:
                 f"dataset: the labels of the model are {shortened(names)}, and those of the images "
                 f"{shortened(training.label_names)}; give images with the labels of the model"
             )
-        held_out = held_out and held_out.with_value_range(value_range)
-        return training.with_value_range(value_range), held_out
+        return training.with_value_range(value_range), held_out and held_out.with_value_range(value_range)
 
     def _load_pixels(self, num_held_out: int, hold_out: bool, **required: bool):
         arguments = dataclasses.asdict(self) | required  # the fields are the parameters of load_pictures
@@ -129,6 +127,8 @@ class DataArguments:
         if required.get("require_labels") and training.classes_without_images:
             missing = f"there is no image of {shortened(training.classes_without_images)}"
             warnings.warn(f"{training.name}: {missing}, so the model cannot learn it", stacklevel=3)
+        if not num_held_out:
+            return training, None
         if held_out_split is None:
             splits = set(splits_of(self.dataset)) - {self.split}
             held_out_split = next((split for split in ("validation", "test") if split in splits), None)
@@ -151,9 +151,10 @@ class CaptionedDataArguments(DataArguments):
     )
 
 
-def crop_size_for(resolution: tuple[int, int], factor: int, multiple: int, crop_size: int | None) -> int | None:
-    """The side of the crops that an upsampler by `factor` is trained on, a multiple of `multiple`; by default 64 for
-    images that are larger."""
+def crop_size_for(resolution: tuple[int, int], factor: int, size_factor: int, crop_size: int | None) -> int | None:
+    """The side of the crops that an upsampler by `factor` is trained on, a multiple of `factor` and of the
+    `size_factor` of its U-Net; by default 64 for images that are larger."""
+    multiple = math.lcm(factor, size_factor)
     if factor not in (2, 4, 8):
         raise ValueError(f"factor: {factor} is not one of 2, 4, 8")
     if any(length % factor for length in resolution):
