@@ -125,6 +125,9 @@ def test_sizes_that_cannot_be_halved_and_levels_that_are_not_there_are_refused()
         ModelArguments(block_out_channels=[32, 64, 64]).make_unet(blank((30, 30)))
     with pytest.raises(ValueError, match="attention_levels: 3 is not one of the levels 0 to 2"):
         ModelArguments(attention_levels=[3]).make_unet(blank((32, 32)))
+    for patch_size in (0, -2):
+        with pytest.raises(ValueError, match=f"patch_size: {patch_size} is not positive"):
+            ModelArguments(patch_size=patch_size).make_unet(blank((32, 32)))
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,10 @@ class NetworkArguments:
     """Network."""
 
     patch_size: int | None = HfArg(
-        default=None,
-        help="Side of the squares of pixels that are folded into channels. Default: 2 if the size is even, else 1.",
+        default=None, help="Side of the pixel squares folded into channels. Default: 2 if the size is even, else 1."
     )
     block_out_channels: list[int] | None = HfArg(
-        default=None,
-        help="Channels of each level. Default: the last of 48 96 144, one more for each time the size halves.",
+        default=None, help="Channels per level. Default: the last of 48 96 144, one more each time the size halves."
     )
     layers_per_block: int = HfArg(default=1, help="Residual blocks per level.")
     attention_levels: list[int] | None = HfArg(
@@ -40,8 +38,7 @@ class NetworkArguments:
         "positions; with text, the lowest level of more than one position.",
     )
     fourier_frequencies: list[float] | None = HfArg(
-        default=None,
-        help="Frequencies of the sines and cosines of the pixels in the input. Default: 2 and 8; for latents, none.",
+        default=None, help="Frequencies of sines and cosines of the input. Default: 2 and 8; for latents, none."
     )
     dropout: float = HfArg(default=0.0, help="Dropout in the residual blocks.")
 
@@ -54,12 +51,13 @@ class NetworkArguments:
         widths, attention_levels = self.block_out_channels, self.attention_levels
         if patch_size is None:
             patch_size = 1 if is_latent or any(length % 2 for length in resolution) else 2
+        if patch_size < 1:
+            raise ValueError(f"patch_size: {patch_size} is not positive")
         if frequencies is None:
             frequencies = () if is_latent else (2.0, 8.0)
         if widths is None:
             size = math.gcd(*resolution) // patch_size
-            num_levels = 3 if size % 4 == 0 else 2 if size % 2 == 0 else 1
-            widths = (48, 96, 144)[-num_levels:]
+            widths = (48, 96, 144)[-math.gcd(size, 4).bit_length() :]
         if attention_levels is None:
             sides = [max(resolution) // (patch_size * 2**level) for level in range(len(widths))]
             attention_levels = [max((level for level, side in enumerate(sides) if side > 1), default=0)]
@@ -144,8 +142,7 @@ class AutoencoderArguments:
 
 
 def _norm_num_groups(widths) -> int:
-    """Groups of 16 channels or a multiple of 16, if the widths allow it. Smaller groups are up to ten times as slow on
-    a CPU."""
+    """Groups of 16 channels or a multiple of 16, if the widths allow it. Smaller groups are slow on a CPU."""
     base = math.gcd(*widths)
     return 1 if base % 16 else base // 16
 
