@@ -3,12 +3,14 @@
 import pytest
 import torch
 from PIL import Image
-from tiny import assert_rounded_alike, tiny_text_pipeline, tiny_unet
+from tiny import assert_rounded_alike, tiny_classifier, tiny_text_pipeline, tiny_unet
 
 from hf_genmod import (
     AncestralDDPMScheduler,
     ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
     DenoisingObjective,
+    SuperResolutionPipeline,
     Trainer,
     TrainingConfig,
     UnconditionalPipeline,
@@ -113,6 +115,16 @@ class TestNames:
     def test_an_unconditional_pipeline_takes_images_as_they_are(self):
         some = pictures(2, **self.LABELS)
         assert with_names_for(UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()), some) is some
+
+    def test_a_class_that_a_pipeline_cannot_learn_is_refused(self):
+        names, scheduler = {0: "a", 1: "zebra"}, AncestralDDPMScheduler()
+        guided = ClassifierGuidedPipeline(tiny_unet(), tiny_classifier(), scheduler, id2label=names)
+        assert with_names_for(guided, pictures(2, **self.LABELS)).labels.tolist() == [0, 1]
+        upsampler = SuperResolutionPipeline(tiny_unet(num_classes=2, conditioning_channels=3), scheduler, names)
+        for pipeline in (guided, upsampler):
+            kind = type(pipeline).__name__
+            with pytest.raises(ValueError, match=f"class_name: a {kind} is not asked by 'x' and cannot learn it"):
+                with_names_for(pipeline, pictures(2), class_name="x")
 
     LABELS = {"labels": torch.tensor([0, 1]), "label_names": ["a", "zebra"]}
     CAPTIONS = {"captions": ["a cat", "a dog"]}

@@ -1,9 +1,14 @@
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_autoencoder, tiny_text_pipeline, tiny_unet
+from tiny import tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet
 
-from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline, UnconditionalPipeline
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
+    UnconditionalPipeline,
+)
 from hf_genmod.data.latents import LatentDataset
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom
@@ -67,6 +72,15 @@ def test_latents_are_joined_to_latents():
     for variant in range(2):
         assert torch.equal(batch[2:, variant, 0], samples)
     assert not batch[2:, :, 1].any()  # with no variance
+
+
+def test_samples_with_a_classifier_are_without_its_guidance():
+    scheduler = AncestralDDPMScheduler()
+    guided = ClassifierGuidedPipeline(tiny_unet(), tiny_classifier(), scheduler)
+    plain = UnconditionalPipeline(guided.unet, scheduler)
+    for pipeline in (guided, plain):
+        pipeline.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(unguided_samples(guided, {"class_labels": [0, 1]}, 2), unguided_samples(plain, {}, 2))
 
 
 def test_without_samples_there_are_the_new_pictures_alone():

@@ -68,9 +68,10 @@ def with_names_for(
         raise ValueError("class_name: name the class of the images, or sort them into class folders")
     if class_name is not None:
         names, labels = [class_name], torch.zeros(len(pictures)).long()
-    for name in names:
-        if name not in pipeline.labels:
-            pipeline.add_class(name, adapter_name=ADAPTER)
+    for name in [name for name in names if name not in pipeline.labels]:
+        if not hasattr(pipeline, "add_class"):
+            raise ValueError(f"class_name: a {type(pipeline).__name__} is not asked by {name!r} and cannot learn it")
+        pipeline.add_class(name, adapter_name=ADAPTER)
     labels = torch.tensor([pipeline.labels[name] for name in names])[labels]
     return pictures.with_labels(labels, list(pipeline.labels))
 

@@ -31,9 +31,8 @@ class PriorSamples(torch.utils.data.Dataset):
     ):
         if count < 0:
             raise ValueError(f"prior_samples: {count} is negative")
-        self.pictures = pictures
         self.name, self.skipped, self.resolution = pictures.name, pictures.skipped, pictures.resolution
-        self.num_new, self.count = len(pictures), count
+        self.pictures, self.num_new, self.count = pictures, len(pictures), count
         drawn = f"{weights_fingerprint(pipeline.unet)} {request} {count} {seed}"
         self.fingerprint = hashlib.blake2b(f"{pictures.fingerprint} {drawn}".encode(), digest_size=8).hexdigest()
         self._rows = new = pictures.__getitems__(range(self.num_new))
@@ -71,7 +70,8 @@ class PriorSamples(torch.utils.data.Dataset):
 
 def unguided_samples(pipeline: GenerationPipeline, request: dict[str, list], count: int, seed=0) -> torch.Tensor:
     """Samples x_0 without guidance, (count, c, h, w), as the U-Net sees them."""
-    guidance = {pipeline.guidance_argument: 1.0} if pipeline.guidance_argument else {}
+    off = {"guidance_scale": 1.0, "classifier_scale": 0.0}
+    guidance = {name: scale for name, scale in off.items() if name == pipeline.guidance_argument}
     samples = draw_images(pipeline, request, count, seed, num_inference_steps=20, output_type="latent", **guidance)
     samples = torch.stack(samples).cpu()
     return samples.clamp(-1, 1) if pipeline.vae is None else samples
