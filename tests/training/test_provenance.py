@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from tiny import tiny_autoencoder, tiny_unet
 
 import hf_genmod
-from hf_genmod.training.provenance import provenance
+from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline, UnconditionalPipeline
+from hf_genmod.data.latents import LatentDataset
+from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.training.prior_samples import PriorSamples
+from hf_genmod.training.provenance import origin, provenance
 
 
 def test_the_command_can_be_pasted_and_keeps_the_home_folder_to_itself(monkeypatch, tmp_path):
@@ -25,6 +31,20 @@ def test_the_command_can_be_pasted_and_keeps_the_home_folder_to_itself(monkeypat
     pasted = command.replace("python examples/train.py", f'"{sys.executable}" -c "{program}"')
     done = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(words[1:])
+
+
+def test_the_origin_of_latents_and_of_an_adapter_is_that_of_their_images():
+    red = Image.new("RGB", (8, 8), "red")
+    images = PictureDataset([red] * 3, "red", labels=torch.tensor([1, 0, 1]), label_names=["a", "b"])
+    pipeline = ClassifierFreeGuidedPipeline(
+        tiny_unet(num_classes=2), AncestralDDPMScheduler(), id2label={0: "a", 1: "b"}
+    )
+    facts = {"num_pictures": 3, "fingerprint": images.fingerprint, "class_balance": {"b": 2, "a": 1}, "captions": [],
+             "request": {"class_labels": "b"}}  # fmt: skip
+    latents, mixed = LatentDataset(images, tiny_autoencoder()), PriorSamples(images, pipeline, 0, {})
+    assert [origin(dataset, pipeline) for dataset in (images, latents, mixed)] == [facts] * 3
+    bare = origin(PictureDataset([red], "red"), UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()))
+    assert (bare["class_balance"], bare["captions"], bare["request"]) == ({}, [], {})
 
 
 def test_several_processes_are_started_as_they_were(monkeypatch):

@@ -200,6 +200,11 @@ class PictureDataset(LabelledDataset):
         """A copy whose measured values are mapped by another range, that of a model for example."""
         return copy.copy(self) if value_range == self.value_range else self._with(value_range=value_range)
 
+    @property
+    def pictures(self) -> "PictureDataset":
+        """The images themselves, as of a data set of their latents."""
+        return self
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -32,17 +32,16 @@ def provenance(num_processes: int = 1) -> dict:
 def origin(dataset: torch.utils.data.Dataset, pipeline) -> dict:
     """What a pipeline was trained on, with three of the captions, and the "request": what the pipeline is asked by to
     draw the first image, but for an "image" to enlarge."""
-    pictures = getattr(dataset, "pictures", dataset)  # of latents, of an adapter
-    labels, names = getattr(pictures, "labels", None), getattr(pictures, "label_names", None)
-    balance = collections.Counter(torch.as_tensor(labels).tolist() if labels is not None and names else ())
+    pictures, names = dataset.pictures, dataset.pictures.label_names or []
+    balance = collections.Counter(pictures.labels.tolist() if names else ())
     request = {name: values[0] for name, values in pipeline.request_for(pictures, [0]).items() if name != "image"}
     if names and "class_labels" in request:
         request["class_labels"] = names[request["class_labels"]]
     return {
         "num_pictures": len(pictures),
         "fingerprint": pictures.fingerprint,
-        "class_balance": {name: balance[label] for label, name in enumerate(names or ()) if balance[label]},
-        "captions": (getattr(pictures, "captions", None) or [])[:3],
+        "class_balance": {name: balance[label] for label, name in enumerate(names) if balance[label]},
+        "captions": (pictures.captions or [])[:3],
         "request": request,
     }
 
