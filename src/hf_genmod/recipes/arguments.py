@@ -25,9 +25,7 @@ _NOT_REPEATED = ("push_to_hub", "hub_model_id", "hub_private_repo")
 class GuidanceArguments:
     """Conditioning and guidance."""
 
-    condition_dropout: float = HfArg(
-        default=0.1, help="Probability that a step drops the label or caption of an image."
-    )
+    condition_dropout: float = HfArg(default=0.1, help="Probability that a step drops an image's label or caption.")
     guidance_scale: float = HfArg(default=2.0, help="Guidance scale γ of the samples drawn during training.")
 
 

@@ -42,9 +42,7 @@ class NetworkArguments:
     )
     dropout: float = HfArg(default=0.0, help="Dropout in the residual blocks.")
 
-    def architecture(
-        self, channels: int, resolution: tuple[int, int], is_latent: bool, has_text: bool = False
-    ) -> dict:
+    def architecture(self, channels: int, resolution: tuple[int, int], is_latent: bool, has_text=False) -> dict:
         """The config of a network for images or latents of one size. By default, pixels are folded 2x2 into channels
         if the size is even, and there are up to three levels, as many as the size can be halved."""
         patch_size, frequencies = self.patch_size, self.fourier_frequencies

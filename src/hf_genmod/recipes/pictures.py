@@ -32,9 +32,7 @@ class DataArguments:
         None, help="Split of held-out images. Default: 'validation' or 'test', if the data set has one."
     )
     resolution: str | None = HfArg(default=None, help="Size, or HEIGHTxWIDTH. Default: that of the data set.")
-    channels: int | None = HfArg(
-        default=None, help="1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. Default: those of the data set."
-    )
+    channels: int | None = HfArg(default=None, help="1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. Default: as needed.")
     image_column: str | None = HfArg(default=None, help="Column of the images.")
     label_column: str | None = HfArg(default=None, help="Column of the class labels.")
     on_bad_image: str = HfArg(
