@@ -35,12 +35,17 @@ def main(
     objective = ReconstructionObjective(reconstruction.loss, mask=reconstruction.mask)
 
     def make_pipeline(model):
-        return AutoencoderPipeline(with_statistics(model, pictures), pictures.value_range)
+        return AutoencoderPipeline(model, pictures.value_range)
 
     def draw_samples(pipeline):
+        pipeline.register_modules(vae=with_statistics(pipeline.vae, pictures))
         return draw_reconstructions(pipeline, held_out or pictures, prior="fitted")
 
-    return Trainer(model, objective, pictures, config, make_pipeline, draw_samples, held_out)
+    def save(pipeline, folder):
+        pipeline.register_modules(vae=with_statistics(pipeline.vae, pictures))
+        pipeline.save_pretrained(folder)
+
+    return Trainer(model, objective, pictures, config, make_pipeline, draw_samples, held_out, save)
 
 
 if __name__ == "__main__":

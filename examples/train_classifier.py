@@ -4,7 +4,6 @@ Trains a classifier of noisy images to guide a diffusion model. The checkpoint h
     python examples/train_classifier.py --for_model runs/model --dataset path/to/folder --max_train_minutes 4
 """
 
-import copy
 import dataclasses
 from pathlib import Path
 
@@ -50,7 +49,6 @@ def main(
     def finish(pipeline):
         report_accuracy(pipeline.classifier, scheduler, held_out, Path(config.output_dir, "accuracy.png"))
 
-    make_pipeline(copy.deepcopy(classifier))  # raises if classifier and diffusion model do not fit
     at_end = {"finish": finish, "depends_on": {"unet": weights_fingerprint(model.unet)}}
     return Trainer(classifier, objective, pictures, config, make_pipeline, draw_samples, held_out, **at_end)
 

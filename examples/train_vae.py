@@ -36,12 +36,16 @@ def main(
     objective = ElboObjective(elbo.beta, elbo.beta_warmup, elbo.free_bits)
 
     def make_pipeline(vae):
-        return AutoencoderPipeline(with_statistics(vae, pictures), pictures.value_range)
+        return AutoencoderPipeline(vae, pictures.value_range)
 
     def draw_samples(pipeline):
         return draw_reconstructions(pipeline, held_out or pictures, prior="standard")
 
-    return Trainer(vae, objective, pictures, config, make_pipeline, draw_samples, held_out)
+    def save(pipeline, folder):
+        pipeline.register_modules(vae=with_statistics(pipeline.vae, pictures))
+        pipeline.save_pretrained(folder)
+
+    return Trainer(vae, objective, pictures, config, make_pipeline, draw_samples, held_out, save)
 
 
 if __name__ == "__main__":

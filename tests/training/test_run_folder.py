@@ -46,17 +46,22 @@ def test_a_run_of_an_earlier_version_is_complete_or_starts_again_elsewhere(datas
     trainer.train()
     file = tmp_path / "training_config.json"
     settings = json.loads(file.read_text())
-    old = {name: settings[name] for name in ("training", "pictures")} | {"data": {"resolution": 16}}
+    old = {name: settings[name] for name in ("training", "pictures")} | {"data": {"resolution": 8, "threads": 2}}
+    old |= {"weights": {"base": "abc"}, "asked": {"resolution": 9}}
     old["training"]["license"] = "mit"
     file.write_text(json.dumps(old))
 
     def must_not_be_called(model, batch, rng):
         raise AssertionError("trained again")
 
-    make_trainer(dataset, tmp_path, max_train_steps=1, objective=must_not_be_called).train()
+    again = make_trainer(dataset, tmp_path, max_train_steps=1, objective=must_not_be_called)
+    again.open_run({"size": Size(8, base="runs/base")})
+    again.train()
     assert json.loads(file.read_text()) == old
-    with pytest.raises(ValueError, match="training.seed was 0, is 1"):
+    with pytest.raises(ValueError, match=r"holds a different run \(seed was 0, is 1\)"):
         make_trainer(dataset, tmp_path, max_train_steps=1, seed=1).open_run()
+    with pytest.raises(ValueError, match=r"holds a different run \(resolution was 8, is 9\).*\(only base, "):
+        make_trainer(dataset, tmp_path, max_train_steps=1).open_run({"size": Size(9, threads=3)})
     (tmp_path / "model_index.json").unlink()
     with pytest.raises(
         ValueError, match="holds an unfinished run that an earlier version of this package wrote; choose"
@@ -79,6 +84,17 @@ def test_a_folder_of_other_things_is_left_alone(dataset, tmp_path):
     with pytest.raises(ValueError, match="is not empty and holds no training run"):
         make_trainer(dataset, tmp_path, max_train_steps=1).train()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("content, reason", [
+    ("{}", "records no training run; choose another folder"), ("{", "not a JSON file"), ("[]", "not a dictionary"),
+    ('{"training": 1, "pictures": {}}', "records no training run; choose another folder"),
+])  # fmt: skip
+def test_a_training_config_of_something_else_is_named(dataset, tmp_path, content, reason):
+    for name in ("model_index.json", "training_config.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"training_config.json:? {reason}"):
+        make_trainer(dataset, tmp_path, max_train_steps=1).open_run()
 
 
 def test_a_torn_line_of_metrics_is_left_out(dataset, tmp_path):

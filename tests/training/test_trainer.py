@@ -124,3 +124,42 @@ def test_a_run_that_stays_infinite_ends_with_its_last_state_named(dataset, tmp_p
     assert weights.isfinite().all()
     assert not trainer.folder.is_complete
     assert [(line["step"], line["bad_steps"]) for line in metrics(tmp_path)] == [(8, 3)]
+
+
+def test_parts_of_a_pipeline_that_do_not_fit_are_found_before_training(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path / "run", max_train_steps=2)
+
+    def make_pipeline(unet):
+        raise ValueError("the classifier does not fit the diffusion model")
+
+    trainer.make_pipeline = make_pipeline
+    with pytest.raises(ValueError, match="the classifier does not fit"):
+        trainer.open_run()
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_in_what_the_provenance_records_comes_before_training(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path / "run", max_train_steps=2)
+    inner = trainer.make_pipeline
+
+    def make_pipeline(unet):
+        pipeline = inner(unet)
+        pipeline.request_for = lambda pictures, indices: {}["labels"]
+        return pipeline
+
+    trainer.make_pipeline = make_pipeline
+    with pytest.raises(KeyError):
+        trainer.train()
+    assert trainer.progress.step == 0 and not (tmp_path / "run").exists()
+
+
+def test_work_after_training_that_fails_is_reported(dataset, tmp_path, capsys):
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=1)
+
+    def finish(pipeline):
+        raise RuntimeError("no disk")
+
+    trainer.finish = finish
+    trainer.train()
+    assert "the work after training failed (RuntimeError: no disk)" in capsys.readouterr().err
+    assert (tmp_path / "model_index.json").is_file()

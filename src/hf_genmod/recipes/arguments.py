@@ -15,10 +15,7 @@ from transformers.hf_argparser import HfArg
 from hf_genmod.errors import first_line
 from hf_genmod.sharing.model_card import check_license
 from hf_genmod.training.config import changeable
-
-# Entries of training_config.json that are not flags, and flags that hold for the run that wrote it alone.
-_RECORDS = ("pictures", "built_on", "depends_on", "weights", "asked")
-_NOT_REPEATED = ("push_to_hub", "hub_model_id", "hub_private_repo")
+from hf_genmod.training.run_folder import arguments_in
 
 
 @dataclasses.dataclass
@@ -33,9 +30,7 @@ class GuidanceArguments:
 class SharingArguments:
     """Model card and Hub."""
 
-    license: str | None = changeable(
-        None, help="Licence of the model, such as 'mit'. With a licence, the run ends with a model card."
-    )
+    license: str | None = changeable(None, help="Licence, such as 'mit'. With one, the run ends with a model card.")
     push_to_hub: bool = changeable(False, help="Push the checkpoint and its card to the Hub. Needs --license.")
     hub_model_id: str | None = changeable(None, help="Repository to push to. Default: the name of output_dir.")
     hub_private_repo: bool = changeable(False, help="Create the repository as a private one.")
@@ -119,7 +114,9 @@ def _flags_in_file(file: str, names: list[str]) -> list[str]:
         raise ValueError(f"{file}: not a YAML file ({first_line(error)})") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: holds no settings, which would be lines such as 'batch_size: 32'")
-    settings = _without_sections({name: value for name, value in settings.items() if name not in _RECORDS})
+    # What a training_config.json says of sharing is for that run alone; a file of flags has no sections.
+    not_repeated = {"push_to_hub", "hub_model_id", "hub_private_repo"} - set(settings)
+    settings = {name: value for name, value in arguments_in(settings).items() if name not in not_repeated}
     unknown = sorted(set(settings) - set(names))
     if unknown:
         raise ValueError(f"{file}: {unknown[0]!r} is not a setting; `--help` lists them")
@@ -131,14 +128,3 @@ def _flags_in_file(file: str, names: list[str]) -> list[str]:
         if value not in ("", "null", "~", []):
             flags += [f"--{name}", *values]
     return flags
-
-
-def _without_sections(settings: dict, is_section: bool = False) -> dict:
-    """The settings of all sections, and sections of sections, in one dictionary."""
-    flat = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _without_sections(value, is_section=True)
-        elif not (is_section and name in _NOT_REPEATED):
-            flat[name] = value
-    return flat

@@ -15,12 +15,14 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 from safetensors import SafetensorError
 
+from hf_genmod.checkpoints.safety import read_json
 from hf_genmod.errors import TrainingError, first_line
 from hf_genmod.training.config import TrainingConfig
 
 PROVENANCE = "provenance.json"  # where the checkpoint comes from
 
 _INDICES = ("model_index.json", LORA_WEIGHT_NAME_SAFE)  # of a pipeline, of an adapter
+_RESULTS = ("pictures", "built_on", "depends_on", "weights", "asked")  # in training_config.json, but no arguments
 
 
 def run_settings(
@@ -58,6 +60,15 @@ def changeable_settings(training: TrainingConfig, arguments: dict[str, object]) 
     return {f"{name}.{field.name}" for name, field in fields if field.metadata.get("may_change")}
 
 
+def arguments_in(settings: dict) -> dict:
+    """The arguments in all sections, by name, of the `training_config.json` of this or an earlier version."""
+    arguments = {}
+    for name, value in settings.items():
+        if name not in _RESULTS:
+            arguments |= arguments_in(value) if isinstance(value, dict) else {name: value}
+    return arguments
+
+
 class RunFolder:
     """
     The files of a run, which its main process writes. Settings, states and the checkpoint are complete or absent,
@@ -88,27 +99,29 @@ class RunFolder:
         return self.index is not None
 
     def check(self, settings: dict, may_change: set[str]):
-        """Raises a `ValueError` if the folder holds anything but a run of these settings, of which those in
-        `may_change` may differ."""
+        """Raises a `ValueError` if the folder holds anything but this run; settings that `may_change` may differ."""
         unfinished = {self._settings, _partial(self._settings)}  # of a run that was stopped before its first step
         if not self.path.exists() or (self.path.is_dir() and not set(self.path.iterdir()) - unfinished):
             return
         if not self._settings.is_file():
             raise ValueError(f"output_dir: {self.path} is not empty and holds no training run; choose another folder")
-        old = json.loads(self._settings.read_text(encoding="utf-8"))
+        old = read_json(self._settings)
+        if not all(isinstance(old.get(name), dict) for name in ("training", "pictures")):
+            raise ValueError(f"output_dir: {self._settings} records no training run; choose another folder")
+        names = {path.split(".")[-1] for path in may_change}
         if "arguments" not in old:
             if not self.is_complete:
                 raise ValueError(
                     f"output_dir: {self.path} holds an unfinished run that an earlier version of this package wrote; "
                     "choose another folder, or delete this one, to start the run again"
                 )
-            old, settings = _comparable(old, settings), _comparable(settings, old)
+            old, settings = ({**arguments_in(run), "pictures": run["pictures"]} for run in (old, settings))
+            may_change = names | {"pictures.fingerprint"} | (old.keys() ^ settings.keys())
         differing = list(_differences(old, settings, may_change))
         if differing:
-            names = ", ".join(sorted(path.split(".")[-1] for path in may_change))
             raise ValueError(
                 f"output_dir: {self.path} holds a different run ({'; '.join(differing[:5])}); choose another folder, "
-                f"or repeat that run's arguments to continue it (only {names} may change)"
+                f"or repeat that run's arguments to continue it (only {', '.join(sorted(names))} may change)"
             )
 
     @contextlib.contextmanager
@@ -231,12 +244,6 @@ def _differences(old: dict, new: dict, may_change: set[str], prefix: str = ""):
             yield from _differences(*values, may_change, f"{path}.")
         else:
             yield f"{path} was {values[0]!r}, is {values[1]!r}"
-
-
-def _comparable(settings: dict, other: dict) -> dict:
-    """The settings whose meaning was the same in earlier versions and that both hold."""
-    training = {name: value for name, value in settings["training"].items() if name in other["training"]}
-    return {"training": training, "pictures": {name: settings["pictures"][name] for name in ("name", "num_pictures")}}
 
 
 def _remove_state(folder: Path):

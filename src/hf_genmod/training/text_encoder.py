@@ -89,8 +89,7 @@ class TextConditionedUNet(torch.nn.Module):
 
     def __init__(self, unet, text_encoder):
         super().__init__()
-        self.unet = unet
-        self.text_encoder = text_encoder
+        self.unet, self.text_encoder = unet, text_encoder
 
     def forward(self, sample, timestep, input_ids, attention_mask):
         text = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

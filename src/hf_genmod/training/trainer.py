@@ -9,12 +9,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
-    ProjectConfiguration,
-    gather_object,
-)
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -47,8 +42,8 @@ class Trainer:
             "fraction", the used part of the budget.
         dataset ([`PictureDataset`] or [`LatentDataset`]): The images.
         config ([`TrainingConfig`]): The settings.
-        make_pipeline (`Callable`): `model -> ImagePipeline`, called with the averaged weights to draw samples and to
-            save the checkpoint.
+        make_pipeline (`Callable`): `model -> ImagePipeline`, called with the averaged weights before training, to draw
+            samples and to save the checkpoint.
         draw_samples (`Callable`, *optional*): `pipeline -> PIL.Image`, called on all processes every `sampling_steps`.
         validation_dataset (*optional*): Held-out images, whose loss is measured every `validation_steps`, see
             [`~hf_genmod.training.validation.validation_metrics`].
@@ -87,7 +82,7 @@ class Trainer:
             mixed_precision=config.mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
             log_with=config.report_to,
-            project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
+            project_dir=f"{config.output_dir}/logs",
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
             dynamo_backend="inductor" if config.compile else None,
             cpu=not torch.accelerator.is_available(),
@@ -120,10 +115,12 @@ class Trainer:
                 under which `training_config.json` records them.
 
         Raises:
-            ValueError: If `output_dir` holds something else, or the processes have read different images.
+            ValueError: If `output_dir` holds something else, processes have read different images, or the pipeline's
+                parts do not fit.
         """
         accelerator, dataset, arguments = self.accelerator, self.dataset, arguments or {}
-        self.provenance = provenance(accelerator.num_processes)  # now, as files may change while it trains
+        # Now, as files may change while it trains, and an error at the end would cost the run.
+        self.provenance = {**provenance(accelerator.num_processes), **origin(dataset, self._pipeline())}
         if len(set(gather_object([dataset.fingerprint]))) > 1:
             reason = "a disk may have failed, so try again"
             raise ValueError(f"dataset: the processes have read different images from {dataset.name}; {reason}")
@@ -166,7 +163,7 @@ class Trainer:
                 self._train()
                 pipeline = self._save_checkpoint()
             if self.finish is not None and accelerator.is_main_process:
-                with self.monitor.optional("what belongs to the end"):
+                with self.monitor.optional("the work after training"):
                     self.finish(pipeline)
         return pipeline
 
@@ -189,7 +186,6 @@ class Trainer:
         self.state.resume(self.folder)
         monitor.start_tracker()
         self.clock = clock = Clock(config, progress, self.accelerator)
-        memory = config, self.dataset.resolution, self.accelerator.num_processes
         with (
             stop_signals() as stopped_by,
             monitor.progress_bar(clock.fraction) as bar,
@@ -200,7 +196,7 @@ class Trainer:
                 learning_rate = config.learning_rate_at(clock.fraction)
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate
-                with explained_memory(*memory):
+                with explained_memory(config, self.dataset.resolution, self.accelerator.num_processes):
                     metrics = self._step()
                 progress.count(is_bad=metrics is None)
                 if metrics is not None:
@@ -285,7 +281,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             try:
                 length = {"minutes": self.progress.elapsed / 60, "steps": self.progress.step}
-                self.folder.save_provenance({**self.provenance, **length, **origin(self.dataset, pipeline)})
+                self.folder.save_provenance({**self.provenance, **length})
                 self.folder.save_checkpoint(lambda folder: self.save(pipeline, folder))
             except OSError as error:
                 states = self.folder.saved_states()
