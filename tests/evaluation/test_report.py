@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -76,6 +77,11 @@ def test_a_report_is_read_as_it_was_saved(tmp_path):
     interpolated = dataclasses.replace(report, interpolated={"recall": share})
     interpolated.save(tmp_path / "report")
     assert Report.read(tmp_path / "report") == interpolated
+    file = tmp_path / "report" / "evaluation.json"
+    for content, reason in (("{", "not a JSON file"), ('{"score": 1}', "not a report as this version writes it")):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=re.escape(f"{file}: {reason}")):
+            Report.read(tmp_path / "report")
 
 
 def test_features_are_evaluated_as_their_parts_are():

@@ -100,9 +100,22 @@ def test_an_adapter_without_its_base_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model_index.json in it, so it holds no checkpoint"):
         Facts.read(tmp_path)
     message = "there is no training_config.json that says which model the adapter is for"
-    for name, files in {"a": {}, "b": {"training_config": {"lora": {"base": "user/base"}}}}.items():
+    for name, files in {"a": {}, "b": {"training_config": {"lora": {"rank": 3}}}}.items():
         with pytest.raises(ValueError, match=message):
             Facts.read(adapter(tmp_path / name, **files))
+
+
+def test_an_adapter_of_an_earlier_version_is_read_after_the_changes_that_the_error_names(tmp_path):
+    settings, request = {"lora": {"base": "user/base"}, "asked": {"class_labels": "Löwe"}}, {"class_labels": "Löwe"}
+    folder = adapter(tmp_path / "lora", training_config=settings)
+    with pytest.raises(ValueError, match="an earlier version of this package wrote the run; add ") as error:
+        Facts.read(folder)
+    assert '"built_on": {"base model": "user/base"} to its training_config.json' in str(error.value)
+    assert '"request": {"class_labels": "Löwe"} to its provenance.json' in str(error.value)
+    (folder / "training_config.json").write_text(json.dumps({**settings, "built_on": {"base model": "user/base"}}))
+    (folder / "provenance.json").write_text(json.dumps({"request": request}))
+    facts = Facts.read(folder)
+    assert facts.base == "user/base" and facts.learned == request
 
 
 def test_damaged_json_is_named(tmp_path):

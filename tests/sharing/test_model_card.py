@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet, tiny_vae
 
 from hf_genmod import (
@@ -291,6 +291,28 @@ def test_runs_of_earlier_versions_have_a_card_without_the_runs_before_them(run):
     (folder / "training_config.json").write_text(json.dumps(earlier))
     text = write_card(folder, "mit").text
     assert PROVENANCE["command"] in text and "The diffusion model:" not in text
+
+
+def test_the_changed_card_of_an_adapter_of_an_earlier_version_is_left_alone(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.safetensors")
+    (tmp_path / "training_config.json").write_text(json.dumps({"lora": {"base": "user/base"}}))
+    mine = "---\nlicense: mit\n---\n\n# Mine\n"
+    (tmp_path / "README.md").write_text(mine)
+    assert write_card(tmp_path).text.strip() == "# Mine"
+    assert (tmp_path / "README.md").read_text() == mine
+    (tmp_path / "README.md").unlink()
+    with pytest.raises(ValueError, match="an earlier version of this package wrote the run"):
+        write_card(tmp_path, "mit")
+
+
+def test_half_of_what_an_adapter_is_trained_on_are_samples(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.safetensors")
+    Image.new("RGB", (8, 8)).save(tmp_path / "samples.png")
+    config = CONFIG | {"pictures": CONFIG["pictures"] | {"num_pictures": 512}, "built_on": {"base model": "user/base"}}
+    for name, content in {"training_config": config, "provenance": PROVENANCE | {"num_pictures": 20}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    text = write_card(tmp_path, "mit").text
+    assert "20 images of" in text and "Half of the training images were samples of the model without" in text
 
 
 def test_there_is_no_card_without_a_checkpoint(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hf_genmod.checkpoints.safety import read_json
 from hf_genmod.data.encoding import weights_fingerprint
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.drawing.curves import draw_guidance
@@ -76,9 +77,12 @@ class Report:
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> "Report | None":
-        """The report that `save` wrote into a folder; `None` if there is none."""
+        """The report that `save` wrote; `None` if there is none. Raises a `ValueError` if it cannot be read."""
         file = Path(folder, "evaluation.json")
-        return cls(**_measures(json.loads(file.read_text(encoding="utf-8")))) if file.is_file() else None
+        try:
+            return cls(**_measures(read_json(file))) if file.is_file() else None
+        except TypeError as error:
+            raise ValueError(f"{file}: not a report as this version writes it ({error}); evaluate again") from error
 
 
 def _measures(found, is_share: bool = False):

@@ -54,6 +54,12 @@ class Facts:
         index, settings = _read(folder / "model_index.json"), _read(folder / "training_config.json")
         base = None if index else settings.get("built_on", {}).get("base model")
         if not index and base is None:
+            if isinstance(lora := settings.get("lora"), dict) and "base" in lora:
+                raise ValueError(
+                    f"{folder}: an earlier version of this package wrote the run; add "
+                    f'"built_on": {json.dumps({"base model": lora["base"]})} to its training_config.json and '
+                    f'"request": {json.dumps(settings.get("asked", {}), ensure_ascii=False)} to its provenance.json'
+                )
             raise ValueError(f"{folder}: there is no training_config.json that says which model the adapter is for")
         components = component_names(index)
         weights = [file for name in components for file in (folder / name).glob("*.safetensors")]

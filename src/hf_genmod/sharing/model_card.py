@@ -16,6 +16,7 @@ from hf_genmod.evaluation.report import Report
 from hf_genmod.processes import processes
 from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.loading import load_pipeline
+from hf_genmod.training.run_folder import RunFolder
 
 # Name in evaluation.json -> heading in the card, and metric on the Hub.
 _METRICS = {
@@ -51,10 +52,10 @@ def write_card(
         ValueError: If the licence is missing or is not a name on the Hub, or the model of an adapter is not known.
         FileNotFoundError: If there is no checkpoint in the folder.
     """
-    facts = facts or Facts.read(folder)
-    file = facts.folder / "README.md"
-    if file.is_file() and not is_as_written(file.read_text(encoding="utf-8")):
+    file = Path(folder, "README.md")
+    if RunFolder(folder).is_complete and file.is_file() and not is_as_written(file.read_text(encoding="utf-8")):
         return ModelCard.load(file)
+    facts = facts or Facts.read(folder)
     license = check_license(license) if license else license_of(folder)
     if not (facts.folder / "samples.png").is_file():
         _draw_samples(facts)
