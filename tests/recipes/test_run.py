@@ -3,9 +3,12 @@
 import dataclasses
 
 import pytest
+from tiny import tiny_unet
 from transformers.hf_argparser import HfArg
 
-from hf_genmod import TrainingConfig
+from hf_genmod import AncestralDDPMScheduler, DenoisingObjective, Trainer, TrainingConfig
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.shapes import ShapesDataset
 from hf_genmod.errors import TrainingError
 from hf_genmod.processes import processes
 from hf_genmod.recipes.arguments import SharingArguments
@@ -93,6 +96,19 @@ class TestRun:
         with pytest.raises(SystemExit) as ended:
             run_main(main, flags)
         assert ended.value.code == 2 and capsys.readouterr().err == "error: number: 5 is too many\n"
+
+    def test_parts_of_a_pipeline_that_do_not_fit_are_one_sentence_before_training(self, tmp_path, flags, capsys):
+        def make_pipeline(unet):
+            raise ValueError("classifier: it does not fit the diffusion model")
+
+        def main(first: self.Arguments, config: TrainingConfig):
+            pictures = load_pictures(ShapesDataset(8, resolution=16))
+            return Trainer(tiny_unet(), DenoisingObjective(AncestralDDPMScheduler()), pictures, config, make_pipeline)
+
+        with pytest.raises(SystemExit) as ended:
+            run_main(main, [*flags, "--batch_size", "4"])
+        assert ended.value.code == 2 and not (tmp_path / "run").exists()
+        assert capsys.readouterr().err.endswith("error: classifier: it does not fit the diffusion model\n")
 
     def test_a_card_that_cannot_be_written_is_reported(self, log, flags, capsys, tmp_path):
         def main(first: self.Arguments, config: TrainingConfig):
