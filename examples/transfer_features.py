@@ -31,13 +31,9 @@ class TransferArguments:
     """Features."""
 
     vae: str = HfArg(help="The autoencoder: the folder of its run, or its id on the Hub.")
-    labels_per_class: list[int] = HfArg(
-        default_factory=lambda: [1, 5, 10, 50, 100], help="Numbers of labelled images per class."
-    )
+    labels_per_class: list[int] = HfArg(default_factory=lambda: [1, 5, 10, 50, 100], help="Labelled images per class.")
     num_seeds: int = HfArg(default=5, help="Choices of labelled images, and of initial weights; two or more.")
-    learning_rates: list[float] = HfArg(
-        default_factory=lambda: [3e-4, 1e-3, 3e-3], help="Learning rates of AdamW to choose from."
-    )
+    learning_rates: list[float] = HfArg(default_factory=lambda: [3e-4, 1e-3, 3e-3], help="Learning rates of AdamW.")
     max_train_steps: int = HfArg(default=200, help="Training steps.")
     batch_size: int = HfArg(default=16, help="Images per step.")
     max_shift: int = HfArg(default=2, help="Most pixels by which images are shifted at random.")
