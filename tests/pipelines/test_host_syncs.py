@@ -18,8 +18,15 @@ class HostSyncs(TorchDispatchMode):
 
     def __init__(self, tensors):
         super().__init__()
-        self.on_device, self.counted = list(tensors), []
-        self.storages = {tensor.untyped_storage().data_ptr() for tensor in self.on_device}
+        self.counted, self.storages = [], {}
+        self.keep(tensors)
+
+    def keep(self, tensors):
+        """Marks tensors as on the accelerator. Their memory is kept, so that no other tensor gets its address."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage.nbytes():
+                self.storages[storage.data_ptr()] = storage
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -27,9 +34,7 @@ class HostSyncs(TorchDispatchMode):
         if any(tensor.untyped_storage().data_ptr() in self.storages for tensor in leaves):
             if function.overloadpacket.__name__ in self.WAITING:
                 self.counted.append(function)
-            made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
-            self.on_device += made  # kept, for nothing else to get their memory
-            self.storages |= {tensor.untyped_storage().data_ptr() for tensor in made}
+            self.keep(x for x in tree_leaves(result) if isinstance(x, torch.Tensor))
         return result
 
 
