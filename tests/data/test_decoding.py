@@ -166,3 +166,12 @@ def test_a_damaged_or_unwritable_cache_costs_nothing(class_folders):
     shutil.rmtree(cache)
     cache.write_text("a file where a folder should be")
     assert load_pictures(class_folders, in_memory=False).fingerprint == fingerprint
+
+
+def test_an_image_that_points_beyond_its_end_is_left_out(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "sound.png")
+    (tmp_path / "broken.tif").write_bytes(b"II+\0" + struct.pack("<HHQ", 8, 0, 2**62))  # a BigTIFF, no directory there
+    dataset = load_pictures(tmp_path, on_bad_image="skip")
+    assert len(dataset) == 1 and "broken.tif" in dataset.skipped[0]
+    with pytest.raises(ValueError, match="broken.tif"):
+        load_pictures(tmp_path)

@@ -48,8 +48,13 @@ class Entries:
             try:
                 results.append(function(index, entry))
             except Exception as error:  # Pillow raises nearly every type of error on broken files
-                if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.ENOENT):
-                    raise  # not the fault of the image
+                of_image = (
+                    None,
+                    errno.ENOENT,
+                    errno.EINVAL,
+                )  # the last from a position far beyond the end of the file
+                if isinstance(error, MemoryError) or getattr(error, "errno", None) not in of_image:
+                    raise
                 unknown = isinstance(error, UnidentifiedImageError)
                 reason = "no image that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
                 results.append(None)
