@@ -48,11 +48,8 @@ class Entries:
             try:
                 results.append(function(index, entry))
             except Exception as error:  # Pillow raises nearly every type of error on broken files
-                of_image = (
-                    None,
-                    errno.ENOENT,
-                    errno.EINVAL,
-                )  # the last from a position far beyond the end of the file
+                # EINVAL: a position far beyond the end of the file
+                of_image = (None, errno.ENOENT, errno.EINVAL)
                 if isinstance(error, MemoryError) or getattr(error, "errno", None) not in of_image:
                     raise
                 unknown = isinstance(error, UnidentifiedImageError)
