@@ -102,3 +102,16 @@ def test_a_required_flag_may_stand_in_the_file(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         parse_arguments(BaseArguments, argv=["--config", str(file)])
     assert ended.value.code == 2 and "argument --rank: invalid int value: 'many'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize("name", ["max_grad_norm", "max_train_minutes", "learning_rate"])
+def test_a_number_that_is_not_finite_is_refused(name, value):
+    given = [f"--{name}={value}"] + ["--max_train_steps=1"] * (name != "max_train_minutes")
+    with pytest.raises(ValueError, match=f"{name}: -?(nan|inf) is not finite"):
+        parse_arguments(TrainingConfig, argv=given)
+
+
+def test_a_list_of_numbers_is_refused_if_one_is_not_finite():
+    with pytest.raises(ValueError, match=r"fourier_frequencies: \[1.0, nan\] is not finite"):
+        parse_arguments(ModelArguments, argv=["--fourier_frequencies", "1", "nan"])

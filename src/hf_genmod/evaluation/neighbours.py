@@ -59,26 +59,20 @@ class MemorisationAudit:
     distances: Tensor  # the distance to that image, (n,)
 
 
-def audit_memorisation(
-    samples: Tensor, training: Tensor, held_out_distances: Tensor, quantile: float = 0.01
-) -> MemorisationAudit:
+def audit_memorisation(samples: Tensor, training: Tensor, held_out_distances: Tensor) -> MemorisationAudit:
     """
     Tests whether samples (n, ...) copy training images (N, ...), by distances of pixels or of features. The threshold
-    is a quantile, at least 1/m, of the distances of m held-out images to the nearest training image, as [`nearest_of`]
-    returns them. The standard error of the share p is √(p (1 − p) (1/n + 1/m)).
-
-    Raises:
-        ValueError: If there are too few held-out images for the quantile.
+    is the 1% quantile of the distances of m held-out images to the nearest training image, as [`nearest_of`] returns
+    them; `ValueError` if m < 100. The standard error of the share p is √(p (1 − p) (1/n + 1/m)).
     """
     n, m = len(samples), len(held_out_distances)
-    if m * quantile < 1:
-        least = math.ceil(1 / quantile)
-        raise ValueError(f"held_out_distances: {m} images have no {quantile:.0%} quantile; hold out {least}")
-    threshold = held_out_distances.quantile(quantile).item()
+    if m < 100:
+        raise ValueError(f"held_out_distances: {m} images have no 1% quantile; hold out 100")
+    threshold = held_out_distances.quantile(0.01).item()
     distances, nearest = nearest_of(samples, training)
     share = Share.of(distances < threshold)
     error = math.sqrt(share.value * (1 - share.value) * (1 / n + 1 / m))
-    return MemorisationAudit(threshold, share, share.value - quantile > 3 * error, nearest, distances)
+    return MemorisationAudit(threshold, share, share.value - 0.01 > 3 * error, nearest, distances)
 
 
 def nearest_of(x: Tensor, others: Tensor, batch_size: int = 256) -> tuple[Tensor, Tensor]:

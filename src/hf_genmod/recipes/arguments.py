@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import math
 import sys
 import typing
 from pathlib import Path
@@ -87,6 +88,10 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
         close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{name}" for name in names], n=1)
         hint = f"did you mean {close[0]}?" if close else "--help lists them"
         raise ValueError(f"{unknown[0]}: no such flag; {hint}")
+    for name, value in vars(values).items():
+        numbers = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, float)]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{name}: {value} is not finite")
     return tuple(
         dataclass_type(**{field.name: getattr(values, field.name) for field in dataclasses.fields(dataclass_type)})
         for dataclass_type in dataclass_types
