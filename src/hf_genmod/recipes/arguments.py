@@ -91,7 +91,7 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     for name, value in vars(values).items():
         numbers = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, float)]
         if not all(map(math.isfinite, numbers)):
-            raise ValueError(f"{name}: {value} is not finite")
+            raise ValueError(f"{name}: {value} is not finite; give finite numbers")
     return tuple(
         dataclass_type(**{field.name: getattr(values, field.name) for field in dataclasses.fields(dataclass_type)})
         for dataclass_type in dataclass_types

@@ -46,7 +46,7 @@ class Batches:
         """The parts of the step's batch, as the data set gives them, and the random numbers of their images."""
         try:
             parts = [next(self._loaded) for _ in self.positions]
-        except (RuntimeError, EOFError, ConnectionError) as error:  # the latter while a process is still dying
+        except (RuntimeError, EOFError, ConnectionError) as error:  # the last two from one still dying
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             print(f"a process that loads images has died ({error}); starting others", file=sys.stderr)
