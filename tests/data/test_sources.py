@@ -89,9 +89,9 @@ def test_missing_and_empty_places(tmp_path):
     (tmp_path / "broken" / "train.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match="it holds no data set that can be read"):
         load_pictures(tmp_path / "broken")
-    (tmp_path / "pictures.zip").write_text("")
-    with pytest.raises(ValueError, match="not a parquet file"):
-        load_pictures(tmp_path / "pictures.zip")
+    (tmp_path / "pictures.txt").write_text("")
+    with pytest.raises(ValueError, match="a file, but neither a parquet file nor an archive"):
+        load_pictures(tmp_path / "pictures.txt")
     (tmp_path / "a[1]").mkdir()
     with pytest.raises(ValueError, match="for a pattern; rename the folder"):
         load_pictures(tmp_path / "a[1]")

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ import datasets
 from datasets.utils import tqdm
 from PIL import Image, UnidentifiedImageError
 
-from hf_genmod.data.sources import ARRAYS
+from hf_genmod.data.sources import ARRAY_TYPES
 
 _CHUNK = 64  # images that a thread holds at once
 
@@ -21,7 +22,7 @@ class Entries:
     def __init__(self, source: datasets.Dataset | list[Image.Image], name: str):
         self._is_array = False
         if not isinstance(source, list):
-            self._is_array = isinstance(source.features["image"], ARRAYS)
+            self._is_array = isinstance(source.features["image"], ARRAY_TYPES)
             source = source.select_columns("image").with_format("numpy" if self._is_array else "arrow")
         self._source, self._name, self._rows = source, name, range(len(source))
 
@@ -54,6 +55,8 @@ class Entries:
                     raise
                 unknown = isinstance(error, UnidentifiedImageError)
                 reason = "no image that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
+                if isinstance(error, FileNotFoundError) and os.path.islink(entry["path"]):
+                    reason = f"a link to {os.readlink(entry['path'])}, which is not there"
                 results.append(None)
                 unusable.append(f"{self.where(index, entry)}: {reason}")
         return results, unusable

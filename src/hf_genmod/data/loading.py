@@ -1,7 +1,8 @@
 """`load_pictures("path/to/folder", resolution=64)`: any source of images as a `PictureDataset`."""
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
@@ -9,9 +10,11 @@ import pyarrow as pa
 import torch
 from datasets.utils import tqdm
 
+from hf_genmod.data.entries import Entries
+from hf_genmod.data.folder import in_order
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
-from hf_genmod.data.sources import ARRAYS, SHAPES_SPLITS, column_of, find_splits
+from hf_genmod.data.sources import ARRAY_TYPES, SHAPES_SPLITS, column_of, find_splits
 
 
 def load_pictures(
@@ -79,8 +82,10 @@ def load_pictures(
             raise ValueError(f"{argument}: {column!r} is no column of {name}; it has {', '.join(rows.column_names)}")
     rows = rows.select(_at_even_distances(len(rows), limit))
     pictures = _pictures(rows, name, image_column)
-    labels, label_names = _labels(splits, rows, name, label_column, require_labels or label_column is not None)
-    captions = _captions(rows, name, caption_column, require_captions or caption_column is not None)
+    where = Entries(pictures, name).where
+    require_labels, require_captions = require_labels or bool(label_column), require_captions or bool(caption_column)
+    labels, label_names = _labels(splits, rows, name, label_column, require_labels, where)
+    captions = _captions(rows, name, caption_column, require_captions, where)
     return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory, on_bad_image)
 
 
@@ -106,14 +111,14 @@ def _split(splits: dict, split: str, name: str):
 def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets.Dataset:
     """The images, not decoded, as the column "image"."""
     if column is None:
-        images = [key for key, feature in rows.features.items() if isinstance(feature, (datasets.Image, *ARRAYS))]
+        images = [key for key, feature in rows.features.items() if isinstance(feature, (datasets.Image, *ARRAY_TYPES))]
         if len(images) != 1:
             counted = f"{len(images)} of its columns ({', '.join(rows.column_names)})"
             raise ValueError(f"{name}: {counted} are known to hold images; choose one with --image_column")
         column = images[0]
     pictures = rows.select_columns(column)
     try:
-        if not isinstance(rows.features[column], ARRAYS):
+        if not isinstance(rows.features[column], ARRAY_TYPES):
             pictures = pictures.cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"image_column: {column!r} of {name} holds no images; name another column") from error
@@ -121,7 +126,7 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
 
 
 def _labels(
-    splits: dict, rows: datasets.Dataset, name: str, column: str | None, required: bool
+    splits: dict, rows: datasets.Dataset, name: str, column: str | None, required: bool, where: Callable
 ) -> tuple[torch.Tensor | None, list[str] | None]:
     """The label of each image and the names of the classes; both `None` where there are none and none required."""
     if column is None:
@@ -142,7 +147,7 @@ def _labels(
     elif re.fullmatch(r"u?int\d+|bool|(large_)?string", dtype):
         # The values of all splits, so that a label means the same in each of them.
         known = {value for other in splits.values() if column in other.features for value in other.unique(column)}
-        classes = sorted(value for value in known if value is not None and (isinstance(value, str) or value >= 0))
+        classes = in_order({value for value in known if value is not None and (isinstance(value, str) or value >= 0)})
         label_names = [str(value) for value in classes]
     elif required:
         raise ValueError(f"label_column: {column!r} of {name} holds {dtype}, not classes; name another column")
@@ -150,14 +155,21 @@ def _labels(
         return None, None
     index = {value: i for i, value in enumerate(classes)}
     labels = torch.tensor([index.get(value, -1) for value in values])
-    unlabelled = int((labels < 0).sum())
-    if unlabelled and required:
-        some = f"{unlabelled} of the {len(labels)} images of {name} have no label in {column!r} (-1 or none)"
-        raise ValueError(f"label_column: {some}; use a split with labels or remove them")
-    return (None, None) if unlabelled else (labels, label_names)
+    unlabelled = (labels < 0).nonzero()[:, 0].tolist()
+    if not unlabelled:
+        return labels, label_names
+    some = f"{len(unlabelled)} of the {len(labels)} images of {name} have no label in {column!r} (-1 or none)"
+    some = f"label_column: {some}, such as {where(unlabelled[0])}"
+    if required:
+        raise ValueError(
+            f"{some}; use a split with labels, put images into class folders of one depth, or remove them"
+        )
+    if len(unlabelled) < len(labels):
+        warnings.warn(f"{some}, so labels are not used", stacklevel=3)
+    return None, None
 
 
-def _captions(rows: datasets.Dataset, name: str, column: str | None, required: bool) -> list | None:
+def _captions(rows: datasets.Dataset, name: str, column: str | None, required: bool, where: Callable) -> list | None:
     column = column or next((key for key in ("text", "caption", "captions") if key in rows.column_names), None)
     feature = rows.features.get(column)
     if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string"):
@@ -168,7 +180,12 @@ def _captions(rows: datasets.Dataset, name: str, column: str | None, required: b
         return None
     captions = column_of(rows, column).to_pylist()
     missing = [i for i, caption in enumerate(captions) if caption is None or caption == []]
-    if missing and required:
-        some = f"{len(missing)} of the {len(captions)} images of {name} have no caption in {column!r}"
-        raise ValueError(f"caption_column: {some}, such as row {missing[0]}; caption or remove them")
-    return None if missing else captions
+    if not missing:
+        return captions
+    some = f"{len(missing)} of the {len(captions)} images of {name} have no caption in {column!r}"
+    some = f"caption_column: {some}, such as {where(missing[0])}"
+    if required:
+        raise ValueError(f"{some}; caption or remove them")
+    if len(missing) < len(captions):
+        warnings.warn(f"{some}, so captions are not used", stacklevel=3)
+    return None

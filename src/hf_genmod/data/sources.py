@@ -1,6 +1,6 @@
 """Finds the images of a folder, file or data set on the Hub."""
 
-import os
+import contextlib
 import re
 import warnings
 from pathlib import Path
@@ -8,12 +8,15 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub import DatasetCard
 
-from hf_genmod.errors import first_line
+from hf_genmod.data.archives import list_images, unpacked
+from hf_genmod.data.files import ARCHIVE, ARRAYS, Listing
+from hf_genmod.data.folder import read_folder
+from hf_genmod.errors import first_line, shortened
 
 SHAPES_SPLITS = {"train": (8192, 0), "test": (2048, 1)}  # number of images, seed
-ARRAYS = (datasets.Array2D, datasets.Array3D)  # types of columns
+ARRAY_TYPES = (datasets.Array2D, datasets.Array3D)  # types of columns
 
 
 def splits_of(dataset: str | Path) -> list[str]:
@@ -30,74 +33,63 @@ def find_splits(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, c
     name, path = str(dataset), Path(dataset).expanduser().resolve()
     if not path.exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise FileNotFoundError(f"{name}: there is no such folder or file; check the path")
-    if path.is_file() and path.suffix != ".parquet":
-        raise ValueError(f"{name}: a file, but not a parquet file; give a folder of images or a .parquet file")
+    is_archive = path.is_file() and ARCHIVE.fullmatch(path.name) is not None
+    if path.is_file() and path.suffix != ".parquet" and not is_archive:
+        what = "a file, but neither a parquet file nor an archive"
+        raise ValueError(f"{name}: {what}; give a folder of images, an archive of one, or a .parquet file")
+    saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+    found = Listing()
+    if is_archive or (path.is_dir() and not saved):
+        found = list_images(unpacked(str(path)) if is_archive else path)
+        arrays = [file for file in found.images if file.path.lower().endswith(ARRAYS)]
+        if arrays and len(arrays) < len(found.images):
+            image = next(file for file in found.images if file not in arrays)
+            kinds = f"both arrays, {arrays[0].place}, and images, {image.place}"
+            raise ValueError(f"{name}: it holds {kinds}; keep one kind")
+        if found.images and not found.tables and not _has_configurations(path):
+            return read_folder(found, name), name
     if path.exists() and set("*?[]") & set(str(path)):
         raise ValueError(f"{name}: datasets takes a path with a character of *?[] for a pattern; rename the folder")
-    # `datasets` ignores hidden files.
-    files = [file for file in path.rglob("*") if not re.search(r"(^|/)(\.|__)", file.relative_to(path).as_posix())]
-    images = {str(file) for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS}
-    metadata = [file for file in files if file.name in ImageFolder.METADATA_FILENAMES]
-    arrays = [file for file in files if file.suffix == ".npy"]
-    if arrays and images:
-        raise ValueError(f"{name}: it holds both arrays, {arrays[0].name}, and images, {min(images)}; keep one kind")
-    if arrays:
-        return _array_folder(path, arrays), name
     try:
-        if path.is_file():
+        if path.is_file() and not is_archive:
             return datasets.load_dataset("parquet", data_files={"train": str(path)}), name
-        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            saved = datasets.load_from_disk(path)
-            return saved if isinstance(saved, dict) else {"train": saved}, name
-        if not images or ".parquet" in {file.suffix for file in files if file not in metadata}:
-            return datasets.load_dataset(str(path) if path.exists() else name, config_name), name
-        splits = datasets.load_dataset("imagefolder", data_dir=str(path))
+        if saved:
+            loaded = datasets.load_from_disk(path)
+            return loaded if isinstance(loaded, dict) else {"train": loaded}, name
+        splits = datasets.load_dataset(str(path) if path.exists() else name, config_name)
     except Exception as error:  # each format has a library with errors of its own
         cause = first_line(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
         if not path.exists():
             message = f"there is no such folder, and the Hub has no such data set ({cause}); check the spelling"
             raise FileNotFoundError(f"{name}: {message}") from error
+        others = [f"{file.place}, {why}" for file, why in found.others]
+        cause = f"among others {shortened(others, 3)}" if others else cause
         kinds = "images or .npy files, in class folders or not, images with a metadata.jsonl, or parquet files"
         raise ValueError(f"{name}: it holds no data set that can be read ({cause}); it should hold {kinds}") from error
-    # For `datasets`, folders and files named train, test, eval, ... are splits; it ignores all others.
+    if found.images:
+        _warn_of_unused(found, splits, name)
+    return splits, name
+
+
+def _has_configurations(path: Path) -> bool:
+    """Whether the README of a data set says which of its files belong to it, as that of a data set on the Hub."""
+    with contextlib.suppress(Exception):  # there is none, or none that can be read
+        configurations = DatasetCard.load(path / "README.md").data.to_dict().get("configs") or []
+        return any({"data_files", "data_dir"} & set(configuration) for configuration in configurations)
+    return False
+
+
+def _warn_of_unused(found: Listing, splits: dict[str, datasets.Dataset], name: str) -> None:
+    """Names the images of a folder that are in no split of what `datasets` read."""
     used = set()
     for rows in splits.values():
         for column, feature in rows.features.items():
             if isinstance(feature, datasets.Image):
                 used |= {entry["path"] for entry in column_of(rows, column).to_pylist() if entry}
-    ignored = sorted(images - used)
-    if ignored and metadata:
-        warnings.warn(f"{name}: {len(ignored)} images have no line in its metadata and are left out", stacklevel=3)
-    elif ignored:
-        example, other = (os.path.relpath(file, path) for file in (ignored[0], min(used)))
-        raise ValueError(
-            f"{name}: {len(ignored)} of its {len(images)} images (such as {example}) would be ignored, because "
-            f"the names of others ({other}) look like those of the splits {', '.join(splits)}; rename the latter"
-        )
-    # It takes folders train/ and test/ of images without classes for the classes "train" and "test".
-    labelled = not metadata and all("label" in rows.column_names for rows in splits.values())
-    if labelled and len(splits) > 1 and all(len(rows.unique("label")) == 1 for rows in splits.values()):
-        splits = {split: rows.remove_columns("label") for split, rows in splits.items()}
-    return splits, name
-
-
-def _array_folder(path: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
-    """The splits of a folder of arrays: its folders "train", "validation" and "test", or else the whole folder; with
-    labels if the arrays are in class folders."""
-    tops = {file.relative_to(path).parts[0] for file in files}
-    roots = {split: path / split for split in tops} if tops <= {"train", "validation", "test"} else {"train": path}
-    of_split = {split: sorted(file for file in files if root in file.parents) for split, root in roots.items()}
-    classes = sorted({file.parent.name for file in files})
-    at_one_depth = all(file.parent.parent == roots[split] for split, files in of_split.items() for file in files)
-    splits = {}
-    for split, files in of_split.items():
-        columns = {"image": [{"bytes": None, "path": str(file)} for file in files]}
-        features = {"image": datasets.Image(decode=False)}
-        if at_one_depth and len(classes) > 1:
-            columns["label"] = [file.parent.name for file in files]
-            features["label"] = datasets.ClassLabel(names=classes)
-        splits[split] = datasets.Dataset.from_dict(columns, datasets.Features(features))
-    return splits
+    unused = [image.place for image in found.images if image.path not in used]
+    if unused:
+        reason = "as its parquet files or its README define the data set"
+        warnings.warn(f"{name}: {len(unused)} images are not used, {reason} ({shortened(unused)})", stacklevel=3)
 
 
 def column_of(rows: datasets.Dataset, column: str) -> pa.ChunkedArray:

@@ -1,0 +1,119 @@
+"""Images in archives, which count as folders."""
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+from filelock import FileLock
+
+from hf_genmod.data.files import ARCHIVE, OF_TOOLS, File, Listing, image_endings, list_files
+from hf_genmod.errors import first_line, shortened
+
+
+def list_images(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:
+    """Lists a folder as [`list_files`] does; if all images are in archives, with what is in them."""
+    found = list_files(root, above)
+    for archive in found.archives if found.images else ():
+        _check_unpacked(archive, found)
+    if found.images or found.tables or any(_is_web_dataset(archive.path) for archive in found.archives):
+        return found
+    for archive in found.archives:
+        inner = list_images(unpacked(archive.path), (*archive.folders, ARCHIVE.fullmatch(archive.name)[1]))
+        for attribute in ("images", "metadata", "tables", "others"):
+            getattr(found, attribute).extend(getattr(inner, attribute))
+        found.captions |= inner.captions
+        found.folders |= inner.folders
+    twice = [place for place, count in Counter(file.place for file in found.images).items() if count > 1]
+    if twice:
+        names = shortened([archive.place for archive in found.archives])
+        raise ValueError(f"{root}: {twice[0]} is in several of its archives ({names}); keep one of them")
+    found.images.sort(key=lambda file: file.place)
+    return found
+
+
+def _check_unpacked(archive: File, found: Listing) -> None:
+    """Lists an archive beside images among the unused files if its images are these, or refuses it."""
+    inside = Counter((parts[-1], size) for parts, size in _members(archive.path) if _ending(parts) in image_endings())
+    names = {name for name, _ in inside}
+    beside = [file for file in found.images if file.name in names and os.path.isfile(file.path)]
+    missing = inside - Counter((file.name, os.path.getsize(file.path)) for file in beside)
+    if missing:
+        what = f"it holds {missing.total()} images, such as {min(missing)[0]}, that do not lie unpacked beside it"
+        raise ValueError(f"{archive.path}: {what}; unpack it, or move it to another folder")
+    found.others.append((archive, "its images lie unpacked beside it" if inside else "no images are in it"))
+
+
+def _is_web_dataset(archive: str) -> bool:
+    """Whether a .tar has labels in files that are called as its images are, which `datasets` reads."""
+    files = [parts for parts, _ in _members(archive)] if archive.lower().endswith(".tar") else []
+    images = {os.path.splitext("/".join(parts))[0] for parts in files if _ending(parts) in image_endings()}
+    return any(
+        _ending(parts) in (".cls", ".json") and os.path.splitext("/".join(parts))[0] in images for parts in files
+    )
+
+
+def _ending(parts: tuple[str, ...]) -> str:
+    return os.path.splitext(parts[-1])[1].lower()
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
+    """An archive; errors of reading it are one sentence."""
+    try:
+        with zipfile.ZipFile(path) if path.lower().endswith(".zip") else tarfile.open(path) as archive:
+            yield archive
+    except Exception as error:  # each way of packing has errors of its own
+        reason = "it needs a password" if "password" in str(error) else first_line(error)
+        raise ValueError(f"{path}: the archive cannot be read ({reason}); unpack it yourself, or remove it") from error
+
+
+def _members(path: str) -> list[tuple[tuple[str, ...], int]]:
+    """The paths and the sizes in bytes of the files in an archive, without hidden ones and those of systems."""
+    contents = _read(path, os.stat(path).st_mtime_ns)
+    members = [(tuple(re.split(r"[/\\]+", member.removeprefix("./"))), size) for member, size in contents]
+    return [
+        (parts, size) for parts, size in members if not any(part.startswith(".") or part in OF_TOOLS for part in parts)
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: str, _time: int) -> list[tuple[str, int]]:
+    with _opened(path) as archive:
+        if isinstance(archive, zipfile.ZipFile):
+            return [(info.filename, info.file_size) for info in archive.infolist() if not info.is_dir()]
+        return [(info.name, info.size) for info in archive if info.isfile()]
+
+
+def unpacked(path: str) -> Path:
+    """
+    The folder of what is in an archive, in the cache folder of `datasets`, where it is unpacked once. A single folder
+    in the archive that is called as the archive is stands for the archive.
+
+    Raises:
+        ValueError: If the archive is damaged or needs a password, or does not fit on the disk.
+    """
+    path, stat = os.path.realpath(path), os.stat(path)
+    key = hashlib.blake2b(f"{path} {stat.st_mtime_ns} {stat.st_size}".encode(), digest_size=8).hexdigest()
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", "unpacked", key, os.path.basename(path))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            part = tempfile.mkdtemp(dir=folder.parent)
+            try:
+                with _opened(path) as archive:
+                    archive.extractall(part, **({} if path.lower().endswith(".zip") else {"filter": "data"}))
+                os.replace(part, folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    stem = ARCHIVE.fullmatch(folder.name)[1]
+    return folder / stem if set(os.listdir(folder)) - {"__MACOSX", ".DS_Store"} == {stem} else folder

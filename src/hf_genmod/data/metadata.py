@@ -1,0 +1,104 @@
+"""Tables and texts beside images: metadata.jsonl, metadata.csv, metadata.parquet, and captions in .txt files."""
+
+import csv
+import io
+import json
+import os
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_genmod.data.files import File, composed
+
+CAPTION_COLUMNS, LABEL_COLUMNS = ("text", "caption", "captions"), ("label", "labels", "class")
+
+
+def read_text(path: str) -> str:
+    """The text of a file, without a byte order mark. Raises a `ValueError` with the line if it is not UTF-8."""
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: the text is not UTF-8; save the file as UTF-8") from error
+
+
+def read_rows(path: str) -> list[tuple[str, dict]]:
+    """The rows of a metadata file, each with its file and line for errors."""
+    read = {"jsonl": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}[path.lower().rpartition(".")[2]]
+    return [(f"{path}, line {line}", row) for line, row in read(path)]
+
+
+def _json_rows(path: str) -> list[tuple[int, dict]]:
+    rows = []
+    for line, text in enumerate(read_text(path).split("\n"), 1):
+        if text.strip():
+            try:
+                row = json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {line}: it is not JSON ({error}); correct the line") from error
+            if not isinstance(row, dict):
+                raise ValueError(f'{path}, line {line}: it is not of the form {{"file_name": "1.png", ...}}')
+            rows.append((line, row))
+    return rows
+
+
+def _csv_rows(path: str) -> list[tuple[int, dict]]:
+    """The rows of a table, its cells strings, or `None` if they are empty. Labels are integers if all of them are."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    lines = []
+    try:
+        for cells in reader:
+            if cells:
+                lines.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
+    if not lines:
+        return []
+    (_, names), *lines = lines
+    for line, cells in lines:
+        if len(cells) != len(names):
+            reason = f"{len(cells)} cells, not the {len(names)} of the first line"
+            raise ValueError(f'{path}, line {line}: {reason}; put texts with a comma or line break in "quotes"')
+    columns = [[cell or None for cell in cells] for cells in zip(*(cells for _, cells in lines), strict=True)]
+    for name, column in zip(names, columns, strict=False):
+        if name in LABEL_COLUMNS and all(
+            re.fullmatch(r"0|-?[1-9]\d{0,17}", cell) for cell in column if cell is not None
+        ):
+            column[:] = [None if cell is None else int(cell) for cell in column]
+    rows = zip(*columns, strict=True)
+    return [(line, dict(zip(names, row, strict=True))) for (line, _), row in zip(lines, rows, strict=True)]
+
+
+def _parquet_rows(path: str) -> list[tuple[int, dict]]:
+    try:
+        return list(enumerate(pq.read_table(path).to_pylist(), 1))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: no parquet file that can be read ({error}); write it again") from error
+
+
+def images_of(row: dict, where: str, metadata: File) -> dict[str, tuple[str, ...]]:
+    """
+    The images that a row names: for each column of images, the folders and the name of the file in the data set.
+    "file_name" is the column "image", "mask_file_name" the column "mask".
+
+    Raises:
+        ValueError: If the row names no image, or one outside the folder of the metadata file.
+    """
+    named = {key[: -len("_file_name")] or "image": key for key in row if re.fullmatch(r"(.+_)?file_name", key)}
+    if not named:
+        raise ValueError(f"{where}: no column file_name says which image it describes; it has {', '.join(row)}")
+    places = {}
+    for column, key in named.items():
+        name = row[key]
+        if name is None and len(named) > 1:
+            continue
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{where}: {key} is {name!r}, not the name of a file")
+        place = os.path.normpath(name.replace("\\", "/")).replace("\\", "/")
+        if place.startswith(("/", "../")) or place in (".", "..") or re.match(r"\w+:", place):
+            raise ValueError(f"{where}: {key} is {name!r}; give a path below the folder of the metadata file")
+        places[column] = (*map(composed, (*metadata.folders, *place.split("/"))),)
+    return places

@@ -1,0 +1,119 @@
+"""Archives are read as the folders that were packed, once."""
+
+import re
+import shutil
+import tarfile
+import zipfile
+
+import datasets
+import pytest
+from made_images import coded, picture, save
+
+from hf_genmod.data.archives import unpacked
+from hf_genmod.data.loading import load_pictures
+
+FORMATS = {"zip": "zip", "tar": "tar", "tar.gz": "gztar", "tgz": "gztar", "tar.bz2": "bztar", "tar.xz": "xztar"}
+
+
+def pack(folder, file, inside=None):
+    """Packs a folder, or the folder itself with all in it."""
+    ending = file.name.split(".", 1)[1]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made = shutil.make_archive(str(file.with_name("made")), FORMATS[ending.lower()], folder, inside)
+    shutil.move(made, file)
+    return file
+
+
+@pytest.mark.parametrize("ending", [*FORMATS, "ZIP"])
+def test_class_folders_in_an_archive(class_folders, tmp_path, ending):
+    folder = load_pictures(class_folders)
+    for file, inside in (
+        (tmp_path / "a" / f"data.{ending}", None),
+        (tmp_path / "b" / f"pictures.{ending}", "pictures"),
+    ):
+        pack(class_folders.parent if inside else class_folders, file, inside)
+        for dataset in (file, file.parent):
+            pictures = load_pictures(dataset, require_labels=True)
+            assert pictures.fingerprint == folder.fingerprint and pictures.label_names == folder.label_names
+            assert file.name in pictures.where(0) and pictures.where(0).endswith("ant/0.png")
+
+
+def test_archives_are_folders(class_folders, tmp_path):
+    for name in ("ant", "bee", "zebra"):
+        pack(class_folders / name, tmp_path / "classes" / f"{name}.zip")
+    folder = load_pictures(class_folders)
+    assert load_pictures(tmp_path / "classes").fingerprint == folder.fingerprint
+    for split in ("train", "test"):
+        pack(tmp_path / "classes", tmp_path / "splits" / f"{split}.tar")
+    assert load_pictures(tmp_path / "splits", split="test").fingerprint == folder.fingerprint
+    (tmp_path / "splits" / "test.zip").write_bytes((tmp_path / "classes" / "ant.zip").read_bytes())
+    pack(class_folders / "ant", tmp_path / "twice" / "ant.zip")
+    pack(class_folders / "ant", tmp_path / "twice" / "ant.tar")
+    with pytest.raises(ValueError, match=r"ant/0.png is in several of its archives \(ant.tar, ant.zip\); keep one"):
+        load_pictures(tmp_path / "twice")
+
+
+def test_an_archive_beside_what_was_unpacked_from_it(class_folders, tmp_path):
+    alone = load_pictures(class_folders)
+    for ending in ("zip", "tar.gz"):
+        file = pack(class_folders, tmp_path / f"pictures.{ending}")
+        shutil.move(file, class_folders / file.name)
+        with pytest.warns(UserWarning, match=rf"pictures.{ending} \(its images lie unpacked beside it\)"):
+            assert load_pictures(class_folders).fingerprint == alone.fingerprint
+        (class_folders / file.name).unlink()
+    pack(class_folders / "bee", class_folders / "bee.zip")
+    shutil.rmtree(class_folders / "bee")
+    with pytest.raises(
+        ValueError, match="bee.zip: it holds 2 images, such as 2.png, that do not lie unpacked beside it"
+    ):
+        load_pictures(class_folders)
+
+
+def test_metadata_and_captions_in_an_archive(tmp_path, arrays):
+    for i in range(2):
+        save(picture(arrays[i]), tmp_path / "data" / "images" / f"{i}.png")
+    (tmp_path / "data" / "metadata.csv").write_text("file_name,text\nimages/0.png,a\nimages/1.png,b\n")
+    assert load_pictures(pack(tmp_path / "data", tmp_path / "a.zip")).captions == ["a", "b"]
+
+
+def test_what_cannot_be_unpacked_is_named(class_folders, tmp_path):
+    sound = pack(class_folders, tmp_path / "sound.zip").read_bytes()
+    packed = pack(class_folders, tmp_path / "sound.tar.gz").read_bytes()
+    locked = bytearray(sound)
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # of each file, where it is and in the directory
+        for start in (match.start() for match in re.finditer(re.escape(mark), sound)):
+            locked[start + flags] |= 1
+    for name, content, reason in (
+        ("broken.zip", sound[:-100], "File is not a zip file"),
+        ("empty.zip", b"", "File is not a zip file"),
+        ("locked.zip", bytes(locked), "it needs a password"),
+        ("broken.tar.gz", packed[: len(packed) // 2], "ended before the end-of-stream marker"),
+        ("other.tar", b"no archive at all", "file could not be opened"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(
+            ValueError, match=rf"{name}: the archive cannot be read \(.*{reason}.*\); unpack it yourself"
+        ):
+            load_pictures(tmp_path / name)
+    folders = [
+        path for path in (datasets.config.HF_DATASETS_CACHE / "hf_genmod" / "unpacked").glob("*/*") if path.is_dir()
+    ]
+    assert not folders  # half an archive is not left
+
+
+def test_nothing_is_written_outside(tmp_path, arrays):
+    content = coded(picture(arrays[0]))["bytes"]
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("../../evil.png", content)
+    folder = unpacked(str(tmp_path / "bad.zip"))
+    assert [path.relative_to(folder).as_posix() for path in folder.rglob("*")] == ["evil.png"]
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("../evil.png"))
+    with pytest.raises(ValueError, match="bad.tar: the archive cannot be read .*outside"):
+        unpacked(str(tmp_path / "bad.tar"))
+
+
+def test_other_archives_are_to_be_unpacked(tmp_path):
+    (tmp_path / "images.rar").write_bytes(b"Rar!")
+    with pytest.raises(ValueError, match="images.rar, packed; unpack it"):
+        load_pictures(tmp_path)

@@ -1,0 +1,112 @@
+"""The files of a folder are images, belong to images or systems, or are named."""
+
+import os
+
+import pytest
+from made_images import coded, picture, pixels, save
+from PIL import Image
+
+from hf_genmod.data.files import list_files
+
+
+def places(files):
+    return [file.place for file in files]
+
+
+@pytest.fixture
+def image():
+    return picture(pixels(1)[0])
+
+
+@pytest.mark.parametrize(
+    "ending", ["png", "PNG", "Jpg", "webp", "TIFF", "avif", "jp2", "qoi", "npy", "heic", "CR2", "svg"]
+)
+def test_endings_of_images(tmp_path, ending):
+    (tmp_path / f"0.{ending}").write_bytes(b"whatever")
+    (tmp_path / f"0.{ending}.txt").write_text("a caption")
+    found = list_files(tmp_path)
+    assert places(found.images) == [f"0.{ending}"] and places(found.captions.values()) == [f"0.{ending}.txt"]
+    assert not found.others
+
+
+@pytest.mark.parametrize("name", ["download", "0.jpg_large", "0.dat", "0.png.1", "0.txt", "image.php"])
+def test_the_content_counts_where_the_name_says_nothing(tmp_path, image, name):
+    (tmp_path / name).write_bytes(coded(image)["bytes"])
+    assert places(list_files(tmp_path).images) == [name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    """0.jpg.json 0.jpg.xmp 0.jpg~ 0.json 0.xmp 0.AAE 0.jpg.bak 0.jpg_original 0.jpg.part0 ._0.jpg .DS_Store Thumbs.db
+ desktop.ini README.md README LICENSE.txt dataset_infos.json __MACOSX/0.jpg @eaDir/0.jpg/THUMB.jpg .cache/x.png .git/x
+ .thumbnails/0.jpg __pycache__/x.pyc .gitattributes SHA256SUMS""".split(),
+)
+def test_what_belongs_to_images_and_systems_is_no_matter(tmp_path, image, name):
+    save(image, tmp_path / "0.jpg")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"no image")
+    found = list_files(tmp_path)
+    assert places(found.images) == ["0.jpg"]
+    assert not found.others and not found.captions and not found.archives and not found.metadata
+
+
+@pytest.mark.parametrize(
+    "name", ["0.pdf", "notes.docx", "0.mp4", "0.mov", "notes.txt", "labels.csv", ".x.png", ".x/0.png"]
+)
+def test_other_files_are_named(tmp_path, image, name):
+    save(image, tmp_path / "0.jpg")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("something else")
+    found = list_files(tmp_path)
+    assert places(found.images) == ["0.jpg"] and places(file for file, _ in found.others) == [name]
+
+
+class TestLinks:
+    def test_are_what_they_lead_to(self, tmp_path, image):
+        save(image, tmp_path / "elsewhere" / "robin" / "0.png")
+        save(image, tmp_path / "birds" / "wren" / "1.png")
+        (tmp_path / "birds" / "robin").symlink_to(tmp_path / "elsewhere" / "robin")
+        (tmp_path / "birds" / "wren" / "2.png").symlink_to("../../elsewhere/robin/0.png")
+        (tmp_path / "link").symlink_to("birds")
+        for folder in ("birds", "link"):
+            assert places(list_files(tmp_path / folder).images) == ["robin/0.png", "wren/1.png", "wren/2.png"]
+
+    def test_to_nowhere_are_called_that(self, tmp_path, image):
+        save(image, tmp_path / "0.png")
+        (tmp_path / "robin").symlink_to("gone")
+        with pytest.raises(ValueError, match="robin: a link to gone, which is not there; correct or remove it"):
+            list_files(tmp_path)
+
+    @pytest.mark.parametrize("target", [".", "..", "/", "../.."])
+    def test_in_a_circle_end(self, tmp_path, image, target):
+        save(image, tmp_path / "top" / "a" / "0.png")
+        (tmp_path / "top" / "a" / "around").symlink_to(target)
+        found = list_files(tmp_path / "top")
+        assert places(found.images) == ["a/0.png"]
+        assert places(file for file, _ in found.others) == ["a/around"]
+
+    def test_to_each_other_end(self, tmp_path, image):
+        for here, there in ("ab", "ba"):
+            save(image, tmp_path / here / "0.png")
+            (tmp_path / here / "other").symlink_to(f"../{there}")
+        assert places(list_files(tmp_path).images) == ["a/0.png", "a/other/0.png", "b/0.png", "b/other/0.png"]
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert list_files(tmp_path).others[0][1] == "neither a file nor a folder"
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    with pytest.raises(ValueError, match="its name is not UTF-8; rename it"):
+        list_files(tmp_path)
+
+
+def test_many_folders_in_each_other(tmp_path):
+    folder = tmp_path
+    for _ in range(300):
+        folder = folder / "a"
+    folder.mkdir(parents=True)
+    Image.new("L", (2, 2)).save(folder / "0.png")
+    assert len(list_files(tmp_path).images[0].folders) == 300

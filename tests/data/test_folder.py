@@ -1,0 +1,157 @@
+"""Splits and classes follow from the folders, or a sentence says why not."""
+
+import random
+import warnings
+
+import pytest
+from made_images import picture, save
+
+from hf_genmod.data.archives import list_images
+from hf_genmod.data.files import File, Listing
+from hf_genmod.data.folder import in_order, read_folder
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.sources import splits_of
+
+
+def folder_of(tmp_path, arrays, *names):
+    for i, name in enumerate(names):
+        save(picture(arrays[i % len(arrays)]), tmp_path / "data" / name)
+    return tmp_path / "data"
+
+
+def quietly_read(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = {split: load_pictures(folder, split=split) for split in splits_of(folder)}
+    return {
+        split: [images.label_names and images.label_names[images.labels[i]] for i in range(len(images))]
+        for split, images in found.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (
+            ["Train/a/0.png", "Train/b/1.png", "VAL/a/2.png", "VAL/b/3.png"],
+            {"train": ["a", "b"], "validation": ["a", "b"]},
+        ),
+        (["data/train/a/0.png", "data/test/b/1.png"], {"train": ["a"], "test": ["b"]}),
+        (
+            ["a/train/0.png", "a/test/1.png", "b/train/2.png", "b/test/3.png"],
+            {"train": ["a", "b"], "test": ["a", "b"]},
+        ),
+        (["train2017/0.png", "val2017/1.png"], {"train": [None], "validation": [None]}),
+        (["my-train/a/0.png", "my-test/b/1.png"], {"train": ["a"], "test": ["b"]}),
+        (["train_0.png", "test_0.png"], {"train": [None], "test": [None]}),
+        (["a/train_0.png", "a/test_0.png", "b/train_1.png"], {"train": ["a", "b"], "test": ["a"]}),
+        (["train/a/0.png", "train/b/1.png", "test/2.png"], {"train": ["a", "b"], "test": [None]}),
+        (["train/test tube/0.png", "train/b/1.png", "test/b/2.png"], {"train": ["b", "test tube"], "test": ["b"]}),
+        (["my_test_data/a/0.png", "my_test_data/b/1.png"], {"train": ["a", "b"]}),
+        (["test.png", "test tube.png", "cat.png"], {"train": [None] * 3}),
+        (["a/images/0.png", "b/images/1.png"], {"train": ["a", "b"]}),
+        (["x/y/a/0.png", "x/y/b/1.png"], {"train": ["a", "b"]}),
+        (["one/0.png", "one/1.png"], {"train": [None] * 2}),
+        (["__a/0.png", "__b/1.png"], {"train": ["__a", "__b"]}),
+        (["data.jpg/a/0.png", "data.jpg/b/1.png"], {"train": ["a", "b"]}),
+    ],
+)
+def test_splits_and_classes(tmp_path, arrays, names, expected):
+    assert quietly_read(folder_of(tmp_path, arrays, *names)) == expected
+
+
+@pytest.mark.parametrize(
+    "names, expected, message",
+    [
+        (["bullet train/0.png", "car/1.png"], ["bullet train", "car"], "'bullet train' is taken for a class, not for"),
+        (
+            ["animals/cat/0.png", "plants/rose/1.png"],
+            ["cat", "rose"],
+            "innermost folders, such as 'cat' of animals/cat",
+        ),
+        (
+            ["0.png", "a/1.png", "b/2.png"],
+            [None] * 3,
+            r"1 of the 3 images .* no label .*data/0.png, so labels are not",
+        ),
+        (["a/0.png", "b/1.png", "b/c/2.png"], [None] * 3, r"1 of the 3 images .* no label .*b/c/2.png, so labels are"),
+    ],
+)
+def test_what_is_not_plain_is_said(tmp_path, arrays, names, expected, message):
+    folder = folder_of(tmp_path, arrays, *names)
+    with pytest.warns(UserWarning, match=message):
+        images = load_pictures(folder)
+    assert [images.label_names and images.label_names[images.labels[i]] for i in range(len(images))] == expected
+    if None in expected:
+        with pytest.raises(ValueError, match="no label .*put images into class folders of one depth"):
+            load_pictures(folder, require_labels=True)
+
+
+def test_splits_that_leave_images_out_are_refused(tmp_path, arrays):
+    folder = folder_of(tmp_path, arrays, "train_images/0.png", "test_images/1.png", "more/2.png")
+    with pytest.raises(ValueError, match=r"1 of its 3 images \(such as more/2.png\) would be ignored"):
+        load_pictures(folder)
+
+
+def test_folders_without_images_are_named(tmp_path, arrays):
+    folder = folder_of(tmp_path, arrays, "train/a/0.png", "train/b/1.png")
+    (folder / "train" / "c" / "d").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    with pytest.warns(UserWarning, match="1 folders without images: train/c$"):
+        assert load_pictures(folder).label_names == ["a", "b"]
+
+
+def test_numbers_are_in_their_order(tmp_path, arrays):
+    folder = folder_of(tmp_path, arrays, *(f"{number}/0.png" for number in range(12)))
+    images = load_pictures(folder)
+    assert images.label_names == [str(number) for number in range(12)]
+    assert images.where(images.labels.tolist().index(2)).endswith("/2/0.png")
+    assert in_order({"10", "9", "01", "1"}) == ["01", "1", "9", "10"]
+    assert in_order({"10", "9", "a"}) == ["10", "9", "a"] and in_order({10, 9}) == [9, 10]
+
+
+def test_one_name_in_both_forms_of_unicode_is_one_class(tmp_path, arrays):
+    folder = folder_of(tmp_path, arrays, "train/\u00e9/0.png", "train/b/1.png", "test/e\u0301/2.png")
+    assert load_pictures(folder, split="test").label_names == ["b", "\u00e9"]
+
+
+def test_links_to_nowhere_are_bad_images(tmp_path, arrays):
+    folder = folder_of(tmp_path, arrays, "0.png")
+    (folder / "1.png").symlink_to("gone.png")
+    with pytest.raises(ValueError, match="data/1.png: a link to gone.png, which is not there"):
+        load_pictures(folder)
+    assert len(load_pictures(folder, on_bad_image="skip")) == 1
+
+
+def test_arrays_and_images_are_not_mixed(tmp_path, arrays):
+    (folder_of(tmp_path, arrays, "0.png") / "1.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match="it holds both arrays, 1.npy, and images, 0.png; keep one kind"):
+        load_pictures(tmp_path / "data")
+
+
+def test_images_beside_parquet_files_are_named(class_folders, arrays, tmp_path):
+    table = load_folder_as_table(class_folders)
+    table.to_parquet(tmp_path / "table" / "train.parquet")
+    save(picture(arrays[0]), tmp_path / "table" / "preview.png")
+    with pytest.warns(UserWarning, match="1 images are not used, as its parquet files .*preview.png"):
+        assert len(load_pictures(tmp_path / "table")) == 6
+
+
+def load_folder_as_table(folder):
+    return read_folder(list_images(folder), "folder")["train"]
+
+
+def test_the_readme_may_say_what_the_splits_are(tmp_path, arrays):
+    folder = folder_of(tmp_path, arrays, "one/0.png", "two/1.png", "three/2.png")
+    lines = ["configs:", "- config_name: default", "  data_files:", "  - {split: train, path: one/*}"]
+    (folder / "README.md").write_text("\n".join(["---", *lines, "  - {split: test, path: two/*}", "---"]))
+    with pytest.warns(UserWarning, match="1 images are not used, .* its README .*three/2.png"):
+        assert [len(load_pictures(folder, split=split)) for split in ("train", "test")] == [1, 1]
+
+
+def test_a_hundred_thousand_files_are_no_trouble(tmp_path):
+    images = [File((str(i % 1000),), f"{i}.png", f"/x/{i % 1000}/{i}.png") for i in range(100_000)]
+    random.Random(0).shuffle(images)
+    rows = read_folder(Listing(images=images), "many")["train"]
+    assert len(rows) == 100_000 and rows.features["label"].names == [str(i) for i in range(1000)]
+    assert rows[7]["label"] == int(images[7].folders[0])

@@ -1,0 +1,156 @@
+"""Tables of captions and labels beside images."""
+
+import json
+
+import datasets
+import pytest
+from made_images import picture, save
+
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.metadata import read_rows
+
+
+def write(folder, arrays, files, content, name="metadata.csv"):
+    for i, array in enumerate(arrays):
+        save(picture(array), folder / (files or "{}.png").format(i))
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"file_name,text\n0.png,caf\xe9\n", "metadata.csv, line 2: the text is not UTF-8; save the file as UTF-8"),
+        ("file_name,text\n0.png,a, b\n", 'metadata.csv, line 2: 3 cells, not the 2 of the first line; .* in "quotes"'),
+        ("file_name,text\n0.png\n", "metadata.csv, line 2: 1 cells, not the 2"),
+        ('file_name,text\n0.png,"open\n', "metadata.csv, line 2: unexpected end of data; correct the line"),
+        ("file_name;text\n0.png;a\n", "metadata.csv, line 2: no column file_name .*; it has file_name;text"),
+        ("name,text\n0.png,a\n", "metadata.csv, line 2: no column file_name .*; it has name, text"),
+        ("file_name,text\n,a\n", "metadata.csv, line 2: file_name is None, not the name of a file"),
+        (
+            "file_name,text\n../0.png,a\n",
+            "metadata.csv, line 2: file_name is '../0.png'; give a path below the folder",
+        ),
+        ("file_name,text\n/etc/passwd,a\n", "line 2: file_name is '/etc/passwd'; give a path below"),
+        ("file_name,text\nfile:///etc/passwd,a\n", "line 2: file_name is 'file:///etc/passwd'; give a path below"),
+        ("file_name,text\n", "its metadata, metadata.csv, has no rows"),
+    ],
+)
+def test_faults_of_csv_are_named(tmp_path, arrays, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_pictures(write(tmp_path, arrays[:1], None, content))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b'{"file_name": "0.png", "text": "caf\xe9"}', "metadata.jsonl, line 1: the text is not UTF-8"),
+        ('{"file_name": "0.png"}\n{"file_name', r"metadata.jsonl, line 2: it is not JSON \(Unterminated string"),
+        ('[{"file_name": "0.png"}]', "metadata.jsonl, line 1: it is not of the form"),
+        ('{"file_name": 0}', "metadata.jsonl, line 1: file_name is 0, not the name of a file"),
+        ('{"file_name": "0.png", "a": 1}\n{"file_name": "1.png", "a": "b"}', "values of the column 'a' .* do not go"),
+    ],
+)
+def test_faults_of_jsonl_are_named(tmp_path, arrays, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_pictures(write(tmp_path, arrays[:2], None, content, "metadata.jsonl"))
+
+
+def test_cells_are_what_they_say(tmp_path):
+    (tmp_path / "metadata.csv").write_bytes(
+        b'\xef\xbb\xbffile_name,text,label\r\n0.png,NA,1\r\n1.png,"a ""b"",\nc",\r\n'
+    )
+    assert [row for _, row in read_rows(str(tmp_path / "metadata.csv"))] == [
+        {"file_name": "0.png", "text": "NA", "label": 1},
+        {"file_name": "1.png", "text": 'a "b",\nc', "label": None},
+    ]
+
+
+NAMES = ["None", "NA", "null", "nan", "true", "1e3"]
+
+
+def test_names_of_labels_are_names(tmp_path, arrays):
+    rows = "".join(f"{i}.png,{name}\n" for i, name in enumerate(NAMES))
+    pictures = load_pictures(write(tmp_path / "csv", arrays, None, f"file_name,label\n{rows}"), require_labels=True)
+    assert pictures.label_names == sorted(NAMES)
+    assert [pictures.label_names[label] for label in pictures.labels] == NAMES
+    for i, name in enumerate(NAMES):
+        save(picture(arrays[i]), tmp_path / "folders" / name / "0.png")
+    assert load_pictures(tmp_path / "folders").label_names == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
+def test_columns_of_labels_are_in_the_order_of_the_numbers(tmp_path, arrays, name):
+    numbers = [10, 2, 0, 1, 9, 2]
+    table = datasets.Dataset.from_dict({"file_name": [f"{i}.png" for i in range(6)], "label": numbers})
+    write(tmp_path, arrays, None, "", name)
+    getattr(table, {"csv": "to_csv", "jsonl": "to_json", "parquet": "to_parquet"}[name.split(".")[1]])(tmp_path / name)
+    pictures = load_pictures(tmp_path, require_labels=True)
+    assert pictures.label_names == ["0", "1", "2", "9", "10"] and pictures.labels.tolist() == [4, 2, 0, 1, 3, 2]
+
+
+@pytest.mark.parametrize("where", ["", "{0}/", "b/"])
+def test_captions_and_the_labels_of_class_folders(tmp_path, arrays, where):
+    rows = {}
+    for i, array in enumerate(arrays):
+        label = "ab"[i % 2]
+        save(picture(array), tmp_path / label / f"{i}.png")
+        folder = where.format(label)
+        if label in folder or not folder:
+            name = f"{label}/{i}.png".removeprefix(folder)
+            rows.setdefault(folder, []).append(json.dumps({"file_name": name, "text": f"number {i}"}))
+    for folder, lines in rows.items():
+        (tmp_path / folder / "metadata.jsonl").write_text("\n".join(lines))
+    if where == "b/":  # the images of the other folder have none
+        with pytest.raises(ValueError, match="3 of the 6 images of .* have no caption in 'text', such as .*a/0.png"):
+            load_pictures(tmp_path, require_captions=True)
+        with pytest.warns(UserWarning, match="such as .*a/0.png, so captions are not used"):
+            pictures = load_pictures(tmp_path, require_labels=True)
+        assert pictures.captions is None
+    else:
+        pictures = load_pictures(tmp_path, require_labels=True, require_captions=True)
+        found = dict(zip(pictures.captions, (pictures.label_names[label] for label in pictures.labels), strict=True))
+        assert found == {f"number {i}": "ab"[i % 2] for i in range(6)}
+    assert pictures.labels.bincount().tolist() == [3, 3]
+
+
+def test_two_tables_do_not_speak_of_one_image(tmp_path, arrays):
+    row = '{"file_name": "a/0.png", "text": "x"}'
+    write(tmp_path, arrays[:1], "a/{}.png", row, "metadata.jsonl")
+    (tmp_path / "a" / "metadata.jsonl").write_text(row.replace("a/", ""))
+    with pytest.raises(ValueError, match="a/0.png is in both a/metadata.jsonl and metadata.jsonl; keep one"):
+        load_pictures(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name\na/0.png\n")
+    (tmp_path / "a" / "metadata.jsonl").unlink()
+    with pytest.raises(ValueError, match="it holds both metadata.csv and metadata.jsonl; keep one"):
+        load_pictures(tmp_path)
+
+
+def test_images_without_a_row_and_rows_without_an_image(tmp_path, arrays):
+    write(tmp_path, arrays[:3], None, "file_name,text\n0.png,a\n1.png,b\n")
+    with pytest.warns(UserWarning, match=r"1 images have no line in its metadata and are left out \(2.png\)"):
+        assert len(load_pictures(tmp_path)) == 2
+    write(tmp_path, arrays[:1], None, "file_name,text\n0.png,a\n1.png,b\n2.png,c\n7.png,d\n")
+    with pytest.raises(ValueError, match="1 of the 4 images .*7.png: No such file"):
+        load_pictures(tmp_path)
+    assert len(load_pictures(tmp_path, on_bad_image="skip")) == 3
+
+
+class TestTexts:
+    def test_are_the_captions_of_the_images_beside_them(self, tmp_path, arrays):
+        for i, name in enumerate(("a/0.png", "a/1.b.png", "b/0.png")):
+            save(picture(arrays[i]), tmp_path / name)
+        for name, text in (("a/0.txt", "x\n"), ("a/1.b.txt", "\ufeffy"), ("b/0.png.txt", " z ")):
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        pictures = load_pictures(tmp_path, require_captions=True, require_labels=True)
+        assert pictures.captions == ["x", "y", "z"] and pictures.labels.tolist() == [0, 0, 1]
+
+    def test_that_are_missing_or_no_text_are_named(self, tmp_path, arrays):
+        for i in range(2):
+            save(picture(arrays[i]), tmp_path / f"{i}.png")
+        (tmp_path / "0.txt").write_text("a")
+        with pytest.raises(ValueError, match="1 of the 2 images .* no caption in 'text', such as .*1.png"):
+            load_pictures(tmp_path, require_captions=True)
+        (tmp_path / "1.txt").write_bytes(b"one\ncaf\xe9")
+        with pytest.raises(ValueError, match="1.txt, line 2: the text is not UTF-8"):
+            load_pictures(tmp_path)
