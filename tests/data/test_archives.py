@@ -101,6 +101,13 @@ def test_what_cannot_be_unpacked_is_named(class_folders, tmp_path):
     assert not folders  # half an archive is not left
 
 
+def test_backslashes_separate_folders(tmp_path, arrays):
+    with zipfile.ZipFile(tmp_path / "birds.zip", "w") as archive:
+        for i, name in enumerate(("robin\\0.png", "wren\\1.png")):
+            archive.writestr(name, coded(picture(arrays[i]))["bytes"])
+    assert load_pictures(tmp_path / "birds.zip").label_names == ["robin", "wren"]
+
+
 def test_nothing_is_written_outside(tmp_path, arrays):
     content = coded(picture(arrays[0]))["bytes"]
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:

@@ -1,6 +1,7 @@
 """Tables of captions and labels beside images."""
 
 import json
+import warnings
 
 import datasets
 import pytest
@@ -112,6 +113,20 @@ def test_captions_and_the_labels_of_class_folders(tmp_path, arrays, where):
         found = dict(zip(pictures.captions, (pictures.label_names[label] for label in pictures.labels), strict=True))
         assert found == {f"number {i}": "ab"[i % 2] for i in range(6)}
     assert pictures.labels.bincount().tolist() == [3, 3]
+
+
+def test_a_column_of_labels_counts_instead_of_the_folders(tmp_path, arrays):
+    for label, is_told in (("{}", False), ("no {}", True)):
+        rows = "".join(f"{name}/{i}.png,{label.format(name)}\n" for i, name in enumerate("ab"))
+        for i, name in enumerate("ab"):
+            save(picture(arrays[i]), tmp_path / name / f"{i}.png")
+        (tmp_path / "metadata.csv").write_text(f"file_name,label\n{rows}")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert load_pictures(tmp_path).label_names == [label.format(name) for name in "ab"]
+        assert ["labels are those of the column 'label'" in str(warning.message) for warning in caught] == [
+            True
+        ] * is_told
 
 
 def test_two_tables_do_not_speak_of_one_image(tmp_path, arrays):

@@ -85,6 +85,10 @@ def test_missing_and_empty_places(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="it holds no data set that can be read.*it should hold images"):
         load_pictures(tmp_path / "empty")
+    for name, content in (("0.mp4", b"\0\0\0\x18ftypmp42"), ("0.pdf", b"%PDF-1.4")):
+        (tmp_path / "empty" / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"no data set that can be read .*{name}, no image"):
+            load_pictures(tmp_path / "empty")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match="it holds no data set that can be read"):
@@ -93,6 +97,7 @@ def test_missing_and_empty_places(tmp_path):
     with pytest.raises(ValueError, match="a file, but neither a parquet file nor an archive"):
         load_pictures(tmp_path / "pictures.txt")
     (tmp_path / "a[1]").mkdir()
+    (tmp_path / "a[1]" / "train.parquet").write_text("")
     with pytest.raises(ValueError, match="for a pattern; rename the folder"):
         load_pictures(tmp_path / "a[1]")
 

@@ -57,6 +57,18 @@ def test_held_out_pictures_of_other_classes_are_refused(tmp_path):
         DataArguments(dataset=str(tmp_path / "saved")).load(require_labels=True)
 
 
+def test_a_test_split_without_labels_is_not_held_out(tmp_path):
+    save_class_folders(tmp_path, train=20)
+    (tmp_path / "test").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "test" / "0.png")
+    assert len(DataArguments(dataset=str(tmp_path)).load()[1]) == 1
+    with pytest.warns(UserWarning, match=r"\(test\): its images have no labels, so they are not held out"):
+        training, held_out = DataArguments(dataset=str(tmp_path)).load(require_labels=True)
+    assert len(training) == 20 and held_out is None
+    with pytest.raises(ValueError, match="1 of the 1 images .* have no label"):
+        DataArguments(dataset=str(tmp_path), validation_split="test").load(require_labels=True)
+
+
 def test_where_there_is_no_held_out_split_a_tenth_is_held_out_on_demand(tmp_path):
     save_class_folders(tmp_path / "few", train=45)
     training, held_out = DataArguments(dataset=str(tmp_path / "few")).load(hold_out=True)

@@ -21,11 +21,13 @@ from hf_genmod.errors import first_line, shortened
 
 
 def list_images(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:
-    """Lists a folder as [`list_files`] does; if all images are in archives, with what is in them."""
+    """Lists a folder as `list_files` does; if all images are in archives, with what is in them."""
     found = list_files(root, above)
     for archive in found.archives if found.images else ():
         _check_unpacked(archive, found)
-    if found.images or found.tables or any(_is_web_dataset(archive.path) for archive in found.archives):
+    if any(_is_web_dataset(archive.path) for archive in found.archives):
+        found.tables += found.archives
+    if found.images or found.tables:
         return found
     for archive in found.archives:
         inner = list_images(unpacked(archive.path), (*archive.folders, ARCHIVE.fullmatch(archive.name)[1]))
@@ -111,7 +113,12 @@ def unpacked(path: str) -> Path:
             part = tempfile.mkdtemp(dir=folder.parent)
             try:
                 with _opened(path) as archive:
-                    archive.extractall(part, **({} if path.lower().endswith(".zip") else {"filter": "data"}))
+                    if isinstance(archive, tarfile.TarFile):
+                        archive.extractall(part, filter="data")
+                    else:
+                        for info in archive.infolist():
+                            info.filename = info.filename.replace("\\", "/")  # as some programs on Windows write
+                            archive.extract(info, part)
                 os.replace(part, folder)
             finally:
                 shutil.rmtree(part, ignore_errors=True)

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import unicodedata
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
@@ -102,7 +103,9 @@ def list_files(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:
                 elif name not in OF_TOOLS and not name.startswith(".Trash-"):
                     real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(chain[-1], name)
                     # A folder that holds a folder above it holds itself.
-                    if entry.is_symlink() and any(f"{other}/".startswith(f"{real.rstrip('/')}/") for other in chain):
+                    if entry.is_symlink() and any(
+                        Path(real) in (Path(other), *Path(other).parents) for other in chain
+                    ):
                         found.others.append((File(place, name, entry.path), "a link to a folder that it is in"))
                     else:
                         folders.append((entry.path, (*place, name), (*chain, real), hidden or name.startswith(".")))

@@ -4,7 +4,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import datasets
 import pyarrow as pa
@@ -32,26 +32,29 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
     Raises:
         ValueError: If the images contradict each other or their metadata.
     """
-    samples = _samples(found, name)
+    main, samples = _samples(found, name)
     if not samples:
         raise ValueError(f"{name}: its metadata, {found.metadata[0].place}, has no rows; add them or remove the file")
-    places = _split_places([image for image, _ in samples], name)
-    columns = {key: None for _, row in samples for key in row}
+    images, rows = zip(*samples, strict=True)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    arrays = {main: _array(images, main, name)}
+    arrays |= {column: _array([row.get(column) for row in rows], column, name) for column in columns if column != main}
     if set(columns) & set(CAPTION_COLUMNS):
         found.others += [(file, "the metadata has captions") for file in found.captions.values()]
     elif found.captions:
-        samples = [(image, row | {"text": _caption(image, found)}) for image, row in samples]
-        columns["text"] = None
-    arrays = {column: _array([row.get(column) for _, row in samples], column, name) for column in columns}
+        arrays["text"] = pa.array([_caption(image, found) for image in images], pa.string())
     features = datasets.Features(datasets.Features.from_arrow_schema(pa.table(arrays).schema))
     features |= {column: datasets.Image(decode=False) for column, array in arrays.items() if array.type == _IMAGE}
+    places = _split_places(images, name)
     classes = _classes([folders for _, folders in places], name)
-    if classes is not None and not set(columns) & set(LABEL_COLUMNS):
-        names = in_order(set(classes) - {None})
-        if len(names) > 1 or None in classes:
-            index = {label: i for i, label in enumerate(names)}
-            arrays["label"] = pa.array([index.get(label) for label in classes], pa.int64())
-            features["label"] = datasets.ClassLabel(names=names)
+    names = in_order(set(classes) - {None})
+    column = next((column for column in LABEL_COLUMNS if column in columns), None)
+    if column and len(names) > 1 and arrays[column].to_pylist() != classes:
+        warnings.warn(f"{name}: labels are those of the column {column!r}, not the names of the folders", stacklevel=2)
+    elif not column and (len(names) > 1 or (names and None in classes)):
+        index = {label: i for i, label in enumerate(names)}
+        arrays["label"] = pa.array([index.get(label) for label in classes], pa.int64())
+        features["label"] = datasets.ClassLabel(names=names)
     _warn_of_others(found, name)
     rows_of = {split: [] for split in _SPLITS.values()}
     for row, (split, _) in enumerate(places):
@@ -69,10 +72,11 @@ def in_order(names) -> list:
     return sorted(names, key=lambda name: (int(name), name) if by_number else name)
 
 
-def _samples(found: Listing, name: str) -> list[tuple[File, dict]]:
-    """The images and their columns: the rows of the metadata, then the images that no metadata is about."""
-    known = {(*map(composed, file.folders), composed(file.name)): file for file in found.images}
-    samples, described, folders = [], {}, {}
+def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
+    """The name of the column of images, and the images with their other columns: those that the rows of the metadata
+    describe, then those that no metadata is about."""
+    known = {_key(file): file for file in found.images} if found.metadata else {}
+    main, samples, described, folders = "image", [], {}, {}
     for metadata in found.metadata:
         other = folders.setdefault(metadata.folders, metadata)
         if other is not metadata:
@@ -85,52 +89,59 @@ def _samples(found: Listing, name: str) -> list[tuple[File, dict]]:
                 if described.setdefault(place, metadata) is not metadata:
                     files = f"{described[place].place} and {metadata.place}"
                     raise ValueError(f"{where}: {'/'.join(place)} is in both {files}; keep one of the rows")
-            columns = {key: value for key, value in row.items() if not re.fullmatch(r"(.+_)?file_name", key)}
-            samples.append((next(iter(images.values())), images | columns))
+            main = "image" if "image" in images else next(iter(images))
+            others = {key: value for key, value in row.items() if not re.fullmatch(r"(.+_)?file_name", key)}
+            samples.append((images[main], others | images))
     left_out = []
-    for place, file in known.items():
-        if place in described:
-            continue
-        if any(file.folders[:depth] in folders for depth in range(len(place))):
-            left_out.append(file.place)
-        else:
-            samples.append((file, {"image": file}))
+    for file in found.images:
+        if not folders:
+            samples.append((file, {}))
+        elif _key(file) not in described:
+            if any(file.folders[:depth] in folders for depth in range(len(file.folders) + 1)):
+                left_out.append(file.place)
+            else:
+                samples.append((file, {}))
     if left_out:
         what = f"{len(left_out)} images have no line in its metadata and are left out"
         warnings.warn(f"{name}: {what} ({shortened(left_out)})", stacklevel=2)
-    found.others = [(file, why) for file, why in found.others if (*file.folders, file.name) not in described]
-    return samples
+    found.others = [(file, why) for file, why in found.others if _key(file) not in described]
+    return main, samples
 
 
-def _split_places(images: list[File], name: str) -> list[tuple[str, tuple[str, ...]]]:
+def _key(file: File) -> tuple[str, ...]:
+    """The place of a file as metadata may write it."""
+    return tuple(map(composed, (*file.folders, file.name)))
+
+
+def _split_places(images: Sequence[File], name: str) -> list[tuple[str, tuple[str, ...]]]:
     """The split of each image, and its folders without the one that is called after the split."""
     folders = {image.folders for image in images}
     exact = {place: _split_place(place, _SPLITS.get) for place in folders}
     # A folder that all images are in may be called my_test_data.
     shared = len(os.path.commonprefix(list(folders)))
     loose = {place: _split_place(place, _loosely, shared) for place in folders}
-    of_files = [_loosely(os.path.splitext(image.name)[0]) for image in images]
-    places = exact if any(exact.values()) else loose
     several = len({found[0] for found in loose.values() if found}) > 1
-    if not any(places.values()):
-        are_splits = None not in of_files and len(set(of_files)) > 1
-        return [
-            (split if are_splits else "train", image.folders) for split, image in zip(of_files, images, strict=True)
-        ]
-    if places is loose and not several:
-        called, split = next((image.folders, loose[image.folders][0]) for image in images if loose[image.folders])
-        what = f"{'/'.join(called)!r} is taken for a class, not for the split {split}"
-        warnings.warn(f"{name}: {what}; if it is that split, call it {split}", stacklevel=2)
+    for places in (exact, loose):
+        if all(places.values()) and (places is exact or several):
+            return [places[image.folders] for image in images]
+    if not any(loose.values()):
+        splits = [_loosely(os.path.splitext(image.name)[0]) for image in images]
+        if None in splits or len(set(splits)) == 1:
+            splits = ["train"] * len(images)
+        return list(zip(splits, (image.folders for image in images), strict=True))
+    inside = next(image for image in images if loose[image.folders])
+    if not several and not any(exact.values()):
+        split = loose[inside.folders][0]
+        folder = "/".join(inside.folders)
+        what = f"{folder!r} is taken for a class, not for the split {split}; if it is that split, call it {split}"
+        warnings.warn(f"{name}: {what}", stacklevel=2)
         return [("train", image.folders) for image in images]
-    outside = [image for image in images if places[image.folders] is None]
-    if outside:
-        some = f"{len(outside)} of its {len(images)} images (such as {outside[0].place})"
-        other = next(image for image in images if places[image.folders])
-        raise ValueError(
-            f"{name}: {some} would be ignored: they are in no split, and others ({other.place}) are in one "
-            f"called after the split {places[other.folders][0]}; move the former into a split, or rename the latter"
-        )
-    return [places[image.folders] for image in images]
+    outside = [image for image in images if loose[image.folders] is None]
+    some = f"{len(outside)} of its {len(images)} images (such as {outside[0].place})"
+    raise ValueError(
+        f"{name}: {some} would be ignored: they are in no split, and others ({inside.place}) are in one called after "
+        f"the split {loose[inside.folders][0]}; move the former into a split, or rename the latter"
+    )
 
 
 def _split_place(folders: tuple[str, ...], split_of: Callable, start: int = 0) -> tuple[str, tuple[str, ...]] | None:
@@ -147,13 +158,13 @@ def _loosely(name: str) -> str | None:
     return _SPLITS[match[1]] if match else None
 
 
-def _classes(places: list[tuple[str, ...]], name: str) -> list[str | None] | None:
+def _classes(places: list[tuple[str, ...]], name: str) -> list[str | None]:
     """The class of each image, by the folders that it is in: the innermost that differ, at the depth of most images.
-    `None` for images at other depths, or if there are no classes."""
+    `None` for images at other depths."""
     shared = len(os.path.commonprefix(list(set(places))))
     counts = Counter(len(place) for place in places if len(place) > shared)
     if not counts:
-        return None
+        return [None] * len(places)
     depth = max(counts, key=lambda depth: (counts[depth], -depth))
     folders = {place for place in places if len(place) == depth}
     differing = [level for level in range(depth) if len({place[level] for place in folders}) > 1] or [depth - 1]
@@ -171,7 +182,7 @@ def _caption(image: File, found: Listing) -> str | None:
     return file and read_text(file.path).strip()
 
 
-def _array(values: list, column: str, name: str) -> pa.Array:
+def _array(values: Sequence, column: str, name: str) -> pa.Array:
     """The values of a column, of files as the type `datasets.Image` stores them."""
     if any(isinstance(value, File) for value in values):
         paths = pa.array([value and value.path for value in values], pa.string())
@@ -190,7 +201,7 @@ def _warn_of_others(found: Listing, name: str) -> None:
     full |= {file.folders[:depth] for file, _ in found.others for depth in range(len(file.folders) + 1)}
     empty = sorted("/".join(place) for place in found.folders - full if place[:-1] in full)
     if empty:
-        warnings.warn(f"{name}: {len(empty)} folders without images: {shortened(empty)}", stacklevel=2)
+        warnings.warn(f"{name}: folders without images ({len(empty)}): {shortened(empty)}", stacklevel=2)
     if found.others:
         others = [f"{file.place} ({why})" for file, why in found.others]
-        warnings.warn(f"{name}: {len(others)} files are not used: {shortened(others)}", stacklevel=2)
+        warnings.warn(f"{name}: files that are not used ({len(others)}): {shortened(others)}", stacklevel=2)

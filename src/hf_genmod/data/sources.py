@@ -18,6 +18,9 @@ from hf_genmod.errors import first_line, shortened
 SHAPES_SPLITS = {"train": (8192, 0), "test": (2048, 1)}  # number of images, seed
 ARRAY_TYPES = (datasets.Array2D, datasets.Array3D)  # types of columns
 
+_TABLES = (".csv", ".h5", ".hdf5", ".json", ".jsonl", ".lance", ".tsv")  # which `datasets` may read
+_KINDS = "it should hold images or .npy files, in class folders or not, images with a metadata.jsonl, or parquet files"
+
 
 def splits_of(dataset: str | Path) -> list[str]:
     """The names of the splits of a data set, as `load_pictures` takes it."""
@@ -46,8 +49,12 @@ def find_splits(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, c
             image = next(file for file in found.images if file not in arrays)
             kinds = f"both arrays, {arrays[0].place}, and images, {image.place}"
             raise ValueError(f"{name}: it holds {kinds}; keep one kind")
-        if found.images and not found.tables and not _has_configurations(path):
-            return read_folder(found, name), name
+        if not found.tables and not _has_configurations(path):
+            if found.images:
+                return read_folder(found, name), name
+            if not any(file.name.lower().endswith(_TABLES) for file, _ in found.others):
+                others = shortened([f"{file.place}, {why}" for file, why in found.others], 3)
+                raise ValueError(f"{name}: it holds no data set that can be read ({others or 'no files'}); {_KINDS}")
     if path.exists() and set("*?[]") & set(str(path)):
         raise ValueError(f"{name}: datasets takes a path with a character of *?[] for a pattern; rename the folder")
     try:
@@ -62,10 +69,7 @@ def find_splits(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, c
         if not path.exists():
             message = f"there is no such folder, and the Hub has no such data set ({cause}); check the spelling"
             raise FileNotFoundError(f"{name}: {message}") from error
-        others = [f"{file.place}, {why}" for file, why in found.others]
-        cause = f"among others {shortened(others, 3)}" if others else cause
-        kinds = "images or .npy files, in class folders or not, images with a metadata.jsonl, or parquet files"
-        raise ValueError(f"{name}: it holds no data set that can be read ({cause}); it should hold {kinds}") from error
+        raise ValueError(f"{name}: it holds no data set that can be read ({cause}); {_KINDS}") from error
     if found.images:
         _warn_of_unused(found, splits, name)
     return splits, name

@@ -130,14 +130,20 @@ class DataArguments:
         if held_out_split is None:
             splits = set(splits_of(self.dataset)) - {self.split}
             held_out_split = next((split for split in ("validation", "test") if split in splits), None)
-        if held_out_split is None:
-            return training, training.hold_out(min(-(-len(training) // 10), num_held_out)) if hold_out else None
-        arguments |= {"split": held_out_split, "resolution": training.resolution, "channels": training.channels}
-        held_out = load_pictures(**arguments, limit=num_held_out)
-        if held_out.label_names != training.label_names:
-            differing = f"the classes of {held_out_split!r} are not those of {self.split!r}"
-            raise ValueError(f"validation_split: {differing}; choose another")
-        return training, held_out.with_value_range(training.value_range)
+        if held_out_split is not None:
+            arguments |= {"split": held_out_split, "resolution": training.resolution, "channels": training.channels}
+            if self.validation_split is None:
+                arguments |= dict.fromkeys(required, False)
+            held_out = load_pictures(**arguments, limit=num_held_out)
+            if None not in (names := (held_out.label_names, training.label_names)) and names[0] != names[1]:
+                differing = f"the classes of {held_out_split!r} are not those of {self.split!r}"
+                raise ValueError(f"validation_split: {differing}; choose another")
+            needed = [name.removeprefix("require_") for name, is_required in required.items() if is_required]
+            absent = [name for name in needed if getattr(held_out, name) is None]
+            if not absent:
+                return training, held_out.with_value_range(training.value_range)
+            warnings.warn(f"{held_out.name}: its images have no {absent[0]}, so they are not held out", stacklevel=3)
+        return training, training.hold_out(min(-(-len(training) // 10), num_held_out)) if hold_out else None
 
 
 @dataclasses.dataclass
