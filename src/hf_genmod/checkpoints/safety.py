@@ -89,6 +89,26 @@ def check_component(folder: Path, cls: type) -> None:
         _check_size(folder, cls, configs.get("config.json", {}))
 
 
+def check_adapter(path: str, component: str, model, weights: dict[str, torch.Tensor], config: dict) -> None:
+    """Raises a ValueError if a part of an adapter does not fit this model, or its config asks for foreign code or for
+    more memory than the weights. The check attaches and allocates nothing."""
+    ranks = {weight.shape[0] for key, weight in weights.items() if ".lora_A" in key}
+    for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
+        if rank is not None and rank not in ranks:
+            raise ValueError(f"{path}: the config gives the rank {rank!r}, which the weights do not have")
+    if config.get("megatron_config") or config.get("megatron_core", "megatron.core") != "megatron.core":
+        raise ValueError(f"{path}: the config names code that is not of this package; the adapter is not loaded")
+    modules = {} if model is None else dict(model.named_modules())
+    for key, weight in weights.items():
+        name, _, kind = key.partition(".lora_")
+        of_model = getattr(modules.get(name), "weight", None)
+        axes = {"A": slice(1, None), "B": slice(0, 1)}.get(kind[:1])  # A holds the whole kernel
+        if of_model is None or axes is None or weight.shape[axes] != of_model.shape[axes]:
+            raise ValueError(
+                f"{path}: {component}.{key} fits no layer of this model; load it into the one it was trained for"
+            )
+
+
 def _settings_in(config) -> Iterator[tuple[str, object]]:
     """All settings of a config, and of the configs in it."""
     if isinstance(config, dict):

@@ -1,6 +1,8 @@
 """Low-rank adapters (LoRA) of a pipeline."""
 
 import contextlib
+import importlib
+import inspect
 import json
 import os
 import warnings
@@ -11,11 +13,12 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from huggingface_hub import hf_hub_download
 
 from ..errors import first_line
+from .checkpoint import IS_INSTALLED
 
 
 class AdapterMixin(LoraBaseMixin):
     """The part of `GenerationPipeline` about adapters of the U-Net and the text encoder: load, save, fuse and detach.
-    Pipelines with class labels override the four methods about classes."""
+    A pipeline whose classes can grow overrides the three methods about classes."""
 
     _lora_loadable_modules = ["unet", "text_encoder"]
 
@@ -24,12 +27,7 @@ class AdapterMixin(LoraBaseMixin):
         pretrained_model_name_or_path: str | os.PathLike,
         adapter_name: str | None = None,
         weight_name: str = LORA_WEIGHT_NAME_SAFE,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
+        **kwargs,
     ):
         """
         Attaches a low-rank adapter, W + B A (Hu et al. 2021, https://arxiv.org/abs/2106.09685), to the U-Net and, if
@@ -37,13 +35,10 @@ class AdapterMixin(LoraBaseMixin):
         several, with weights. The classes of the adapter join `labels` until it is deleted or unloaded.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or file, or the id of a repository on the
-                Hub.
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, a file, or a repository on the Hub.
             adapter_name (`str`, *optional*): Its name; by default "default_0", "default_1", ...
-            weight_name (`str`): The name of the file.
-            subfolder (`str`, *optional*): The folder of the file in the folder or repository.
-            revision, token, cache_dir, force_download, local_files_only: As
-                [`~huggingface_hub.hf_hub_download`] takes them.
+            weight_name (`str`): The name of the file in the folder or repository.
+            kwargs: `subfolder`, and `revision`, `token`, ... of [`~huggingface_hub.hf_hub_download`].
 
         Raises:
             FileNotFoundError: If there is no adapter at the path.
@@ -54,29 +49,30 @@ class AdapterMixin(LoraBaseMixin):
 
         self._check_not_compiled()
         path = os.fspath(pretrained_model_name_or_path)
-        options = {"subfolder": subfolder, "revision": revision, "token": token, "cache_dir": cache_dir}
-        options |= {"force_download": force_download, "local_files_only": local_files_only}
-        state, metadata = _read_adapter(path, weight_name, **options)
+        state, metadata = _read_adapter(path, weight_name, **kwargs)
         names, rows = metadata.pop("class_names", []), state.pop("class_embedding", ())
         taken = self._attached()
-        unused = (f"default_{i}" for i in range(len(taken) + 1) if f"default_{i}" not in taken)
+        unused = (name for name in map("default_{}".format, range(len(taken) + 1)) if name not in taken)
         adapter_name = adapter_name or next(unused)
         if adapter_name in taken:
             raise ValueError(f"adapter_name: {adapter_name!r} is attached already; choose another, or delete that one")
         if "." in adapter_name:
             raise ValueError(f"adapter_name: {adapter_name!r} has a dot in it, which names of modules cannot have")
-        parts = {
-            component: tuple(_without_prefix(part, f"{component}.") for part in (state, metadata))
-            for component in {key.split(".")[0] for key in state}
-        }
-        for component, (weights, config) in parts.items():
-            _check_adapter(path, component, getattr(self, component, None), weights, config)
-        if names or len(rows):
-            self._check_new_classes(path, names, rows)
+        parts = {key.partition(".")[0]: ({}, {}) for key in state}  # weights and config of each component
+        for kind, named in enumerate((state, metadata)):
+            for key, value in named.items():
+                component, _, name = key.partition(".")
+                if component in parts:
+                    parts[component][kind][name] = value
+        if IS_INSTALLED:
+            safety = importlib.import_module("hf_genmod.checkpoints.safety")
+            for component, (weights, config) in parts.items():
+                safety.check_adapter(path, component, getattr(self, component, None), weights, config)
         with self._without_offloading(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are allowed
+            if names or len(rows):
+                self._add_classes_of(path, adapter_name, names, rows)
             try:
-                self._add_classes_of(adapter_name, names, rows)
                 if "text_encoder" in parts:
                     weights, config = parts["text_encoder"]
                     self.text_encoder.add_adapter(LoraConfig(**config), adapter_name)
@@ -98,15 +94,11 @@ class AdapterMixin(LoraBaseMixin):
         weight_name: str = LORA_WEIGHT_NAME_SAFE,
     ):
         """
-        Writes an adapter in the format of diffusers and peft, with the classes that it brought.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): A folder.
-            adapter_name (`str`, *optional*): The adapter; may be left out where only one is attached.
-            weight_name (`str`): The name of the file.
+        Writes an adapter, by default the only one, to the file `weight_name` in a folder, in the format of diffusers
+        and peft, with the classes that it brought.
 
         Raises:
-            ValueError: If there is no adapter of that name, or no name is given and several are attached.
+            ValueError: If there is no such adapter.
             NotADirectoryError: If `save_directory` is a file.
         """
         from peft import get_peft_model_state_dict
@@ -114,8 +106,7 @@ class AdapterMixin(LoraBaseMixin):
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"save_directory: {os.fspath(save_directory)!r} is a file; give a folder")
         known = self._attached()
-        if adapter_name is None and len(known) == 1:
-            adapter_name = known[0]
+        adapter_name = known[0] if adapter_name is None and len(known) == 1 else adapter_name
         if adapter_name not in known:
             raise ValueError(f"adapter_name: {adapter_name!r} is not one of the adapters {known}; name one of them")
         state, metadata = {}, {}
@@ -159,11 +150,7 @@ class AdapterMixin(LoraBaseMixin):
         self._merged_adapters = set()
 
     def delete_adapters(self, adapter_names: str | list[str]):
-        """Detaches adapters and removes the classes that they brought.
-
-        Raises:
-            ValueError: If there is no adapter of a name.
-        """
+        """Detaches adapters and removes the classes that they brought. An unknown name is a `ValueError`."""
         self._check_not_compiled()
         names, known = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names), self._attached()
         for name in names:
@@ -188,9 +175,6 @@ class AdapterMixin(LoraBaseMixin):
             raise ValueError("no adapter is attached; load one by load_lora_weights")
         return list(self.get_list_adapters())
 
-    def _is_fused(self, adapter_name) -> bool:
-        return any(adapter_name in getattr(module, "merged_adapters", ()) for module in self.unet.modules())
-
     @contextlib.contextmanager
     def _without_offloading(self):
         """Turns CPU offloading off, and on again afterwards."""
@@ -206,19 +190,12 @@ class AdapterMixin(LoraBaseMixin):
     def _check_not_compiled(self):
         for name, component in self.components.items():
             if name in self._lora_loadable_modules and hasattr(component, "_orig_mod"):
-                raise ValueError(
-                    f"{name}: it was compiled as a whole; attach and detach adapters before, or compile it by "
-                    f"pipe.{name}.compile()"
-                )
+                hint = f"attach and detach adapters before, or compile it by pipe.{name}.compile()"
+                raise ValueError(f"{name}: it was compiled as a whole; {hint}")
 
-    # ---- the classes that an adapter brings ----
-
-    def _check_new_classes(self, path, names, rows):
-        """Raises if the pipeline cannot take classes of these names and embeddings."""
+    def _add_classes_of(self, path, adapter_name, names, rows):
+        """Adds the classes of an adapter, with their embeddings, or raises if the pipeline cannot take them."""
         raise ValueError(f"{path}: it is for the classes {', '.join(names)}, and {type(self).__name__} takes none")
-
-    def _add_classes_of(self, adapter_name, names, rows):
-        """Adds the classes of an adapter that is being attached."""
 
     def _classes_of(self, adapter_name) -> tuple[list[str], torch.Tensor | None]:
         """The names and embeddings of the classes that an adapter brought."""
@@ -232,44 +209,18 @@ def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, tor
     """The weights of an adapter and the configs of its parts, from a file, a folder or the Hub."""
     from safetensors import SafetensorError, safe_open
 
-    file = Path(path, options["subfolder"] or "", weight_name) if os.path.isdir(path) else Path(path)
-    if not file.is_file() and not os.path.isdir(path):
-        if path.count("/") > 1 or path.startswith((".", "/", "~")):
-            raise FileNotFoundError(f"{path!r} is not a folder or a file, nor can it be the id of a repository")
-        try:
-            file = hf_hub_download(path, weight_name, **options)
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"{path!r} is not a folder here, nor an adapter on the Hub: {first_line(error)}"
-            ) from error
+    inspect.signature(hf_hub_download).bind(path, weight_name, **options)  # raises where an option is unknown
+    file = Path(path, options.get("subfolder") or "", weight_name) if os.path.isdir(path) else Path(path)
+    try:
+        file = file if os.path.exists(path) else hf_hub_download(path, weight_name, **options)
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        raise FileNotFoundError(f"{path!r} is not a folder here, nor an adapter on the Hub: {reason}") from error
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{path}: there is no {weight_name} in it, so it is not an adapter")
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
             return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (no dict)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: there is no {weight_name} in it, so it is not an adapter") from error
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{file}: not a file of safetensors ({first_line(error)})") from error
-
-
-def _check_adapter(path: str, component: str, model, weights: dict[str, torch.Tensor], config: dict) -> None:
-    """Raises if the adapter's shapes do not match this model, before anything is attached or allocated."""
-    ranks = {weight.shape[0] for key, weight in weights.items() if ".lora_A" in key}
-    for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
-        if rank is not None and rank not in ranks:
-            raise ValueError(f"{path}: the config gives the rank {rank!r}, which the weights do not have")
-    if config.get("megatron_config") or config.get("megatron_core", "megatron.core") != "megatron.core":
-        raise ValueError(f"{path}: the config names code that is not of this package; the adapter is not loaded")
-    modules = {} if model is None else dict(model.named_modules())
-    for key, weight in weights.items():
-        name, _, kind = key.partition(".lora_")
-        of_model = getattr(modules.get(name), "weight", None)
-        axes = {"A": slice(1, None), "B": slice(0, 1)}.get(kind[:1])  # A holds the whole kernel
-        if of_model is None or axes is None or weight.shape[axes] != of_model.shape[axes]:
-            raise ValueError(
-                f"{path}: {component}.{key} fits no layer of this model; load it into the one it was trained for"
-            )
-
-
-def _without_prefix(named: dict, prefix: str) -> dict:
-    return {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}

@@ -9,6 +9,7 @@ from diffusers import ImagePipelineOutput, ModelMixin
 
 from ..models.image_model import pair
 from .checkpoint import ImagePipeline
+from .given_pictures import PictureReader
 from .requests import check_output_type, check_positive, one_generator_each, standard_normal
 
 
@@ -25,6 +26,7 @@ class AutoencoderPipeline(ImagePipeline):
 
     model_cpu_offload_seq = "vae"
     _optional_components = []
+    _processor = PictureReader
 
     def __init__(self, vae: ModelMixin, value_range: dict[str, list[float]] | None = None):
         super().__init__()

@@ -47,7 +47,9 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         self._check_request(batch_size, num_inference_steps, output_type, tensor_inputs, latents)
         device = self._execution_device
         generators = one_generator_each(generator, batch_size)
-        x_t = self._initial_noise(batch_size, generators, latents).to(device)
+        if latents is None:
+            latents = standard_normal((self.unet.config.in_channels, *pair(self.unet.config.sample_size)), generators)
+        x_t = latents.to(device).float()
         scheduler, takes_variance = self._sampler(clip)
         scheduler.set_timesteps(num_inference_steps, device="cpu")  # a step never waits for the accelerator
         if hasattr(scheduler, "set_begin_index"):
@@ -96,13 +98,6 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
                 "in float32, or look for weights that are not finite by `python -m hf_genmod doctor`"
             )
 
-    def _initial_noise(self, batch_size, generators, latents):
-        """x_T ~ N(0, I), from one generator per image, in fp32 whatever the model's dtype."""
-        if latents is not None:
-            return latents.float()
-        config = self.unet.config
-        return standard_normal((config.in_channels, *pair(config.sample_size)), generators)
-
     def _sampler(self, clip: bool) -> tuple[SchedulerMixin, bool]:
         """The scheduler, with clipping of x̂_0 turned off unless `clip`, and whether it takes a learned variance."""
         config = self.scheduler.config
@@ -150,16 +145,12 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         check_output_type(output_type)
         unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs: {unknown[0]!r} is not one of {self._callback_tensor_inputs}"
-            )
-        if latents is not None:
-            expected = (batch_size, self.unet.config.in_channels)
-            if latents.ndim != 4 or tuple(latents.shape[:2]) != expected:
-                raise ValueError(
-                    f"latents: shape {tuple(latents.shape)} is not ({expected[0]}, {expected[1]}, height, width), "
-                    f"the noise of {batch_size} images"
-                )
+            known = self._callback_tensor_inputs
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {unknown[0]!r} is not one of {known}")
+        n, channels = batch_size, self.unet.config.in_channels
+        if latents is not None and (latents.ndim != 4 or latents.shape[:2] != (n, channels)):
+            given, expected = tuple(latents.shape), f"({n}, {channels}, height, width)"
+            raise ValueError(f"latents: shape {given} is not {expected}, the noise of {n} images")
 
 
 def _sigma(scheduler: SchedulerMixin, alphas_cumprod: list[float] | None, i: int, t: torch.Tensor) -> float:

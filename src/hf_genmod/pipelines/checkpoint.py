@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from .pictures import from_tensor, to_tensor
+from .pictures import PictureProcessor
 
-_IS_INSTALLED = not __name__.startswith("diffusers_modules.")  # else this file was read from a checkpoint
+IS_INSTALLED = not __name__.startswith("diffusers_modules.")  # else this file was read from a checkpoint
 
 
 class ImagePipeline(DiffusionPipeline):
@@ -23,19 +23,11 @@ class ImagePipeline(DiffusionPipeline):
     denoises = False  # whether images are sampled in steps of a U-Net
     guidance_argument = None  # the argument that is the strength of guidance
     labels = {}  # the label of each class name
+    _processor = PictureProcessor
 
     def request_for(self, pictures, indices: Sequence[int]) -> dict[str, list]:
-        """
-        What the pipeline is asked by to draw images like those of a data set.
-
-        Args:
-            pictures ([`PictureDataset`]): Images, with labels or captions where the pipeline takes them.
-            indices (`Sequence[int]`): Which of them.
-
-        Returns:
-            `dict[str, list]`: For each argument of `__call__` a list with one value per image; empty where images
-            differ by their seeds alone.
-        """
+        """What asks the pipeline for images like some of a [`PictureDataset`]: for each argument of `__call__` a list
+        with one value per image; empty where images differ by their seeds alone."""
         return {}
 
     def example_request(self) -> dict:
@@ -84,7 +76,7 @@ class ImagePipeline(DiffusionPipeline):
     def load_config(cls, *args, **kwargs):
         """Reads the index; where this package is installed, with the installed classes."""
         loaded = super().load_config(*args, **kwargs)
-        if _IS_INSTALLED:
+        if IS_INSTALLED:
             reading = importlib.import_module("hf_genmod.checkpoints.reading")
             reading.use_installed_classes(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
@@ -92,30 +84,31 @@ class ImagePipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
         """
-        Loads a checkpoint from a folder or the Hub. Where this package is installed, its own classes are used: no code
-        of the checkpoint is executed, and weights are read from safetensors only.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
-            kwargs: As [`~diffusers.DiffusionPipeline.from_pretrained`] takes them (`torch_dtype`, `variant`,
-                `revision`, `token`, `scheduler=...`, ...).
+        Loads a checkpoint from a folder or the Hub, with the arguments of
+        [`~diffusers.DiffusionPipeline.from_pretrained`]. Where this package is installed, its own classes are used: no
+        code of the checkpoint is executed, and weights are read from safetensors only.
 
         Raises:
             FileNotFoundError: If there is no checkpoint at the path, or a component lacks its weights.
         """
-        if _IS_INSTALLED:
+        if IS_INSTALLED:
             reading = importlib.import_module("hf_genmod.checkpoints.reading")
             pretrained_model_name_or_path, kwargs = reading.checked(cls, pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
+    @property
+    def image_processor(self) -> PictureProcessor:
+        """Converts images of the pipeline to tensors in [-1, 1] and back."""
+        channels = (getattr(self, "vae", None) or self.unet).config.in_channels
+        return self._processor(channels, self.config.get("value_range"))
+
     def postprocess(self, images: torch.Tensor, output_type: str = "pil"):
         """Images in [-1, 1], (n, channels, height, width), as `"pil"`, `"np"` or `"pt"`, see `__call__`."""
-        return from_tensor(images, output_type, self.config.get("value_range"))
+        return self.image_processor.postprocess(images, output_type)
 
     def preprocess(self, images, channels: int) -> torch.Tensor:
-        """The inverse of `postprocess`: PIL images, one or a list of them, an array, (n, height, width, channels), or
-        a tensor, (n, channels, height, width), in [0, 1] or in the units of the data, as a tensor in [-1, 1]."""
-        return to_tensor(images, channels, self.config.get("value_range"))
+        """The inverse of `postprocess`, see [`PictureReader`] and [`PictureProcessor`]."""
+        return self._processor(channels, self.config.get("value_range")).preprocess(images)
 
 
 def _bundle_of(cls: type) -> tuple[str, str] | None:

@@ -88,19 +88,14 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
 
     def add_class(self, name: str, embedding: torch.Tensor | None = None, adapter_name: str | None = None) -> int:
         """
-        Adds a class after the others, and before the null label, for an adapter to be trained on.
+        Adds a class, on which an adapter is to be trained, after the others and before the null label. Returns the
+        label.
 
         Args:
-            name (`str`): Its name.
+            name (`str`): Its name. A name that is taken is a `ValueError`.
             embedding (`torch.Tensor` of shape `(d,)`, *optional*): Its row of the class-embedding table; by default
                 the mean of the other rows.
             adapter_name (`str`, *optional*): The adapter that the class is saved with and removed with.
-
-        Returns:
-            `int`: Its label.
-
-        Raises:
-            ValueError: If there is a class of that name, or the embedding has another size.
         """
         labels = self._known_labels()
         if name in labels:
@@ -116,7 +111,12 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         """The names of the classes that each adapter brought."""
         return self.__dict__.setdefault("_brought_classes", {})
 
-    def _add_classes_of(self, adapter_name, names, rows):
+    def _add_classes_of(self, path, adapter_name, names, rows):
+        known = [name for name in names if name in self._known_labels()]
+        if known:
+            raise ValueError(f"{path}: this model has a class {known[0]!r} already, and the adapter brings another")
+        if len(names) != len(rows) or rows.shape[1:] != self.unet.class_embedding.weight.shape[1:]:
+            raise ValueError(f"{path}: the embeddings of its classes are not those of {len(names)} of this model")
         for name, row in zip(names, rows, strict=True):
             self.add_class(name, row, adapter_name)
 
@@ -125,7 +125,8 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         return names, self.unet.class_embedding.weight.detach()[[self.labels[name] for name in names]]
 
     def _remove_classes_of(self, adapter_name):
-        is_fused = self._is_fused(adapter_name)  # then its classes are part of the weights
+        # The classes of a fused adapter are part of the weights.
+        is_fused = any(adapter_name in getattr(module, "merged_adapters", ()) for module in self.unet.modules())
         for name in self._brought.pop(adapter_name, []):
             if is_fused:
                 self.unet.set_label_embeddings(self.unet.class_embedding.weight)
@@ -136,10 +137,3 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
     def _known_labels(self) -> dict[str, int]:
         """`labels`, with their numbers as names where they have none."""
         return self.labels or {str(label): label for label in range(self.num_classes)}
-
-    def _check_new_classes(self, path, names, rows):
-        known = [name for name in names if name in self._known_labels()]
-        if known:
-            raise ValueError(f"{path}: this model has a class {known[0]!r} already, and the adapter brings another")
-        if len(names) != len(rows) or rows.shape[1:] != self.unet.class_embedding.weight.shape[1:]:
-            raise ValueError(f"{path}: the embeddings of its classes are not those of {len(names)} of this model")

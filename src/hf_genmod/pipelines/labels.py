@@ -106,12 +106,9 @@ class ClassConditionalPipeline(GenerationPipeline):
             hint = f"did you mean {close[0]!r}?" if close else "`pipe.labels` lists them"
             if not self.labels:
                 hint = f"it has no names, so give numbers from 0 to {num_classes - 1}"
-            raise ValueError(
-                f"class_labels: {label!r} is not one of the {len(self.labels)} labels of this model; {hint}"
-            )
+            known = f"the {len(self.labels)} labels of this model"
+            raise ValueError(f"class_labels: {label!r} is not one of {known}; {hint}")
         if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= label < num_classes:
-            raise ValueError(
-                f"class_labels: {label!r} is not a label of this model; give a whole number from 0 to "
-                f"{num_classes - 1}{' or a name from `pipe.labels`' if self.labels else ''}"
-            )
+            hint = f"from 0 to {num_classes - 1}{' or a name from `pipe.labels`' if self.labels else ''}"
+            raise ValueError(f"class_labels: {label!r} is not a label of this model; give a whole number {hint}")
         return label

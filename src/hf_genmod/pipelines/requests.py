@@ -27,12 +27,8 @@ def check_guidance(interval, **scales) -> None:
         if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
             raise ValueError(f"{name}: {scale!r} is not a finite number")
     if interval is not None:
-        is_pair = isinstance(interval, (list, tuple)) and len(interval) == 2
-        if (
-            not is_pair
-            or not all(isinstance(sigma, Real) for sigma in interval)
-            or not 0 <= interval[0] <= interval[1]
-        ):
+        is_pair = isinstance(interval, (list, tuple)) and [isinstance(x, Real) for x in interval] == [True, True]
+        if not is_pair or not 0 <= interval[0] <= interval[1]:
             raise ValueError(f"guidance_interval: {interval} is not (low, high) with 0 <= low <= high")
 
 

@@ -7,6 +7,7 @@ import torch
 from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
 from ..models.conditioning import enlarge, noised_by, shrink
+from .given_pictures import PictureReader
 from .labels import ClassConditionalPipeline
 from .requests import (
     check_guidance,
@@ -45,6 +46,7 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
 
     _optional_components = []
     _scales = ("guidance_scale",)
+    _processor = PictureReader
     vae = None  # it works on pixels
 
     def __init__(
