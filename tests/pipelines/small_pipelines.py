@@ -20,11 +20,13 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.configuration_utils import register_to_config
-from tiny import tiny_classifier, tiny_unet
+from tiny import CAPTIONS, tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet, tiny_vae
 
 from hf_genmod.models.denoising_unet import DenoisingUNet2DOutput
+from hf_genmod.pipelines.autoencoder import AutoencoderPipeline
 from hf_genmod.pipelines.classifier_free_guided import ClassifierFreeGuidedPipeline
 from hf_genmod.pipelines.classifier_guided import ClassifierGuidedPipeline
+from hf_genmod.pipelines.super_resolution import SuperResolutionPipeline
 from hf_genmod.pipelines.unconditional import UnconditionalPipeline
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
@@ -80,6 +82,52 @@ def guided(unet=None, scheduler=None, id2label=NAMES, **kwargs):
 def classifier_guided(unet=None, scheduler=None, classifier=None, id2label=NAMES, **kwargs):
     classifier, scheduler = classifier or tiny_classifier(), scheduler or AncestralDDPMScheduler()
     return quiet(ClassifierGuidedPipeline(unet or tiny_unet(), classifier, scheduler, id2label=id2label, **kwargs))
+
+
+def upsampler(unet=None, scheduler=None, id2label=NAMES, **kwargs):
+    unet = unet or tiny_unet(num_classes=3, conditioning_channels=3)
+    scheduler = scheduler or AncestralDDPMScheduler()
+    return quiet(SuperResolutionPipeline(unet, scheduler, id2label, max_noise_level=300, **kwargs))
+
+
+def of_latents(**kwargs):
+    return unconditional(tiny_unet(in_channels=4, out_channels=4), vae=tiny_vae(latent_channels=4), **kwargs)
+
+
+def of_text(**kwargs):
+    return quiet(tiny_text_pipeline(**kwargs))
+
+
+def of_images(kind=None, **kwargs):
+    return quiet(AutoencoderPipeline(kind or tiny_autoencoder(), **kwargs))
+
+
+def _of_labels(n):
+    return {"class_labels": [i % 3 for i in range(n)]}
+
+
+def _of_small_images(n):
+    return {"image": torch.rand(4, 3, 4, 4, generator=seeded())[:n], "noise_level": 100} | _of_labels(n)
+
+
+# For each kind of pipeline what makes one, and what asks it for n different images, of up to four.
+PIPELINES = {
+    "unconditional": (unconditional, lambda n: {"batch_size": n}),
+    "latents": (of_latents, lambda n: {"batch_size": n}),
+    "guided": (guided, _of_labels),
+    "classifier guided": (classifier_guided, _of_labels),
+    "text": (of_text, lambda n: {"prompt": CAPTIONS[:n]}),
+    "upsampler": (upsampler, _of_small_images),
+    "autoencoder": (of_images, lambda n: {"batch_size": n}),
+}
+DIFFUSION = [kind for kind in PIPELINES if kind != "autoencoder"]
+
+
+def images_of(pipeline, request, generator=None, output_type="latent", num_inference_steps=3, **kwargs):
+    """What a pipeline of any kind draws."""
+    if pipeline.denoises:
+        kwargs["num_inference_steps"] = num_inference_steps
+    return pipeline(**request, generator=generator, output_type=output_type, **kwargs).images
 
 
 def draw(pipeline, *args, generator=None, num_inference_steps=4, output_type="latent", **kwargs):

@@ -200,7 +200,7 @@ class TestMistakes:
         for path, error, message in (
             (tmp_path, ValueError, "not a file of safetensors"),
             (tmp_path / "empty", FileNotFoundError, f"there is no {WEIGHTS} in it"),
-            (tmp_path / "missing", FileNotFoundError, "is not a folder or a file"),
+            (tmp_path / "missing", FileNotFoundError, "is not a folder here, nor an adapter on the Hub"),
             ("user/nothing", FileNotFoundError, "nor an adapter on the Hub"),
         ):
             with pytest.raises(error, match=message):

@@ -96,8 +96,8 @@ class TestAutoencoder:
             for i in range(3):
                 alone = pipeline(1, prior, generator=[seeded(i)], output_type="pt").images
                 torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-4)
-            one, many = (pipeline(n, prior, generator=seeded(7), output_type="latent").images for n in (1, 5))
-            torch.testing.assert_close(many[:1], one)
+            two, many = (pipeline(n, prior, generator=seeded(7), output_type="latent").images for n in (2, 5))
+            torch.testing.assert_close(many[:2], two)
 
     def test_decodes_the_latents_of_the_standard_prior_or_those_it_is_given(self, pipeline):
         z = torch.stack([torch.randn(latent_shape(pipeline), generator=seeded(i)) for i in range(2)])

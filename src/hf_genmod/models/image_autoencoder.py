@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
@@ -96,12 +97,13 @@ class Decoder(ConvolutionalNetwork):
         super().__init__(conv_in, layers, groups, conv_out)
 
 
-class ImageAutoencoder(ImageModel):
+class ImageAutoencoder(ImageModel, AutoencoderMixin):
     """An encoder, a decoder, and a Gaussian prior that can be fitted to the latents of a data set."""
 
     _no_split_modules = ["ResidualBlock"]
     _group_offload_block_modules = ["encoder", "decoder"]
     has_standard_prior = True  # whether training makes the latents follow N(0, I)
+    use_slicing = False  # see `enable_slicing`
 
     def _build(self, encoder_channels: int) -> None:
         config = self.config
@@ -194,7 +196,7 @@ class ImageAutoencoder(ImageModel):
 
     def _encode(self, x):
         # Under autocast the network computes in half precision, too coarse for a reparameterised sample.
-        return self.encoder(self._folded(x)).to(x.dtype)
+        return self._by_slices(lambda x: self.encoder(self._folded(x)).to(x.dtype), x)
 
     def _folded(self, x):
         self._check_images(x)
@@ -205,7 +207,11 @@ class ImageAutoencoder(ImageModel):
         if z.ndim != 4 or z.shape[1] != config.latent_channels or (config.vector_latents and z.shape[2:] != (1, 1)):
             expected = f"(n, {config.latent_channels}, {'1, 1' if config.vector_latents else 'h, w'})"
             raise ValueError(f"z: shape {tuple(z.shape)} is not {expected}, the latents of this network")
-        return F.pixel_shuffle(self.decoder(z), config.patch_size)
+        return self._by_slices(lambda z: F.pixel_shuffle(self.decoder(z), config.patch_size), z)
+
+    def _by_slices(self, compute, x):
+        """`compute(x)`, after `enable_slicing` of one image after the other."""
+        return torch.cat([compute(one) for one in x.split(1)]) if self.use_slicing else compute(x)
 
 
 class Autoencoder(ImageAutoencoder):

@@ -1,4 +1,7 @@
-"""What all networks share: the sizes of images and the widths of layers that they take."""
+"""What all networks share: the sizes of images and the widths of layers that they take, and how they are saved."""
+
+import functools
+import inspect
 
 from diffusers import ConfigMixin, ModelMixin
 
@@ -8,9 +11,23 @@ def pair(size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
+def in_safetensors_only(save):
+    """A method of diffusers that saves, which is to refuse `safe_serialization=False`."""
+
+    @functools.wraps(save)
+    def save_safely(self, *args, **kwargs):
+        if not inspect.signature(save).bind(self, *args, **kwargs).arguments.get("safe_serialization", True):
+            raise ValueError("safe_serialization: False would write pickles, which are not loaded again; leave it out")
+        return save(self, *args, **kwargs)
+
+    return save_safely
+
+
 class ImageModel(ModelMixin, ConfigMixin):
     """A network that folds patches of an image into channels and halves height and width from level to level."""
 
+    save_pretrained = in_safetensors_only(ModelMixin.save_pretrained)
+    push_to_hub = in_safetensors_only(ModelMixin.push_to_hub)
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm"]
 

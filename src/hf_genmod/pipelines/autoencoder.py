@@ -10,7 +10,8 @@ from diffusers import ImagePipelineOutput, ModelMixin
 from ..models.image_model import pair
 from .checkpoint import ImagePipeline
 from .given_pictures import PictureReader
-from .requests import check_output_type, check_positive, one_generator_each, standard_normal
+from .pictures import in_enough_precision
+from .requests import check_output_type, check_positive, number_of_images, one_generator_each, standard_normal
 
 
 class AutoencoderPipeline(ImagePipeline):
@@ -42,6 +43,7 @@ class AutoencoderPipeline(ImagePipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        num_images_per_prompt: int = 1,
     ) -> ImagePipelineOutput | tuple:
         """
         Decodes latents drawn from a prior.
@@ -51,17 +53,16 @@ class AutoencoderPipeline(ImagePipeline):
             prior (`str`, defaults to `"standard"`): `"standard"`, N(0, I), the prior of a variational autoencoder; or
                 `"fitted"`, the Gaussian that the training script fits to the latents of the training images and saves
                 with the weights, the only prior of a plain autoencoder.
-            generator (`torch.Generator` or a list of n, *optional*): One per image. A single one draws n seeds from
-                itself.
             latents (`torch.Tensor` of shape `(n, c, h, w)`, *optional*): z, instead of drawing it.
-            output_type, return_dict: As [`UnconditionalPipeline`] takes them; `"latent"` gives z.
+            generator, output_type, return_dict, num_images_per_prompt: As [`UnconditionalPipeline`] takes them;
+                `"latent"` gives z.
 
         Raises:
             ValueError: If an argument is out of its range, or the autoencoder has no such prior.
         """
+        n = number_of_images(batch_size, num_images_per_prompt)
         if latents is None:
-            check_positive(batch_size=batch_size)
-            generators = one_generator_each(generator, batch_size)
+            generators = one_generator_each(generator, n)
             latents = self._sample_prior(prior, generators)
         return self._decoded(latents.to(self._execution_device), output_type, return_dict)
 
@@ -176,19 +177,23 @@ class AutoencoderPipeline(ImagePipeline):
         return z
 
     def _encoded(self, images) -> torch.Tensor:
-        x = self.preprocess(images, self.vae.config.in_channels).to(self._execution_device, self.vae.dtype)
+        x = self.preprocess(images, self.vae.config.in_channels).to(self._execution_device)
         if not hasattr(self.vae, "check_size"):  # diffusers' would crop the image
             factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
             if any(length % factor for length in x.shape[2:]):
                 height, width = x.shape[2:]
                 raise ValueError(f"images: {height}x{width} pixels; this model needs both to be divisible by {factor}")
-        output = self.vae.encode(x)
-        return (output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents).float()
+
+        def latents_of(x):
+            output = self.vae.encode(x)
+            return output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents
+
+        return in_enough_precision(self.vae, latents_of, x)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """The images of latents, (n, channels, height, width) in [-1, 1]."""
+        return in_enough_precision(self.vae, lambda z: self.vae.decode(z).sample, z)
 
     def _decoded(self, z, output_type, return_dict):
         check_output_type(output_type)
-        images = z
-        if output_type != "latent":
-            images = self.postprocess(self.vae.decode(z.to(self.vae.dtype)).sample.float(), output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self._finished(z, output_type, return_dict)

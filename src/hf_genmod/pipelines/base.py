@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers import ImagePipelineOutput, SchedulerMixin
+from diffusers import SchedulerMixin
 
 from ..models.image_model import pair
 from .adapters import AdapterMixin
 from .checkpoint import ImagePipeline
-from .requests import check_output_type, check_positive, one_generator_each, standard_normal
+from .pictures import REMEDY, in_enough_precision
+from .requests import OfCall, check_output_type, check_positive, one_generator_each, standard_normal
 
 
 class GenerationPipeline(ImagePipeline, AdapterMixin):
@@ -23,6 +24,12 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
     _scales = ()  # the arguments that make predictions infinite if they are too large
+    # Of the call of a thread; `callback_on_step_end` may change the first two for the next steps.
+    _guidance_scale, _interrupt, _num_timesteps = OfCall(), OfCall(), OfCall()
+    guidance_scale = property(lambda self: self._guidance_scale, doc="γ of the call of this thread.")
+    do_classifier_free_guidance = property(lambda self: self._guidance_scale not in (None, 0, 1), doc="γ is not off.")
+    interrupt = property(lambda self: self._interrupt, doc="Whether the call of this thread stops after this step.")
+    num_timesteps = property(lambda self: self._num_timesteps, doc="Number of steps of the call of this thread.")
 
     def _generate(
         self,
@@ -44,6 +51,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         which is added to x_{t-1}. With `clip=False` the scheduler does not clip x̂_0.
         """
         on_step_end, tensor_inputs = callback
+        tensor_inputs = getattr(on_step_end, "tensor_inputs", tensor_inputs)  # of a callback of diffusers
         self._check_request(batch_size, num_inference_steps, output_type, tensor_inputs, latents)
         device = self._execution_device
         generators = one_generator_each(generator, batch_size)
@@ -60,7 +68,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         options = {name: value for name, value in options.items() if name in known}
         alphas_cumprod = scheduler.alphas_cumprod.tolist() if hasattr(scheduler, "alphas_cumprod") else None
         finite = []  # for each step, on the device
-        self._interrupt = False
+        self._interrupt, self._num_timesteps = False, len(scheduler.timesteps)
 
         for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
             model_input, sigma = scheduler.scale_model_input(x_t, t), _sigma(scheduler, alphas_cumprod, i, t)
@@ -80,9 +88,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
                     break
 
         self._check_finite_steps(finite, scheduler.timesteps)
-        images = x_t if output_type == "latent" else self.postprocess(self.decode(x_t), output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self._finished(x_t, output_type, return_dict)
 
     def _denoise(self, x_t, t, **condition):
         """The network's prediction, in fp32."""
@@ -92,11 +98,8 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         """Raises if the prediction or the sample of a step was not finite."""
         finite = torch.stack(finite).tolist()
         if not all(finite):
-            too_large = f"; lower {' or '.join(self._scales)}" if self._scales else ""
-            raise ValueError(
-                f"the prediction at timestep {timesteps[finite.index(False)]:.6g} is not finite{too_large}, or sample "
-                "in float32, or look for weights that are not finite by `python -m hf_genmod doctor`"
-            )
+            t, lower = timesteps[finite.index(False)], f"lower {' or '.join(self._scales)}, or "
+            raise ValueError(f"the prediction at timestep {t:.6g} is not finite; {lower * bool(self._scales)}{REMEDY}")
 
     def _sampler(self, clip: bool) -> tuple[SchedulerMixin, bool]:
         """The scheduler, with clipping of x̂_0 turned off unless `clip`, and whether it takes a learned variance."""
@@ -124,13 +127,9 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     @property
     def picture_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images that it makes."""
-        config = self.unet.config
-        shape = (config.in_channels, *pair(config.sample_size))
-        if self.vae is None:
-            return shape
+        shape = (1, self.unet.config.in_channels, *pair(self.unet.config.sample_size))
         with torch.no_grad():
-            noise = torch.zeros(1, *shape, device=self.vae.device, dtype=self.vae.dtype)
-            return tuple(self.vae.decode(noise).sample.shape[1:])
+            return tuple(self.decode(torch.zeros(shape, device=self._execution_device)).shape[1:])
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The images of latents, (n, C, H, W) in [-1, 1]; without an autoencoder they are the latents."""
@@ -138,7 +137,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
             return latents
         config = self.vae.config
         z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        return self.vae.decode(z.to(self.vae.dtype)).sample.float()
+        return in_enough_precision(self.vae, lambda z: self.vae.decode(z).sample, z)
 
     def _check_request(self, batch_size, num_inference_steps, output_type, tensor_inputs, latents):
         check_positive(batch_size=batch_size, num_inference_steps=num_inference_steps)

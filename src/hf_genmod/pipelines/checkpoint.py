@@ -7,11 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ImagePipelineOutput
 
+from ..models.image_model import in_safetensors_only
 from .pictures import PictureProcessor
 
 IS_INSTALLED = not __name__.startswith("diffusers_modules.")  # else this file was read from a checkpoint
+
+
+def _of_vae(name: str):
+    """A method of a pipeline that calls the method `name` of its autoencoder."""
+
+    def switch(self):
+        if not hasattr(getattr(self, "vae", None), name):
+            raise ValueError(f"vae: this pipeline has no autoencoder with {name}; leave it out")
+        getattr(self.vae, name)()
+
+    return switch
 
 
 class ImagePipeline(DiffusionPipeline):
@@ -24,6 +36,11 @@ class ImagePipeline(DiffusionPipeline):
     guidance_argument = None  # the argument that is the strength of guidance
     labels = {}  # the label of each class name
     _processor = PictureProcessor
+    save_pretrained = in_safetensors_only(DiffusionPipeline.save_pretrained)
+    push_to_hub = in_safetensors_only(DiffusionPipeline.push_to_hub)
+    # Images are decoded one by one, or in tiles, which takes less memory.
+    enable_vae_slicing, disable_vae_slicing = _of_vae("enable_slicing"), _of_vae("disable_slicing")
+    enable_vae_tiling, disable_vae_tiling = _of_vae("enable_tiling"), _of_vae("disable_tiling")
 
     def request_for(self, pictures, indices: Sequence[int]) -> dict[str, list]:
         """What asks the pipeline for images like some of a [`PictureDataset`]: for each argument of `__call__` a list
@@ -105,6 +122,12 @@ class ImagePipeline(DiffusionPipeline):
     def postprocess(self, images: torch.Tensor, output_type: str = "pil"):
         """Images in [-1, 1], (n, channels, height, width), as `"pil"`, `"np"` or `"pt"`, see `__call__`."""
         return self.image_processor.postprocess(images, output_type)
+
+    def _finished(self, z: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
+        """The output of a call that ends with the latents z."""
+        images = self.postprocess(z if output_type == "latent" else self.decode(z), output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def preprocess(self, images, channels: int) -> torch.Tensor:
         """The inverse of `postprocess`, see [`PictureReader`] and [`PictureProcessor`]."""

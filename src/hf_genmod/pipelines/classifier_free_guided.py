@@ -42,6 +42,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             raise ValueError("unet: it was made without num_classes; use UnconditionalPipeline")
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self._register_names(id2label, value_range)
+        self._brought = {}  # the names of the classes of each adapter
 
     @torch.no_grad()
     def __call__(
@@ -56,29 +57,33 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+        num_images_per_prompt: int = 1,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
-            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)`): The label of each
-                of the n images, by name or number; or weights of several labels: `{"cat": 1.0, "dog": -0.5}` guides
-                toward one and away from the other.
+            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)` or `(n, 1)`): The
+                label of each image, by name or number; or weights of several labels: `{"cat": 1.0, "dog": -0.5}`
+                guides toward one and away from the other.
             guidance_scale (`float`, defaults to 2.0): γ. A step costs one forward pass at 0 and 1, else a pass of
                 twice the batch, or more where images have several labels.
             guidance_interval (`(float, float)`, *optional*): (sigma_low, sigma_high): the noise levels
                 σ = √((1−ᾱ_t)/ᾱ_t) in which γ applies; outside, γ is 1 (Kynkäänniemi et al. 2024,
                 https://arxiv.org/abs/2404.07724).
             num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
-                callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them.
+                callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them. The callback may set
+                `pipe._guidance_scale` for the next steps.
+            num_images_per_prompt (`int`, defaults to 1): Images of each label, one after another.
 
         Raises:
             ValueError: If a label is unknown, an argument out of its range or too large for a finite result, or a
                 shape does not fit the U-Net.
         """
-        labels = self._weighted_labels(class_labels)
+        labels = self._weighted_labels(class_labels, num_images_per_prompt)
         check_guidance(guidance_interval, guidance_scale=guidance_scale)
+        self._guidance_scale = guidance_scale
 
         def predict(x_t, t, sigma):
-            gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
+            gamma = self._guidance_scale if is_within(sigma, guidance_interval) else 1.0
             return self._classifier_free_guidance(x_t, t, labels, gamma)
 
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -105,11 +110,6 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         if adapter_name is not None:
             self._brought.setdefault(adapter_name, []).append(name)
         return label
-
-    @property
-    def _brought(self) -> dict[str, list[str]]:
-        """The names of the classes that each adapter brought."""
-        return self.__dict__.setdefault("_brought_classes", {})
 
     def _add_classes_of(self, path, adapter_name, names, rows):
         known = [name for name in names if name in self._known_labels()]

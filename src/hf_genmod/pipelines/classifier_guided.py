@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, ImagePipelineOutput, ModelMixin, SchedulerM
 
 from ..models.image_model import pair
 from .labels import ClassConditionalPipeline
-from .requests import check_guidance, check_noise_levels, is_within
+from .requests import OfCall, check_guidance, check_noise_levels, is_within
 
 MOST_NOISE = 20.0  # the σ up to which a classifier guides unless told otherwise
 
@@ -38,6 +38,8 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
 
     _scales = ("classifier_scale", "guidance_scale")
     guidance_argument = "classifier_scale"
+    _classifier_scale = OfCall()
+    classifier_scale = property(lambda self: self._classifier_scale, doc="s of the call of this thread.")
     _exclude_from_cpu_offload = ["classifier"]  # the backward pass needs its weights
 
     def __init__(
@@ -75,12 +77,13 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+        num_images_per_prompt: int = 1,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
-            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)`): The label of each
-                of the n images, by name or number; or weights of several labels: `{"cat": 1.0, "dog": -0.5}` guides
-                toward one and away from the other: then log f_φ(y | x_t) is the weighted sum over them.
+            class_labels (`str`, `int`, `dict`, a list of them, or a `torch.Tensor` of shape `(n,)` or `(n, 1)`): The
+                label of each image, by name or number; or weights of several labels: `{"cat": 1.0, "dog": -0.5}`
+                guides toward one and away from the other: then log f_φ(y | x_t) is the weighted sum over them.
             classifier_scale (`float`, defaults to 2.0): s. At 0 the classifier does not run; a negative s guides away
                 from the label.
             guidance_form (`str`, defaults to `"noise"`): `"noise"` or `"mean"`.
@@ -90,13 +93,14 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
                 multiply its errors by σ.
             guidance_scale (`float`, defaults to 1.0): γ of [`ClassifierFreeGuidedPipeline`], for a U-Net with labels.
             num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
-                callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them.
+                callback_on_step_end_tensor_inputs, num_images_per_prompt: As [`ClassifierFreeGuidedPipeline`] takes
+                them. The callback may set `pipe._classifier_scale`, too.
 
         Raises:
             ValueError: If a label is unknown, an argument out of its range or too large for a finite result, or the
                 scheduler is not that of the classifier's process, or not Algorithm 2 with `guidance_form="mean"`.
         """
-        labels = self._weighted_labels(class_labels)
+        labels = self._weighted_labels(class_labels, num_images_per_prompt)
         check_guidance(guidance_interval, classifier_scale=classifier_scale, guidance_scale=guidance_scale)
         self._check_classifier()
         has_labels = self.unet.config.num_classes is not None
@@ -114,21 +118,23 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
                 "the classifier is classifier_scale"
             )
 
+        self._guidance_scale, self._classifier_scale = guidance_scale, classifier_scale
         interval = (0.0, MOST_NOISE) if guidance_interval is None else guidance_interval
+        never_guides = classifier_scale == 0 and callback_on_step_end is None
 
         def guidance(x_t, t, sigma):
             """s g, zero outside of the interval."""
-            if classifier_scale == 0 or sigma == math.inf or not is_within(sigma, interval):
+            if self._classifier_scale == 0 or sigma == math.inf or not is_within(sigma, interval):
                 return torch.zeros_like(x_t)
-            return classifier_scale * self._classifier_gradient(x_t, t, labels)
+            return self._classifier_scale * self._classifier_gradient(x_t, t, labels)
 
         def predict(x_t, t, sigma):
             if has_labels:
-                gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
+                gamma = self._guidance_scale if is_within(sigma, guidance_interval) else 1.0
                 prediction = self._classifier_free_guidance(x_t, t, labels, gamma)
             else:
                 prediction = self._denoise(x_t, t)
-            if is_mean or classifier_scale == 0 or sigma == math.inf:
+            if is_mean or never_guides or sigma == math.inf:
                 return prediction
             # x̂_0 is clipped as the scheduler would clip it, and then guided.
             prediction, variance = prediction.tensor_split([x_t.shape[1]], dim=1)
@@ -145,7 +151,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             return log_variance.exp() * guidance(x_t, t, sigma)
 
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        form = {"shift": shift if is_mean else None, "clip": is_mean or classifier_scale == 0}
+        form = {"shift": shift if is_mean else None, "clip": is_mean or never_guides}
         n = labels.num_images
         return self._generate(
             predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback, **form

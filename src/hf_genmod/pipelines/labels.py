@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .base import GenerationPipeline
+from .requests import check_positive
 
 
 class WeightedLabels(NamedTuple):
@@ -72,17 +73,20 @@ class ClassConditionalPipeline(GenerationPipeline):
         variance = torch.zeros_like(both[:n, channels:]).index_add(0, image, share * both[n:, channels:])
         return torch.cat([eps_null + gamma * direction, variance], dim=1)
 
-    def _weighted_labels(self, class_labels) -> WeightedLabels:
+    def _weighted_labels(self, class_labels, num_images_per_prompt: int = 1) -> WeightedLabels:
         """The labels that are asked for, with their weights, on the device."""
-        if hasattr(class_labels, "tolist"):  # of torch or numpy
-            class_labels = class_labels.reshape(-1).tolist()
-        if not isinstance(class_labels, (list, tuple)):
-            class_labels = [class_labels]
-        if not class_labels:
-            raise ValueError("class_labels: there are none; give one for each image")
+        check_positive(num_images_per_prompt=num_images_per_prompt)
+        class_labels = _plain(class_labels)
+        class_labels = [_plain(label) for label in class_labels] if isinstance(class_labels, list) else [class_labels]
+        class_labels = [label[0] if isinstance(label, list) and len(label) == 1 else label for label in class_labels]
+        if not class_labels or any(isinstance(label, list) for label in class_labels):
+            reason = "their shape is neither (n,) nor (n, 1)" if class_labels else "there are none"
+            raise ValueError(f"class_labels: {reason}; give one for each image")
+        class_labels = [label for label in class_labels for _ in range(num_images_per_prompt)]
         weights = torch.zeros(len(class_labels), self.num_classes)
         for row, request in zip(weights, class_labels, strict=True):
             for label, weight in request.items() if isinstance(request, dict) else [(request, 1.0)]:
+                weight = _plain(weight)
                 if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
                     raise ValueError(f"class_labels: the weight {weight!r} of {label!r} is not a finite number")
                 row[self._label_index(label)] += weight
@@ -112,3 +116,9 @@ class ClassConditionalPipeline(GenerationPipeline):
             hint = f"from 0 to {num_classes - 1}{' or a name from `pipe.labels`' if self.labels else ''}"
             raise ValueError(f"class_labels: {label!r} is not a label of this model; give a whole number {hint}")
         return label
+
+
+def _plain(value):
+    """A tensor or array as a number or a list, a tuple as a list."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return list(value) if isinstance(value, tuple) else value

@@ -1,9 +1,33 @@
-"""Conversion of tensors in [-1, 1] to images."""
+"""Conversion of latents, and of tensors in [-1, 1], to images."""
+
+import threading
+from collections.abc import Callable
 
 import torch
+from diffusers import ModelMixin
 from diffusers.image_processor import VaeImageProcessor
+from torch import nn
 
 from ..data.value_range import from_model_range, to_model_range
+
+REMEDY = "compute in float32, or look for weights that are not finite by `python -m hf_genmod doctor`"
+_UPCASTING = threading.Lock()  # an autoencoder has one dtype at a time, whichever threads use it
+
+
+def in_enough_precision(vae: ModelMixin, compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor):
+    """`compute(x)` of an autoencoder, in fp32. An autoencoder in half precision computes in fp32, too, if its config
+    has `force_upcast` or the result is not finite."""
+    with _UPCASTING:
+        dtype = vae.dtype
+        if dtype == torch.float32 or not vae.config.get("force_upcast"):
+            result = compute(x.to(dtype)).float()
+            if dtype == torch.float32 or result.isfinite().all():
+                return result
+        try:
+            nn.Module.to(vae, torch.float32)  # that of diffusers would warn
+            return compute(x.float())
+        finally:
+            nn.Module.to(vae, dtype)
 
 
 class PictureProcessor(VaeImageProcessor):
@@ -29,10 +53,13 @@ class PictureProcessor(VaeImageProcessor):
 
     def postprocess(self, image: torch.Tensor, output_type: str = "pil", do_denormalize: list[bool] | None = None):
         """Images (n, channels, height, width) in [-1, 1] as `"pil"`, the first three of more than four channels, as
-        `"np"`, (n, height, width, channels), or as `"pt"`."""
-        if self.value_range is not None and output_type in ("np", "pt"):
-            values = from_model_range(image, self.value_range)
+        `"np"`, (n, height, width, channels), or as `"pt"`. Values that are not finite are a `ValueError`."""
+        is_measured = self.value_range is not None and output_type in ("np", "pt")
+        values = from_model_range(image, self.value_range) if is_measured else image
+        if not values.isfinite().all():
+            raise ValueError(f"images: some of their values are not finite; {REMEDY}")
+        if is_measured:
             return self.pt_to_numpy(values) if output_type == "np" else values
-        if output_type == "pil" and image.shape[1] > 4:
-            image = image[:, :3]
-        return super().postprocess(image, output_type, do_denormalize)
+        if output_type == "pil" and values.shape[1] > 4:
+            values = values[:, :3]
+        return super().postprocess(values, output_type, do_denormalize)

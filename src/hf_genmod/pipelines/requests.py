@@ -1,9 +1,25 @@
-"""Checks of a pipeline's arguments, and one random generator per image."""
+"""Checks of a pipeline's arguments, one random generator per image, and what belongs to a call."""
 
 import math
+import threading
 from numbers import Integral, Real
 
 import torch
+
+
+class OfCall:
+    """An attribute of a pipeline with one value for each thread, so that calls in several threads do not share it; a
+    thread without a value sees one of another thread."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, pipeline, owner=None):
+        values = {} if pipeline is None else vars(pipeline).get(self.name, {})
+        return values.get(threading.get_ident(), [None, *values.values()][-1])
+
+    def __set__(self, pipeline, value):
+        vars(pipeline).setdefault(self.name, {})[threading.get_ident()] = value
 
 
 def check_positive(**numbers) -> None:
@@ -41,8 +57,18 @@ def is_within(sigma: float, interval: tuple[float, float] | None) -> bool:
     return interval is None or interval[0] <= sigma <= interval[1]
 
 
+def number_of_images(batch_size: int, num_images_per_prompt: int) -> int:
+    """The number of images of a call without prompts, where the two arguments mean the same."""
+    check_positive(batch_size=batch_size, num_images_per_prompt=num_images_per_prompt)
+    if 1 not in (batch_size, num_images_per_prompt) and batch_size != num_images_per_prompt:
+        raise ValueError(f"num_images_per_prompt: {num_images_per_prompt}, but batch_size is {batch_size}; give one")
+    return max(batch_size, num_images_per_prompt)
+
+
 def one_generator_each(generator, n: int) -> list[torch.Generator]:
     """One generator per image, so that an image does not depend on the others of its batch."""
+    if n == 1 and isinstance(generator, torch.Generator):
+        return [generator]
     if isinstance(generator, (list, tuple)):
         if len(generator) != n:
             raise ValueError(f"generator: a list of {len(generator)} for {n} images; give one for each, or only one")

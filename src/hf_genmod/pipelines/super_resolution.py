@@ -89,10 +89,11 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+        num_images_per_prompt: int = 1,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
-            image (`PIL.Image.Image`, a list of them, `np.ndarray` or `torch.Tensor`): n low-resolution images, all of
+            image (`PIL.Image.Image`, a list of them, `np.ndarray` or `torch.Tensor`): Low-resolution images, all of
                 one size; arrays are (n, height, width, channels) and tensors (n, channels, height, width), in
                 [0, 1] or, of measured values, in the units of the data.
             class_labels (*optional*): The label of each image, as [`ClassifierFreeGuidedPipeline`] takes it, for a
@@ -106,19 +107,23 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
             latents (`torch.Tensor` of shape `(n, channels, height, width)`, *optional*): x_T, of the size of the
                 result, instead of noise.
             output_type: As [`UnconditionalPipeline`] takes it.
+            num_images_per_prompt (`int`, defaults to 1): Results for each image, one after another.
 
         Raises:
             ValueError: If an image has other channels than the model, a label is unknown, an argument out of its
                 range or too large for a finite result.
         """
-        small = self.preprocess(image, self.unet.config.in_channels).to(self._execution_device)  # (n, C, h, w)
+        check_positive(num_images_per_prompt=num_images_per_prompt)
+        small = self.preprocess(image, self.unet.config.in_channels).to(self._execution_device)
+        small = small.repeat_interleave(num_images_per_prompt, dim=0)  # (n, C, h, w)
         n, channels, *size = small.shape
         larger = tuple(self.config.factor * length for length in size)
         if class_labels is not None and self.num_classes is None:
             raise ValueError("class_labels: given, but this model has no labels; leave them out")
-        labels = None if class_labels is None else self._weighted_labels(class_labels)
+        labels = None if class_labels is None else self._weighted_labels(class_labels, num_images_per_prompt)
         check_guidance(guidance_interval, guidance_scale=guidance_scale)
         self._check_enlargement(n, labels, guidance_scale, noise_level, tile_size)
+        self._guidance_scale = guidance_scale
         if latents is not None and tuple(latents.shape[2:]) != larger:
             raise ValueError(f"latents: {tuple(latents.shape[2:])} is not {larger}, the size of the result")
 
@@ -130,7 +135,7 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         seen = enlarge(noised_by(self.scheduler, small, epsilon, s), self.config.factor).to(self.unet.dtype)
 
         def predict(x_t, t, sigma):
-            gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
+            gamma = self._guidance_scale if is_within(sigma, guidance_interval) else 1.0
 
             def of_tile(x_t, seen):
                 condition = {"conditioning_image": seen, "conditioning_timestep": s}

@@ -1,5 +1,6 @@
 """Text-to-image generation."""
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -8,7 +9,9 @@ from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
 from ..models.conditioning import tokenize
 from .base import GenerationPipeline
-from .requests import check_guidance, check_positive, is_within
+from .requests import OfCall, check_guidance, check_positive, is_within
+
+_TOKENIZING = threading.Lock()  # the fast tokenizers of transformers fail if several threads use one at once
 
 
 class TextToImagePipeline(GenerationPipeline):
@@ -34,6 +37,8 @@ class TextToImagePipeline(GenerationPipeline):
 
     _scales = ("guidance_scale",)
     guidance_argument = "guidance_scale"
+    _guidance_rescale = OfCall()
+    guidance_rescale = property(lambda self: self._guidance_rescale, doc="φ of the call of this thread.")
 
     def __init__(
         self,
@@ -100,7 +105,8 @@ class TextToImagePipeline(GenerationPipeline):
             negative_prompt_embeds, negative_prompt_attention_mask (`torch.Tensor`, *optional*): The same for the
                 negative prompt.
             output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: As
-                [`UnconditionalPipeline`] takes them.
+                [`UnconditionalPipeline`] takes them. The callback may set `pipe._guidance_scale` and
+                `pipe._guidance_rescale` for the next steps.
 
         Raises:
             ValueError: If there is no prompt or more than one kind, an argument is out of its range or too large for
@@ -125,9 +131,11 @@ class TextToImagePipeline(GenerationPipeline):
             for parts in zip(*_padded_alike(negative, positive), strict=True)
         )  # (2n, tokens, d) and (2n, tokens), of ∅ and then of y
 
+        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
+
         def predict(x_t, t, sigma):
-            gamma = guidance_scale if is_within(sigma, guidance_interval) else 1.0
-            return self._guided_by_text(x_t, t, tokens, mask, gamma, guidance_rescale)
+            gamma = self._guidance_scale if is_within(sigma, guidance_interval) else 1.0
+            return self._guided_by_text(x_t, t, tokens, mask, gamma, self._guidance_rescale)
 
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         n = count * num_images_per_prompt
@@ -140,7 +148,8 @@ class TextToImagePipeline(GenerationPipeline):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(isinstance(text, str) for text in prompts):
             raise ValueError(f"prompt: {prompt!r} is neither a string nor a list of one or more")
-        tokens = tokenize(prompts, self.tokenizer, self.text_encoder)
+        with _TOKENIZING:
+            tokens = tokenize(prompts, self.tokenizer, self.text_encoder)
         tokens = {name: ids.to(self._execution_device) for name, ids in tokens.items()}
         return self.text_encoder(**tokens).last_hidden_state, tokens["attention_mask"]
 

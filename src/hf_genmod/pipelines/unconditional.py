@@ -6,6 +6,7 @@ import torch
 from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
 from .base import GenerationPipeline
+from .requests import number_of_images
 
 
 class UnconditionalPipeline(GenerationPipeline):
@@ -47,13 +48,14 @@ class UnconditionalPipeline(GenerationPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+        num_images_per_prompt: int = 1,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
             batch_size (`int`, defaults to 1): Number of images n.
             num_inference_steps (`int`, defaults to 50): Steps of the scheduler.
-            generator (`torch.Generator` or a list of n, *optional*): One per image. A single one draws n seeds from
-                itself, so that an image depends on its seed and not on the batch size.
+            generator (`torch.Generator` or a list of n, *optional*): One per image. A single one is that of a single
+                image; of several images it draws the seeds, so that an image depends on its seed alone.
             latents (`torch.Tensor` of shape `(n, in_channels, height, width)`, *optional*): x_T, instead of noise.
             output_type (`str`, defaults to `"pil"`): `"pil"`, with the first three of more than four channels; `"np"`,
                 (n, height, width, channels) in [0, 1], or measured values in the units of the data; `"pt"`, the same
@@ -62,6 +64,7 @@ class UnconditionalPipeline(GenerationPipeline):
             callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, tensors)` after
                 each step. It may return a dict whose `"latents"` replace x_t.
             callback_on_step_end_tensor_inputs (`list[str]`): The tensors it is given: `"latents"`.
+            num_images_per_prompt (`int`, defaults to 1): Another name of `batch_size`.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
@@ -74,6 +77,5 @@ class UnconditionalPipeline(GenerationPipeline):
             return self._denoise(x_t, t)
 
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        return self._generate(
-            predict, batch_size, num_inference_steps, generator, latents, output_type, return_dict, callback
-        )
+        n = number_of_images(batch_size, num_images_per_prompt)
+        return self._generate(predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback)
