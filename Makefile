@@ -29,6 +29,7 @@ test-slow: $(VENV)/.installed
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --quiet --preview --select PLW1514 src examples  # files are opened with an encoding
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 

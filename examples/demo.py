@@ -11,7 +11,9 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 
+from hf_genmod.data.shapes import check_name
 from hf_genmod.data.shapes_checker import matches
+from hf_genmod.errors import one_line_errors
 
 
 def main():
@@ -22,12 +24,20 @@ def main():
         "--guidance_scale", type=float, default=2.0, help="Guidance scale γ of classifier-free guidance."
     )
     arguments = parser.parse_args()
+    if arguments.samples_per_class < 1:
+        raise ValueError(f"samples_per_class: {arguments.samples_per_class} is not positive")
+    if not Path(arguments.model, "model_index.json").is_file():
+        raise ValueError(f"model: {arguments.model} holds no checkpoint; `make demo` trains one")
 
     pipe = DiffusionPipeline.from_pretrained(arguments.model, trust_remote_code=True)
     if torch.accelerator.is_available():
         pipe.to(torch.accelerator.current_accelerator())
     num_columns = min(8, arguments.samples_per_class)
-    names = list(pipe.labels)
+    names = list(getattr(pipe, "labels", ()))
+    if not names or pipe.guidance_argument != "guidance_scale":
+        raise ValueError(f"model: a {type(pipe).__name__} of {len(names)} classes; give one that train_cfg.py trained")
+    for name in names:
+        check_name("model", name)
     right, rows = 0, []
     for name in names:
         generator = torch.Generator().manual_seed(pipe.labels[name])
@@ -51,4 +61,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

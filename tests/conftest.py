@@ -39,13 +39,3 @@ def _each_test_has_its_own_faults_and_log():
     _HUB.requests.clear()
     yield
     _HUB.faults.clear()
-
-
-@pytest.fixture(autouse=True)
-def _each_test_has_its_own_settings_of_accelerate():
-    """Such as mixed precision, which a process otherwise keeps once an `Accelerator` was made."""
-    yield
-    state = sys.modules.get("accelerate.state")
-    if state is not None:
-        state.AcceleratorState._reset_state()
-        state.GradientState._reset_state()

@@ -4,6 +4,7 @@ The public names below are imported when they are first used.
 """
 
 import importlib
+import sys
 
 __version__ = "0.1.0.dev0"
 
@@ -37,7 +38,12 @@ __all__ = sorted(_MODULES)
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except KeyboardInterrupt:  # in the seconds that torch and diffusers take
+        if hasattr(sys, "ps1"):  # a person's session, which goes on
+            raise
+        sys.exit(130)
 
 
 def __dir__():

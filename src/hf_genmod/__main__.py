@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--private", action="store_true", help="Create the repository as a private one.")
     command.add_argument("--revision", help="The branch, which is created if it does not exist.")
     command.add_argument("--create_pr", action="store_true", help="Open a pull request instead.")
-    arguments = parser.parse_args(argv)
     with one_line_errors():
+        arguments = parser.parse_args(argv)
         return arguments.function(arguments)
 
 

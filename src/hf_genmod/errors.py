@@ -22,17 +22,21 @@ def shortened(names: list, most: int = 5) -> str:
 @contextlib.contextmanager
 def one_line_errors(errors=(ValueError, OSError), status: int = 2):
     """
-    A context in which errors end the script with one line on stderr instead of a traceback.
+    A context in which errors end the script with one line on stderr instead of a traceback. Characters that the
+    console does not have are printed as escapes.
 
     Args:
         errors (`tuple`): The types of errors; by default those of wrong arguments and data.
         status (`int`): The exit status. After a Ctrl-C it is 130.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # which stderr has always
     try:
         yield
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     except errors as error:
-        print(f"error: {error}", file=sys.stderr)
+        of_file = isinstance(error, OSError) and error.filename is not None  # without its number
+        print(f"error: {f'{error.filename}: {error.strerror}' if of_file else error}", file=sys.stderr)
         sys.exit(status)

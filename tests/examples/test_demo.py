@@ -1,5 +1,8 @@
-from example_scripts import SMALL, run
+from example_scripts import SMALL, error_of, run
 from PIL import Image
+from tiny import tiny_unet
+
+from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline, UnconditionalPipeline
 
 
 def test_the_demo_checks_the_model_it_samples(tmp_path):
@@ -9,3 +12,16 @@ def test_the_demo_checks_the_model_it_samples(tmp_path):
     assert " of 64 samples (" in done.stdout
     assert f'DiffusionPipeline.from_pretrained("{tmp_path}", trust_remote_code=True)' in done.stdout
     assert Image.open(tmp_path / "samples" / "classes.png").size == (8 * 64, 8 * 64)
+
+
+def test_a_model_that_the_demo_cannot_check_is_one_sentence(tmp_path):
+    assert error_of("demo.py", "--model", tmp_path / "nope").endswith(
+        "nope holds no checkpoint; `make demo` trains one"
+    )
+    UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()).save_pretrained(tmp_path / "plain")
+    assert "a UnconditionalPipeline of 0 classes" in error_of("demo.py", "--model", tmp_path / "plain")
+    names = {0: "cat", 1: "dog", 2: "bee"}
+    pets = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), AncestralDDPMScheduler(), id2label=names)
+    pets.save_pretrained(tmp_path / "pets")
+    assert "model: 'cat' is not a shape" in error_of("demo.py", "--model", tmp_path / "pets")
+    assert "samples_per_class: 0" in error_of("demo.py", "--model", tmp_path / "pets", "--samples_per_class", 0)

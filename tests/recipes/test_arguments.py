@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -115,3 +116,32 @@ def test_a_number_that_is_not_finite_is_refused(name, value):
 def test_a_list_of_numbers_is_refused_if_one_is_not_finite():
     with pytest.raises(ValueError, match=r"fourier_frequencies: \[1.0, nan\] is not finite"):
         parse_arguments(ModelArguments, argv=["--fourier_frequencies", "1", "nan"])
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_a_tilde_in_a_path_is_the_home_folder_in_a_file_and_in_a_flag(tmp_path, monkeypatch, by_file):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    values = {"dataset": "~/pets", "output_dir": "~/runs/a", "vae": "~/runs/vae", "base": "~"}
+    argv = ["--max_train_steps=1", *(f"--{name}={value}" for name, value in values.items())]
+    if by_file:
+        file = tmp_path / "settings.yaml"
+        file.write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items() if value != "~"))
+        argv = ["--config=~/settings.yaml", "--max_train_steps=1", "--base=~"]
+    parsed = parse_arguments(DataArguments, ModelArguments, TrainingConfig, BaseArguments, argv=argv)
+    data, model, config, base = parsed
+    found = [data.dataset, config.output_dir, model.vae, base.base]
+    assert found == [str(tmp_path / path) for path in ("pets", "runs/a", "runs/vae", "")]
+    assert TrainingConfig(output_dir="~/runs/b", max_train_steps=1).output_dir == str(tmp_path / "runs/b")
+
+
+@pytest.mark.parametrize("text", ["a ~ b", "~ about a cat", "cat ~/x", "nobody~"])
+def test_a_tilde_elsewhere_stays(text):
+    (parsed,) = parse_arguments(BaseArguments, argv=["--base", text])
+    assert parsed.base == text
+
+
+@pytest.mark.parametrize("name, reason", [("nope.yaml", "No such file or directory"), ("", "Is a directory")])
+def test_a_settings_file_that_cannot_be_read_is_named_with_its_flag(tmp_path, name, reason):
+    with pytest.raises(ValueError, match=f"^config: {re.escape(str(tmp_path / name))} cannot be read .{reason}.$"):
+        parse_arguments(TrainingConfig, argv=["--config", str(tmp_path / name)])

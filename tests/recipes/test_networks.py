@@ -191,7 +191,9 @@ class TestAutoencoders:
     def test_of_one_seed_are_the_same_and_take_further_options(self):
         make = AutoencoderArguments().make_autoencoder
         options = {"likelihood": "bernoulli"}
-        first, again, other = (make(VariationalAutoencoder, blank((8, 8)), seed=seed, **options) for seed in (0, 0, 1))
+        first, again, other = (
+            make(VariationalAutoencoder, blank((8, 8), channels=1), seed=seed, **options) for seed in (0, 0, 1)
+        )
         assert first.config.likelihood == "bernoulli"
         assert torch.equal(first.encoder.conv_in.weight, again.encoder.conv_in.weight)
         assert not torch.equal(first.encoder.conv_in.weight, other.encoder.conv_in.weight)
@@ -226,6 +228,10 @@ class TestAutoencoders:
         measured = blank((8, 8)).with_value_range({"low": [0.0] * 3, "high": [1.0] * 3})
         with pytest.raises(ValueError, match=f"likelihood: '{likelihood}' is for images of 8 bits"):
             AutoencoderArguments().make_autoencoder(VariationalAutoencoder, measured, likelihood=likelihood)
+
+    def test_of_colour_images_have_no_bernoulli_likelihood(self):
+        with pytest.raises(ValueError, match="likelihood: 'bernoulli' is for black and white or grey images"):
+            AutoencoderArguments().make_autoencoder(VariationalAutoencoder, blank((8, 8)), likelihood="bernoulli")
 
 
 class TestOfLatents:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -339,3 +340,24 @@ def test_the_reference_cards_are_as_the_runs_wrote_them(file, hub):
 def test_there_are_four_reference_cards():
     names = {file.parent.name for file in CARDS}
     assert names == {"shapes-cfg", "mnist-classifier-guided", "mnist-vae", "cats-dogs-latent"}
+
+
+def test_a_command_in_a_card_names_no_folder_of_this_machine(run, tmp_path):
+    words = "python examples/train_cfg.py --dataset '/mnt/somebody/my pets' --vae=~/somebody/vae --caption \"it's\""
+    command = f'{words} --output_dir="$HOME"/somebody/pets --split train --x=1=2 ../pets'
+    (run() / "provenance.json").write_text(json.dumps(PROVENANCE | {"command": command}))
+    text = write_card(tmp_path / "classes", "mit").text
+    (shown,) = re.findall(r"```\n(python .*)\n```", text)
+    assert shlex.split(shown) == shlex.split(
+        "python examples/train_cfg.py --dataset 'my pets' --vae=vae --caption \"it's\" --output_dir=pets "
+        "--split train --x=1=2 ../pets"
+    )
+
+
+def test_the_card_of_a_guided_model_says_which_images_are_whose(run):
+    folder, base = run("guided"), run("unconditional")
+    pictures = CONFIG["pictures"] | {"name": "somebody/all", "num_pictures": 9000}
+    (base / "training_config.json").write_text(json.dumps(CONFIG | {"pictures": pictures}))
+    (folder / "training_config.json").write_text(json.dumps(CONFIG | {"built_on": {"diffusion model": str(base)}}))
+    text = write_card(folder, "mit").text
+    assert "The diffusion model: 9,000 images of `somebody/all`.\nThe classifier: 1,500 images of `pets`.\n" in text

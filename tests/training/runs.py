@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate.state import AcceleratorState
 
 from hf_genmod import (
     AncestralDDPMScheduler,
@@ -133,6 +132,9 @@ def assert_same_state(trainer, other):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+FOLDERS = [str(path) for path in Path(__file__).parents[:2]]  # of modules that scripts import
+
+
 SCRIPT = """
 import sys
 sys.path[:0] = {folders!r}
@@ -154,7 +156,6 @@ def train(output_dir, kill=None, **settings):
     A run whose end is saved beside its folder. `kill` is None; or (n, seconds), to kill all processes so long after
     the n-th step; or n, to do so before the n-th time that a file or folder is renamed after the last step.
     """
-    AcceleratorState._reset_state()  # of a run in another precision
     pictures, held_out = (load_pictures(ShapesDataset(n, resolution=16, seed=seed)) for n, seed in ((40, 0), (4, 1)))
     make = make_other_trainer if "kind" in settings else make_trainer
     trainer = make(pictures, output_dir, held_out=held_out, **settings)
@@ -191,7 +192,6 @@ def train(output_dir, kill=None, **settings):
             "gradients_in_bf16": torch.tensor(rounded).all(),
         }
         torch.save(end, f"{output_dir}.pt")
-    AcceleratorState._reset_state()
 
 
 def kill_all(num_processes):
@@ -206,7 +206,7 @@ def kill_all(num_processes):
 def command(folder, runs, num_processes=1, kill=None):
     """The command that starts runs, settings by names, in a folder."""
     file = folder / "script.py"
-    file.write_text(SCRIPT.format(folders=[str(path) for path in Path(__file__).parents[:2]]))
+    file.write_text(SCRIPT.format(folders=FOLDERS))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     launcher = launcher if num_processes > 1 else []
     return [sys.executable, *launcher, str(file), str(folder), repr(runs), repr(kill)]

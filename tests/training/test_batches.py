@@ -1,7 +1,15 @@
+import os
+import subprocess
+import sys
+
 import psutil
 import pytest
 import torch
-from runs import assert_same_state, make_trainer
+from runs import FOLDERS, assert_same_state, make_trainer, metrics
+
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.data.shapes import ShapesDataset
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(dataset, tmp_path):
@@ -26,3 +34,51 @@ def test_a_loading_process_that_dies_is_replaced(dataset, tmp_path, capsys):
     trainer.train()
     assert "a process that loads images has died" in capsys.readouterr().err
     assert_same_state(trainer, whole)
+
+
+class Unreachable(PictureDataset):
+    """Images from a server that cannot be reached after the first step."""
+
+    error = ConnectionError("the server of the images says no")
+
+    def __getitems__(self, indices):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls > 1:
+            raise self.error
+        return super().__getitems__(indices)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("error", [Unreachable.error, RuntimeError("DataLoader worker: says no"), EOFError("says no")])
+def test_an_error_of_the_data_set_is_shown_and_not_taken_for_a_dead_process(tmp_path, capsys, num_workers, error):
+    pictures = load_pictures(ShapesDataset(16, resolution=16))
+    trainer = make_trainer(pictures, tmp_path, max_train_steps=4, num_workers=num_workers)
+    pictures.__class__, pictures.error = Unreachable, error
+    with pytest.raises(type(error), match="says no"):
+        trainer.train()
+    assert "has died" not in capsys.readouterr().err
+
+
+WITH_START_METHOD = """
+import multiprocessing, sys
+sys.path[:0] = {folders!r}
+from runs import make_trainer
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.shapes import ShapesDataset
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    pictures = load_pictures(ShapesDataset(40, resolution=16))
+    make_trainer(pictures, sys.argv[2], max_train_steps=3, num_workers=1).train()
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
+def test_processes_that_load_images_can_be_started_by_any_method(dataset, tmp_path, method):
+    (tmp_path / "script.py").write_text(WITH_START_METHOD.format(folders=FOLDERS))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which rounding depends on
+    command = [sys.executable, tmp_path / "script.py", method, tmp_path / "run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "has died" not in done.stderr, done.stderr
+    make_trainer(dataset, tmp_path / "here", max_train_steps=3).train()
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "here")

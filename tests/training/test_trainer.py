@@ -1,10 +1,16 @@
 import json
 import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
-from runs import averaged_weights, make_trainer, metrics, raw_weights
+from runs import FOLDERS, averaged_weights, make_trainer, metrics, raw_weights
 
 from hf_genmod import load_pipeline
 from hf_genmod.drawing.grids import class_rows
@@ -163,3 +169,82 @@ def test_work_after_training_that_fails_is_reported(dataset, tmp_path, capsys):
     trainer.train()
     assert "the work after training failed (RuntimeError: no disk)" in capsys.readouterr().err
     assert (tmp_path / "model_index.json").is_file()
+
+
+def test_a_run_whose_every_step_was_skipped_is_no_success(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=3)
+    inner = trainer.objective
+
+    def objective(model, batch, rng):
+        loss, metrics = inner(model, batch, rng)
+        return loss * math.nan, metrics
+
+    trainer.objective = objective
+    message = (
+        "not finite in 3 steps in a row, up to step 3 .*; no state is the last that was saved; lower the learning"
+    )
+    with pytest.raises(TrainingError, match=message):
+        trainer.train()
+    assert not trainer.folder.is_complete
+
+
+def test_a_thread_trains_as_the_main_thread_does(dataset, tmp_path):
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+
+    def train(name):
+        make_trainer(dataset, tmp_path / name, max_train_steps=3, num_workers=1).train()
+
+    thread = threading.Thread(target=train, args=["thread"])
+    thread.start()
+    thread.join(timeout=120)
+    assert handlers == [signal.getsignal(number) for number in signal.valid_signals()]
+    train("main")
+    assert (tmp_path / "thread" / "model_index.json").is_file()
+    assert metrics(tmp_path / "thread") == metrics(tmp_path / "main")
+
+
+def test_each_trainer_of_a_process_has_its_own_precision_and_parts(dataset, held_out, tmp_path):
+    def make(name, precision, **settings):
+        parts = {"no": 2, "bf16": 1}[precision]
+        settings = {"mixed_precision": precision, "gradient_accumulation_steps": parts, "max_train_steps": 2}
+        return make_trainer(dataset, tmp_path / name, held_out=held_out, validation_steps=1, **settings)
+
+    for precision in ("bf16", "no"):
+        make(f"alone-{precision}", precision).train()
+    trainers = {precision: make(f"together-{precision}", precision) for precision in ("bf16", "no")}
+    for precision in ("bf16", "no"):
+        trainers[precision].train()
+    lines = {name.name: metrics(name) for name in tmp_path.iterdir()}
+    assert lines["together-no"] == lines["alone-no"] and lines["together-bf16"] == lines["alone-bf16"]
+    assert lines["alone-no"] != lines["alone-bf16"]
+
+
+NOTEBOOK = """
+import sys
+sys.path[:0] = {folders!r}
+from accelerate import notebook_launcher
+from runs import make_trainer
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.shapes import ShapesDataset
+
+def train(folder):
+    make_trainer(load_pictures(ShapesDataset(40, resolution=16)), folder, max_train_steps=3, double=True).train()
+
+notebook_launcher(train, [sys.argv[1]], num_processes=int(sys.argv[2]), use_port=sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_launcher_of_notebooks_trains(dataset, tmp_path, num_processes):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "cell.py").write_text(NOTEBOOK.format(folders=FOLDERS))
+    command = [sys.executable, tmp_path / "cell.py", tmp_path / "run", str(num_processes), str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    make_trainer(dataset, tmp_path / "here", max_train_steps=3, double=True).train()
+    there, here = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("run", "here"))
+    np.testing.assert_allclose(there, here, rtol=1e-9)

@@ -83,7 +83,7 @@ class ImagePipeline(DiffusionPipeline):
         for folder, _, _, stem, source in self._shipped():
             file = Path(save_directory, folder, f"{stem}.py")
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(source, encoding="utf-8")
+            file.write_text(source, encoding="utf-8", newline="\n")  # the same bytes on every system
         for folder in ("", *self.components):
             for name in ("config.json", "tokenizer_config.json"):
                 _forget_path(Path(save_directory, folder, name))

@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
+import re
 import sys
 import typing
 from pathlib import Path
@@ -59,7 +61,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, description: str | None = None) -> tuple:
     """
-    Reads an instance of each dataclass from command-line flags, or from a YAML file, which the flags override.
+    Reads an instance of each dataclass from command-line flags, or from a YAML file, which the flags override. A path
+    may begin with the home folder as `~`, which a shell replaces neither in a file nor after "=".
 
     Args:
         dataclass_types: The dataclasses. `--help` lists each as a group, under its docstring.
@@ -92,10 +95,19 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
         numbers = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, float)]
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"{name}: {value} is not finite; give finite numbers")
+    values = {name: _at_home(value) for name, value in vars(values).items()}
     return tuple(
-        dataclass_type(**{field.name: getattr(values, field.name) for field in dataclasses.fields(dataclass_type)})
+        dataclass_type(**{field.name: values[field.name] for field in dataclasses.fields(dataclass_type)})
         for dataclass_type in dataclass_types
     )
+
+
+def _at_home(value):
+    """A value, or a list of values, with the folder for which `~` stands."""
+    if isinstance(value, list):
+        return [_at_home(part) for part in value]
+    is_path = isinstance(value, str) and re.match(r"~[\w.-]*([/\\]|$)", value)
+    return os.path.expanduser(value) if is_path else value
 
 
 def _flags_of(dataclass_type: type) -> type:
@@ -114,7 +126,10 @@ def _flags_in_file(file: str, names: list[str]) -> list[str]:
     """The settings of a YAML file, or of the `training_config.json` of a run, as flags. Values stay the text that they
     are in the file: `no` stays "no"."""
     try:
-        settings = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+        settings = yaml.load(text, Loader=yaml.BaseLoader) or {}
+    except OSError as error:
+        raise ValueError(f"config: {file} cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not a YAML file ({first_line(error)})") from error
     if not isinstance(settings, dict):

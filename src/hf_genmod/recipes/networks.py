@@ -117,6 +117,9 @@ class AutoencoderArguments:
                 raise ValueError(f"downsampling_factor: images of {height}x{width} cannot be halved twice; {remedy}")
         if pictures.value_range is not None and config.get("likelihood", "gaussian") != "gaussian":
             raise ValueError(f"likelihood: {config['likelihood']!r} is for images of 8 bits, not for measured values")
+        if pictures.channels > 1 and config.get("likelihood") == "bernoulli":
+            kind = f"black and white or grey images, and these have {pictures.channels} channels"
+            raise ValueError(f"likelihood: 'bernoulli' is for {kind}; choose another, or give --channels 1")
         if factor < 1 or factor & (factor - 1):
             raise ValueError(f"downsampling_factor: {factor} is not one of 1, 2, 4, 8, ...")
         patch_size = 2 if factor > 1 else 1

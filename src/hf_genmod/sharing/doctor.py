@@ -126,7 +126,7 @@ def _run(folder: Path) -> Iterator[str]:
     last = (RunFolder(folder).metrics() or [{}])[-1]
     steps, bad = last.get("step", math.inf), last.get("bad_steps", 0)
     if steps < 200:
-        yield f"it was trained for {steps} steps, so its averaged weights still contain the first ones; train longer"
+        yield f"it was trained for {steps} steps, too few for a model that starts from random weights; train longer"
     if bad > 0.01 * steps:
         yield (
             f"{bad} of its {steps} steps were skipped, as their loss was not finite; train with a lower learning "

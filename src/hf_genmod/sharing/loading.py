@@ -66,7 +66,7 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
             reason = f"its class is {name} and not one of {', '.join(known)}"
             break
         try:
-            patterns = [str(Path(subfolder or "", kind)) for kind in ("*.json", "*.safetensors")]
+            patterns = [Path(subfolder or "", kind).as_posix() for kind in ("*.json", "*.safetensors")]
             folder = path if os.path.isdir(path) else snapshot_download(path, allow_patterns=patterns, **options)
             check_component(Path(folder, subfolder or ""), known[name])
             return known[name].from_pretrained(path, subfolder=subfolder, use_safetensors=True, **kwargs)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -112,11 +113,11 @@ def _draw_samples(facts: Facts):
 def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: str | None) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     filters = {"interval": _interval, "shortened": shortened, "shared_name": _shared_name, "thousands": "{:,}".format}
-    environment.filters |= filters
+    environment.filters |= filters | {"shared_command": _shared_command}
     template = Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")
     report, settings = facts.report, facts.report.settings if facts.report else []
     balance = facts.provenance.get("class_balance", {})
-    where = f'"{repo_id or facts.folder}"' + (f', revision="{revision}"' if revision else "")
+    where = f'"{repo_id or facts.folder.as_posix()}"' + (f', revision="{revision}"' if revision else "")
     text = environment.from_string(template).render(
         metadata=_metadata(facts, license, repo_id).to_yaml(),
         title=repo_id or facts.name,
@@ -206,5 +207,13 @@ def _rounded(value: float) -> float:
 def _shared_name(name: str) -> str:
     """The name of a data set without the path on this machine: an id, or the last part of a path, and the split."""
     path, bracket, split = name.partition(" (")
-    is_path = Path(path).expanduser().exists() or path.startswith(("/", ".", "~"))
+    is_path = Path(path).expanduser().exists() or Path(path).is_absolute() or path.startswith((".", "~"))
     return f"{Path(path).name if is_path else path}{bracket}{split}"
+
+
+def _shared_command(command: str) -> str:
+    """A command without folders of this machine: the last part of each path that is not relative."""
+    words = [word.rpartition("=") if word.startswith("--") else ("", "", word) for word in shlex.split(command)]
+    away = [Path(path).is_absolute() or path.startswith(("~/", "$HOME/")) for _, _, path in words]
+    paths = [Path(path).name if is_away else path for is_away, (_, _, path) in zip(away, words, strict=True)]
+    return shlex.join(f"{name}{equals}{path}" for path, (name, equals, _) in zip(paths, words, strict=True))

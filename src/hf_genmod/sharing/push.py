@@ -96,7 +96,7 @@ def push_checkpoint(
         if revision is not None:
             _retried(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
         card = write_card(folder, license, repo_id, revision, facts)
-        _check_edited_card(card, license, "" if str(folder) == repo_id else f'("{folder}"')
+        _check_edited_card(card, license, "" if str(folder) == repo_id else f'("{folder.as_posix()}"')
         files = _files_to_push(facts)
 
         def commit():  # not `upload_folder`, which may split files among several commits

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 
 import torch
 from accelerate import Accelerator
@@ -30,10 +31,12 @@ class Batches:
         pin_memory, num_workers = self.device.type == "cuda", config.num_workers
         # `dict` changes nothing: a data set returns a batch, not its images one by one.
         loader = DataLoader(
-            self.dataset, batch_sampler=sampler, collate_fn=dict, num_workers=num_workers, pin_memory=pin_memory
-        )
+            self.dataset, batch_sampler=sampler, collate_fn=dict, num_workers=num_workers, pin_memory=pin_memory,
+            worker_init_fn=_ignore_interrupts,
+        )  # fmt: skip
         self._loaded = iter(loader)
-        if num_workers:
+        has_handler = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+        if num_workers and has_handler:
             # The handler that torch installs raises anywhere, even between two updates of weights; the next batch
             # reports a dead process as well.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -47,7 +50,9 @@ class Batches:
         try:
             parts = [next(self._loaded) for _ in self.positions]
         except (RuntimeError, EOFError, ConnectionError) as error:  # the last two from one still dying
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            # Torch writes "Caught" before an error of the data set in another process.
+            of_dataset = not self.config.num_workers or str(error).startswith("Caught ")
+            if of_dataset or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                 raise
             print(f"a process that loads images has died ({error}); starting others", file=sys.stderr)
             self.open(step)
@@ -55,6 +60,11 @@ class Batches:
         seed, size = self.config.seed, self.config.batch_size
         rngs = [BatchRandom(seed, step, positions, size, self.device) for positions in self.positions]
         return list(zip(parts, rngs, strict=True))
+
+
+def _ignore_interrupts(worker: int):
+    """The main process decides what a Ctrl-C does. (A forked process has inherited that.)"""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def for_model(batch: dict, dataset: Dataset, rng: BatchRandom, augment: Augmentation, dtype: torch.dtype) -> dict:

@@ -1,6 +1,7 @@
 """The settings of a training run."""
 
 import math
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,6 +53,7 @@ class TrainingConfig:
     report_to: str | None = changeable(None, help="Tracker of Accelerate, such as 'tensorboard'.")
 
     def __post_init__(self):
+        self.output_dir = os.path.expanduser(self.output_dir)
         if self.mixed_precision is None:
             self.mixed_precision = "bf16" if _cpu_multiplies_in_bf16() else "no"
         if (self.max_train_steps is None) == (self.max_train_minutes is None):
@@ -78,6 +80,12 @@ class TrainingConfig:
     @property
     def augmentation(self) -> Augmentation:
         return Augmentation(mirror=self.horizontal_flip, max_shift=self.max_shift)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which a model computes in the `mixed_precision`. (That of Accelerate is the one of the newest
+        `Accelerator` of the process.)"""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
+        return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
     def part(self, share: float, **changes) -> "TrainingConfig":
         """The settings of a run with a share of the budget, and other changes."""

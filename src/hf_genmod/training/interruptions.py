@@ -5,6 +5,7 @@ import ctypes
 import re
 import signal
 import sys
+import threading
 
 import torch
 
@@ -14,14 +15,16 @@ from hf_genmod.training.config import TrainingConfig
 
 @contextlib.contextmanager
 def stop_signals():
-    """Collects SIGINT and SIGTERM in a list instead of ending the process. A second signal ends it."""
+    """Collects SIGINT and SIGTERM in a list instead of ending the process. A second signal ends it. In a thread beside
+    the main one, which alone receives signals, the list stays empty."""
     received = []
 
     def handler(number, frame):
         received.append(number)
         signal.signal(number, previous[number])
 
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield received
     finally:

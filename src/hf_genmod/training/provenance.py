@@ -87,7 +87,7 @@ def _hardware(num_processes):
     if torch.accelerator.is_available():
         return f"{num_processes} × {torch.accelerator.current_accelerator().type}"
     cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ()
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else ()
     name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), name)
     each = f" in each of {num_processes} processes" if num_processes > 1 else ""
     return f"{os.cpu_count()} CPU cores ({name}), {torch.get_num_threads()} used{each}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pickle
@@ -10,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
@@ -88,6 +88,7 @@ class RunFolder:
         self._settings = self.path / "training_config.json"
         self._metrics = self.path / "metrics.jsonl"
         self._states = self.path / "checkpoints"
+        self._lock = self.path / ".lock"
 
     @property
     def index(self) -> str | None:
@@ -100,7 +101,8 @@ class RunFolder:
 
     def check(self, settings: dict, may_change: set[str]):
         """Raises a `ValueError` if the folder holds anything but this run; settings that `may_change` may differ."""
-        unfinished = {self._settings, _partial(self._settings)}  # of a run that was stopped before its first step
+        # Of a run that was stopped before its first step.
+        unfinished = {self._settings, _partial(self._settings), self._lock}
         if not self.path.exists() or (self.path.is_dir() and not set(self.path.iterdir()) - unfinished):
             return
         if not self._settings.is_file():
@@ -127,24 +129,25 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self):
         """Locks the folder against other processes. Raises a `TrainingError` if one is training in it."""
-        folder = os.open(self.path, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise TrainingError(
-                    f"output_dir: another process is training in {self.path}; wait for it, or end it: `pgrep -fa "
-                    f"{self.path.name}` lists those whose command names the folder"
-                ) from error
+            lock = filelock.FileLock(self._lock).acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise TrainingError(
+                f"output_dir: another process is training in {self.path}; wait for it, or end it: `pgrep -fa "
+                f"{self.path.name}` lists those whose command names the folder"
+            ) from error
+        with lock:
             yield
-        finally:
-            os.close(folder)
 
     def claim(self, settings: dict):
         """Writes the settings. A complete run keeps its own."""
         if not self.is_complete:
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write_atomically(self._settings, json.dumps(settings, indent=2) + "\n")
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                _write_atomically(self._settings, json.dumps(settings, indent=2) + "\n")
+            except OSError as error:
+                reason = f"cannot be written ({error.strerror}); choose another folder"
+                raise ValueError(f"output_dir: {self.path} {reason}") from error
 
     def saved_states(self) -> list[Path]:
         """The folders of complete states, oldest first."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -78,6 +79,7 @@ class Trainer:
         self.save = save or (lambda pipeline, folder: pipeline.save_pretrained(folder))
         self.load = load or (lambda folder: self._pipeline().from_pretrained(folder))
         self.folder = RunFolder(config.output_dir)
+        AcceleratorState._shared_state, GradientState._shared_state = {}, {}  # each trainer has its own settings
         self.accelerator = accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
@@ -205,7 +207,8 @@ class Trainer:
                 bar.update(min(clock.tick(), 1.0) - bar.n)
 
                 done = clock.fraction >= 1
-                too_bad = progress.bad_steps_in_a_row >= config.max_bad_steps
+                all_bad = done and progress.bad_steps == progress.step
+                too_bad = progress.bad_steps_in_a_row >= config.max_bad_steps or all_bad
                 validation = {}
                 if self.validation_dataset is not None and self._is_due(config.validation_steps, done):
                     models = self.averaged_model.module.eval(), self.objective
@@ -240,7 +243,8 @@ class Trainer:
         bad = self._any_process(not finite)
         if not bad:
             # Muon's matrix products can be in bf16, but not in fp16, whose range is too small for squared gradients.
-            with accelerator.autocast() if config.mixed_precision == "bf16" else contextlib.nullcontext():
+            in_bf16 = config.mixed_precision == "bf16"
+            with config.autocast(accelerator.device) if in_bf16 else contextlib.nullcontext():
                 self.optimizer.step()
         elif accelerator.scaler is not None:
             accelerator.scaler.update()  # to a lower scale

@@ -32,7 +32,7 @@ def validation_metrics(
         for part in mine.split(config.batch_size) if len(mine) else ():
             rng = BatchRandom(config.seed, 0, part, count, accelerator.device)
             batch = for_model(dataset.__getitems__(order[part].tolist()), dataset, rng, config.augmentation, dtype)
-            with accelerator.autocast():
+            with config.autocast(accelerator.device):
                 loss, metrics = objective(model, batch, rng)
             for name, value in {"loss": loss, **metrics}.items():
                 sums[name, band] += value.item() * len(part)
