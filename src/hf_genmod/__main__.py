@@ -6,16 +6,28 @@ import sys
 from hf_genmod import __version__
 from hf_genmod.errors import one_line_errors
 
+COLUMNS = ("image_column", "label_column", "caption_column")
+
 
 def doctor(arguments) -> int:
-    from hf_genmod.sharing.doctor import examine  # with torch and diffusers, which --help does without
+    from hf_genmod.sharing.doctor import examine, is_checkpoint  # with torch and diffusers, which --help does without
 
-    findings = 0
-    for finding in examine(arguments.path, arguments.split):
-        findings += 1
-        print(f"- {finding}", flush=True)
-    print(f"{arguments.path}: {findings or 'no'} finding{'s' * (findings != 1)}")
-    return 1 if findings else 0
+    path = arguments.path
+    if is_checkpoint(path):
+        contents, findings, commands = [], list(examine(path)), []
+        status = 1 if findings else 0
+    else:
+        from hf_genmod.recipes.dataset_doctor import examine_dataset
+        from hf_genmod.recipes.pictures import CaptionedDataArguments
+
+        flags = {name: getattr(arguments, name) for name in ("split", *COLUMNS)}
+        contents, findings, commands, would_start = examine_dataset(CaptionedDataArguments(dataset=path, **flags))
+        status = 0 if would_start else 1
+    lines = [*contents, *(f"- {finding}" for finding in findings)]
+    for line in [*lines, *(f"to train on it: {command}" for command in commands)]:
+        print(line)
+    print(f"{path}: {len(findings) or 'no'} finding{'s' * (len(findings) != 1)}")
+    return status
 
 
 def push(arguments) -> int:
@@ -44,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     command.set_defaults(function=doctor)
     command.add_argument("path", help="Folder of images or parquet files, or the output_dir of a run.")
     command.add_argument("--split", default="train", help="Split of the data set.")
+    for name in COLUMNS:
+        command.add_argument(f"--{name}", help="As the training scripts take it.")
     command = commands.add_parser("push", help="Upload a checkpoint with its card to the Hub, and test that it loads.")
     command.set_defaults(function=push)
     command.add_argument("path", help="The output_dir of a complete run.")

@@ -4,11 +4,9 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import tiny_autoencoder, tiny_classifier, tiny_unet, tiny_vae
 
@@ -24,7 +22,7 @@ from hf_genmod import (
 )
 from hf_genmod.__main__ import main
 from hf_genmod.sharing import push
-from hf_genmod.sharing.doctor import examine
+from hf_genmod.sharing.doctor import examine, is_checkpoint
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
 
@@ -161,14 +159,6 @@ def test_each_finding_is_a_line_and_the_status_is_1(tmp_path, capsys):
     assert lines[2] == f"{tmp_path}: 2 findings"
 
 
-def test_nothing_there_is_an_error_of_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["doctor", str(tmp_path / "no" / "where")])
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and line.endswith("there is no such folder or file; check the path")
-
-
 def test_the_signal_left_at_the_end_is_what_the_schedule_leaves(tmp_path):
     save_checkpoint(tmp_path, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     left = (
@@ -257,68 +247,11 @@ def test_a_run_that_is_not_over_is_found(tmp_path):
     assert "the run is not finished" in only(examine(str(tmp_path)))
 
 
-def save_pictures(folder, count=600, classes=2, size=(8, 8), mode="RGB"):
-    rng = np.random.default_rng(0)
-    for index in range(count):
-        file = folder / f"class{index % classes}" / f"{index}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(256, size=(*size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).convert(mode).save(file)
-
-
-def test_sound_pictures_have_no_findings(tmp_path):
-    save_pictures(tmp_path)
-    assert not list(examine(str(tmp_path)))
-
-
-def test_each_fault_of_a_data_set_is_found(tmp_path):
-    save_pictures(tmp_path, count=60)
-    picture = Image.open(tmp_path / "class0" / "0.png")
-    picture.save(tmp_path / "class0" / "copy.png")
-    picture.save(tmp_path / "class1" / "also.png")
-    picture.convert("L").save(tmp_path / "class0" / "grey.png")
-    picture.resize((8, 12)).save(tmp_path / "class0" / "long.png")
-    transparent = picture.convert("RGBA")
-    transparent.putalpha(100)
-    transparent.save(tmp_path / "class0" / "transparent.png")
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "class0" / "red.png")
-    (tmp_path / "class1" / "broken.png").write_bytes(b"x")
-    (tmp_path / "rare").mkdir()
-    picture.rotate(90).save(tmp_path / "rare" / "1.png")
-    findings = list(examine(str(tmp_path)))
-    expected = [
-        "unusable: 1 of 68 images, which would stop a run (", "number of images: 67, so few that",
-        "the images have 2 sizes, heights from 8 to 12 and widths from 8 to 8,",
-        "colour and grey: 66 of 67 images are in colour", "transparent in places: 1 of 67 images",
-        "copies of other images: 2 (", "the same image in two classes: 1 (", "images of one colour only: 1 (",
-        "images in the class 'rare': 1, in the largest 35",
-    ]  # fmt: skip
-    assert len(findings) == len(expected)
-    for finding, start in zip(findings, expected, strict=True):
-        assert finding.startswith(start)
-    assert "class1/broken.png: no image that Pillow knows" in findings[0]
-    assert "class0/copy.png of " in findings[5] and "class0/0.png)" in findings[5]
-    assert "class1/also.png and " in findings[6] and "class0/red.png" in findings[7]
-    assert all(len(finding.splitlines()) == 1 for finding in findings)
-
-
-def test_classes_that_are_all_small_are_found(tmp_path):
-    save_pictures(tmp_path, count=10)
-    assert list(examine(str(tmp_path)))[-1].startswith("no class has more than 5 images")
-
-
-def test_outliers_that_set_the_range_of_a_channel_are_found(tmp_path):
-    rng = np.random.default_rng(0)
-    for index in range(600):
-        even, skewed = rng.uniform(size=(8, 8)), rng.lognormal(0, 3, size=(8, 8))
-        np.save(tmp_path / f"{index}.npy", np.stack([even, skewed]))
-    assert only(examine(str(tmp_path))).startswith("channel 1: 99% of its values lie in a tenth of its range, ")
-
-
 def test_a_part_of_a_checkpoint_is_no_data_set(tmp_path):
     save_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="unet: a part of .*; examine that folder"):
-        list(examine(str(tmp_path / "unet")))
+        is_checkpoint(str(tmp_path / "unet"))
+    assert is_checkpoint(str(tmp_path)) and not is_checkpoint(str(tmp_path.parent))
 
 
 def test_a_damaged_checkpoint_of_a_run_is_written_again_by_its_command(tmp_path):

@@ -22,9 +22,11 @@ _TABLES = (".csv", ".h5", ".hdf5", ".json", ".jsonl", ".lance", ".tsv")  # which
 _KINDS = "it should hold images or .npy files, in class folders or not, images with a metadata.jsonl, or parquet files"
 
 
-def splits_of(dataset: str | Path) -> list[str]:
-    """The names of the splits of a data set, as `load_pictures` takes it."""
-    return list(SHAPES_SPLITS if dataset == "shapes" else find_splits(dataset, None)[0])
+def splits_of(dataset: str | Path) -> dict[str, int]:
+    """The number of images in each split of a data set, as `load_pictures` takes it."""
+    if dataset == "shapes":
+        return {split: count for split, (count, _) in SHAPES_SPLITS.items()}
+    return {split: len(rows) for split, rows in find_splits(dataset, None)[0].items()}
 
 
 def find_splits(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_name: str | None):

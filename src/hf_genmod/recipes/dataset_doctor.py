@@ -1,0 +1,191 @@
+"""What a data set holds, what is wrong with it, and the command that trains on it."""
+
+import hashlib
+import math
+import re
+import shlex
+import statistics
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.data.sources import splits_of
+from hf_genmod.errors import shortened
+from hf_genmod.recipes.pictures import CaptionedDataArguments
+
+_THUMBNAIL = 32  # pixels; images are compared at this size
+
+
+class DatasetReport(NamedTuple):
+    """What a data set holds, what is wrong with it, and the commands that train on it, each a line of text."""
+
+    contents: list[str]
+    findings: list[str]
+    commands: list[str]
+    would_start: bool  # whether a run on the data set as it is would start
+
+
+def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
+    """
+    Loads a data set as a training script does, and looks at it.
+
+    Args:
+        arguments ([`CaptionedDataArguments`]): The data set, its split, configuration and columns.
+
+    Raises:
+        FileNotFoundError: If there is no such data set.
+    """
+    arguments.resolution, arguments.on_bad_image = str(_THUMBNAIL), "skip"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            pictures, held_out = arguments.load()
+        except ValueError as error:
+            return DatasetReport([], [str(error)], [], would_start=False)
+    findings = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    skipped = pictures.skipped + (held_out.skipped if held_out else [])
+    if skipped:
+        findings.append(
+            f"unusable: {len(skipped)} images, which would stop a run ({shortened(skipped)}); repair or remove them, "
+            "or train with --on_bad_image skip"
+        )
+    contents, commands = list(_contents(pictures, arguments)), list(_commands(pictures, arguments, bool(skipped)))
+    return DatasetReport(contents, [*findings, *_findings(pictures)], commands, would_start=not skipped)
+
+
+def _contents(pictures: PictureDataset, arguments: CaptionedDataArguments) -> Iterator[str]:
+    counts = splits_of(arguments.dataset)
+    yield "images    " + ", ".join(f"{count:,} in {split!r}" for split, count in counts.items())
+    names, labels = pictures.label_names, pictures.labels
+    if names is None:
+        yield "classes   none"
+    else:
+        numbers = torch.bincount(labels, minlength=len(names)).tolist()
+        listed = shortened([f"{name} ({number:,})" for name, number in zip(names, numbers, strict=True)], 20)
+        yield f"classes   {len(names)}: {listed}"
+        least = min(range(len(names)), key=numbers.__getitem__)
+        average = len(labels) / len(names)
+        if numbers[least] < average / 2:
+            yield f"          the rarest is {names[least]!r} with {numbers[least]:,}, and the average {average:,.0f}"
+    heights, widths = zip(*((p.height, p.width) for p in pictures.properties), strict=True)
+    if (min(heights), min(widths)) == (max(heights), max(widths)):
+        yield f"sizes     all {heights[0]}x{widths[0]} (height x width)"
+    else:
+        middle = f"{statistics.median_low(heights)}x{statistics.median_low(widths)}"
+        extremes = f"{min(heights)}x{min(widths)} to {max(heights)}x{max(widths)}"
+        yield f"sizes     from {extremes} (height x width), with {middle} in the middle"
+    if pictures.value_range is not None:
+        yield f"channels  {pictures.channels}, of measured values"
+    else:
+        kind = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGB and alpha"}[pictures.channels]
+        grey = sum(not properties.has_color for properties in pictures.properties)
+        yield f"channels  {pictures.channels} ({kind})" + (
+            f", {grey:,} of the images grey" if 0 < grey < len(pictures) else ""
+        )
+    if pictures.captions is None:
+        yield "captions  none"
+    else:
+        first = pictures.captions[0]
+        yield f"captions  one or more for each image, such as {first if isinstance(first, str) else first[0]!r}"
+
+
+def _commands(pictures: PictureDataset, arguments: CaptionedDataArguments, skip: bool) -> Iterator[str]:
+    """The commands of the training scripts that fit a data set, with the flags that it needs."""
+    heights, widths = zip(*((p.height, p.width) for p in pictures.properties), strict=True)
+    flags = {"dataset": arguments.dataset, "split": None if arguments.split == "train" else arguments.split}
+    flags |= {"image_column": arguments.image_column, "on_bad_image": "skip" if skip else None}
+    if len({*heights}) > 1 or len({*widths}) > 1 or max(*heights, *widths) > 128:
+        middle = statistics.median_low(heights), statistics.median_low(widths)
+        longest = min(64, max(middle))
+        height, width = (max(8, round(longest * side / max(middle) / 8) * 8) for side in middle)
+        flags["resolution"] = height if height == width else f"{height}x{width}"
+    scripts = {}
+    if pictures.labels is not None:
+        scripts["train_cfg"] = {"label_column": arguments.label_column}
+    if pictures.captions is not None:
+        scripts["train_text_to_image"] = {"caption_column": arguments.caption_column}
+    output_dir = "runs/" + (re.sub(r"[^\w.-]+", "-", Path(arguments.dataset).resolve().stem) or "model")
+    for script, columns in (scripts or {"train_unconditional": {}}).items():
+        given = {**flags, **columns, "output_dir": output_dir}
+        text = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
+        yield " ".join([f"accelerate launch examples/{script}.py", *text])
+
+
+def _findings(pictures: PictureDataset) -> Iterator[str]:
+    count = len(pictures)
+    if count < 500:
+        yield (
+            f"number of images: {count}, so few that a model memorises them; collect more, and train with "
+            "--horizontal_flip if mirrored images are as good"
+        )
+    if len({(properties.height, properties.width) for properties in pictures.properties}) > 1:
+        yield "the images differ in size, but a model has one; scale and crop them by --resolution"
+    in_color = sum(properties.has_color for properties in pictures.properties)
+    if 0 < in_color < count:
+        yield (
+            f"colour and grey: {in_color} of {count} images are in colour, the others grey, and a model draws both; "
+            "make all grey by --channels 1, or remove one kind"
+        )
+    if transparent := sum(properties.has_alpha for properties in pictures.properties):
+        yield (
+            f"transparent in places: {transparent} of {count} images, for which a model needs one more channel; put "
+            f"them on white by --channels {3 if in_color else 1}, unless transparency is wanted"
+        )
+    yield from _copies(pictures)
+    if pictures.value_range is not None:
+        yield from _values(pictures)
+    if pictures.labels is not None:
+        numbers = torch.bincount(pictures.labels, minlength=len(pictures.label_names))
+        least, most = int(numbers.argmin()), int(numbers.argmax())
+        if numbers[most] < 20:
+            yield f"no class has more than {numbers[most]} images, so a model memorises each; collect more"
+        elif numbers[least] < max(20, numbers[most] / 10):
+            yield (
+                f"images in the class {pictures.label_names[least]!r}: {numbers[least]}, in the largest "
+                f"{numbers[most]}, so a model draws the class badly; collect more, or merge or remove the class"
+            )
+
+
+def _copies(pictures: PictureDataset) -> Iterator[str]:
+    """Images that are the same at a small size, and images of a single colour."""
+    first_of, copies, contradictions, plain = {}, [], [], []
+    for start in range(0, len(pictures), 64):
+        for index, x in enumerate(pictures.x_0(range(start, min(start + 64, len(pictures)))), start):
+            digest = hashlib.blake2b(x.numpy().tobytes(), digest_size=16).digest()
+            first = first_of.setdefault(digest, index)
+            if first != index:
+                copies.append(f"{pictures.where(index)} of {pictures.where(first)}")
+                if pictures.labels is not None and pictures.labels[first] != pictures.labels[index]:
+                    contradictions.append(f"{pictures.where(index)} and {pictures.where(first)}")
+            if (x.amax((1, 2)) - x.amin((1, 2))).max() <= 4 / 127.5:
+                plain.append(pictures.where(index))
+    if copies:
+        yield (
+            f"copies of other images: {len(copies)} (such as {copies[0]}), which a model draws more often and which, "
+            "in a test split, improve its scores; remove them"
+        )
+    if contradictions:
+        yield (
+            f"the same image in two classes: {len(contradictions)} (such as {contradictions[0]}), so the labels "
+            "contradict each other; keep the right one"
+        )
+    if plain:
+        yield f"images of one colour only: {len(plain)} (such as {plain[0]}), which a model then draws; remove them"
+
+
+def _values(pictures: PictureDataset) -> Iterator[str]:
+    """Channels whose range is set by a few outliers."""
+    some = pictures.x_0(range(0, len(pictures), math.ceil(len(pictures) / 256)))
+    ranges = zip(pictures.value_range["low"], pictures.value_range["high"], strict=True)
+    for channel, (low, high) in enumerate(ranges):
+        inner = np.quantile(some[:, channel].numpy(), [0.005, 0.995])
+        if high > low and inner[1] - inner[0] < 0.2:
+            yield (
+                f"channel {channel}: 99% of its values lie in a tenth of its range, {low:.4g} to {high:.4g}, so a "
+                "model sees flat images; take a logarithm or a root of the values, or clip the outliers"
+            )

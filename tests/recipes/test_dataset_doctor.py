@@ -1,0 +1,159 @@
+"""What `doctor` says of a data set."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_genmod.__main__ import main
+from hf_genmod.recipes.dataset_doctor import examine_dataset
+from hf_genmod.recipes.pictures import CaptionedDataArguments
+
+ROOT = Path(__file__).parents[2]
+
+
+def report_of(folder, **arguments):
+    return examine_dataset(CaptionedDataArguments(dataset=str(folder), **arguments))
+
+
+def save_pictures(folder, count=600, classes=2, size=(8, 8), mode="RGB"):
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        file = folder / f"class{index % classes}" / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(256, size=(*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(file)
+
+
+def test_says_what_a_sound_data_set_holds_and_how_to_train_on_it(tmp_path, capsys):
+    save_pictures(tmp_path / "train")
+    save_pictures(tmp_path / "test", count=20)
+    assert main(["doctor", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    *contents, command, last = printed.out.splitlines()
+    assert contents == [
+        "images    600 in 'train', 20 in 'test'",
+        "classes   2: class0 (300), class1 (300)",
+        "sizes     all 8x8 (height x width)",
+        "channels  3 (RGB)",
+        "captions  none",
+    ]
+    assert command.startswith(
+        f"to train on it: accelerate launch examples/train_cfg.py --dataset {tmp_path} --output_dir"
+    )
+    assert last == f"{tmp_path}: no findings"
+    assert "ownload" not in printed.out + printed.err
+
+
+def test_the_command_is_one_that_trains(tmp_path):
+    folder = tmp_path / "my pictures"
+    save_pictures(folder, count=20, size=(10, 14))
+    Image.new("RGB", (20, 30)).save(folder / "class0" / "other.png")
+    (folder / "class1" / "broken.png").write_bytes(b"x")
+    (command,) = report_of(folder).commands
+    launch, script, *flags = shlex.split(command.removeprefix("accelerate "))
+    assert (launch, flags[:2]) == ("launch", ["--dataset", str(folder)])
+    assert flags[2:6] == ["--on_bad_image", "skip", "--resolution", "8x16"]
+    flags += "--max_train_steps 1 --sampling_steps 0 --block_out_channels 8 8".split()
+    subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "runs" / "my-pictures" / "model_index.json").is_file()
+
+
+def test_classes_with_few_images_are_named(tmp_path):
+    save_pictures(tmp_path, count=120, classes=3)
+    assert report_of(tmp_path).contents[2].startswith("sizes")  # no class has less than half of the average
+    for file in sorted((tmp_path / "class2").iterdir())[:25]:
+        file.unlink()
+    lines = report_of(tmp_path).contents
+    assert lines[1] == "classes   3: class0 (40), class1 (40), class2 (15)"
+    assert lines[2] == "          the rarest is 'class2' with 15, and the average 32"
+
+
+def test_captions_and_sizes_are_told(tmp_path):
+    for index, size in enumerate([(30, 20), (32, 24), (200, 100)]):
+        Image.new("L", size, 50 * index).save(tmp_path / f"{index}.png")
+    rows = [f'{{"file_name": "{index}.png", "text": "number {index}"}}' for index in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    report = report_of(tmp_path)
+    assert report.contents == [
+        "images    3 in 'train'",
+        "classes   none",
+        "sizes     from 20x30 to 100x200 (height x width), with 24x32 in the middle",
+        "channels  1 (grey)",
+        "captions  one or more for each image, such as 'number 0'",
+    ]
+    (command,) = report.commands
+    assert "examples/train_text_to_image.py" in command and "--resolution 24x32" in command
+
+
+def test_sound_pictures_have_no_findings(tmp_path):
+    save_pictures(tmp_path)
+    report = report_of(tmp_path)
+    assert report.would_start and not report.findings
+
+
+def test_each_fault_of_a_data_set_is_found(tmp_path):
+    save_pictures(tmp_path, count=60)
+    picture = Image.open(tmp_path / "class0" / "0.png")
+    picture.save(tmp_path / "class0" / "copy.png")
+    picture.save(tmp_path / "class1" / "also.png")
+    picture.convert("L").save(tmp_path / "class0" / "grey.png")
+    picture.resize((8, 12)).save(tmp_path / "class0" / "long.png")
+    transparent = picture.convert("RGBA")
+    transparent.putalpha(100)
+    transparent.save(tmp_path / "class0" / "transparent.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "class0" / "red.png")
+    (tmp_path / "class1" / "broken.png").write_bytes(b"x")
+    (tmp_path / "rare").mkdir()
+    picture.rotate(90).save(tmp_path / "rare" / "1.png")
+    report = report_of(tmp_path)
+    expected = [
+        "unusable: 1 images, which would stop a run (", "number of images: 67, so few that",
+        "the images differ in size", "colour and grey: 66 of 67 images are in colour",
+        "transparent in places: 1 of 67 images", "copies of other images: 2 (", "the same image in two classes: 1 (",
+        "images of one colour only: 1 (", "images in the class 'rare': 1, in the largest 35",
+    ]  # fmt: skip
+    assert not report.would_start and len(report.findings) == len(expected)
+    for finding, start in zip(report.findings, expected, strict=True):
+        assert finding.startswith(start)
+    assert "broken.png" in report.findings[0]
+    assert "copy.png of " in report.findings[5] and "0.png)" in report.findings[5]
+    assert "also.png and " in report.findings[6] and "red.png" in report.findings[7]
+    assert all(len(finding.splitlines()) == 1 for finding in report.findings)
+
+
+def test_the_status_is_1_where_a_run_would_not_start(tmp_path, capsys):
+    save_pictures(tmp_path, count=4)
+    assert main(["doctor", str(tmp_path)]) == 0  # findings do not stop a run
+    Path(tmp_path, "class1", "broken.png").write_bytes(b"x")
+    assert main(["doctor", str(tmp_path)]) == 1
+    assert main(["doctor", str(tmp_path), "--split", "test"]) == 1
+    assert "- split: " in capsys.readouterr().out
+
+
+def test_nothing_there_is_an_error_of_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", str(tmp_path / "no" / "where")])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and line.endswith("there is no such folder or file; check the path")
+
+
+def test_classes_that_are_all_small_are_found(tmp_path):
+    save_pictures(tmp_path, count=10)
+    assert report_of(tmp_path).findings[-1].startswith("no class has more than 5 images")
+
+
+def test_outliers_that_set_the_range_of_a_channel_are_found(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(600):
+        even, skewed = rng.uniform(size=(8, 8)), rng.lognormal(0, 3, size=(8, 8))
+        np.save(tmp_path / f"{index}.npy", np.stack([even, skewed]))
+    report = report_of(tmp_path)
+    assert report.contents[3] == "channels  2, of measured values"
+    (finding,) = report.findings
+    assert finding.startswith("channel 1: 99% of its values lie in a tenth of its range, ")
