@@ -1,19 +1,16 @@
 """What `doctor` says of a data set."""
 
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from example_scripts import run
 from PIL import Image
 
 from hf_genmod.__main__ import main
 from hf_genmod.recipes.dataset_doctor import examine_dataset
 from hf_genmod.recipes.pictures import CaptionedDataArguments
-
-ROOT = Path(__file__).parents[2]
 
 
 def report_of(folder, **arguments):
@@ -49,7 +46,7 @@ def test_says_what_a_sound_data_set_holds_and_how_to_train_on_it(tmp_path, capsy
     assert "ownload" not in printed.out + printed.err
 
 
-def test_the_command_is_one_that_trains(tmp_path):
+def test_the_command_is_one_that_trains(tmp_path, monkeypatch):
     folder = tmp_path / "my pictures"
     save_pictures(folder, count=20, size=(10, 14))
     Image.new("RGB", (20, 30)).save(folder / "class0" / "other.png")
@@ -59,7 +56,9 @@ def test_the_command_is_one_that_trains(tmp_path):
     assert (launch, flags[:2]) == ("launch", ["--dataset", str(folder)])
     assert flags[2:6] == ["--on_bad_image", "skip", "--resolution", "8x16"]
     flags += "--max_train_steps 1 --sampling_steps 0 --block_out_channels 8 8".split()
-    subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    done = run(Path(script).name, *flags)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "my-pictures" / "model_index.json").is_file()
 
 
