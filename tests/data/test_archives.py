@@ -101,6 +101,17 @@ def test_what_cannot_be_unpacked_is_named(class_folders, tmp_path):
     assert not folders  # half an archive is not left
 
 
+def test_a_web_dataset_is_left_to_datasets(tmp_path, arrays):
+    for i in range(2):
+        save(picture(arrays[i]), tmp_path / "data" / f"{i}.png")
+        (tmp_path / "data" / f"{i}.cls").write_text(str(i))
+    pack(tmp_path / "data", tmp_path / "shards" / "train-0.tar")
+    assert load_pictures(tmp_path / "shards", label_column="cls").labels.tolist() == [0, 1]
+    shutil.copy(tmp_path / "shards" / "train-0.tar", tmp_path / "data")
+    with pytest.warns(UserWarning, match="train-0.tar .its images lie unpacked beside it"):
+        assert len(load_pictures(tmp_path / "data")) == 2
+
+
 def test_backslashes_separate_folders(tmp_path, arrays):
     with zipfile.ZipFile(tmp_path / "birds.zip", "w") as archive:
         for i, name in enumerate(("robin\\0.png", "wren\\1.png")):

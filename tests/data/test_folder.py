@@ -1,13 +1,11 @@
 """Splits and classes follow from the folders, or a sentence says why not."""
 
-import random
 import warnings
 
 import pytest
 from made_images import picture, save
 
 from hf_genmod.data.archives import list_images
-from hf_genmod.data.files import File, Listing
 from hf_genmod.data.folder import in_order, read_folder
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.sources import splits_of
@@ -149,11 +147,3 @@ def test_the_readme_may_say_what_the_splits_are(tmp_path, arrays):
     (folder / "README.md").write_text("\n".join(["---", *lines, "  - {split: test, path: two/*}", "---"]))
     with pytest.warns(UserWarning, match="1 images are not used, .* its README .*three/2.png"):
         assert [len(load_pictures(folder, split=split)) for split in ("train", "test")] == [1, 1]
-
-
-def test_a_hundred_thousand_files_are_no_trouble(tmp_path):
-    images = [File((str(i % 1000),), f"{i}.png", f"/x/{i % 1000}/{i}.png") for i in range(100_000)]
-    random.Random(0).shuffle(images)
-    rows = read_folder(Listing(images=images), "many")["train"]
-    assert len(rows) == 100_000 and rows.features["label"].names == [str(i) for i in range(1000)]
-    assert rows[7]["label"] == int(images[7].folders[0])

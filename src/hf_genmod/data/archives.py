@@ -25,9 +25,10 @@ def list_images(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing
     found = list_files(root, above)
     for archive in found.archives if found.images else ():
         _check_unpacked(archive, found)
-    if any(_is_web_dataset(archive.path) for archive in found.archives):
-        found.tables += found.archives
     if found.images or found.tables:
+        return found
+    if any(_is_web_dataset(archive.path) for archive in found.archives):
+        found.tables = found.archives
         return found
     for archive in found.archives:
         inner = list_images(unpacked(archive.path), (*archive.folders, ARCHIVE.fullmatch(archive.name)[1]))

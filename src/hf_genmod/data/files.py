@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 ARRAYS = (".npy", ".npz")
 CAPTIONS = (".txt", ".caption")
@@ -178,5 +178,7 @@ def _holds_an_image(path: str) -> bool:
             return True
     except Image.DecompressionBombError:
         return True
-    except (UnidentifiedImageError, SyntaxError, ValueError, KeyError, EOFError):
+    except PermissionError:
+        raise
+    except Exception:  # Pillow raises nearly every type of error on broken files
         return False

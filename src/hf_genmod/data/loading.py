@@ -37,9 +37,10 @@ def load_pictures(
     Loads one split of a data set of images.
 
     Args:
-        dataset: "shapes", the embedded data set; a folder of class folders, of images without labels, of images with
-            captions in metadata.jsonl or metadata.csv, of .npy files in class folders or not, or of parquet files; a
-            parquet file; a folder written by `save_to_disk`; an id on the Hub; or a data set that is loaded already.
+        dataset: "shapes", the embedded data set; a folder of images or .npy files, in class folders or not, with
+            captions in .txt files, metadata.jsonl or metadata.csv or none; a .zip or .tar of such a folder; a folder
+            of parquet files; a parquet file; a folder written by `save_to_disk`; an id on the Hub; or a data set that
+            is loaded already.
         split (`str`): Every data set has "train", some have others. For "shapes", "test" holds 2048 other images.
         resolution (`int`, `str` or `tuple[int, int]`, *optional*): Side, (height, width) or "HxW"; for "shapes" 32.
         channels, in_memory, on_bad_image: See [`PictureDataset`], and for `resolution` too.

@@ -25,7 +25,8 @@ class DataArguments:
     """Images."""
 
     dataset: str = HfArg(
-        default="shapes", help="'shapes', a folder of images or of classes, a parquet data set, or an id on the Hub."
+        default="shapes",
+        help="'shapes', a folder or archive of images or of classes, a parquet data set, or an id on the Hub.",
     )
     split: str = HfArg(default="train", help="Split of the data set.")
     validation_split: str | None = changeable(
