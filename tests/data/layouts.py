@@ -88,7 +88,10 @@ def draw(rng: random.Random) -> Layout:
             layout.images[(*folders, f"{stem}.{rng.choice(ENDINGS)}")] = number
             layout.expected[number] = (split, name, None)
             number += 1
-    _caption(layout, rng, called if len(splits) > 1 else {})
+    if None not in names and rng.random() < 0.15:
+        _label_by_a_table(layout, rng)
+    else:
+        _caption(layout, rng)
     if rng.random() < 0.25:
         _pack(layout, rng)
     elif rng.random() < 0.3:
@@ -97,7 +100,22 @@ def draw(rng: random.Random) -> Layout:
     return layout
 
 
-def _caption(layout, rng, called):
+def _label_by_a_table(layout, rng):
+    """Labels in a table instead of class folders."""
+    layout.story.append("labels in a table")
+    layout.named.discard("bullet train")
+    rows, images = [], {}
+    for path, number in layout.images.items():
+        label = layout.expected[number][1]
+        path = (*(folder for folder in path[:-1] if folder != label), path[-1])
+        images[path] = number
+        rows.append(("/".join(path), label))
+    layout.images = images
+    ending = rng.choice(("jsonl", "csv"))
+    layout.texts[(f"metadata.{ending}",)] = _table(rows, ending, rng, "label")
+
+
+def _caption(layout, rng):
     """Captions in one of the ways to store them, which may be incomplete."""
     way = rng.choice((None, None, "txt", "jsonl", "csv", "jsonl in folders"))
     layout.story.append(str(way))
@@ -136,19 +154,19 @@ def _caption(layout, rng, called):
             layout.expected[key] = (*layout.expected[key][:2], None)
 
 
-def _table(lines, ending, rng):
+def _table(lines, ending, rng, column="text"):
     if ending == "jsonl":
-        rows = [json.dumps({"file_name": name, "text": text}, ensure_ascii=rng.random() < 0.5) for name, text in lines]
+        rows = [json.dumps({"file_name": name, column: text}, ensure_ascii=rng.random() < 0.5) for name, text in lines]
         return rng.choice(("\n", "\r\n", "\n\n")).join(rows).encode()
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator=rng.choice(("\n", "\r\n")), quoting=rng.choice((0, 1)))
-    writer.writerows([("file_name", "text"), *lines])
+    writer.writerows([("file_name", column), *lines])
     return rng.choice((b"", b"\xef\xbb\xbf")) + buffer.getvalue().encode()
 
 
 def _pack(layout, rng):
     """All of it in archives instead: in one, or in one for each folder at the top."""
-    ending = rng.choice(("zip", "tar", "tar.gz", "tgz", "ZIP"))
+    ending = rng.choice(("zip", "tar", "tar.gz", "tgz", "ZIP", "tar.bz2"))
     layout.story.append(f"packed as {ending}")
     tops = {path[0] for path in (*layout.images, *layout.texts)}
     if any(len(path) == 1 for path in (*layout.images, *layout.texts)) or rng.random() < 0.5:
@@ -160,6 +178,8 @@ def _pack(layout, rng):
                 inside = {path[1:]: what for path, what in inside.items()}
             layout.archives[(f"{top}.{ending}",)] = inside
     layout.images, layout.texts = {}, {}
+    if rng.random() < 0.2:  # once more
+        layout.archives = {(f"download.{rng.choice(('zip', 'tar'))}",): layout.archives}
 
 
 def _link(layout, rng, number):
@@ -201,7 +221,9 @@ def _lay_beside(layout, rng, number):
     if not paths or layout.refused or layout.links:
         return
     classes = {found[1] for found in layout.expected.values()}
-    fault = rng.choice((None,) * 8 + ("empty", "archive", "foreign", "broken", "beside", "bytes", "row", "no ending"))
+    fault = rng.choice(
+        (None,) * 8 + ("empty", "archive", "foreign", "broken", "locked", "beside", "bytes", "row", "no ending")
+    )
     layout.story.append(f"fault: {fault}")
     if fault == "empty":
         layout.folders.append(("nothing here",))
@@ -216,6 +238,9 @@ def _lay_beside(layout, rng, number):
     elif fault == "broken":
         layout.texts[("original.zip",)] = b"PK\x03\x04 and no more"
         layout.refused = "original.zip"
+    elif fault == "locked":  # the images in it are not those beside it, or they would not be needed
+        layout.texts[("original.zip",)] = _locked({("other", "foreign.png"): b"secret"})
+        layout.refused = "original.zip"
     elif fault in ("bytes", "row"):
         tables = [path for path in layout.texts if path[-1].startswith("metadata")]
         for path in tables[:1]:
@@ -225,7 +250,9 @@ def _lay_beside(layout, rng, number):
     elif fault == "no ending" and not any(path[-1].startswith(("metadata", "a.b")) for path in layout.texts):
         path = rng.choice(paths)
         if not any(other[:-1] == path[:-1] and other[-1].startswith(path[-1][:-4]) for other in layout.texts):
-            layout.images[(*path[:-1], rng.choice(("download", "0.jpg_large", "x.dat")))] = layout.images.pop(path)
+            name = rng.choice(("download", "0.jpg_large", "x.dat"))
+            layout.images[(*path[:-1], name)] = layout.images.pop(path)
+            layout.named = {name if named == path[-1] else named for named in layout.named}
     elif fault == "beside" and classes != {None} and not any("caption for" in line for line in layout.story):
         if any(path[-1].startswith("metadata") for path in layout.texts):
             return
@@ -277,17 +304,34 @@ def _pooled(path, number, pool):
 
 
 def _write_archive(file: Path, inside, pool):
-    contents = [
-        ("/".join(path), what if isinstance(what, bytes) else _pooled(path, what, pool).read_bytes())
-        for path, what in inside.items()
-    ]
-    if file.suffix.lower() == ".zip":
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, content in contents:
-                archive.writestr(name, content)
-        return
-    with tarfile.open(file, "w" if file.suffix == ".tar" else "w:gz") as archive:
-        for name, content in contents:
-            info = tarfile.TarInfo(name)
+    file.write_bytes(_packed(file.name, inside, pool))
+
+
+def _packed(name, inside, pool):
+    """The content of an archive of images, texts and archives."""
+    contents = {}
+    for path, what in inside.items():
+        if isinstance(what, dict):
+            what = _packed(path[-1], what, pool)
+        contents["/".join(path)] = what if isinstance(what, bytes) else _pooled(path, what, pool).read_bytes()
+    buffer = io.BytesIO()
+    if name.lower().endswith(".zip"):
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for member, content in contents.items():
+                archive.writestr(member, content)
+        return buffer.getvalue()
+    modes = {".tar": "w", ".bz2": "w:bz2"}
+    with tarfile.open(fileobj=buffer, mode=modes.get(os.path.splitext(name)[1], "w:gz")) as archive:
+        for member, content in contents.items():
+            info = tarfile.TarInfo(member)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _locked(inside):
+    """A .zip whose directory says that a password is needed."""
+    content = bytearray(_packed("x.zip", inside, None))
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(content)

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
-from huggingface_hub import DatasetCard
+from huggingface_hub import metadata_load
 
 from hf_genmod.data.archives import list_images, unpacked
 from hf_genmod.data.files import ARCHIVE, ARRAYS, Listing
@@ -80,7 +80,7 @@ def find_splits(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, c
 def _has_configurations(path: Path) -> bool:
     """Whether the README of a data set says which of its files belong to it, as that of a data set on the Hub."""
     with contextlib.suppress(Exception):  # there is none, or none that can be read
-        configurations = DatasetCard.load(path / "README.md").data.to_dict().get("configs") or []
+        configurations = metadata_load(path / "README.md")["configs"]
         return any({"data_files", "data_dir"} & set(configuration) for configuration in configurations)
     return False
 
