@@ -168,7 +168,7 @@ def _pack(layout, rng):
     """All of it in archives instead: in one, or in one for each folder at the top."""
     ending = rng.choice(("zip", "tar", "tar.gz", "tgz", "ZIP", "tar.bz2"))
     layout.story.append(f"packed as {ending}")
-    tops = {path[0] for path in (*layout.images, *layout.texts)}
+    tops = sorted({path[0] for path in (*layout.images, *layout.texts)})
     if any(len(path) == 1 for path in (*layout.images, *layout.texts)) or rng.random() < 0.5:
         layout.archives[(f"all of it.{ending}",)] = layout.images | layout.texts
     else:

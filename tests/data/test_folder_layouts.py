@@ -75,5 +75,5 @@ def test_the_order_does_not_depend_on_the_order_of_writing(tmp_path, pool):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 folder = tmp_path / f"{seed} {time}"
-                fingerprints.add(load_pictures(folder, split=splits_of(folder)[0]).fingerprint)
+                fingerprints.add(load_pictures(folder, split=next(iter(splits_of(folder)))).fingerprint)
         assert len(fingerprints) <= 1
