@@ -6,7 +6,7 @@ import sys
 from hf_genmod import __version__
 from hf_genmod.errors import one_line_errors
 
-COLUMNS = ("image_column", "label_column", "caption_column")
+DATA_FLAGS = ("image_column", "label_column", "caption_column", "config_name", "array_axes")
 
 
 def doctor(arguments) -> int:
@@ -20,7 +20,7 @@ def doctor(arguments) -> int:
         from hf_genmod.recipes.dataset_doctor import examine_dataset
         from hf_genmod.recipes.pictures import CaptionedDataArguments
 
-        flags = {name: getattr(arguments, name) for name in ("split", *COLUMNS)}
+        flags = {name: getattr(arguments, name) for name in ("split", *DATA_FLAGS)}
         contents, findings, commands, would_start = examine_dataset(CaptionedDataArguments(dataset=path, **flags))
         status = 0 if would_start else 1
     lines = [*contents, *(f"- {finding}" for finding in findings)]
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     command.set_defaults(function=doctor)
     command.add_argument("path", help="Folder of images or parquet files, or the output_dir of a run.")
     command.add_argument("--split", default="train", help="Split of the data set.")
-    for name in COLUMNS:
+    for name in DATA_FLAGS:
         command.add_argument(f"--{name}", help="As the training scripts take it.")
     command = commands.add_parser("push", help="Upload a checkpoint with its card to the Hub, and test that it loads.")
     command.set_defaults(function=push)

@@ -1,7 +1,12 @@
 """Errors that are one sentence."""
 
 import contextlib
+import os
 import sys
+from pathlib import Path
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+LFS_REMEDY = "run `git lfs pull` in the repository of the file"
 
 
 class TrainingError(RuntimeError):
@@ -17,6 +22,16 @@ def first_line(error: Exception) -> str:
 def shortened(names: list, most: int = 5) -> str:
     """The first names of a list, for a message."""
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def refuse_lfs_pointers(*places: str | os.PathLike) -> None:
+    """Raises a `ValueError` if a file, or a safetensors file in a folder, is a pointer: what a repository holds where
+    Git LFS has not downloaded the file itself."""
+    for place in map(Path, places):
+        for file in filter(Path.is_file, [place, *place.glob("*.safetensors")]):
+            with file.open("rb") as opened:
+                if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise ValueError(f"{file}: a pointer of Git LFS, not the file itself; {LFS_REMEDY}")
 
 
 @contextlib.contextmanager

@@ -117,6 +117,17 @@ def test_an_index_of_shards_leads_nowhere_else(where, checkpoint, tmp_path):
         load_pipeline(folder)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1234\n"
+
+
+@pytest.mark.parametrize("load, component", [(load_pipeline, "unet"), (load_pipeline, "vae"), (load_vae, "vae")])
+def test_pointers_of_git_lfs_are_named(load, component, checkpoint):
+    file = checkpoint("latent") / component / WEIGHTS
+    file.write_text(POINTER)
+    with pytest.raises(ValueError, match=f"{file}: a pointer of Git LFS, not the file itself; run `git lfs pull`"):
+        load(file.parents[1])
+
+
 @pytest.mark.parametrize("damage", ["cut", "huge header", "shape"])
 def test_weights_that_are_not_what_they_say(damage, checkpoint):
     file = checkpoint("classes") / "unet" / WEIGHTS

@@ -11,8 +11,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from made_images import chw, coded, in_own_units, load, picture, pixels, rows, save
-from PIL import Image, ImageOps
+from made_images import chw, coded, in_own_units, load, picture, pixels, rows, save, tiff
+from PIL import Image, ImageCms, ImageOps
 
 from hf_genmod.data.loading import load_pictures
 
@@ -106,14 +106,14 @@ def test_grey_pictures_of_more_than_8_bits_keep_their_values(tmp_path, name, mod
 
 def test_measured_values_that_cannot_be_used(tmp_path):
     for name, array in {
-        "good": np.zeros((4, 4)), "infinite": np.full((4, 4), np.inf), "deep": np.zeros((2, 2, 4, 4)),
+        "good": np.zeros((4, 4)), "infinite": np.full((4, 4), np.inf), "deep": np.zeros((2, 2, 2, 4, 4)),
         "words": np.array([["a"]]), "objects": np.array([[None]]),
     }.items():  # fmt: skip
         np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
     dataset = load_pictures(tmp_path, on_bad_image="skip")
     reasons = {Path(line.split(": ")[0]).stem: line for line in dataset.skipped}
     assert len(dataset) == 1 and sorted(reasons) == ["deep", "infinite", "objects", "words"]
-    assert "not finite" in reasons["infinite"] and "(2, 2, 4, 4)" in reasons["deep"] and "<U1" in reasons["words"]
+    assert "not finite" in reasons["infinite"] and "(2, 2, 2, 4, 4)" in reasons["deep"] and "<U1" in reasons["words"]
 
     np.save(tmp_path / "more.npy", np.zeros((3, 4, 4)))
     with pytest.raises(
@@ -136,7 +136,7 @@ def test_colours_of_16_bits_are_refused(arrays):
     header = eight[12:24] + b"\x10" + eight[25:29]  # 16 bits instead of 8
     sixteen = eight[:12] + header + struct.pack(">I", zlib.crc32(header)) + eight[33:]
     with pytest.raises(
-        ValueError, match="its channels have 16 bits, of which Pillow reads 8; save it with 8, or as an array"
+        ValueError, match="its channels have 16 bits, of which Pillow reads 8; save it with 8 bits, or"
     ):
         load_pictures(rows([{"bytes": sixteen, "path": None}]))
 
@@ -175,3 +175,107 @@ def test_an_image_that_points_beyond_its_end_is_left_out(tmp_path):
     assert len(dataset) == 1 and "broken.tif" in dataset.skipped[0]
     with pytest.raises(ValueError, match="broken.tif"):
         load_pictures(tmp_path)
+
+
+def opaque(mode, **options):
+    """A PNG of random pixels that could be transparent anywhere, and is nowhere."""
+    image = Image.fromarray(pixels(1, channels={"LA": 2, "RGBA": 4, "P": 3}[mode])[0])
+    if mode == "P":
+        return coded(image.quantize(8), transparency=bytes([255] * 8))
+    image.putalpha(255)
+    return coded(image)
+
+
+@pytest.mark.parametrize("mode, channels", [("LA", 1), ("RGBA", 3), ("P", 3)])
+def test_an_alpha_channel_that_is_opaque_everywhere_is_none(mode, channels):
+    entry = opaque(mode)
+    image = Image.open(io.BytesIO(entry["bytes"]))
+    assert image.mode == mode and image.has_transparency_data
+    dataset = load([entry])
+    assert dataset.channels == channels and not dataset.properties[0].has_alpha
+    expected = np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(8, 8, channels)
+    assert torch.equal(dataset.images[0], chw(expected))
+    rgba = pixels(1, channels=4)[0]
+    rgba[..., 3] = 255
+    rgba[3, 4, 3] = 254  # in one pixel
+    assert load([entry, coded(picture(rgba))]).channels == 4
+    assert load([entry], channels=4).images[0, 3].unique().tolist() == [255]
+
+
+KINDS = {  # the first bytes of files, their names, and what is said
+    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic": ("1.HEIC", "a HEIC image; install pillow-heif, or save it as PNG"),
+    b"\0\0\0\x18ftypmif1\0\0\0\0": ("1.jpg", "a HEIC image; install pillow-heif"),
+    b"\0\0\0\x1cftypavif\0\0\0\0": ("1.png", "an AVIF image; install a Pillow with AVIF"),
+    b"\xff\x0a\xfa\x1f": ("1.webp", "a JPEG XL image; install pillow-jxl-plugin"),
+    b"\0\0\0\x0cJXL \r\n\x87\n": ("1.jpg", "a JPEG XL image"),
+    b"\0\0\0\x18ftypcrx \0": ("1.png", "a RAW file of a camera; develop it and save it as TIFF, for example by rawpy"),
+    b"II*\0\x10\0\0\0CR\2\0": ("1.jpg", "a RAW file of a camera"),
+    bytes(128) + b"DICM": ("1.png", "a DICOM image; save its values as .npy, by pydicom"),
+    b"SIMPLE  =                    T": ("1.png", "a FITS image; .* by astropy"),
+    b"v/1\1": ("1.png", "an OpenEXR image; .*by OpenEXR"),
+    b"#?RADIANCE\n": ("1.png", "a Radiance HDR image"),
+    b'<?xml version="1.0"?>\n<!-- a drawing -->\n<svg xmlns="http://www.w3.org/2000/svg">': (
+        "1.png",
+        "an SVG drawing",
+    ),
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n": ("1.png", "a PostScript drawing"),
+    b"gimp xcf v011\0": ("1.png", "a GIMP file"),
+    b"\x89PNG\r\n\x1a\n": ("1.jpg", "a PNG that Pillow cannot read; it is damaged"),
+    b"\xff\xd8\xff\xdb": ("1.png", "a JPEG that Pillow cannot read; it is damaged"),
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n": ("1.png", "Git LFS; run `git lfs pull`"),
+    b"<!DOCTYPE html><html><body>404 Not Found": ("1.jpg", "a web page; download the image again"),
+    b"\x89HDF\r\n\x1a\n": ("1.png", "an HDF5 file"),
+    b"nothing known": ("1.png", "no image that Pillow knows"),
+}
+
+
+@pytest.mark.parametrize("content", KINDS, ids=[message for _, message in KINDS.values()])
+def test_what_pillow_does_not_open_is_named_by_its_content(tmp_path, content):
+    name, message = KINDS[content]
+    Image.new("L", (8, 8)).save(tmp_path / "sound.png")
+    (tmp_path / name).write_bytes(content)
+    entries = [{"bytes": content, "path": name}, {"bytes": None, "path": str(tmp_path / name)}]
+    for entry in entries:
+        with pytest.raises(ValueError, match=message):
+            load([entry])
+
+
+def test_the_content_of_a_file_counts_and_not_its_ending(arrays):
+    for kind, ending in (("PNG", "jpg"), ("TIFF", "png"), ("WEBP", "jpg"), ("AVIF", "heic"), ("JPEG2000", "nef")):
+        entry = coded(picture(arrays[0]), kind) | {"path": f"1.{ending}"}
+        expected = Image.open(io.BytesIO(entry["bytes"]))
+        assert expected.format == kind and torch.equal(load([entry]).images[0], chw(np.asarray(expected)))
+
+
+def test_a_photoshop_file_is_what_its_layers_are_together(tmp_path):
+    """One with two layers; what all layers are together is in the file, too."""
+    merged, plane = pixels(1)[0], bytes(64)
+    layer = struct.pack(">4iH", 0, 0, 8, 8, 3) + b"".join(struct.pack(">hI", i, 66) for i in range(3))
+    layer += b"8BIMnorm\xff\0\0\0" + struct.pack(">I", 12) + bytes(8) + b"\0\0\0\0"
+    layers = struct.pack(">h", 2) + layer * 2 + (b"\0\0" + plane) * 6
+    layers = struct.pack(">I", len(layers)) + layers
+    content = b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 8, 8, 8, 3) + bytes(8)
+    content += struct.pack(">I", len(layers)) + layers + b"\0\0" + merged.transpose(2, 0, 1).tobytes()
+    entry = {"bytes": content, "path": None}
+    assert Image.open(io.BytesIO(content)).n_frames == 2
+    assert torch.equal(load([entry]).images[0], chw(merged))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_images_of_several_frames_are_refused_with_their_number(arrays, kind):
+    frames = [picture(array) for array in arrays[:3]]
+    with pytest.raises(ValueError, match="row 0 of the data set: it has 3 frames; save the one that you want"):
+        load([coded(frames[0], kind, save_all=True, append_images=frames[1:])])
+
+
+def test_colours_of_a_lab_tiff():
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    lab = ImageCms.applyTransform(Image.new("RGB", (8, 8), (200, 30, 60)), to_lab)
+    colour = load([coded(lab, "TIFF")]).images[0, :, 3, 4]
+    assert (colour.int() - torch.tensor([200, 30, 60])).abs().max() <= 2
+
+
+def test_grey_that_is_multiplied_by_its_alpha():
+    premultiplied = np.array([[[50, 128], [100, 255]]], dtype=np.uint8)
+    images = load([{"bytes": tiff(premultiplied, extra=[1]), "path": None}]).images
+    assert images[0, 1].tolist() == [[128, 255]] and (images[0, 0] - torch.tensor([[100, 100]])).abs().max() <= 1

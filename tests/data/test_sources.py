@@ -94,7 +94,7 @@ def test_missing_and_empty_places(tmp_path):
     with pytest.raises(ValueError, match="it holds no data set that can be read"):
         load_pictures(tmp_path / "broken")
     (tmp_path / "pictures.txt").write_text("")
-    with pytest.raises(ValueError, match="a file, but neither a parquet file nor an archive"):
+    with pytest.raises(ValueError, match="a file, but neither a parquet file, a .npy file nor an archive"):
         load_pictures(tmp_path / "pictures.txt")
     (tmp_path / "a[1]").mkdir()
     (tmp_path / "a[1]" / "train.parquet").write_text("")
@@ -112,3 +112,34 @@ def test_shared_data():
     reference = datasets.load_dataset(str(SHARED / "cats_dogs32"), split="test")[7]
     assert torch.equal(pets[7]["images"], chw(np.asarray(reference["image"])))
     assert pets[7]["class_labels"] == reference["label"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "file"])
+def test_pointers_of_git_lfs_are_named(tmp_path, arrays, kind):
+    data = rows([coded(picture(array)) for array in arrays])
+    if kind == "arrow":
+        data.save_to_disk(tmp_path)
+        (file,) = tmp_path.glob("*.arrow")
+    else:
+        file = tmp_path / "train.parquet"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1234\n")
+    with pytest.raises(ValueError, match=f"{file}: a pointer of Git LFS, not the file itself; run `git lfs pull`"):
+        load_pictures(file if kind == "file" else tmp_path)
+
+
+def test_what_is_no_data_set_in_memory(arrays):
+    data = rows([coded(picture(array)) for array in arrays])
+    streams = [data.to_iterable_dataset(), datasets.IterableDatasetDict({"train": data.to_iterable_dataset()})]
+    for stream in streams:
+        with pytest.raises(ValueError, match=r"^dataset: a stream \(IterableDataset\) .*; load it without streaming$"):
+            load_pictures(stream)
+    for other in ([1, 2], 3, {"train": [1]}, arrays):
+        with pytest.raises(
+            ValueError, match="^dataset: a (list|int|ndarray); give a path, an id or a datasets.Dataset$"
+        ):
+            load_pictures(other)
+
+
+def test_a_configuration_of_what_has_none(class_folders):
+    with pytest.raises(ValueError, match="config_name: .* has no configurations; leave out --config_name"):
+        load_pictures(class_folders, config_name="small")

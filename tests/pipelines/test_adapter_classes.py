@@ -197,8 +197,13 @@ class TestMistakes:
     def test_what_is_no_adapter_is_named(self, unchanged, tmp_path, hub):
         (tmp_path / WEIGHTS).write_bytes(b"no safetensors")
         (tmp_path / "empty").mkdir()
+        (tmp_path / "pointer").mkdir()
+        (tmp_path / "pointer" / WEIGHTS).write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+        )
         for path, error, message in (
             (tmp_path, ValueError, "not a file of safetensors"),
+            (tmp_path / "pointer", ValueError, "a pointer of Git LFS; run `git lfs pull`"),
             (tmp_path / "empty", FileNotFoundError, f"there is no {WEIGHTS} in it"),
             (tmp_path / "missing", FileNotFoundError, "is not a folder here, nor an adapter on the Hub"),
             ("user/nothing", FileNotFoundError, "nor an adapter on the Hub"),

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 import hf_genmod
 from hf_genmod.checkpoints.bundle import bundle
-from hf_genmod.errors import first_line
+from hf_genmod.errors import first_line, refuse_lfs_pointers
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
 from hf_genmod.models.image_autoencoder import Autoencoder
 from hf_genmod.models.noisy_classifier import NoisyImageClassifier
@@ -66,9 +66,11 @@ def check_component(folder: Path, cls: type) -> None:
     Checks the folder of a component that will be loaded as `cls`.
 
     Raises:
-        ValueError: If the component needs foreign code, files elsewhere or more memory than its weights.
+        ValueError: If the component needs foreign code, files elsewhere or more memory than its weights, or if a part
+            of the weights is a pointer of Git LFS.
         FileNotFoundError: If a part of the weights is missing.
     """
+    refuse_lfs_pointers(folder)
     for file in folder.glob("*.index.json"):
         shards = read_json(file).get("weight_map", {})
         for shard in shards.values() if isinstance(shards, dict) else [shards]:

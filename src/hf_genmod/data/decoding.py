@@ -13,53 +13,44 @@ from typing import NamedTuple
 import datasets
 import fsspec
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
+
+from hf_genmod.data.arrays import is_array, measured_values, open_array
+from hf_genmod.data.depth import deep_values
+from hf_genmod.data.formats import open_by_pillow
+from hf_genmod.data.value_range import to_mode
 
 
 def open_image(entry) -> Image.Image | np.ndarray:
     """The image of an entry, its pixels not decoded yet. Arrays and images of more than 8 bits are measured values,
     `float32` (C, H, W)."""
     if isinstance(entry, np.ndarray):
-        return _values(entry)
+        return measured_values(entry)
     if isinstance(entry, Image.Image):
         image = entry
     elif entry is None or entry["bytes"] is entry["path"] is None:
         raise ValueError("the row holds no image")
     else:
-        path = entry["path"] or ""
-        file = path if entry["bytes"] is None else io.BytesIO(entry["bytes"])
-        if path.endswith(".npy"):
-            return _values(np.load(file, mmap_mode="r" if file is path else None, allow_pickle=False))
-        if file is path and "://" in path:  # in an archive
+        path, content = entry["path"] or "", entry["bytes"]
+        if is_array(path):
+            return open_array(path, content)
+        if content is None and "://" in path:  # in an archive
             with fsspec.open(path) as archived:
-                file = io.BytesIO(archived.read())
-        image = Image.open(file)
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO is a photo with others beside it
+                content = archived.read()
+        image = open_by_pillow(path if content is None else io.BytesIO(content), path)
+    # The first image of a MPO is a photo, and that of a Photoshop file is all layers together.
+    if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
         frames = image.n_frames
         image.close()
         raise ValueError(f"it has {frames} frames; save the one that you want as an image of its own")
-    if image.mode[0] in "IF":
-        with image:
-            return _values(np.asarray(ImageOps.exif_transpose(image)))
-    if image.format == "PNG" and image.tile and ";16" in str(image.tile[0].args):
+    try:
+        values = deep_values(image)
+    except ValueError:
         image.close()
-        raise ValueError("its channels have 16 bits, of which Pillow reads 8; save it with 8, or as an array in .npy")
-    return image
-
-
-def _values(array: np.ndarray) -> np.ndarray:
-    """Measured values as `float32` (C, H, W)."""
-    if array.ndim not in (2, 3) or not array.size or array.dtype.kind not in "fiub":
-        raise ValueError(f"an array of shape {array.shape} and type {array.dtype}, not (H, W), (C, H, W) or (H, W, C)")
-    if array.ndim == 2:
-        array = array[None]
-    elif array.shape[2] < array.shape[0]:
-        array = array.transpose(2, 0, 1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = np.ascontiguousarray(array, dtype=np.float32)
-    if not (np.abs(values) < 1e37).all():  # their range has to be finite, too
-        raise ValueError("some of its values are not finite, or beyond ±1e37; replace them")
-    return values
+        raise
+    if values is not None:
+        return measured_values(values)
+    return image.convert("LA") if image.mode == "La" else image  # of which Pillow makes only LA
 
 
 class Properties(NamedTuple):
@@ -73,7 +64,8 @@ class Properties(NamedTuple):
 
 
 def inspect(entry, decode: bool = False) -> Properties:
-    """The properties of an image, from its header alone (except for palettes and measured values) unless `decode`."""
+    """The properties of an image, from its header alone unless `decode`; measured values and images with an alpha
+    channel are always decoded."""
     image = open_image(entry)
     if isinstance(image, np.ndarray):
         return Properties(*image.shape[1:], measured_channels=len(image))
@@ -82,12 +74,15 @@ def inspect(entry, decode: bool = False) -> Properties:
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         if decode:
             image.load()
-        width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+        is_turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # of a TIFF, Pillow gives the size upright
+        width, height = image.size[::-1] if is_turned else image.size
         color = image.mode not in ("1", "L", "LA", "La")
         if image.mode in ("P", "PA"):
             red, green, blue = (image.getpalette("RGB")[i::3] for i in range(3))
             color = not red == green == blue
-        return Properties(height, width, color, image.has_transparency_data)
+        # An alpha channel that is opaque everywhere is none.
+        has_alpha = image.has_transparency_data and to_mode(image, "RGBA").getextrema()[3][0] < 255
+        return Properties(height, width, color, has_alpha)
 
 
 def summary(pixels: np.ndarray) -> tuple[str, list | None]:

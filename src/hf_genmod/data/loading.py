@@ -27,6 +27,7 @@ def load_pictures(
     label_column: str | None = None,
     caption_column: str | None = None,
     config_name: str | None = None,
+    array_axes: str | None = None,
     in_memory: bool | None = None,
     on_bad_image: str = "error",
     require_labels: bool = False,
@@ -50,7 +51,9 @@ def load_pictures(
             none if that column holds no usable labels. For "shapes": "shape" or "shape_color".
         caption_column (`str`, *optional*): Column with a string or a list of strings for each image. By default
             "text", "caption" or "captions".
-        config_name (`str`, *optional*): The configuration of a data set on the Hub that has several.
+        config_name (`str`, *optional*): The configuration of a data set that has several.
+        array_axes (`str`, *optional*): The axes of the arrays in .npy files: "HW", "HWC" or "CHW" for one image in a
+            file, "NHW", "NHWC" or "NCHW" for many. By default as [`~hf_genmod.data.arrays.separated`] says.
         require_labels, require_captions (`bool`): Whether a data set without them is an error.
         limit (`int`, *optional*): How many images to take, at even distances.
 
@@ -71,7 +74,7 @@ def load_pictures(
         label_names = dataset.label_names or None
         return PictureDataset(pictures, "shapes", size, channels, labels, label_names, captions, in_memory)
 
-    splits, name = find_splits(dataset, config_name)
+    splits, name = find_splits(dataset, config_name, array_axes)
     rows = _split(splits, split, name)
     if len(rows) == 0:
         raise ValueError(f"{name}: its split {split!r} is empty")

@@ -95,7 +95,7 @@ class PictureDataset(LabelledDataset):
 
         def inspect_all(decode: bool):
             def inspect_one(_, entry):
-                return cache(f"decoded {decode}", functools.partial(inspect, decode=decode), entry)
+                return cache(f"properties {decode}", functools.partial(inspect, decode=decode), entry)
 
             return self._entries.apply_to_all(inspect_one, "Inspecting images", os.cpu_count() if decode else 1)
 

@@ -1,7 +1,7 @@
 """Finds the images of a folder, file or data set on the Hub."""
 
 import contextlib
-import re
+import os
 import warnings
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import metadata_load
 
 from hf_genmod.data.archives import list_images, unpacked
-from hf_genmod.data.files import ARCHIVE, ARRAYS, Listing
+from hf_genmod.data.arrays import separated
+from hf_genmod.data.files import ARCHIVE, ARRAYS, File, Listing
 from hf_genmod.data.folder import read_folder
-from hf_genmod.errors import first_line, shortened
+from hf_genmod.data.hub import can_be_id, check_configuration, check_exists
+from hf_genmod.errors import first_line, refuse_lfs_pointers, shortened
 
 SHAPES_SPLITS = {"train": (8192, 0), "test": (2048, 1)}  # number of images, seed
 ARRAY_TYPES = (datasets.Array2D, datasets.Array3D)  # types of columns
@@ -22,59 +24,94 @@ _TABLES = (".csv", ".h5", ".hdf5", ".json", ".jsonl", ".lance", ".tsv")  # which
 _KINDS = "it should hold images or .npy files, in class folders or not, images with a metadata.jsonl, or parquet files"
 
 
-def splits_of(dataset: str | Path) -> dict[str, int]:
+def splits_of(dataset: str | Path, config_name: str | None = None, array_axes: str | None = None) -> dict[str, int]:
     """The number of images in each split of a data set, as `load_pictures` takes it."""
     if dataset == "shapes":
         return {split: count for split, (count, _) in SHAPES_SPLITS.items()}
-    return {split: len(rows) for split, rows in find_splits(dataset, None)[0].items()}
+    return {split: len(rows) for split, rows in find_splits(dataset, config_name, array_axes)[0].items()}
 
 
-def find_splits(dataset: str | Path | datasets.Dataset | datasets.DatasetDict, config_name: str | None):
-    """All splits of a data set, a `dict`, and what errors call the data set; arguments as of `load_pictures`."""
-    if isinstance(dataset, datasets.Dataset):
-        dataset = {"train": dataset}
-    if isinstance(dataset, dict):
-        return dataset, "the data set"
-    name, path = str(dataset), Path(dataset).expanduser().resolve()
-    if not path.exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+def find_splits(
+    dataset: str | Path | datasets.Dataset | datasets.DatasetDict,
+    config_name: str | None = None,
+    array_axes: str | None = None,
+) -> tuple[dict[str, datasets.Dataset], str]:
+    """All splits of a data set, and what errors call the data set; arguments as of `load_pictures`."""
+    if not isinstance(dataset, (str, os.PathLike)):
+        splits = dataset if isinstance(dataset, dict) else {"train": dataset}
+        for rows in splits.values():
+            if isinstance(rows, datasets.IterableDataset):
+                raise ValueError("dataset: a stream (IterableDataset) cannot be sampled; load it without streaming")
+            if not isinstance(rows, datasets.Dataset):
+                raise ValueError(f"dataset: a {type(rows).__name__}; give a path, an id or a datasets.Dataset")
+        return splits, "the data set"
+    name, path = str(dataset), Path(os.path.expanduser(dataset)).resolve()
+    if path.exists():
+        return _local_splits(path, name, config_name, array_axes), name
+    if not can_be_id(name):
         raise FileNotFoundError(f"{name}: there is no such folder or file; check the path")
+    check_exists(name)
+    return _splits_by_datasets(name, name, config_name), name
+
+
+def _local_splits(path: Path, name: str, config_name: str | None, array_axes: str | None):
+    """The splits of a folder or file."""
+    is_array = path.is_file() and path.suffix.lower() in ARRAYS
     is_archive = path.is_file() and ARCHIVE.fullmatch(path.name) is not None
-    if path.is_file() and path.suffix != ".parquet" and not is_archive:
-        what = "a file, but neither a parquet file nor an archive"
-        raise ValueError(f"{name}: {what}; give a folder of images, an archive of one, or a .parquet file")
-    saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+    if path.is_file() and path.suffix != ".parquet" and not is_archive and not is_array:
+        what = "a file, but neither a parquet file, a .npy file nor an archive"
+        raise ValueError(f"{name}: {what}; give a folder of images, an archive of one, or a .parquet or .npy file")
+    is_saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
     found = Listing()
-    if is_archive or (path.is_dir() and not saved):
+    if is_array:
+        found.images.append(File((), path.name, str(path)))
+    elif is_archive or (path.is_dir() and not is_saved):
         found = list_images(unpacked(str(path)) if is_archive else path)
-        arrays = [file for file in found.images if file.path.lower().endswith(ARRAYS)]
-        if arrays and len(arrays) < len(found.images):
-            image = next(file for file in found.images if file not in arrays)
-            kinds = f"both arrays, {arrays[0].place}, and images, {image.place}"
-            raise ValueError(f"{name}: it holds {kinds}; keep one kind")
-        if not found.tables and not _has_configurations(path):
-            if found.images:
-                return read_folder(found, name), name
-            if not any(file.name.lower().endswith(_TABLES) for file, _ in found.others):
-                others = shortened([f"{file.place}, {why}" for file, why in found.others], 3)
-                raise ValueError(f"{name}: it holds no data set that can be read ({others or 'no files'}); {_KINDS}")
-    if path.exists() and set("*?[]") & set(str(path)):
+    arrays = [file for file in found.images if file.path.lower().endswith(ARRAYS)]
+    if arrays and len(arrays) < len(found.images):
+        image = next(file for file in found.images if file not in arrays)
+        kinds = f"both arrays, {arrays[0].place}, and images, {image.place}"
+        raise ValueError(f"{name}: it holds {kinds}; keep one kind")
+    if array_axes is not None and not arrays:
+        raise ValueError(f"array_axes: {name} holds no .npy files; leave out --array_axes")
+    by_datasets = path.suffix == ".parquet" or is_saved or found.tables or _has_configurations(path)
+    if found.images and not by_datasets:
+        if config_name is not None:
+            raise ValueError(f"config_name: {name} has no configurations; leave out --config_name")
+        splits = read_folder(found, name)
+        return separated(splits, array_axes) if arrays else splits
+    if not by_datasets and not any(file.name.lower().endswith(_TABLES) for file, _ in found.others):
+        others = shortened([f"{file.place}, {why}" for file, why in found.others], 3)
+        raise ValueError(f"{name}: it holds no data set that can be read ({others or 'no files'}); {_KINDS}")
+    if set("*?[]") & set(str(path)):
         raise ValueError(f"{name}: datasets takes a path with a character of *?[] for a pattern; rename the folder")
-    try:
-        if path.is_file() and not is_archive:
-            return datasets.load_dataset("parquet", data_files={"train": str(path)}), name
-        if saved:
-            loaded = datasets.load_from_disk(path)
-            return loaded if isinstance(loaded, dict) else {"train": loaded}, name
-        splits = datasets.load_dataset(str(path) if path.exists() else name, config_name)
-    except Exception as error:  # each format has a library with errors of its own
-        cause = first_line(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
-        if not path.exists():
-            message = f"there is no such folder, and the Hub has no such data set ({cause}); check the spelling"
-            raise FileNotFoundError(f"{name}: {message}") from error
-        raise ValueError(f"{name}: it holds no data set that can be read ({cause}); {_KINDS}") from error
+    refuse_lfs_pointers(path, *(file.path for file in found.tables), *(path.rglob("*.arrow") if is_saved else ()))
+    splits = _splits_by_datasets(path, name, config_name, is_saved)
     if found.images:
         _warn_of_unused(found, splits, name)
-    return splits, name
+    return splits
+
+
+def _splits_by_datasets(source: str | Path, name: str, config_name: str | None, is_saved: bool = False):
+    """The splits that `datasets` reads from a parquet file, a folder of tables, a folder that `save_to_disk` wrote, or
+    an id on the Hub."""
+    try:
+        if is_saved:
+            loaded = datasets.load_from_disk(source)
+            return loaded if isinstance(loaded, dict) else {"train": loaded}
+        if isinstance(source, Path) and source.is_file() and source.suffix == ".parquet":
+            return datasets.load_dataset("parquet", data_files={"train": str(source)})
+        if config_name is not None:
+            check_configuration(str(source), name, config_name)
+        return datasets.load_dataset(str(source), config_name)
+    except Exception as error:  # each format has a library with errors of its own
+        if isinstance(error, ValueError) and "config" in str(error).lower():
+            check_configuration(str(source), name, config_name)
+        cause = first_line(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
+        if not isinstance(source, Path):
+            message = f"there is no such folder, and the Hub has no such data set that can be read ({cause})"
+            raise FileNotFoundError(f"{name}: {message}") from error
+        raise ValueError(f"{name}: it holds no data set that can be read ({cause}); {_KINDS}") from error
 
 
 def _has_configurations(path: Path) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.value_range import to_model_range
-from hf_genmod.errors import first_line
+from hf_genmod.errors import first_line, refuse_lfs_pointers
 
 FEATURE_DIM = 64  # of the small classifier
 
@@ -55,6 +55,7 @@ class FeatureClassifier(nn.Module):
     @classmethod
     def load(cls, path: str | os.PathLike) -> "FeatureClassifier":
         """Reads the file that `save` wrote, in evaluation mode. Raises a `ValueError` for any other file."""
+        refuse_lfs_pointers(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "config" not in metadata:
@@ -151,6 +152,7 @@ class PretrainedFeatures:
     def __init__(self, path: str):
         from transformers import AutoConfig, AutoImageProcessor, AutoModel  # slow to import
 
+        refuse_lfs_pointers(path)
         try:
             config = AutoConfig.from_pretrained(path)
             config = getattr(config, "vision_config", config)  # CLIP's vision tower

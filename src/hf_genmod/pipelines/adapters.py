@@ -223,4 +223,7 @@ def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, tor
             metadata = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
             return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (no dict)
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{file}: not a file of safetensors ({first_line(error)})") from error
+        with open(file, "rb") as opened:
+            is_pointer = opened.read(19) == b"version https://git"
+        reason = "a pointer of Git LFS; run `git lfs pull`" if is_pointer else first_line(error)
+        raise ValueError(f"{file}: not a file of safetensors ({reason})") from error

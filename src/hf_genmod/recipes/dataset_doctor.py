@@ -59,7 +59,7 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
 
 
 def _contents(pictures: PictureDataset, arguments: CaptionedDataArguments) -> Iterator[str]:
-    counts = splits_of(arguments.dataset)
+    counts = splits_of(arguments.dataset, arguments.config_name, arguments.array_axes)
     yield "images    " + ", ".join(f"{count:,} in {split!r}" for split, count in counts.items())
     names, labels = pictures.label_names, pictures.labels
     if names is None:

@@ -36,6 +36,10 @@ class DataArguments:
     channels: int | None = HfArg(default=None, help="1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. Default: as needed.")
     image_column: str | None = HfArg(default=None, help="Column of the images.")
     label_column: str | None = HfArg(default=None, help="Column of the class labels.")
+    config_name: str | None = HfArg(default=None, help="Configuration of a data set that has several.")
+    array_axes: str | None = HfArg(
+        default=None, help="Axes of the arrays in .npy files, such as NHW or CHW. Default: by their shapes."
+    )
     on_bad_image: str = HfArg(
         default="error", help="What to do about an unusable image: 'error' names it and stops, 'skip' leaves it out."
     )
@@ -129,7 +133,7 @@ class DataArguments:
         if not num_held_out:
             return training, None
         if held_out_split is None:
-            splits = set(splits_of(self.dataset)) - {self.split}
+            splits = set(splits_of(self.dataset, self.config_name, self.array_axes)) - {self.split}
             held_out_split = next((split for split in ("validation", "test") if split in splits), None)
         if held_out_split is not None:
             arguments |= {"split": held_out_split, "resolution": training.resolution, "channels": training.channels}

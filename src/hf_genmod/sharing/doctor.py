@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hf_genmod.checkpoints.safety import check_code
-from hf_genmod.errors import first_line
+from hf_genmod.errors import first_line, refuse_lfs_pointers
 from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
 from hf_genmod.sharing.loading import load_pipeline
 from hf_genmod.sharing.push import sample_without_package
@@ -62,7 +62,10 @@ def _examine_checkpoint(folder: Path) -> Iterator[str]:
 
 def _examine_adapter(file: Path) -> Iterator[str]:
     try:
+        refuse_lfs_pointers(file)
         yield from _not_finite(file.name, load_file(file))
+    except ValueError as error:
+        yield str(error)
     except (OSError, SafetensorError) as error:
         yield f"{file.name}: the file cannot be read ({first_line(error)}); repeat the command of the run"
 

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hf_genmod.errors import first_line
+from hf_genmod.errors import first_line, refuse_lfs_pointers
 
 MAX_TOKENS = 77  # as CLIP has; a longer caption raises the number
 
@@ -70,6 +70,7 @@ def load_text_encoder(pretrained_model_name_or_path: str | os.PathLike):
         FileNotFoundError: If there is no text encoder in this folder, or repository on the Hub.
     """
     path = str(pretrained_model_name_or_path)
+    refuse_lfs_pointers(path, os.path.join(path, "text_encoder"))
     for of_encoder, of_tokenizer in (("text_encoder", "tokenizer"), ("", "")):
         try:
             config = AutoConfig.from_pretrained(path, subfolder=of_encoder)

@@ -1,0 +1,134 @@
+"""Images in .npy files: one in each, or many along the first axis.
+
+The path of one image among many is `"folder/file.npy[17]"`. Where `--array_axes` says what the axes are, `" as CHW"`
+follows.
+"""
+
+import io
+import math
+import os
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from hf_genmod.errors import LFS_POINTER, LFS_REMEDY
+
+AXES = {2: ("HW",), 3: ("HWC", "CHW", "NHW"), 4: ("NHWC", "NCHW")}  # by the number of axes
+_PATH = re.compile(r"(?P<file>.*\.npy)(\[(?P<index>\d+)\])?( as (?P<axes>\w+))?", re.DOTALL | re.IGNORECASE)
+
+
+def separated(splits: dict[str, datasets.Dataset], axes: str | None = None) -> dict[str, datasets.Dataset]:
+    """
+    The splits of a folder of .npy files with a row for each image, where each file had one.
+
+    Args:
+        splits (`dict[str, datasets.Dataset]`): They have a column "image" of paths, and any others.
+        axes (`str`, *optional*): What the axes of the arrays are: N images, C channels, H height, W width. By default
+            this follows from the shape: there are fewer channels than pixels in a row or column, and no side is more
+            than four times as long as the other. An array of three axes that can be one image or many is one image,
+            unless each folder has one file.
+
+    Raises:
+        ValueError: If the axes of an array can be read in several ways, or in none.
+    """
+    if axes not in (None, *sum(AXES.values(), ())):
+        raise ValueError(f"array_axes: {axes!r} is none of {', '.join(sum(AXES.values(), ()))}")
+    tables = {split: rows.with_format("arrow")[:] for split, rows in splits.items()}
+    files = [[entry["path"] for entry in table["image"].to_pylist()] for table in tables.values()]
+    alone = len(sum(files, [])) == len({os.path.dirname(file) for file in sum(files, [])})
+    for (split, table), its_files in zip(tables.items(), files, strict=True):
+        images = [[f"{file}{part}" for part in _parts(file, axes, alone)] for file in its_files]
+        table = table.take([row for row, paths in enumerate(images) for _ in paths])
+        columns = {column: table[column].to_pylist() for column in table.column_names}
+        columns["image"] = [{"bytes": None, "path": path} for paths in images for path in paths]
+        splits = splits | {split: datasets.Dataset.from_dict(columns, splits[split].features)}
+    return splits
+
+
+def _parts(file: str, axes: str | None, alone: bool) -> list[str]:
+    """What follows the path of a file in the path of each of its images."""
+    try:
+        shape = _load(file).shape
+    except Exception:  # NumPy raises nearly every type of error on broken files; they are named when they are opened
+        shape = ()
+    suffix = f" as {axes.removeprefix('N')}" if axes else ""
+    axes = axes or _axes_of(file, shape, alone)
+    if axes and axes[0] == "N" and len(axes) == len(shape):
+        return [f"[{index}]{suffix}" for index in range(shape[0])]
+    return [suffix]
+
+
+def _axes_of(file: str, shape: tuple[int, ...], alone: bool) -> str | None:
+    """What the axes of an array are, `None` if it holds no images."""
+    if len(shape) not in AXES:
+        return None
+    for ratio in (4, math.inf):
+        likely = [axes for axes in AXES[len(shape)] if len(shape) == 2 or _is_likely(axes, shape, ratio)]
+        images = [axes for axes in likely if axes[0] != "N"]
+        if len(likely) == 1 or (images and not alone):
+            return (images or likely)[0]
+        if likely:
+            break
+    choices = " or ".join(f"--array_axes {axes}" for axes in likely or AXES[len(shape)])
+    raise ValueError(
+        f"{file}: the axes of its shape {shape} can be read in several ways; give {choices} (N images, C channels, "
+        "H height, W width)"
+    )
+
+
+def _is_likely(axes: str, shape: tuple[int, ...], ratio: float) -> bool:
+    lengths = dict(zip(axes, shape, strict=True))
+    short, long = sorted((lengths["H"], lengths["W"]))
+    channels = lengths.get("C", 4)  # images of at most 4 pixels are rather channels
+    return channels < short + (axes == "CHW") and long <= ratio * short
+
+
+def is_array(path: str) -> bool:
+    """Whether a path is that of an image in a .npy file."""
+    return _PATH.fullmatch(path) is not None
+
+
+def open_array(path: str, content: bytes | None = None) -> np.ndarray:
+    """
+    The measured values at a path, `float32` (C, H, W).
+
+    Args:
+        path (`str`): That of a file or of one image in it.
+        content (`bytes`, *optional*): That of the file, if it is not on the disk.
+    """
+    file, index, axes = _PATH.fullmatch(path).group("file", "index", "axes")
+    array = _load(file if content is None else io.BytesIO(content))
+    return measured_values(array if index is None else array[int(index)], axes)
+
+
+def _load(file: str | io.BytesIO) -> np.ndarray:
+    """The array in a .npy file, read from the disk when it is used."""
+    try:
+        return np.load(file, mmap_mode=None if isinstance(file, io.BytesIO) else "r", allow_pickle=False)
+    except ValueError as error:
+        start = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()[: len(LFS_POINTER)]
+        if start.startswith(LFS_POINTER):
+            raise ValueError(f"a pointer of Git LFS; {LFS_REMEDY}") from error
+        if "pickle" in str(error) or "objects" in str(error):
+            raise ValueError("no array of numbers, or no .npy file; save an array of numbers by np.save") from error
+        raise
+
+
+def measured_values(array: np.ndarray, axes: str | None = None) -> np.ndarray:
+    """Measured values as `float32` (C, H, W). Without `axes`, an image of three axes is HWC if the last axis is
+    shorter than the first, else CHW."""
+    shapes = [axes] if axes else ["HW", "CHW", "HWC"]
+    if array.ndim not in map(len, shapes) or not array.size or array.dtype.kind not in "fiub":
+        expected = " or ".join(f"({', '.join(shape)})" for shape in shapes)
+        raise ValueError(f"an array of shape {array.shape} and type {array.dtype}, not {expected}")
+    if array.ndim == 2:
+        array = array[None]
+    elif axes == "HWC" or (axes is None and array.shape[2] < array.shape[0]):
+        array = array.transpose(2, 0, 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.ascontiguousarray(array, dtype=np.float32)
+    if not (np.abs(values) < 1e37).all():  # their range has to be finite, too
+        raise ValueError("some of its values are not finite, or beyond ±1e37; replace them")
+    return values

@@ -1,0 +1,132 @@
+"""The values of images with more than 8 bits in a channel, as their files hold them.
+
+Pillow reduces colours of more than 8 bits to 8, and scales, shifts or misreads the bytes of some grey values.
+"""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageOps, TiffTags
+
+_REMEDY = "save it with 8 bits, or its values as .npy"
+_TAG = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}
+
+
+def deep_values(image: Image.Image) -> np.ndarray | None:
+    """
+    The values of a grey image of more than 8 bits as its file holds them, upright, (H, W); `None` for other images.
+
+    Raises:
+        ValueError: If Pillow would lose a part of what the file holds.
+    """
+    is_read = image.format in _BY_FORMAT and (image.tile or image.format == "HEIF")  # and not decoded by the caller
+    restore = _BY_FORMAT[image.format](image) if is_read else None
+    if restore is None and image.mode[0] not in "IF":
+        return None
+    with image:
+        values = np.asarray(ImageOps.exif_transpose(image))
+    return values if restore is None else restore(values)
+
+
+def _refuse_deep_color(image: Image.Image, bits: int) -> None:
+    if bits > 8 and image.mode[0] not in "IF":
+        raise ValueError(f"its channels have {bits} bits, of which Pillow reads 8; {_REMEDY}")
+
+
+def _read(image: Image.Image, start: int, size: int) -> bytes:
+    """A part of the file of an image that is not decoded yet."""
+    position = image.fp.tell()
+    image.fp.seek(start)
+    part = image.fp.read(size)
+    image.fp.seek(position)
+    return part
+
+
+def _png(image: Image.Image) -> None:
+    _refuse_deep_color(image, 16 if ";16" in str(image.tile[0].args) else 8)
+    if image.mode[0] == "I" and "transparency" in image.info:
+        raise ValueError(f"one of its values of 16 bits stands for transparency; {_REMEDY}")
+
+
+def _tiff(image: Image.Image) -> Callable | None:
+    def tag(name, default):
+        return image.tag_v2.get(_TAG[name], default)
+
+    bits, kind = max(tag("BitsPerSample", (1,))), {2: "i", 3: "f"}.get(tag("SampleFormat", (1,))[0], "u")
+    # DNGVersion, and the mark of CR2
+    if tag("NewSubfileType", 0) & 1 or 50706 in image.tag_v2 or _read(image, 8, 2) == b"CR":
+        raise ValueError("Pillow reads only the preview of this RAW file; develop it and save it as TIFF")
+    if 0 in tag("ExtraSamples", ()):
+        raise ValueError("it has channels that Pillow leaves out; save its values as .npy")
+    if image.mode == "YCbCr" and tag("YCbCrSubSampling", (2, 2)) != (1, 1):
+        raise ValueError("its colours are stored in fewer pixels than its brightness, uncompressed; save it as PNG")
+    _refuse_deep_color(image, bits)
+    if tag("PhotometricInterpretation", 1) == 0 and bits > 8:
+        raise ValueError("its lowest value is white; save its values as .npy, or with black as the lowest")
+    # libtiff returns values in the byte order of this machine, which Pillow takes for that of the file.
+    raw_mode, *others = image.tile[0].args
+    if image.tile[0].codec_name == "libtiff":
+        native = re.sub(r"^([IF];\d+)B(S|F)$", r"\1N\2", raw_mode)
+        image.tile = [image.tile[0]._replace(args=(native, *others))]
+    # Pillow has no type for these.
+    return {("i", 8): lambda values: values.view(np.int8), ("u", 32): lambda values: values.view(np.uint32)}.get(
+        (kind, bits)
+    )
+
+
+def _ppm(image: Image.Image) -> Callable | None:
+    """Pillow scales the values 0..maxval to 0..65535."""
+    args = image.tile[0].args
+    most = args[-1] if isinstance(args, tuple) and image.mode != "F" else 255
+    _refuse_deep_color(image, 16 if most > 255 else 8)
+    return (lambda values: np.rint(values * (most / 65535))) if image.mode == "I" and most > 255 else None
+
+
+def _jpeg_2000(image: Image.Image) -> Callable | None:
+    """Pillow shifts values up to 16 bits, and adds an offset to those with a sign."""
+    head = _read(image, 0, 4096)
+    start = head.find(b"ihdr")  # else it is a bare codestream
+    depth = head[start + 14] if start >= 0 else head[42]
+    bits, is_signed = (depth & 127) + 1, depth >> 7
+    if depth == 255:
+        raise ValueError(f"its channels have different numbers of bits; {_REMEDY}")
+    if bits > 16:
+        raise ValueError(f"its channels have {bits} bits, of which Pillow reads 16; {_REMEDY}")
+    _refuse_deep_color(image, bits)
+    if image.mode[0] != "I":
+        return None
+    return lambda values: values / 2.0 ** (16 - bits) - is_signed * 2 ** (bits - 1)
+
+
+def _sgi(image: Image.Image) -> None:
+    _refuse_deep_color(image, 8 * _read(image, 3, 1)[0])
+
+
+def _dds(image: Image.Image) -> None:
+    codec, args = image.tile[0].codec_name, image.tile[0].args
+    masks = args[1] if codec == "dds_rgb" else ()
+    _refuse_deep_color(image, 16 if "BC6H" in str(args) else max(map(int.bit_count, masks), default=8))
+
+
+def _avif(image: Image.Image) -> None:
+    """The bits of a channel are 8, 10 or 12, by two bits of the box av1C."""
+    content = _read(image, 0, -1)
+    flags = [content[match.end() + 2] for match in re.finditer(b"av1C", content[: content.find(b"mdat")])]
+    _refuse_deep_color(image, max((8 + 2 * (byte >> 6 & 1) + 2 * (byte >> 5 & 1) for byte in flags), default=8))
+
+
+def _heif(image: Image.Image) -> None:
+    _refuse_deep_color(image, image.info.get("bit_depth", 8))
+
+
+_BY_FORMAT = {
+    "AVIF": _avif,
+    "DDS": _dds,
+    "HEIF": _heif,
+    "JPEG2000": _jpeg_2000,
+    "PNG": _png,
+    "PPM": _ppm,
+    "SGI": _sgi,
+    "TIFF": _tiff,
+}

@@ -1,0 +1,91 @@
+"""What a file is by its first bytes or its ending, where Pillow does not open it, and what opens it."""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from hf_genmod.errors import LFS_POINTER, LFS_REMEDY
+
+# For these, Pillow runs Ghostscript, changes the values, or reads only the size.
+_CLOSED = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+class _Kind(NamedTuple):
+    name: str
+    start: bytes  # pattern of the first bytes
+    endings: str  # of the names of files that are of this kind if their content is not known
+    remedy: str
+
+
+_PNG, _NPY, _DAMAGED = "save it as PNG", "save its values as .npy", "it is damaged or of a rare kind; save it again"
+_KINDS = [
+    _Kind("a pointer of Git LFS", re.escape(LFS_POINTER), "", LFS_REMEDY),
+    _Kind("a HEIC image", rb".{4}ftyp(hei|hev|mif1|msf1)", "heic heif hif", f"install pillow-heif, or {_PNG}"),
+    _Kind("an AVIF image", rb".{4}ftypavi", "avif avifs", f"install a Pillow with AVIF, or {_PNG}"),
+    _Kind("a JPEG XL image", rb"\xff\x0a|\0{3}\x0cJXL ", "jxl", f"install pillow-jxl-plugin, or {_PNG}"),
+    _Kind(
+        "a RAW file of a camera",
+        rb"II\*\0.{4}CR|II(RO|RS|U\0)|FUJIFILMCCD-RAW|.{4}ftypcrx|\0MRM|FOVb",
+        "3fr arw cr2 cr3 crw dng erf kdc mef mos mrw nef nrw orf pef raf rw2 sr2 srf srw x3f",
+        "develop it and save it as TIFF, for example by rawpy",
+    ),
+    _Kind("a DICOM image", rb".{128}DICM", "dcm dicom", f"{_NPY}, by pydicom"),
+    _Kind("a FITS image", rb"SIMPLE  =", "fit fits fts", f"{_NPY}, by astropy"),
+    _Kind("an OpenEXR image", rb"v/1\x01", "exr", f"{_NPY}, by OpenEXR"),
+    _Kind("a Radiance HDR image", rb"#\?R(ADIANC|GB)E", "hdr", f"{_NPY}, for example by imageio"),
+    _Kind("a NIfTI volume", rb".{344}(n\+1|ni1)\0", "nii nii.gz", f"{_NPY}, by nibabel"),
+    _Kind("an NRRD volume", rb"NRRD0", "nrrd", f"{_NPY}, by pynrrd"),
+    _Kind("an HDF5 file", rb"\x89HDF", "", f"{_NPY}, by h5py"),
+    _Kind("a PAM image, or a PFM image in colour", rb"P[7F]\s", "pam", f"{_PNG}, or {_NPY[8:]}"),
+    _Kind("an SVG drawing", rb"\s*(<\?xml.{,400}?)?(<!.{,400}?)?<svg", "svg svgz", f"{_PNG}, for example by cairosvg"),
+    _Kind("a PostScript drawing", rb"%!PS|\xc5\xd0\xd3\xc6", "eps", _PNG),
+    _Kind("a Photoshop file that is not of 8 bits", rb"8BPS", "psb psd", f"{_PNG}, or {_NPY[8:]} by psd-tools"),
+    _Kind("a GIMP file", rb"gimp xcf", "xcf", _PNG),
+    _Kind("a JPEG XR image", rb"II\xbc\x01", "jxr wdp", f"{_PNG}, for example by imagecodecs"),
+    _Kind("a TIFF that Pillow cannot read", rb"II[*+]\0|MM\0[*+]", "", f"{_NPY}, for example by tifffile"),
+    _Kind("a PNG that Pillow cannot read", rb"\x89PNG", "", _DAMAGED),
+    _Kind("a JPEG that Pillow cannot read", rb"\xff\xd8\xff", "", _DAMAGED),
+    _Kind("a zip archive, as .npz is one", rb"PK\x03\x04", "npz", "save the array of the images as .npy by np.save"),
+    _Kind("a web page", rb"(?i)\s*(<!doctype html|<html)", "", "download the image again"),
+]
+_HEAD = 1024  # bytes
+
+# Plugins of Pillow that are used if they are installed. The second one registers itself.
+for _module, _function in (("pillow_heif", "register_heif_opener"), ("pillow_jxl", None)):
+    with contextlib.suppress(ImportError):
+        _plugin = importlib.import_module(_module)
+        if _function:
+            getattr(_plugin, _function)()
+
+
+def open_by_pillow(file: str | os.PathLike | io.BytesIO, name: str = "") -> Image.Image:
+    """
+    `PIL.Image.open` of a file, whatever its ending is.
+
+    Raises:
+        ValueError: If Pillow does not open files of this kind. The message says what does.
+        UnidentifiedImageError: If the kind is unknown.
+    """
+    Image.init()
+    try:
+        return Image.open(file, formats=[format for format in Image.ID if format not in _CLOSED])
+    except (UnidentifiedImageError, KeyError, NotImplementedError) as error:
+        if (kind := _kind(file, name)) is None:
+            raise
+        raise ValueError(f"{kind.name}; {kind.remedy}") from error
+
+
+def _kind(file, name: str) -> _Kind | None:
+    if isinstance(file, io.BytesIO):
+        head = file.getvalue()[:_HEAD]
+    else:
+        with open(file, "rb") as opened:
+            head = opened.read(_HEAD)
+    by_content = (kind for kind in _KINDS if re.match(kind.start, head, re.DOTALL))
+    by_ending = (kind for kind in _KINDS if name.lower().endswith(tuple(f".{end}" for end in kind.endings.split())))
+    return next(by_content, None) or next(by_ending, None)

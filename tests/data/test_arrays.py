@@ -1,0 +1,161 @@
+"""Arrays are one image or many, as their axes say, or are refused in a sentence that names the flag."""
+
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from made_images import in_own_units
+
+from hf_genmod.data.loading import load_pictures
+
+
+def distinct(*shape, dtype=np.float32):
+    """Different values everywhere, so that no two readings of the axes agree."""
+    return np.random.RandomState(0).permutation(np.prod(shape)).reshape(shape).astype(dtype)
+
+
+def images_of(dataset):
+    return in_own_units(dataset, dataset.__getitems__(range(len(dataset)))["images"])
+
+
+LONE = [  # the shape of the only array, its axes
+    ((7, 9), "HW"),
+    ((9, 7, 3), "HWC"),
+    ((500, 9, 7), "NHW"),
+    ((500, 7, 9), "NHW"),
+    ((40, 9, 9), "NHW"),
+    ((6, 9, 7, 1), "NHWC"),
+    ((6, 9, 9, 3), "NHWC"),
+    ((6, 9, 7, 5), "NHWC"),
+    ((6, 3, 9, 7), "NCHW"),
+    ((6, 1, 9, 9), "NCHW"),
+    ((6, 6, 9, 7), "NCHW"),
+    ((2, 2, 3, 3), "NCHW"),
+]
+
+
+def expected(array, axes):
+    """All images of an array as (N, C, H, W)."""
+    for axis in set("NC") - set(axes):
+        array, axes = array[None], axis + axes
+    return torch.from_numpy(array.transpose([axes.index(axis) for axis in "NCHW"]).astype(np.float64))
+
+
+@pytest.mark.parametrize("shape, axes", LONE)
+def test_the_images_of_one_array(tmp_path, shape, axes):
+    array = distinct(*shape)
+    np.save(tmp_path / "a.npy", array)
+    for place in (tmp_path, tmp_path / "a.npy"):
+        dataset = load_pictures(place, in_memory=False)
+        assert dataset.resolution == (shape[axes.index("H")], shape[axes.index("W")])
+        assert torch.allclose(images_of(dataset), expected(array, axes), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "shape, choices",
+    [
+        ((3, 9, 7), "CHW or --array_axes NHW"),
+        ((9, 9, 9), "CHW or --array_axes NHW"),
+        ((32, 30, 20), "HWC or --array_axes NHW"),
+        ((6, 3, 9, 3), "NHWC or --array_axes NCHW"),
+        ((6, 4, 4, 4), "NHWC or --array_axes NCHW"),
+        ((8, 4, 4), "HWC or --array_axes CHW or --array_axes NHW"),
+    ],
+)
+def test_axes_in_doubt_are_asked_for(tmp_path, shape, choices):
+    array = distinct(*shape)
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(
+        ValueError, match=r"a.npy: .*\(" + ", ".join(map(str, shape)) + rf"\).* --array_axes {choices} "
+    ):
+        load_pictures(tmp_path)
+    for axes in choices.split(" or --array_axes "):
+        dataset = load_pictures(tmp_path, array_axes=axes)
+        assert torch.allclose(images_of(dataset), expected(array, axes), atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 7), (9, 7, 5), (3, 9, 200), (9, 9, 9)])
+def test_arrays_of_three_axes_are_images_where_a_folder_has_several(tmp_path, shape):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", distinct(*shape))
+    dataset = load_pictures(tmp_path)
+    axes = "HWC" if shape[2] < shape[0] else "CHW"
+    assert len(dataset) == 3 and torch.allclose(images_of(dataset)[2], expected(distinct(*shape), axes)[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_class_folders_of_arrays_with_many_images(tmp_path, parts):
+    arrays, names = distinct(4, 60, 9, 7), ["ant", "bee"]
+    for (name, part), array in zip(itertools.product(names, range(parts)), arrays, strict=False):
+        (tmp_path / name).mkdir(exist_ok=True)
+        np.save(tmp_path / name / f"{part}.npy", array)
+    dataset = load_pictures(tmp_path)
+    assert dataset.label_names == names and dataset.labels.tolist() == [0] * 60 * parts + [1] * 60 * parts
+    expected = torch.from_numpy(arrays[: 2 * parts]).flatten(0, 1).double()
+    assert torch.allclose(images_of(dataset)[:, 0], expected, atol=1e-2)
+
+
+def test_an_array_is_not_read_as_a_whole_for_each_image(tmp_path):
+    """A file of 400 gigabytes, of which only the first and last images are looked at."""
+    shape = (10**5, 1024, 1024)
+    np.lib.format.open_memmap(tmp_path / "a.npy", mode="w+", dtype=np.float32, shape=shape).flush()
+    dataset = load_pictures(tmp_path, limit=2)
+    assert len(dataset) == 2 and dataset.where(1).endswith("a.npy[50000]")
+
+
+def test_a_bad_image_of_an_array_is_named(tmp_path):
+    array = distinct(60, 9, 7)
+    array[17, 3, 3] = np.nan
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match=r"1 of the 60 images .*a.npy\[17\]: some of its values are not finite"):
+        load_pictures(tmp_path)
+    dataset = load_pictures(tmp_path, on_bad_image="skip")
+    assert len(dataset) == 59 and torch.allclose(images_of(dataset)[17, 0], torch.from_numpy(array[18]).double())
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "float16", ">i2", "<u4", ">f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_values_of_every_type_and_order(tmp_path, dtype, order):
+    array = (distinct(60, 5, 6) % 251 % (2 if dtype == "bool" else 256)).astype(dtype)
+    np.save(tmp_path / "a.npy", np.asarray(array, order=order))
+    assert torch.allclose(
+        images_of(load_pictures(tmp_path))[:, 0], torch.from_numpy(array.astype(np.float64)), atol=1e-3
+    )
+
+
+def test_what_is_no_array_of_numbers(tmp_path):
+    arrays = {
+        "objects": np.array([[None]]),
+        "words": np.array([["a"]]),
+        "complex": np.ones((4, 4), complex),
+        "row": np.ones(4),
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
+    (tmp_path / "pickle.npy").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
+    (tmp_path / "pointer.npy").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    np.save(tmp_path / "sound.npy", np.ones((4, 4)))
+    reasons = {
+        reason.split(".npy: ")[0].split("/")[-1]: reason
+        for reason in load_pictures(tmp_path, on_bad_image="skip").skipped
+    }
+    assert set(reasons) == {*arrays, "pickle", "pointer"}
+    assert "numbers" in reasons["objects"] and "numbers" in reasons["pickle"] and "git lfs pull" in reasons["pointer"]
+    assert "complex128" in reasons["complex"] and "(4,)" in reasons["row"]
+    np.savez(tmp_path / "a.npz", images=np.ones((4, 4)))
+    with pytest.raises(ValueError, match="a.npz: a zip archive, as .npz is one; save the array .* as .npy"):
+        load_pictures(tmp_path / "a.npz")
+
+
+def test_axes_that_do_not_fit(tmp_path):
+    np.save(tmp_path / "a.npy", distinct(60, 9, 7))
+    with pytest.raises(ValueError, match=r"a.npy as HW: an array of shape \(60, 9, 7\) .* not \(H, W\)"):
+        load_pictures(tmp_path, array_axes="HW")
+    with pytest.raises(ValueError, match="array_axes: 'WH' is none of HW, HWC, CHW, NHW, NHWC, NCHW"):
+        load_pictures(tmp_path, array_axes="WH")
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    with pytest.raises(ValueError, match="array_axes: .* holds no .npy files"):
+        load_pictures(tmp_path, array_axes="HW")

@@ -1,0 +1,157 @@
+"""Images of more than 8 bits keep the values of their files, or are refused; they are never cut or misread."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from made_images import in_own_units, load, picture, pixels, tiff
+
+GREYS = np.random.RandomState(0).randint(1024, size=(5, 7))
+GREYS[0, :2] = 0, 1023
+
+
+def values_of(content):
+    dataset = load([{"bytes": content, "path": None}])
+    assert dataset.value_range is not None
+    return in_own_units(dataset, dataset[0]["images"]).numpy()
+
+
+def png(samples, color, transparent=b""):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = samples.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 8 * samples.itemsize, color, 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(line.dtype.newbyteorder(">")).tobytes() for line in samples)
+    middle = chunk(b"tRNS", transparent) if transparent else b""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + middle
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
+
+
+def sgi(samples):
+    """Verbatim, two bytes a value, the lowest line first."""
+    height, width, count = samples.shape
+    head = struct.pack(">hBBHHHH", 474, 0, 2, 3 if count > 1 else 2, width, height, count)
+    return head.ljust(512, b"\0") + samples[::-1].transpose(2, 0, 1).astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "i4", "f4", "i1"])
+def test_grey_tiffs_of_every_type_byte_order_and_compression(dtype, order, compressed):
+    if (dtype, order) == ("u4", ">"):  # unknown to Pillow
+        return
+    kind = {"u": 1, "i": 2, "f": 3}[dtype[0]]
+    most = {"u2": 2**16 - 1, "i2": 2**15 - 1, "u4": 2**32 - 1, "i4": 2**31 - 1, "f4": 1.5, "i1": 127}[dtype]
+    samples = (GREYS / 1023 * most).astype(dtype)
+    if kind > 1:
+        samples = samples * (1 - 2 * (GREYS % 2)).astype(dtype)
+    np.testing.assert_allclose(
+        values_of(tiff(samples, kind, order, compressed))[0], samples, rtol=1e-6, atol=1e-6 * most
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_turned_tiffs(orientation, order):
+    turned = GREYS.astype("u2")
+    turned = [
+        turned, turned[:, ::-1], turned[::-1, ::-1], turned[::-1], turned.T, turned.T[:, ::-1], turned.T[::-1, ::-1],
+        turned.T[::-1],
+    ][orientation - 1]  # fmt: skip
+    content = tiff(GREYS.astype("u2"), order=order, orientation=orientation)
+    np.testing.assert_allclose(values_of(content)[0], turned, atol=1e-3)
+    eight = load([{"bytes": tiff((GREYS >> 2).astype("u1"), order=order, orientation=orientation), "path": None}])
+    assert eight.resolution == turned.shape and eight.images[0, 0].tolist() == (turned >> 2).tolist()
+
+
+@pytest.mark.parametrize("most", [300, 1023, 4095, 65535])
+def test_portable_greymaps(most):
+    samples = np.minimum(GREYS, most)
+    for content in (
+        b"P5 7 5 %d\n" % most + samples.astype(">u2").tobytes(),
+        b"P2 7 5 %d\n" % most + b" ".join(b"%d" % value for value in samples.flat),
+    ):
+        np.testing.assert_allclose(values_of(content)[0], samples, atol=1e-3)
+    darker = load([{"bytes": b"P5 7 5 15\n" + (samples % 16).astype("u1").tobytes(), "path": None}])
+    assert darker.images[0, 0].tolist() == (samples % 16 * 17).tolist()  # 4 bits are shades, as anywhere
+
+
+def test_grey_pngs():
+    samples = GREYS.astype("u2") * 64
+    np.testing.assert_allclose(values_of(png(samples, 0))[0], samples, atol=1e-2)
+    with pytest.raises(ValueError, match="one of its values of 16 bits stands for transparency; save it"):
+        load([{"bytes": png(samples, 0, struct.pack(">H", int(samples[1, 1]))), "path": None}])
+
+
+def deep_colours():
+    rgba = np.random.RandomState(0).randint(2**16, size=(5, 7, 4)).astype("u2")
+    rgb, grey_alpha = rgba[..., :3], rgba[..., :2]
+    dds = struct.pack(
+        "<4s7I44x8I20x", b"DDS ", 124, 0x1007, 5, 7, 28, 0, 0, 32, 0x40, 0, 32, 1023 << 20, 1023 << 10, 1023, 0
+    )
+    return {
+        "png_rgb": png(rgb, 2), "png_rgba": png(rgba, 6), "png_grey_alpha": png(grey_alpha, 4),
+        "png_transparent": png(rgb, 2, struct.pack(">3H", *map(int, rgb[0, 0]))),
+        "tiff_rgb": tiff(rgb, photometric=2), "tiff_big_endian": tiff(rgb, order=">", photometric=2),
+        "tiff_planar": tiff(rgb, photometric=2, planar=True), "tiff_rgba": tiff(rgba, photometric=2, extra=[2]),
+        "tiff_deflated": tiff(rgb, photometric=2, compressed=True), "tiff_cmyk": tiff(rgba, photometric=5),
+        "ppm": b"P6 7 5 65535\n" + rgb.astype(">u2").tobytes(),
+        "ppm_1023": b"P6 7 5 1023\n" + (rgb % 1024).astype(">u2").tobytes(),
+        "ppm_plain": b"P3 7 5 1023\n" + b" ".join(b"%d" % value for value in (rgb % 1024).flat),
+        "sgi": sgi(rgba), "sgi_grey": sgi(rgba[..., :1]), "dds": dds + bytes(5 * 7 * 4),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", deep_colours())
+def test_colours_of_more_than_8_bits_are_refused(name):
+    with pytest.raises(
+        ValueError, match="row 0 of the data set: its channels have (10|16) bits, of which Pillow reads 8"
+    ):
+        load([{"bytes": deep_colours()[name], "path": None}])
+
+
+def refused():
+    """Files, and what is said about them."""
+    return {
+        "real colours": (tiff(np.ones((5, 7, 3), "f4"), 3, photometric=2), "a TIFF .*; .* by tifffile"),
+        "half colours": (
+            tiff(np.ones((6, 8, 3), "u1"), photometric=6, more={530: [2, 2]}),
+            "its colours are stored in fewer pixels",
+        ),
+        "64 bits": (tiff(np.ones((5, 7), "f8"), 3), "a TIFF that Pillow cannot read"),
+        "big-endian u4": (tiff(np.ones((5, 7), "u4"), order=">"), "a TIFF that Pillow cannot read"),
+        "five channels": (tiff(np.ones((5, 7, 5), "u2"), extra=[0] * 4), "a TIFF that Pillow cannot read"),
+        "infrared": (tiff(np.ones((5, 7, 4), "u1"), photometric=2, extra=[0]), "it has channels that Pillow leaves"),
+        "planar infrared": (
+            tiff(np.ones((5, 7, 4), "u1"), photometric=2, extra=[0], planar=True, compressed=True),
+                "it has channels that Pillow leaves",
+        ),
+        "white is zero": (tiff(np.ones((5, 7), "u2"), photometric=0), "its lowest value is white"),
+        "preview": (tiff(np.ones((5, 7, 3), "u1"), photometric=2, more={254: [1]}), "Pillow reads only the preview"),
+        "DNG": (tiff(np.ones((5, 7, 3), "u1"), photometric=2, more={50706: [1]}), "Pillow reads only the preview"),
+        "pages": (None, "it has 2 frames; save the one"),
+        "colour PFM": (b"PF\n1 1\n-1.0\n" + bytes(12), "a PAM image, or a PFM image in colour; save it as PNG"),
+        "PAM": (b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 3\nMAXVAL 1023\nENDHDR\n" + bytes(6), "a PAM image"),
+        "deep Photoshop": (
+            b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 5, 7, 16, 3) + bytes(20),
+            "a Photoshop file that is not of 8 bits",
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", refused())
+def test_what_pillow_cannot_read_whole_is_named(tmp_path, name):
+    content, reason = refused()[name]
+    if name == "pages":
+        frames = [picture(array) for array in pixels(2)]
+        frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+        content = (tmp_path / "a.tif").read_bytes()
+    with pytest.raises(ValueError, match="row 0 of the data set: " + reason):
+        load([{"bytes": content, "path": None}])
