@@ -97,7 +97,7 @@ def test_folders_without_images_are_named(tmp_path, arrays):
     folder = folder_of(tmp_path, arrays, "train/a/0.png", "train/b/1.png")
     (folder / "train" / "c" / "d").mkdir(parents=True)
     (folder / ".hidden").mkdir()
-    with pytest.warns(UserWarning, match=r"folders without images \(1\): train/c$"):
+    with pytest.warns(UserWarning, match=r"folders without images \(1\): train/c; fill or remove them$"):
         assert load_pictures(folder).label_names == ["a", "b"]
 
 

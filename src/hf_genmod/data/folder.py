@@ -50,7 +50,8 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
     names = in_order(set(classes) - {None})
     column = next((column for column in LABEL_COLUMNS if column in columns), None)
     if column and len(names) > 1 and arrays[column].to_pylist() != classes:
-        warnings.warn(f"{name}: labels are those of the column {column!r}, not the names of the folders", stacklevel=2)
+        what = f"labels are those of the column {column!r}, not the names of the folders; remove the column for these"
+        warnings.warn(f"{name}: {what}", stacklevel=2)
     elif not column and (len(names) > 1 or (names and None in classes)):
         index = {label: i for i, label in enumerate(names)}
         arrays["label"] = pa.array([index.get(label) for label in classes], pa.int64())
@@ -102,8 +103,8 @@ def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
             else:
                 samples.append((file, {}))
     if left_out:
-        what = f"{len(left_out)} images have no line in its metadata and are left out"
-        warnings.warn(f"{name}: {what} ({shortened(left_out)})", stacklevel=2)
+        what = f"{len(left_out)} images have no line in its metadata and are left out ({shortened(left_out)})"
+        warnings.warn(f"{name}: {what}; add lines, or remove the images", stacklevel=2)
     found.others = [(file, why) for file, why in found.others if _key(file) not in described]
     return main, samples
 
@@ -201,7 +202,9 @@ def _warn_of_others(found: Listing, name: str) -> None:
     full |= {file.folders[:depth] for file, _ in found.others for depth in range(len(file.folders) + 1)}
     empty = sorted("/".join(place) for place in found.folders - full if place[:-1] in full)
     if empty:
-        warnings.warn(f"{name}: folders without images ({len(empty)}): {shortened(empty)}", stacklevel=2)
+        what = f"folders without images ({len(empty)}): {shortened(empty)}; fill or remove them"
+        warnings.warn(f"{name}: {what}", stacklevel=2)
     if found.others:
-        others = [f"{file.place} ({why})" for file, why in found.others]
-        warnings.warn(f"{name}: files that are not used ({len(others)}): {shortened(others)}", stacklevel=2)
+        others = shortened([f"{file.place} ({why})" for file, why in found.others])
+        what = f"files that are not used ({len(found.others)}): {others}; leave them if none of them is needed"
+        warnings.warn(f"{name}: {what}", stacklevel=2)

@@ -169,7 +169,7 @@ def _labels(
             f"{some}; use a split with labels, put images into class folders of one depth, or remove them"
         )
     if len(unlabelled) < len(labels):
-        warnings.warn(f"{some}, so labels are not used", stacklevel=3)
+        warnings.warn(f"{some}, so labels are not used; label or remove them", stacklevel=3)
     return None, None
 
 
@@ -191,5 +191,5 @@ def _captions(rows: datasets.Dataset, name: str, column: str | None, required: b
     if required:
         raise ValueError(f"{some}; caption or remove them")
     if len(missing) < len(captions):
-        warnings.warn(f"{some}, so captions are not used", stacklevel=3)
+        warnings.warn(f"{some}, so captions are not used; caption or remove them", stacklevel=3)
     return None

@@ -132,7 +132,8 @@ def _warn_of_unused(found: Listing, splits: dict[str, datasets.Dataset], name: s
     unused = [image.place for image in found.images if image.path not in used]
     if unused:
         reason = "as its parquet files or its README define the data set"
-        warnings.warn(f"{name}: {len(unused)} images are not used, {reason} ({shortened(unused)})", stacklevel=3)
+        what = f"{len(unused)} images are not used, {reason} ({shortened(unused)}); move these to another folder"
+        warnings.warn(f"{name}: {what}", stacklevel=3)
 
 
 def column_of(rows: datasets.Dataset, column: str) -> pa.ChunkedArray:

@@ -44,22 +44,22 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
+            counts = splits_of(arguments.dataset, arguments.config_name, arguments.array_axes)
             pictures, held_out = arguments.load()
         except ValueError as error:
             return DatasetReport([], [str(error)], [], would_start=False)
-    findings = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    findings = list(dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning))
     skipped = pictures.skipped + (held_out.skipped if held_out else [])
     if skipped:
         findings.append(
             f"unusable: {len(skipped)} images, which would stop a run ({shortened(skipped)}); repair or remove them, "
             "or train with --on_bad_image skip"
         )
-    contents, commands = list(_contents(pictures, arguments)), list(_commands(pictures, arguments, bool(skipped)))
+    contents, commands = list(_contents(pictures, counts)), list(_commands(pictures, arguments, bool(skipped)))
     return DatasetReport(contents, [*findings, *_findings(pictures)], commands, would_start=not skipped)
 
 
-def _contents(pictures: PictureDataset, arguments: CaptionedDataArguments) -> Iterator[str]:
-    counts = splits_of(arguments.dataset, arguments.config_name, arguments.array_axes)
+def _contents(pictures: PictureDataset, counts: dict[str, int]) -> Iterator[str]:
     yield "images    " + ", ".join(f"{count:,} in {split!r}" for split, count in counts.items())
     names, labels = pictures.label_names, pictures.labels
     if names is None:
