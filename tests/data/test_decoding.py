@@ -247,6 +247,13 @@ def test_the_content_of_a_file_counts_and_not_its_ending(arrays):
         assert expected.format == kind and torch.equal(load([entry]).images[0], chw(np.asarray(expected)))
 
 
+@pytest.mark.parametrize("name", ["0.nef", "0.DNG"])
+def test_the_preview_in_a_raw_file_is_not_taken_for_the_photo(tmp_path, arrays, name):
+    save(picture(arrays[0]), tmp_path / name, format="TIFF")
+    with pytest.raises(ValueError, match=f"{name}: a RAW file of a camera; develop it and save it as TIFF"):
+        load_pictures(tmp_path)
+
+
 def test_a_photoshop_file_is_what_its_layers_are_together(tmp_path):
     """One with two layers; what all layers are together is in the file, too."""
     merged, plane = pixels(1)[0], bytes(64)

@@ -29,6 +29,13 @@ def test_endings_of_images(tmp_path, ending):
     assert not found.others
 
 
+def test_images_that_nothing_opens_are_images_without_an_ending_too(tmp_path, image):
+    (tmp_path / "IMG_1").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (tmp_path / "slides.pptx").write_bytes(b"PK\x03\x04")
+    found = list_files(tmp_path)
+    assert places(found.images) == ["IMG_1"] and places(file for file, _ in found.others) == ["slides.pptx"]
+
+
 @pytest.mark.parametrize("name", ["download", "0.jpg_large", "0.dat", "0.png.1", "0.txt", "image.php"])
 def test_the_content_counts_where_the_name_says_nothing(tmp_path, image, name):
     (tmp_path / name).write_bytes(coded(image)["bytes"])

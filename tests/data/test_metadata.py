@@ -151,6 +151,12 @@ def test_images_without_a_row_and_rows_without_an_image(tmp_path, arrays):
     assert len(load_pictures(tmp_path, on_bad_image="skip")) == 3
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet", "0.txt", "more.zip"])
+def test_pointers_of_git_lfs_are_named(tmp_path, arrays, name):
+    with pytest.raises(ValueError, match=f"{name}: a pointer of Git LFS, not the file itself; run `git lfs pull`"):
+        load_pictures(write(tmp_path, arrays[:1], None, "version https://git-lfs.github.com/spec/v1\noid x\n", name))
+
+
 class TestTexts:
     def test_are_the_captions_of_the_images_beside_them(self, tmp_path, arrays):
         for i, name in enumerate(("a/0.png", "a/1.b.png", "b/0.png")):

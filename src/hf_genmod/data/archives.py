@@ -17,7 +17,7 @@ import datasets
 from filelock import FileLock
 
 from hf_genmod.data.files import ARCHIVE, OF_TOOLS, File, Listing, image_endings, list_files
-from hf_genmod.errors import first_line, shortened
+from hf_genmod.errors import first_line, refuse_lfs_pointers, shortened
 
 
 def list_images(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:
@@ -72,6 +72,7 @@ def _ending(parts: tuple[str, ...]) -> str:
 @contextmanager
 def _opened(path: str) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
     """An archive; errors of reading it are one sentence."""
+    refuse_lfs_pointers(path)
     try:
         with zipfile.ZipFile(path) if path.lower().endswith(".zip") else tarfile.open(path) as archive:
             yield archive

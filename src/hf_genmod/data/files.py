@@ -10,16 +10,14 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from hf_genmod.data.formats import CLOSED, ENDINGS, is_closed_image
+
 ARRAYS = (".npy", ".npz")
 CAPTIONS = (".txt", ".caption")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 ARCHIVE = re.compile(r"(.+)\.(zip|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz))", re.IGNORECASE | re.DOTALL)
-# Pillow has no decoder of its own for these, or recognises them by little more than a name.
-_NOT_BY_PILLOW = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# Pillow recognises these by little more than a name.
 _NOT_BY_CONTENT = {"CUR", "DCX", "FLI", "GBR", "MCIDAS", "MSP", "PCX", "PIXAR", "SUN", "XVTHUMB"}
-# Images that an error names, with what opens them, where nothing that is installed does.
-_ELSEWHERE = """.3fr .ai .arw .cr2 .cr3 .dcm .dicom .dng .emf .eps .erf .exr .hdr .heic .heics .heif .heifs .hif .jxl
- .jxr .nef .nrw .orf .pef .ps .psb .raf .raw .rw2 .sr2 .srw .svg .svgz .wdp .wmf .x3f .xcf""".split()
 # Folders that systems and tools make.
 OF_TOOLS = set(
     """__MACOSX __pycache__ @eaDir #recycle $RECYCLE.BIN lost+found .AppleDouble .cache .comments .dvc .git .github
@@ -69,9 +67,8 @@ def composed(text: str) -> str:
 @functools.cache
 def image_endings() -> frozenset[str]:
     """The endings of images and arrays, in lower case."""
-    opened = Image.registered_extensions().items()
-    closed = {ending for ending, kind in opened if kind in _NOT_BY_PILLOW}
-    return frozenset({ending for ending, kind in opened if kind in Image.OPEN} - closed).union(_ELSEWHERE, ARRAYS)
+    opened = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - CLOSED}
+    return ENDINGS.union(opened, ARRAYS)
 
 
 def list_files(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:
@@ -172,13 +169,13 @@ def _kind(name: str, entry: os.DirEntry, images: set[str], stems: set[str]) -> s
 def _holds_an_image(path: str) -> bool:
     """Whether the first bytes of a file are those of an image, whatever its name is."""
     Image.init()
-    kinds = [kind for kind, (_, accept) in Image.OPEN.items() if accept]
+    kinds = [kind for kind, (_, accept) in Image.OPEN.items() if accept and kind not in CLOSED | _NOT_BY_CONTENT]
     try:
-        with Image.open(path, formats=[kind for kind in kinds if kind not in _NOT_BY_PILLOW | _NOT_BY_CONTENT]):
+        with Image.open(path, formats=kinds):
             return True
     except Image.DecompressionBombError:
         return True
     except PermissionError:
         raise
     except Exception:  # Pillow raises nearly every type of error on broken files
-        return False
+        return is_closed_image(path)

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from hf_genmod.errors import LFS_POINTER, LFS_REMEDY
 
 # For these, Pillow runs Ghostscript, changes the values, or reads only the size.
-_CLOSED = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
+CLOSED = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 class _Kind(NamedTuple):
@@ -23,17 +23,18 @@ class _Kind(NamedTuple):
 
 
 _PNG, _NPY, _DAMAGED = "save it as PNG", "save its values as .npy", "it is damaged or of a rare kind; save it again"
+_RAW = _Kind(
+    "a RAW file of a camera",
+    rb"II\*\0.{4}CR|II(RO|RS|U\0)|FUJIFILMCCD-RAW|.{4}ftypcrx|\0MRM|FOVb",
+    "3fr arw cr2 cr3 crw dng erf kdc mef mos mrw nef nrw orf pef raf rw2 sr2 srf srw x3f",
+    "develop it and save it as TIFF, for example by rawpy",
+)
 _KINDS = [
     _Kind("a pointer of Git LFS", re.escape(LFS_POINTER), "", LFS_REMEDY),
     _Kind("a HEIC image", rb".{4}ftyp(hei|hev|mif1|msf1)", "heic heif hif", f"install pillow-heif, or {_PNG}"),
     _Kind("an AVIF image", rb".{4}ftypavi", "avif avifs", f"install a Pillow with AVIF, or {_PNG}"),
     _Kind("a JPEG XL image", rb"\xff\x0a|\0{3}\x0cJXL ", "jxl", f"install pillow-jxl-plugin, or {_PNG}"),
-    _Kind(
-        "a RAW file of a camera",
-        rb"II\*\0.{4}CR|II(RO|RS|U\0)|FUJIFILMCCD-RAW|.{4}ftypcrx|\0MRM|FOVb",
-        "3fr arw cr2 cr3 crw dng erf kdc mef mos mrw nef nrw orf pef raf rw2 sr2 srf srw x3f",
-        "develop it and save it as TIFF, for example by rawpy",
-    ),
+    _RAW,
     _Kind("a DICOM image", rb".{128}DICM", "dcm dicom", f"{_NPY}, by pydicom"),
     _Kind("a FITS image", rb"SIMPLE  =", "fit fits fts", f"{_NPY}, by astropy"),
     _Kind("an OpenEXR image", rb"v/1\x01", "exr", f"{_NPY}, by OpenEXR"),
@@ -43,7 +44,8 @@ _KINDS = [
     _Kind("an HDF5 file", rb"\x89HDF", "", f"{_NPY}, by h5py"),
     _Kind("a PAM image, or a PFM image in colour", rb"P[7F]\s", "pam", f"{_PNG}, or {_NPY[8:]}"),
     _Kind("an SVG drawing", rb"\s*(<\?xml.{,400}?)?(<!.{,400}?)?<svg", "svg svgz", f"{_PNG}, for example by cairosvg"),
-    _Kind("a PostScript drawing", rb"%!PS|\xc5\xd0\xd3\xc6", "eps", _PNG),
+    _Kind("a PostScript drawing", rb"%!PS|\xc5\xd0\xd3\xc6", "eps ps", _PNG),
+    _Kind("a Windows metafile", rb"\xd7\xcd\xc6\x9a|\x01\0{3}.{36} EMF", "emf wmf", _PNG),
     _Kind("a Photoshop file that is not of 8 bits", rb"8BPS", "psb psd", f"{_PNG}, or {_NPY[8:]} by psd-tools"),
     _Kind("a GIMP file", rb"gimp xcf", "xcf", _PNG),
     _Kind("a JPEG XR image", rb"II\xbc\x01", "jxr wdp", f"{_PNG}, for example by imagecodecs"),
@@ -54,6 +56,7 @@ _KINDS = [
     _Kind("a web page", rb"(?i)\s*(<!doctype html|<html)", "", "download the image again"),
 ]
 _HEAD = 1024  # bytes
+ENDINGS = frozenset(f".{ending}" for kind in _KINDS for ending in kind.endings.split())
 
 # Plugins of Pillow that are used if they are installed. The second one registers itself.
 for _module, _function in (("pillow_heif", "register_heif_opener"), ("pillow_jxl", None)):
@@ -73,11 +76,21 @@ def open_by_pillow(file: str | os.PathLike | io.BytesIO, name: str = "") -> Imag
     """
     Image.init()
     try:
-        return Image.open(file, formats=[format for format in Image.ID if format not in _CLOSED])
+        image = Image.open(file, formats=[format for format in Image.ID if format not in CLOSED])
     except (UnidentifiedImageError, KeyError, NotImplementedError) as error:
         if (kind := _kind(file, name)) is None:
             raise
         raise ValueError(f"{kind.name}; {kind.remedy}") from error
+    if image.format == "TIFF" and os.path.splitext(name)[1].lower()[1:] in _RAW.endings.split():
+        image.close()  # Pillow would read the preview in it
+        raise ValueError(f"{_RAW.name}; {_RAW.remedy}")
+    return image
+
+
+def is_closed_image(path: str | os.PathLike) -> bool:
+    """Whether a file is by its content an image of one of the kinds that Pillow does not open."""
+    kind = _kind(path, "")
+    return kind is not None and kind.endings not in ("", "npz")
 
 
 def _kind(file, name: str) -> _Kind | None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_genmod.data.files import File, composed
+from hf_genmod.errors import LFS_POINTER, refuse_lfs_pointers
 
 CAPTION_COLUMNS, LABEL_COLUMNS = ("text", "caption", "captions"), ("label", "labels", "class")
 
@@ -18,6 +19,8 @@ def read_text(path: str) -> str:
     """The text of a file, without a byte order mark. Raises a `ValueError` with the line if it is not UTF-8."""
     with open(path, "rb") as file:
         content = file.read()
+    if content.startswith(LFS_POINTER):
+        refuse_lfs_pointers(path)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -73,6 +76,7 @@ def _csv_rows(path: str) -> list[tuple[int, dict]]:
 
 
 def _parquet_rows(path: str) -> list[tuple[int, dict]]:
+    refuse_lfs_pointers(path)
     try:
         return list(enumerate(pq.read_table(path).to_pylist(), 1))
     except (pa.ArrowException, OSError) as error:
