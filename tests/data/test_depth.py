@@ -1,5 +1,6 @@
 """Images of more than 8 bits keep the values of their files, or are refused; they are never cut or misread."""
 
+import base64
 import struct
 import zlib
 
@@ -7,8 +8,57 @@ import numpy as np
 import pytest
 from made_images import in_own_units, load, picture, pixels, tiff
 
+from hf_genmod.data.depth import jpeg_xl_header
+
 GREYS = np.random.RandomState(0).randint(1024, size=(5, 7))
 GREYS[0, :2] = 0, 1023
+
+
+# Images by encoders that the tests do not need: GREYS with so many bits, colours, and the first bytes of others.
+ENCODED = {
+    "j2k 10": (
+        "|4;u>04V?f0000700005000000000000007000050000000000009XB0sm3}3;+NC0RR951ONg5TmS?>Q2%5AB>(|Ka%Ew3Wn>^?c_2@4"
+        "Wo}APMMofZWpZ<AZ*CwmE;TMR|BwI*0000007C!)|C8UbkP;yoxf6?$7<eHE+6WzFUw%*#1;ztpNv8vbzV}2z8Ks5udk`_F$*~EAR*!sx"
+        "a!$AZ*#"
+    ),
+    "j2k signed": (
+        "|4;u>04V?f000070000500000000000000700005000000000000EBy0sm3}3;+NC0RR951ONg5TmS?>fd6CwB>(|Ka%Ew3Wn>^?c_2@4"
+        "Wo}APMMofZWpZ<AZ*CwmE;TMR|BwI*0000007L)*|C7Le#y}Dw8MzaSk{Ea)2igc7WM6(z5e3ErWJ#w3hQ9YiLK&rn^Lr36r^&Gig;tMz"
+        "gK|!{|Je"
+    ),
+    "jp2 12": (
+        "0000CYEU2`4GM<}0000KW^{RQYH%_j00000YH%_j0000jYH%`W0000MX=r3}0000500007009dJ0000001sntY;pkr000005dZ)HwQ6uO"
+        "WB*V8Q2;3b000002LJ#71poj500000000002LJ#71poj5000000003C0RjI~01N;C009611Oxy9|6BkBKw$r503`qcLvm$dbY)~9VtF7>"
+        "aAj^vP(?=|c4cyNX>V>IGA=bPH2;tQ3IG5A002V(0soWV;K&jlMQXIzFCXl`<G)Gn1`qw&$LTVzibd8fWO|te>=x!wF{IHd%HI24Xy#av"
+        "=lLgF|Je"
+    ),
+    "jp2 rgb": (
+        "0000CYEU2`4GM<}0000KW^{RQYH%_j00000YH%_j0000jYH%`W0000MX=r3}000050000700RjJ0000001sntY;pkr000005C8xGy=rhW"
+        "WB*V8Q2;Lh000002LJ#71poj500000000002LJ#71poj5000000009C0RagC0SN&C|55-9000010RRL900IA800cl#|6~9q00BdCWnpw>"
+        "WFTUBAWv{*Zc0!^M<8}(a&u{KZXhx)H7+#&kN^q*00000MF0W+li#tB5+ND66N{1<cp(Sc2pwc!eozqw#sg$Yrvrw*_e4S&rG@i*5HY98"
+        "u?dA%k9>o2PPc%7|Je"
+    ),
+    "avif 10": (
+        "0000WW^{RQVRmU|00000VRmU|ZE0pPZE0a<O+hh10002%ZDn*}000000000XXk=`10000000000aA{+7000000000000000000004sdC7"
+        "Z2$lO000310016oY;R)#0000)000310RR910RR926951J9{>OVC~0YKW&i*H00031000_kZf0cy000000RRADb}%tRZ)|UJ00000YH4tC"
+        "Z~y=ROKEUpZvX%Q6lrsCWdHyG000002mk;82mk;85O8UDX#fBK00RmN3IG5A3}JRLLxCVb000006Ju{|a&BX6cmM(b0ssbp0000NX>e^}"
+        "0000000001009I60)qqq001X#WMOm?015~=2)}Ov0tS#W5g9^b1i%0^0001xKbs6;Lb3"
+    ),
+    "avif 12": (
+        "0000SW^{RQVRmU|00000VRmU|ZE0pPZE0a<0002%ZDn*}000000000XXk=`10000000000aA{+7000000000000000000004sdC7Z2$lO"
+        "000310016oY;R)#0000)000310RR910RR924*&oF9smFUC~0YKW&i*H00031000_kZf0cy000000RRADb}%tRZ)|UJ00000YH4tCZ~y=R"
+        "OKEUpZvX%Q6lrsCWdHyG000002mk;82mk;85O8UDX#fBK00RsR3;+NC3}JRLLxDhG000006Ju{|a&BX6cmM(b0ssbp0000NX>e^}00000"
+        "00001009I60)qqq001U!WMOm?0160L2)}DUfPtbi5E(*a1i%0^0059bn+#z>vH"
+    ),
+    "jxl 8": ("{|X>L5D5qb0RV&oOBjn4"),
+    "jxl 12": ("{|X>L7*Mnb2m}EDd;&`t"),
+    "jxl 16": ("0000CN?1%F4GM<}0000KW^{RQYItlQ00000YItlQ00009YItmH3IG5BBWieTWB&>uK>Pp{EdmGx0RS)rOBj=mg#"),
+    "jxl anim": ("{|X>LK@$Lo2?zuM0E7Zd"),
+}
+
+
+def encoded(name):
+    return base64.b85decode(ENCODED[name])
 
 
 def values_of(content):
@@ -155,3 +205,19 @@ def test_what_pillow_cannot_read_whole_is_named(tmp_path, name):
         content = (tmp_path / "a.tif").read_bytes()
     with pytest.raises(ValueError, match="row 0 of the data set: " + reason):
         load([{"bytes": content, "path": None}])
+
+
+@pytest.mark.parametrize("name, offset", [("j2k 10", 0), ("jp2 12", 0), ("j2k signed", -512)])
+def test_grey_jpeg_2000(name, offset):
+    np.testing.assert_allclose(values_of(encoded(name))[0], GREYS + offset, atol=1e-3)
+
+
+@pytest.mark.parametrize("name, bits", [("jp2 rgb", 10), ("avif 10", 10), ("avif 12", 12)])
+def test_colours_that_other_encoders_wrote(name, bits):
+    with pytest.raises(ValueError, match=f"its channels have {bits} bits, of which Pillow reads 8"):
+        load([{"bytes": encoded(name), "path": None}])
+
+
+def test_headers_of_jpeg_xl():
+    found = {name: jpeg_xl_header(encoded(name)) for name in ENCODED if name.startswith("jxl")}
+    assert found == {"jxl 8": (8, False), "jxl 12": (12, False), "jxl 16": (16, False), "jxl anim": (8, True)}

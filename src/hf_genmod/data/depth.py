@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps, TiffTags
 
+_HEAD = 4096  # bytes
 _REMEDY = "save it with 8 bits, or its values as .npy"
 _TAG = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}
 
@@ -20,8 +21,9 @@ def deep_values(image: Image.Image) -> np.ndarray | None:
     Raises:
         ValueError: If Pillow would lose a part of what the file holds.
     """
-    is_read = image.format in _BY_FORMAT and (image.tile or image.format == "HEIF")  # and not decoded by the caller
-    restore = _BY_FORMAT[image.format](image) if is_read else None
+    # An image that the caller has decoded has no tiles left; the plugins of two formats have none at all.
+    is_undecoded = image.format in _BY_FORMAT and (image.tile or image.format in ("HEIF", "JXL"))
+    restore = _BY_FORMAT[image.format](image) if is_undecoded else None
     if restore is None and image.mode[0] not in "IF":
         return None
     with image:
@@ -85,7 +87,7 @@ def _ppm(image: Image.Image) -> Callable | None:
 
 def _jpeg_2000(image: Image.Image) -> Callable | None:
     """Pillow shifts values up to 16 bits, and adds an offset to those with a sign."""
-    head = _read(image, 0, 4096)
+    head = _read(image, 0, _HEAD)
     start = head.find(b"ihdr")  # else it is a bare codestream
     depth = head[start + 14] if start >= 0 else head[42]
     bits, is_signed = (depth & 127) + 1, depth >> 7
@@ -120,11 +122,54 @@ def _heif(image: Image.Image) -> None:
     _refuse_deep_color(image, image.info.get("bit_depth", 8))
 
 
+def _jpeg_xl(image: Image.Image) -> Callable | None:
+    """Its plugin scales grey values to 16 bits, and reads the first frame alone."""
+    bits, is_animated = jpeg_xl_header(image.fc)
+    if is_animated:
+        raise ValueError("it has several frames; save the one that you want as an image of its own")
+    _refuse_deep_color(image, bits)
+    return (lambda values: np.rint(values * ((2**bits - 1) / 65535))) if image.mode[0] == "I" else None
+
+
+def jpeg_xl_header(content: bytes) -> tuple[int, bool]:
+    """The bits of a channel of a JPEG XL image, and whether it is animated (ISO/IEC 18181-1, headers of the image)."""
+    box = re.search(rb"jxlc|jxlp....", content, re.DOTALL)
+    start = (box.end() if box else 0) + 2
+    bits, lengths = int.from_bytes(content[start : start + 64], "little"), (9, 13, 18, 30)
+
+    def read(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & (2**count - 1), bits >> count
+        return value
+
+    def skip_size():
+        is_small = read(1)
+        read(5 if is_small else lengths[read(2)])
+        if read(3) == 0:  # no known ratio of the sides
+            read(5 if is_small else lengths[read(2)])
+
+    skip_size()
+    if read(1):  # all else is as usual
+        return 8, False
+    if read(1):
+        read(3)  # orientation
+        if read(1):
+            skip_size()
+        if read(1):
+            raise ValueError("it has a preview; save it without")
+        if read(1):
+            return 8, True
+    sizes = (32, 16, 24) if read(1) else (8, 10, 12)
+    choice = read(2)
+    return (1 + read(6) if choice == 3 else sizes[choice]), False
+
+
 _BY_FORMAT = {
     "AVIF": _avif,
     "DDS": _dds,
     "HEIF": _heif,
     "JPEG2000": _jpeg_2000,
+    "JXL": _jpeg_xl,
     "PNG": _png,
     "PPM": _ppm,
     "SGI": _sgi,

@@ -98,7 +98,8 @@ def _commands(pictures: PictureDataset, arguments: CaptionedDataArguments, skip:
     """The commands of the training scripts that fit a data set, with the flags that it needs."""
     heights, widths = zip(*((p.height, p.width) for p in pictures.properties), strict=True)
     flags = {"dataset": arguments.dataset, "split": None if arguments.split == "train" else arguments.split}
-    flags |= {"image_column": arguments.image_column, "on_bad_image": "skip" if skip else None}
+    flags |= {name: getattr(arguments, name) for name in ("image_column", "config_name", "array_axes")}
+    flags |= {"on_bad_image": "skip" if skip else None}
     if len({*heights}) > 1 or len({*widths}) > 1 or max(*heights, *widths) > 128:
         middle = statistics.median_low(heights), statistics.median_low(widths)
         longest = min(64, max(middle))
