@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from made_images import chw, coded, in_own_units, load, picture, pixels, rows, save, tiff
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from hf_genmod.data.loading import load_pictures
 
@@ -286,3 +286,34 @@ def test_grey_that_is_multiplied_by_its_alpha():
     premultiplied = np.array([[[50, 128], [100, 255]]], dtype=np.uint8)
     images = load([{"bytes": tiff(premultiplied, extra=[1]), "path": None}]).images
     assert images[0, 1].tolist() == [[128, 255]] and (images[0, 0] - torch.tensor([[100, 100]])).abs().max() <= 1
+
+
+def test_what_lies_in_a_folder_and_cannot_be_opened_is_named(tmp_path):
+    heic = next(iter(KINDS))
+    Image.new("L", (8, 8)).save(tmp_path / "sound.png")
+    (tmp_path / "index.html").write_text("<html>")
+    with pytest.warns(UserWarning, match="index.html .no image"):
+        assert len(load_pictures(tmp_path)) == 1
+    for name in ("photo", "photo.HEIC", "photo.dat"):
+        (tmp_path / name).write_bytes(heic)
+        with pytest.raises(ValueError, match=f"{name}: a HEIC image; install pillow-heif, or save it as PNG"):
+            load_pictures(tmp_path)
+        (tmp_path / name).unlink()
+
+
+class ByPlugin(ImageFile.ImageFile):
+    """Images of a format that Pillow does not know, a line of hexadecimal numbers for each line of pixels."""
+
+    format = format_description = "HEX"
+
+    def _open(self):
+        lines = [bytes.fromhex(line.decode()) for line in self.fp.read().split()[1:]]
+        self._size, self._mode = (len(lines[0]), len(lines)), "L"
+        self.fp, self.filename = io.BytesIO(b"".join(lines)), ""
+        self.tile = [("raw", (0, 0, *self.size), 0, "L")]
+
+
+def test_a_plugin_of_pillow_that_somebody_registered_is_used(tmp_path):
+    Image.register_open("HEX", ByPlugin, lambda start: start.startswith(b"HEX"))
+    (tmp_path / "1.png").write_text("HEX 0001 feff")
+    assert load_pictures(tmp_path).images.tolist() == [[[[0, 1], [254, 255]]]]

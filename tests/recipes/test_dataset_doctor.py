@@ -156,3 +156,18 @@ def test_outliers_that_set_the_range_of_a_channel_are_found(tmp_path):
     assert report.contents[3] == "channels  2, of measured values"
     (finding,) = report.findings
     assert finding.startswith("channel 1: 99% of its values lie in a tenth of its range, ")
+
+
+def test_an_alpha_channel_that_is_opaque_everywhere_is_no_transparency(tmp_path):
+    save_pictures(tmp_path, mode="RGBA")
+    report = report_of(tmp_path)
+    assert not report.findings and "channels  3 (RGB)" in report.contents
+
+
+def test_the_command_has_the_axes_of_arrays(tmp_path, capsys):
+    np.save(tmp_path / "fields.npy", np.random.default_rng(0).random((6, 8, 8)))
+    assert main(["doctor", str(tmp_path)]) == 1
+    assert "give --array_axes CHW or --array_axes NHW" in capsys.readouterr().out
+    assert main(["doctor", str(tmp_path), "--array_axes", "NHW"]) == 0
+    printed = capsys.readouterr().out
+    assert "images    6 in 'train'" in printed and " --array_axes NHW " in printed

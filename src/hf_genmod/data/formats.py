@@ -26,12 +26,14 @@ _PNG, _NPY, _DAMAGED = "save it as PNG", "save its values as .npy", "it is damag
 _RAW = _Kind(
     "a RAW file of a camera",
     rb"II\*\0.{4}CR|II(RO|RS|U\0)|FUJIFILMCCD-RAW|.{4}ftypcrx|\0MRM|FOVb",
-    "3fr arw cr2 cr3 crw dng erf kdc mef mos mrw nef nrw orf pef raf rw2 sr2 srf srw x3f",
+    "3fr arw cr2 cr3 crw dng erf kdc mef mos mrw nef nrw orf pef raf raw rw2 sr2 srf srw x3f",
     "develop it and save it as TIFF, for example by rawpy",
 )
 _KINDS = [
     _Kind("a pointer of Git LFS", re.escape(LFS_POINTER), "", LFS_REMEDY),
-    _Kind("a HEIC image", rb".{4}ftyp(hei|hev|mif1|msf1)", "heic heif hif", f"install pillow-heif, or {_PNG}"),
+    _Kind(
+        "a HEIC image", rb".{4}ftyp(hei|hev|mif1|msf1)", "heic heics heif heifs hif", f"install pillow-heif, or {_PNG}"
+    ),
     _Kind("an AVIF image", rb".{4}ftypavi", "avif avifs", f"install a Pillow with AVIF, or {_PNG}"),
     _Kind("a JPEG XL image", rb"\xff\x0a|\0{3}\x0cJXL ", "jxl", f"install pillow-jxl-plugin, or {_PNG}"),
     _RAW,
@@ -44,7 +46,7 @@ _KINDS = [
     _Kind("an HDF5 file", rb"\x89HDF", "", f"{_NPY}, by h5py"),
     _Kind("a PAM image, or a PFM image in colour", rb"P[7F]\s", "pam", f"{_PNG}, or {_NPY[8:]}"),
     _Kind("an SVG drawing", rb"\s*(<\?xml.{,400}?)?(<!.{,400}?)?<svg", "svg svgz", f"{_PNG}, for example by cairosvg"),
-    _Kind("a PostScript drawing", rb"%!PS|\xc5\xd0\xd3\xc6", "eps ps", _PNG),
+    _Kind("a PostScript drawing", rb"%!PS|\xc5\xd0\xd3\xc6", "ai eps ps", _PNG),
     _Kind("a Windows metafile", rb"\xd7\xcd\xc6\x9a|\x01\0{3}.{36} EMF", "emf wmf", _PNG),
     _Kind("a Photoshop file that is not of 8 bits", rb"8BPS", "psb psd", f"{_PNG}, or {_NPY[8:]} by psd-tools"),
     _Kind("a GIMP file", rb"gimp xcf", "xcf", _PNG),
