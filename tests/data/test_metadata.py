@@ -70,6 +70,12 @@ def test_cells_are_what_they_say(tmp_path):
 NAMES = ["None", "NA", "null", "nan", "true", "1e3"]
 
 
+def test_names_of_files_are_the_same_in_both_forms_of_unicode(tmp_path, arrays):
+    save(picture(arrays[0]), tmp_path / "e\u0301.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n\u00e9.png,a\n", encoding="utf-8")
+    assert load_pictures(tmp_path).captions == ["a"]
+
+
 def test_names_of_labels_are_names(tmp_path, arrays):
     rows = "".join(f"{i}.png,{name}\n" for i, name in enumerate(NAMES))
     pictures = load_pictures(write(tmp_path / "csv", arrays, None, f"file_name,label\n{rows}"), require_labels=True)

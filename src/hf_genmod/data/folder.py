@@ -45,20 +45,22 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
         arrays["text"] = pa.array([_caption(image, found) for image in images], pa.string())
     features = datasets.Features(datasets.Features.from_arrow_schema(pa.table(arrays).schema))
     features |= {column: datasets.Image(decode=False) for column, array in arrays.items() if array.type == _IMAGE}
-    places = _split_places(images, name)
-    classes = _classes([folders for _, folders in places], name)
+    splits, folders = zip(*_split_places(images, name), strict=True)
+    classes = _classes(folders, name)
+    if len(set(zip(splits, classes, strict=True))) == len(set(splits)):
+        classes = [None] * len(classes)  # one in each split, as in train/train and test/test, is none
     names = in_order(set(classes) - {None})
     column = next((column for column in LABEL_COLUMNS if column in columns), None)
     if column and len(names) > 1 and arrays[column].to_pylist() != classes:
         what = f"labels are those of the column {column!r}, not the names of the folders; remove the column for these"
         warnings.warn(f"{name}: {what}", stacklevel=2)
-    elif not column and (len(names) > 1 or (names and None in classes)):
+    elif names and not column:
         index = {label: i for i, label in enumerate(names)}
         arrays["label"] = pa.array([index.get(label) for label in classes], pa.int64())
         features["label"] = datasets.ClassLabel(names=names)
     _warn_of_others(found, name)
     rows_of = {split: [] for split in _SPLITS.values()}
-    for row, (split, _) in enumerate(places):
+    for row, split in enumerate(splits):
         rows_of[split].append(row)
     return {
         split: datasets.Dataset.from_dict({column: array.take(rows) for column, array in arrays.items()}, features)
@@ -159,7 +161,7 @@ def _loosely(name: str) -> str | None:
     return _SPLITS[match[1]] if match else None
 
 
-def _classes(places: list[tuple[str, ...]], name: str) -> list[str | None]:
+def _classes(places: Sequence[tuple[str, ...]], name: str) -> list[str | None]:
     """The class of each image, by the folders that it is in: the innermost that differ, at the depth of most images.
     `None` for images at other depths."""
     shared = len(os.path.commonprefix(list(set(places))))
