@@ -87,11 +87,9 @@ def test_a_run_on_a_console_that_is_not_utf_8_ends_with_a_checkpoint(tmp_path, c
     trained = start(EXAMPLES / "train_cfg.py", "--output_dir", run, "--license", "mit", *flags)
     assert trained.returncode == 0 and (run / "README.md").is_file(), trained.stderr
     classifier = ["--for_model", run, "--output_dir", tmp_path / "guided", "--max_train_steps", 1, "--batch_size", 8]
-    assert start(EXAMPLES / "train_classifier.py", *classifier).returncode == 2  # the model has labels
+    assert start(EXAMPLES / "train_classifier.py", *classifier).returncode == 0  # prints a table
     assert start("-m", "hf_genmod", "doctor", run).returncode == 1
     assert start(EXAMPLES / "train_cfg.py", "--dataset", "猫", "--max_train_steps", 1).returncode == 2
-    measured = start(EXAMPLES / "evaluate.py", "--model", run, "--samples", 4, "--num_inference_steps", 1)
-    assert measured.returncode in (0, 2)
 
 
 @pytest.mark.slow

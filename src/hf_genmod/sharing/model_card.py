@@ -132,6 +132,7 @@ def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: st
         limits=_limits(report) if settings else {},
         rare_classes=[name for name, count in balance.items() if count < sum(balance.values()) / len(balance) / 2],
     )
+    text = text.encode(errors="surrogateescape").decode(errors="replace")  # paths that the locale cannot decode
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
