@@ -125,9 +125,8 @@ DIFFUSION = [kind for kind in PIPELINES if kind != "autoencoder"]
 
 def images_of(pipeline, request, generator=None, output_type="latent", num_inference_steps=3, **kwargs):
     """What a pipeline of any kind draws."""
-    if pipeline.denoises:
-        kwargs["num_inference_steps"] = num_inference_steps
-    return pipeline(**request, generator=generator, output_type=output_type, **kwargs).images
+    steps = {"num_inference_steps": num_inference_steps} if pipeline.denoises else {}
+    return pipeline(**(steps | request), generator=generator, output_type=output_type, **kwargs).images
 
 
 def draw(pipeline, *args, generator=None, num_inference_steps=4, output_type="latent", **kwargs):

@@ -108,8 +108,7 @@ class ClassConditionalPipeline(GenerationPipeline):
         if isinstance(label, str):
             close = difflib.get_close_matches(label, self.labels, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}?" if close else "`pipe.labels` lists them"
-            if not self.labels:
-                hint = f"it has no names, so give numbers from 0 to {num_classes - 1}"
+            hint = hint if self.labels else f"it has no names, so give numbers from 0 to {num_classes - 1}"
             known = f"the {len(self.labels)} labels of this model"
             raise ValueError(f"class_labels: {label!r} is not one of {known}; {hint}")
         if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= label < num_classes:

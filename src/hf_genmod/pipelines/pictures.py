@@ -19,9 +19,9 @@ def in_enough_precision(vae: ModelMixin, compute: Callable[[torch.Tensor], torch
     has `force_upcast` or the result is not finite."""
     with _UPCASTING:
         dtype = vae.dtype
-        if dtype == torch.float32 or not vae.config.get("force_upcast"):
+        if dtype.itemsize > 2 or not vae.config.get("force_upcast"):
             result = compute(x.to(dtype)).float()
-            if dtype == torch.float32 or result.isfinite().all():
+            if dtype.itemsize > 2 or result.isfinite().all():
                 return result
         try:
             nn.Module.to(vae, torch.float32)  # that of diffusers would warn
@@ -46,10 +46,11 @@ class PictureProcessor(VaeImageProcessor):
         self.channels, self.value_range = channels, value_range
 
     def preprocess(self, image, *args, **kwargs) -> torch.Tensor:
-        """Images as diffusers takes them, or a tensor (n, channels, height, width) of measured values, in [-1, 1]."""
+        """Images as diffusers takes them, or an array or a tensor of measured values, in [-1, 1]."""
         if self.value_range is None:
             return super().preprocess(image, *args, **kwargs)
-        return to_model_range(torch.as_tensor(image).float(), self.value_range)
+        images = image if isinstance(image, torch.Tensor) else self.numpy_to_pt(image)
+        return to_model_range(images.float(), self.value_range)
 
     def postprocess(self, image: torch.Tensor, output_type: str = "pil", do_denormalize: list[bool] | None = None):
         """Images (n, channels, height, width) in [-1, 1] as `"pil"`, the first three of more than four channels, as
