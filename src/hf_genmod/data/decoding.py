@@ -45,7 +45,7 @@ def open_image(entry) -> Image.Image | np.ndarray:
         raise ValueError(f"it has {frames} frames; save the one that you want as an image of its own")
     try:
         values = deep_values(image)
-    except ValueError:
+    except Exception:  # of a broken header, too
         image.close()
         raise
     if values is not None:
