@@ -6,10 +6,13 @@ import zlib
 
 import datasets
 import numpy as np
+import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from hf_genmod.data.loading import load_pictures
+
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this version of Pillow has no AVIF")
 
 
 def pixels(n, height=8, width=8, channels=3, seed=0):

@@ -61,8 +61,8 @@ def _tiff(image: Image.Image) -> Callable | None:
         raise ValueError("Pillow reads only the preview of this RAW file; develop it and save it as TIFF")
     if 0 in tag("ExtraSamples", ()):
         raise ValueError("it has channels that Pillow leaves out; save its values as .npy")
-    if image.mode == "YCbCr" and tag("YCbCrSubSampling", (2, 2)) != (1, 1):
-        raise ValueError("its colours are stored in fewer pixels than its brightness, uncompressed; save it as PNG")
+    if tag("PhotometricInterpretation", 1) == 6 and image.tile[0].codec_name == "raw":
+        raise ValueError("its colours are YCbCr without compression, which Pillow may misread; save it as PNG")
     _refuse_deep_color(image, bits)
     if tag("PhotometricInterpretation", 1) == 0 and bits > 8:
         raise ValueError("its lowest value is white; save its values as .npy, or with black as the lowest")

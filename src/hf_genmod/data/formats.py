@@ -79,7 +79,7 @@ def open_by_pillow(file: str | os.PathLike | io.BytesIO, name: str = "") -> Imag
     Image.init()
     try:
         image = Image.open(file, formats=[format for format in Image.ID if format not in CLOSED])
-    except (UnidentifiedImageError, KeyError, NotImplementedError) as error:
+    except (UnidentifiedImageError, KeyError, NotImplementedError, ValueError) as error:
         if (kind := _kind(file, name)) is None:
             raise
         raise ValueError(f"{kind.name}; {kind.remedy}") from error
