@@ -21,7 +21,9 @@ NAMES = {0: "cat", 1: "dog", 2: "lizard"}
 
 def tiny_upsampler(factor=2, sample_size=16, num_classes=None, id2label=None):
     unet = tiny_unet(conditioning_channels=3, sample_size=sample_size, num_classes=num_classes)
-    pipe = SuperResolutionPipeline(unet, AncestralDDPMScheduler(), id2label, factor=factor, max_noise_level=200)
+    pipe = SuperResolutionPipeline(
+        unet, AncestralDDPMScheduler(timestep_spacing="trailing"), id2label, factor=factor, max_noise_level=200
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -29,7 +31,9 @@ def tiny_upsampler(factor=2, sample_size=16, num_classes=None, id2label=None):
 class TestCascade:
     @pytest.fixture
     def stages(self):
-        base = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), AncestralDDPMScheduler(), id2label=NAMES)
+        base = ClassifierFreeGuidedPipeline(
+            tiny_unet(num_classes=3), AncestralDDPMScheduler(timestep_spacing="trailing"), id2label=NAMES
+        )
         base.set_progress_bar_config(disable=True)
         return [base, tiny_upsampler(num_classes=3, id2label=NAMES), tiny_upsampler(4, sample_size=64)]
 
@@ -60,7 +64,7 @@ class TestCascade:
         assert log == [(i, what) for i in range(3) for what in (device, "works", "cpu")]
 
     def test_without_labels_it_draws_as_many_as_there_are_seeds(self):
-        base = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+        base = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler(timestep_spacing="trailing"))
         base.set_progress_bar_config(disable=True)
         drawn = draw_cascade([base, tiny_upsampler()], range(3), num_inference_steps=1, all_stages=True)
         assert [[picture.size for picture in of_stage] for of_stage in drawn] == [[(8, 8)] * 3, [(16, 16)] * 3]
@@ -83,7 +87,11 @@ class TestCascade:
                 {},
                 "makes images of 8x8 pixels in 3 channels, and the next takes",
             ),
-            (lambda: UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()), {}, "only the first stage can be"),
+            (
+                lambda: UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler(timestep_spacing="trailing")),
+                {},
+                "only the first stage can be",
+            ),
             (lambda: tiny_upsampler(num_classes=3, id2label={0: "a", 1: "b", 2: "c"}), {}, "has the labels"),
             (tiny_upsampler, {"noise_level": [0, 0]}, "noise_level: 2 values for 1 upsamplers"),
             (tiny_upsampler, {"noise_level": 500}, "noise_level: 500 is not a whole number from 0 to 200"),

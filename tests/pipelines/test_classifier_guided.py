@@ -89,13 +89,13 @@ class TestClassifierGuidance:
             (single, {}, states),
         ):
             callback = lambda pipe, i, t, tensors, seen=seen: seen.append(tensors["latents"])  # noqa: E731
-            draw(pipe, num_inference_steps=10, callback_on_step_end=callback, **request)
+            draw(pipe, num_inference_steps=20, callback_on_step_end=callback, **request)
         assert len(states) >= 10
         for guided_state, state in zip(guided_states, states, strict=True):
             torch.testing.assert_close(guided_state, state, rtol=1e-3, atol=1e-3)
 
     @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-    @pytest.mark.parametrize("num_inference_steps", [4, 50])
+    @pytest.mark.parametrize("num_inference_steps", [30, 50])
     def test_the_forms_shift_the_mean_by_amounts_in_the_ratio_of_the_algebra(
         self, prediction_type, num_inference_steps
     ):
@@ -122,6 +122,7 @@ class TestClassifierGuidance:
                 num_inference_steps=num_inference_steps,
                 callback_on_step_end=callback,
             )
+        scheduler.set_timesteps(num_inference_steps)
         alpha_bar, timesteps = scheduler.alphas_cumprod, scheduler.timesteps.tolist()
         for i, t in enumerate(timesteps):
             alpha_bar_prev = alpha_bar[timesteps[i + 1]] if i + 1 < len(timesteps) else 1.0
@@ -255,7 +256,7 @@ class TestClassifierGuidance:
         # Where it clips, DDIM of diffusers goes on from the noise that belongs to x̂_0 before it was clipped.
         config = AncestralDDPMScheduler(clip_sample=name != "DDIM").config
         pipeline = classifier_guided(scheduler=from_config(config))
-        unguided, guided = (draw(pipeline, [0, 2], classifier_scale=s) for s in (0, 1e-6))
+        unguided, guided = (draw(pipeline, [0, 2], classifier_scale=s, num_inference_steps=20) for s in (0, 1e-6))
         torch.testing.assert_close(guided, unguided, rtol=1e-3, atol=1e-3)
 
     def test_interval_limits_guidance_to_its_noise_levels(self, passes):
@@ -335,9 +336,8 @@ class TestClassifierGuidance:
         with pytest.raises(ValueError, match="classifier: it has 3 classes and the U-Net 5; train one for this model"):
             classifier_guided(tiny_unet(num_classes=5))
 
-    def test_a_sampler_that_does_not_tell_its_noise_is_for_unguided_pictures_only(self):
+    def test_a_sampler_that_does_not_tell_its_noise_is_refused(self):
         sampler = IPNDMScheduler.from_config(AncestralDDPMScheduler().config)
-        assert draw(unconditional(scheduler=sampler), 1).isfinite().all()
         with pytest.raises(
             ValueError, match="scheduler: IPNDMScheduler has no alphas_cumprod, its noise levels; use another"
         ):

@@ -1,18 +1,16 @@
 """The sampling loop that all diffusion pipelines share."""
 
-import copy
 import inspect
-import math
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers import SchedulerMixin
 
 from ..models.image_model import pair
 from .adapters import AdapterMixin
 from .checkpoint import ImagePipeline
 from .pictures import REMEDY, in_enough_precision
 from .requests import OfCall, check_output_type, check_positive, one_generator_each, standard_normal
+from .samplers import Sampler, check_sampler
 
 
 class GenerationPipeline(ImagePipeline, AdapterMixin):
@@ -47,73 +45,52 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         """
         Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239) with any scheduler: x_T ~ N(0, I), then
         x_{t-1} from x_t and the model's prediction until x_0. Pipelines differ in `predict(x_t, t, σ)`, where x_t is
-        the network's input, √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(x_t, t, σ, prediction)`,
-        which is added to x_{t-1}. With `clip=False` the scheduler does not clip x̂_0.
+        the network's input, √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(scheduler, x_t, t, σ,
+        prediction)`, which is added to x_{t-1}. With `clip=False` the scheduler does not clip x̂_0.
         """
         on_step_end, tensor_inputs = callback
         tensor_inputs = getattr(on_step_end, "tensor_inputs", tensor_inputs)  # of a callback of diffusers
         self._check_request(batch_size, num_inference_steps, output_type, tensor_inputs, latents)
-        device = self._execution_device
         generators = one_generator_each(generator, batch_size)
         if latents is None:
             latents = standard_normal((self.unet.config.in_channels, *pair(self.unet.config.sample_size)), generators)
-        x_t = latents.to(device).float()
-        scheduler, takes_variance = self._sampler(clip)
-        scheduler.set_timesteps(num_inference_steps, device="cpu")  # a step never waits for the accelerator
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)
-        x_t = x_t * scheduler.init_noise_sigma
-        options = {"generator": generators, "check_finite": False}
-        known = inspect.signature(scheduler.step).parameters
-        options = {name: value for name, value in options.items() if name in known}
-        alphas_cumprod = scheduler.alphas_cumprod.tolist() if hasattr(scheduler, "alphas_cumprod") else None
+        changes, takes_variance = self._config_changes(clip)
+        check_sampler(self.scheduler, num_inference_steps)
+        sampler = Sampler(self.scheduler, num_inference_steps, **changes)
+        scheduler = sampler.scheduler
+        x_t = latents.to(self._execution_device).float() * scheduler.init_noise_sigma
         finite = []  # for each step, on the device
         self._interrupt, self._num_timesteps = False, len(scheduler.timesteps)
 
         for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
-            model_input, sigma = scheduler.scale_model_input(x_t, t), _sigma(scheduler, alphas_cumprod, i, t)
-            prediction = predict(model_input, t, sigma)
-            if not takes_variance:
-                prediction = prediction[:, : x_t.shape[1]]
-            x_prev = scheduler.step(prediction, t, x_t, **options).prev_sample
+            model_input, sigma = scheduler.scale_model_input(x_t, t), sampler.sigma(i)
+            prediction = predict(model_input, t, sigma)[:, : None if takes_variance else x_t.shape[1]]
+            x_t = sampler.step(i, prediction, x_t, generators)
             if shift is not None:
-                x_prev = x_prev + shift(model_input, t, sigma, prediction)
-            x_t = x_prev
+                x_t = x_t + shift(scheduler, model_input, t, sigma, prediction)
             finite.append(prediction.isfinite().all() & x_t.isfinite().all())
 
             if on_step_end is not None:
-                chosen = {name: x_t for name in tensor_inputs}  # which are "latents" at most
-                x_t = (on_step_end(self, i, t, chosen) or {}).get("latents", x_t)
+                x_t = (on_step_end(self, i, t, {name: x_t for name in tensor_inputs}) or {}).get("latents", x_t)
                 if self._interrupt:
                     break
 
-        self._check_finite_steps(finite, scheduler.timesteps)
+        finite = torch.stack(finite).tolist()
+        if not all(finite):
+            t, lower = scheduler.timesteps[finite.index(False)], f"lower {' or '.join(self._scales)}, or "
+            raise ValueError(f"the prediction at timestep {t:.6g} is not finite; {lower * bool(self._scales)}{REMEDY}")
         return self._finished(x_t, output_type, return_dict)
 
     def _denoise(self, x_t, t, **condition):
         """The network's prediction, in fp32."""
         return self.unet(x_t.to(self.unet.dtype), t, **condition).sample.float()
 
-    def _check_finite_steps(self, finite: list[torch.Tensor], timesteps: torch.Tensor):
-        """Raises if the prediction or the sample of a step was not finite."""
-        finite = torch.stack(finite).tolist()
-        if not all(finite):
-            t, lower = timesteps[finite.index(False)], f"lower {' or '.join(self._scales)}, or "
-            raise ValueError(f"the prediction at timestep {t:.6g} is not finite; {lower * bool(self._scales)}{REMEDY}")
-
-    def _sampler(self, clip: bool) -> tuple[SchedulerMixin, bool]:
-        """The scheduler, with clipping of x̂_0 turned off unless `clip`, and whether it takes a learned variance."""
-        config = self.scheduler.config
-        learned = str(getattr(config, "variance_type", None)).startswith("learned")
+    def _config_changes(self, clip: bool) -> tuple[dict, bool]:
+        """What sampling changes in the scheduler's config, and whether the scheduler takes a learned variance."""
+        learned = str(self.scheduler.config.get("variance_type")).startswith("learned")
         takes_variance = learned and "DDPM" in type(self.scheduler).__name__
-        changes = {} if clip else {name: False for name in self._clips()}
-        if learned and not takes_variance:
-            changes["variance_type"] = None  # DPM-Solver would split the channels again
-        if not changes:
-            return self.scheduler, takes_variance
-        scheduler = copy.deepcopy(self.scheduler)  # the config in the checkpoint stays unchanged
-        scheduler.register_to_config(**changes)
-        return scheduler, takes_variance
+        changes = {"variance_type": None} if learned and not takes_variance else {}  # DPM-Solver would split channels
+        return changes | ({} if clip else dict.fromkeys(self._clips(), False)), takes_variance
 
     def _clips(self) -> list[str]:
         """How the scheduler clips x̂_0; its config may also have keys that only other schedulers act on."""
@@ -150,16 +127,3 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         if latents is not None and (latents.ndim != 4 or latents.shape[:2] != (n, channels)):
             given, expected = tuple(latents.shape), f"({n}, {channels}, height, width)"
             raise ValueError(f"latents: shape {given} is not {expected}, the noise of {n} images")
-
-
-def _sigma(scheduler: SchedulerMixin, alphas_cumprod: list[float] | None, i: int, t: torch.Tensor) -> float:
-    """σ = √((1−ᾱ_t)/ᾱ_t) of the network's input in step i."""
-    scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), t))
-    if scale != 1:  # x_0 + σ ε, divided by √(1+σ²)
-        return (scale**-2 - 1) ** 0.5
-    if hasattr(scheduler, "sigmas"):
-        return float(scheduler.sigmas[i])
-    if alphas_cumprod is None:
-        return math.nan  # IPNDM does not say
-    alpha_bar_t = alphas_cumprod[int(t)]
-    return math.inf if alpha_bar_t == 0 else ((1 - alpha_bar_t) / alpha_bar_t) ** 0.5

@@ -142,8 +142,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             x_0 = x_0 + sigma**2 / math.hypot(1, sigma) * guidance(x_t, t, sigma)  # (1−ᾱ)/√ᾱ = σ²/√(1+σ²)
             return torch.cat([self._prediction_of(x_0, x_t, sigma), variance], dim=1)
 
-        def shift(x_t, t, sigma, prediction):
-            scheduler = self.scheduler
+        def shift(scheduler, x_t, t, sigma, prediction):
             _, predicted_variance = scheduler.split_model_output(prediction, x_t)
             log_variance = scheduler.reverse_log_variance(
                 int(t), x_t, int(scheduler.previous_timestep(t)), predicted_variance

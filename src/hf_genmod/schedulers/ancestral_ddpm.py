@@ -114,8 +114,9 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
             )
         if trained_betas is not None or beta_schedule in ("sigmoid", "laplace"):
             self.register_to_config(trained_betas=betas.tolist())  # exact: fp32 -> float -> JSON -> fp32
-        left_at_default = set(self.config.get("_use_default_values", ()))
-        self.register_to_config(_use_default_values=sorted(left_at_default - TRAINING_KEYS))
+        if "_use_default_values" in self.config:
+            left_at_default = set(self.config["_use_default_values"])
+            self.register_to_config(_use_default_values=sorted(left_at_default - TRAINING_KEYS))
         self.betas = rescale_to_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
         self.alphas = 1 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)

@@ -1,0 +1,91 @@
+"""Samplers: any scheduler that draws from the distribution."""
+
+import copy
+import functools
+import json
+import math
+from inspect import signature
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, SchedulerMixin
+
+
+class StepCount(int):
+    """The number of steps n, for schedulers of diffusers to divide T by."""
+
+    stride = None  # the timesteps from this step to the next
+
+    def __rtruediv__(self, T):  # "trailing" counts down from T by T/n: to t = −1 if that was rounded down
+        return T / int(self) if math.ceil(T / (T / int(self))) <= self else math.nextafter(T / int(self), math.inf)
+
+    def __rfloordiv__(self, T):  # DDIM, PNDM step to t − ⌊T/n⌋: https://github.com/huggingface/diffusers/issues/12633
+        return T // int(self) if self.stride is None else self.stride
+
+
+class Sampler:
+    """A scheduler for one call, as steps change it: a copy with its timesteps chosen, and changes of its config."""
+
+    def __init__(self, scheduler: SchedulerMixin, num_inference_steps: int, **changes):
+        self.scheduler, self.n = copy.deepcopy(scheduler), StepCount(num_inference_steps)
+        self.scheduler.register_to_config(**changes)
+        self.scheduler.set_timesteps(self.n, device="cpu")  # a step never waits for the accelerator
+        if hasattr(scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)  # else looked up by the timestep, which Karras' sigmas repeat
+        self.alpha_bars = scheduler.alphas_cumprod.tolist()
+
+    def sigma(self, i: int) -> float:
+        """σ = √((1−ᾱ_t)/ᾱ_t) of the network's input in step i."""
+        t = self.scheduler.timesteps[i]
+        scale = float(self.scheduler.scale_model_input(torch.ones((), dtype=torch.float64), t))  # 1/√(1+σ²), or 1
+        if scale == 1 and hasattr(self.scheduler, "sigmas"):
+            return float(self.scheduler.sigmas[i])
+        scale = self.alpha_bars[int(t)] ** 0.5 if scale == 1 else scale
+        return (scale**-2 - 1) ** 0.5 if scale else math.inf
+
+    def step(self, i: int, prediction: torch.Tensor, x_t: torch.Tensor, generators: list) -> torch.Tensor:
+        timesteps, is_half = self.scheduler.timesteps, i < len(getattr(self.scheduler, "prk_timesteps", ()))  # of PNDM
+        t, after = timesteps[i], timesteps[i + 1] if i + 1 < len(timesteps) else -1
+        self.n.stride = (1 + is_half) * int(t - after) or int(timesteps[i - 1] - t)
+        options, known = {"generator": generators, "check_finite": False}, signature(self.scheduler.step).parameters
+        options = {name: value for name, value in options.items() if name in known}
+        return self.scheduler.step(prediction, t, x_t, **options).prev_sample
+
+
+def check_sampler(scheduler: SchedulerMixin, n: int) -> None:
+    """Raises `ValueError` if a scheduler does not draw from a known distribution in n steps."""
+    if n > (T := scheduler.config.get("num_train_timesteps", n)):
+        raise ValueError(f"num_inference_steps: {n} must be within 1 ... {T}, the steps of training")
+    try:
+        fault = _fault(type(scheduler), json.dumps(scheduler.config, default=np.ndarray.tolist), n)
+    except Exception as error:  # those for other models raise anything
+        fault = f"fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    if fault:
+        remedy = "change the number of steps, set timestep_spacing to 'trailing', or use DPMSolverMultistepScheduler"
+        raise ValueError(f"scheduler: {type(scheduler).__name__} in {n} steps {fault}; {remedy}")
+
+
+@functools.cache
+def _fault(cls: type[SchedulerMixin], config: str, n: int) -> str | None:
+    """What is wrong with samples of N(m, s²), whose E[x_0 | x_t] is known; few steps may give less than s."""
+    config = json.loads(config) | {"clip_sample": False, "thresholding": False, "_use_default_values": []}
+    if str(config.get("variance_type")).startswith("learned"):
+        config["variance_type"] = "fixed_small"
+    T, sampler = config["num_train_timesteps"], Sampler(cls.from_config(config), n)
+    process = {key: config[key] for key in config if "beta" in key and key in signature(DDPMScheduler).parameters}
+    alpha_bars = DDPMScheduler(T, **process).alphas_cumprod.double().numpy().clip(1e-12)
+    sigmas = np.exp(np.interp(sampler.scheduler.timesteps, range(T), np.log(1 / alpha_bars - 1) / 2))  # t may be 0.5
+    m, s, generators = 0.5, torch.tensor([0.1, 0.5, 1.0, 4.0]), [torch.Generator().manual_seed(0)]
+    x_t = torch.randn(1, 1, 4096, 4, generator=generators[0]) * sampler.scheduler.init_noise_sigma
+    for i, sigma in enumerate(sigmas.tolist()):
+        x = sampler.scheduler.scale_model_input(x_t, sampler.scheduler.timesteps[i])
+        a, b = 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)  # x is a x_0 + b ε
+        x_0 = m + a * s**2 / (a**2 * s**2 + b**2) * (x - a * m)
+        predictions = {"epsilon": (x - a * x_0) / b, "v_prediction": (a * x - x_0) / b, "sample": x_0}
+        x_t = sampler.step(i, predictions[config["prediction_type"]], x_t, generators)
+    mean, deviation = x_t.mean((0, 1, 2)), x_t.std((0, 1, 2))
+    least = min(0.85, 1 - 4 / n) * s * (s >= 1)  # steps of first order, as in Algorithm 2, give a little more
+    is_right = ((mean - m).abs() < 0.2 * s) & (least < deviation) & (deviation < 1.3 * s + 0.1)
+    if not is_right.all() and alpha_bars[-1] < 0.01:  # else no sampler is right, as x_T is not noise
+        i = int(is_right.int().argmin())
+        return f"draws N({m}, {s[i]:.1f}²) with mean {mean[i]:.2g} and deviation {deviation[i]:.2g}"

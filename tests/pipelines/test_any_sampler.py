@@ -1,0 +1,285 @@
+"""Every scheduler that diffusers exports draws N(m, s²) by a pipeline, as its denoiser is a formula, or is refused."""
+
+import copy
+import json
+import threading
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import ConfigMixin, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import logging
+from small_pipelines import draw, guided, seeded, unconditional
+
+from hf_genmod.models.denoising_unet import DenoisingUNet2DOutput
+from hf_genmod.pipelines import samplers
+from hf_genmod.pipelines.samplers import Sampler, check_sampler
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
+from hf_genmod.sharing.loading import load_pipeline
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+EXPORTED = {name: getattr(diffusers, name) for name in sorted(dir(diffusers)) if name.endswith("Scheduler")}
+EXPORTED |= {cls.__name__: cls for cls in (AncestralDDPMScheduler, FewStepDDPMScheduler)}
+STEPS = (1, 2, 3, 7, 20, 61, 103, 121)  # "trailing" of diffusers makes one step more at the last three
+MEAN, DEVIATION = 0.3, 0.5
+PROCESS = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing", "clip_sample": False}
+
+# Those that draw in every number of steps, and those that never do, as they are for other processes or networks. The
+# others draw if there are enough steps, or few for those of distilled models, or for one type of prediction.
+ALWAYS = ["AncestralDDPM", "DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep"]
+ALWAYS += ["DPMSolverSinglestep", "EulerDiscrete", "FewStepDDPM", "LMSDiscrete", "UniPCMultistep"]
+SOMETIMES = ["EulerAncestralDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "PNDM", "SASolver"]
+SOMETIMES += ["CogVideoXDDIM", "LCM", "TCD", "UnCLIP", "DPMSolverSDE"]
+
+
+class GaussianDenoiser(ModelMixin, ConfigMixin):
+    """What predicts ε, v or x_0 of x_0 ~ N(m, s²) best at a timestep, which need not be whole."""
+
+    @register_to_config
+    def __init__(self, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon", sample_size=64):
+        super().__init__()
+        self.dummy = torch.nn.Parameter(torch.zeros(()))
+        self.register_to_config(in_channels=1, num_classes=None)
+        alpha_bar = AncestralDDPMScheduler(beta_schedule=beta_schedule).alphas_cumprod.double().numpy()
+        self.log_sigmas = np.log((1 - alpha_bar) / alpha_bar) / 2
+
+    def forward(self, sample, timestep):
+        assert 0 <= timestep <= 999
+        sigma = float(np.exp(np.interp(float(timestep), range(1000), self.log_sigmas)))
+        x = sample * (1 + sigma**2) ** 0.5  # x_0 + σ ε
+        x_0 = MEAN + DEVIATION**2 / (DEVIATION**2 + sigma**2) * (x - MEAN)
+        epsilon = (x - x_0) / sigma
+        velocity = (epsilon - sigma * x_0) / (1 + sigma**2) ** 0.5
+        prediction = {"epsilon": epsilon, "v_prediction": velocity, "sample": x_0}[self.config.prediction_type]
+        return DenoisingUNet2DOutput(sample=prediction)
+
+
+def deviation_of_algorithm_2(scheduler, n):
+    """The deviation of the samples of Algorithm 2 in n steps, in closed form."""
+    reference = AncestralDDPMScheduler(trained_betas=scheduler.betas.tolist(), timestep_spacing="trailing")
+    reference.set_timesteps(n)
+    alpha_bar, variance = [*reference.alphas_cumprod[reference.timesteps].double().tolist(), 1.0], 1.0
+    for here, there in zip(alpha_bar[:-1], alpha_bar[1:], strict=True):
+        beta = 1 - here / there
+        gain = here**0.5 * DEVIATION**2 / (here * DEVIATION**2 + 1 - here)
+        slope = there**0.5 * beta / (1 - here) * gain + (here / there) ** 0.5 * (1 - there) / (1 - here)
+        variance = slope**2 * variance + (1 - there) / (1 - here) * beta
+    return variance**0.5
+
+
+def make(name, config, **options):
+    """The scheduler of a name by `from_config`; skips those that cannot be made."""
+    try:
+        return EXPORTED[name].from_config(config, **options)
+    except (TypeError, ImportError):  # of tokens, or of a library that is not installed
+        pytest.skip(f"{name} has no such config")
+
+
+def drawn(scheduler, n, beta_schedule="squaredcos_cap_v2"):
+    """The picture of a pipeline, or the sentence by which it refuses."""
+    unet = GaussianDenoiser(beta_schedule, scheduler.config.get("prediction_type", "epsilon"))
+    try:
+        return draw(unconditional(unet, scheduler), 1, num_inference_steps=n, generator=seeded(7))
+    except ValueError as error:
+        message = str(error)
+        assert "\n" not in message and f"{type(scheduler).__name__} in {n} steps " in message, message
+        assert "set timestep_spacing to 'trailing', or use DPMSolverMultistepScheduler" in message
+        return None
+
+
+def assert_draws(picture, scheduler, n):
+    assert picture.mean().item() == pytest.approx(MEAN, abs=0.2 * DEVIATION if n < 100 else 0.05 * DEVIATION + 0.03)
+    # One or two steps give little more than the mean.
+    least = 0.75 * deviation_of_algorithm_2(scheduler, n) / DEVIATION if n > 3 else 0
+    assert (least if n < 100 else 0.85) < picture.std().item() / DEVIATION < (1.5 if n < 100 else 1.1)
+
+
+@pytest.fixture(autouse=True)
+def no_logs_of_diffusers():
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    yield
+    logging.set_verbosity(before)
+
+
+def test_there_are_many():
+    assert len(EXPORTED) >= 40
+    assert {f"{name}Scheduler" for name in ALWAYS + SOMETIMES} <= set(EXPORTED)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_each_draws_the_gaussian_or_is_refused(name, prediction_type):
+    scheduler = make(name, AncestralDDPMScheduler(**PROCESS, prediction_type=prediction_type).config)
+    pictures = {n: drawn(scheduler, n) for n in STEPS}
+    for n, picture in pictures.items():
+        if picture is not None:
+            assert_draws(picture, scheduler, n)
+    kind = name.removesuffix("Scheduler")
+    if kind not in SOMETIMES:
+        assert {picture is not None for picture in pictures.values()} == {kind in ALWAYS}
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"])
+def test_every_spacing_draws_or_is_refused(name, spacing, beta_schedule):
+    process = PROCESS | {"timestep_spacing": spacing, "beta_schedule": beta_schedule}
+    scheduler = make(name, AncestralDDPMScheduler(**process).config)
+    for n in (1, 20, 61, 333, 600):
+        picture = drawn(scheduler, n, beta_schedule)
+        if picture is not None:
+            assert_draws(picture, scheduler, n)
+        # At 600 steps "leading" starts at t = 599, where √ᾱ is 0.58 for the cosine and 0.16 for the linear process.
+        starts_late = (n == 1 and spacing != "trailing") or (n == 600 and spacing == "leading")
+        if name != "PNDMScheduler" and (n, beta_schedule) != (600, "linear"):
+            assert (picture is None) == starts_late
+
+
+@pytest.mark.parametrize(
+    "option", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"]
+)
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+def test_other_sigmas_draw(option, beta_schedule):
+    ours = AncestralDDPMScheduler(**PROCESS | {"beta_schedule": beta_schedule})
+    for cls in (DPMSolverMultistepScheduler, EulerDiscreteScheduler):
+        if option in cls().config:
+            scheduler = cls.from_config(ours.config, **{option: True})
+            picture = drawn(scheduler, 30, beta_schedule)
+            if picture is not None:
+                assert_draws(picture, scheduler, 30)
+            # The cosine process goes up to σ = 20,000, and a beta distribution has few σ below 1.
+            assert picture is not None or beta_schedule == "squaredcos_cap_v2" or option == "use_beta_sigmas"
+
+
+OPTIONS = [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"use_beta_sigmas": True}]
+OPTIONS += [{"use_lu_lambdas": True}, {"final_sigmas_type": "sigma_min"}, {"solver_order": 1}, {"solver_order": 3}]
+OPTIONS += [{"algorithm_type": "sde-dpmsolver++"}, {"solver_type": "bh1"}, {"solver_type": "heun"}, {}]
+OPTIONS += [
+    {"skip_prk_steps": True},
+    {"set_alpha_to_one": False},
+    {"variance_type": "fixed_large"},
+    {"steps_offset": 1},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2", "scaled_linear"])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("name", [f"{name}Scheduler" for name in ALWAYS + SOMETIMES])
+def test_every_option_draws_or_is_refused(name, prediction_type, spacing, beta_schedule):
+    process = PROCESS | {"timestep_spacing": spacing, "beta_schedule": beta_schedule}
+    ours = AncestralDDPMScheduler(**process, prediction_type=prediction_type)
+    for option in OPTIONS:
+        if set(option) <= set(EXPORTED[name]._get_init_keys(EXPORTED[name])):
+            try:
+                scheduler = make(name, ours.config, **option)
+            except (ValueError, NotImplementedError):
+                continue  # diffusers has no such combination
+            for n in (*STEPS, *((999, 1000) if not option else ())):
+                picture = drawn(scheduler, n, beta_schedule)
+                if picture is not None:
+                    assert_draws(picture, scheduler, n)
+
+
+@pytest.mark.parametrize("n", [999, 1000])
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "HeunDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"]
+)
+def test_as_many_steps_as_in_training(name, n):
+    scheduler = make(name, AncestralDDPMScheduler(**PROCESS, prediction_type="v_prediction").config)
+    picture = drawn(scheduler, n)
+    assert picture is not None
+    assert_draws(picture, scheduler, n)
+    with pytest.raises(ValueError, match="num_inference_steps: 1001 must be within 1 ... 1000, the steps of training"):
+        draw(unconditional(GaussianDenoiser(), scheduler), 1, num_inference_steps=1001)
+
+
+def test_trailing_has_as_many_timesteps_as_asked_for_and_ddim_takes_them():
+    expected = AncestralDDPMScheduler(timestep_spacing="trailing")
+    for n in range(1, 400):
+        sampler = Sampler(DDIMScheduler(timestep_spacing="trailing", clip_sample=False), n)
+        expected.set_timesteps(n)
+        timesteps, i = sampler.scheduler.timesteps.tolist(), n // 2
+        assert timesteps == expected.timesteps.tolist()
+        # Where ε = 0, a step multiplies x_t by √(ᾱ_{t'} / ᾱ_t).
+        alpha_bar = [*sampler.scheduler.alphas_cumprod[timesteps].tolist(), 1.0]
+        x = sampler.step(i, torch.zeros(1, 1), torch.ones(1, 1), [])
+        assert x.item() == pytest.approx((alpha_bar[i + 1] / alpha_bar[i]) ** 0.5, rel=1e-5)
+
+
+class Biased(DDIMScheduler):
+    """A sampler by somebody else, with a mistake."""
+
+    def step(self, *args, **kwargs):
+        result = super().step(*args, **kwargs)
+        result.prev_sample = 1.02 * result.prev_sample
+        return result
+
+
+def test_a_sampler_with_a_mistake_is_refused_whoever_wrote_it():
+    scheduler = Biased.from_config(AncestralDDPMScheduler(**PROCESS).config)
+    with pytest.raises(
+        ValueError, match="scheduler: Biased in 20 steps draws N.* with mean .* and deviation .*; change"
+    ):
+        check_sampler(scheduler, 20)
+
+
+def test_a_sampler_is_tried_once_for_each_config_and_number_of_steps():
+    samplers._fault.cache_clear()
+    pipeline = unconditional(scheduler=DDIMScheduler(timestep_spacing="trailing"))
+    for n in (4, 4, 5, 4):
+        draw(pipeline, 1, num_inference_steps=n)
+    assert samplers._fault.cache_info().misses == 2
+    pipeline.scheduler.register_to_config(timestep_spacing="linspace")
+    draw(pipeline, 1, num_inference_steps=4)
+    assert samplers._fault.cache_info().misses == 3
+
+
+def test_trying_leaves_the_random_numbers_of_torch_alone():
+    samplers._fault.cache_clear()
+    before = torch.random.get_rng_state()
+    check_sampler(AncestralDDPMScheduler(), 20)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("cls", [AncestralDDPMScheduler, FewStepDDPMScheduler, DPMSolverMultistepScheduler])
+def test_calls_in_several_threads_draw_what_they_draw_alone(cls):
+    pipeline = guided(scheduler=cls.from_config(AncestralDDPMScheduler(timestep_spacing="trailing").config))
+    requests = [{"num_inference_steps": n, "generator": seeded(n)} for n in (3, 5, 8, 13)]
+    alone = [draw(pipeline, "cat", **copy.deepcopy(request)) for request in requests]
+    together, start = [None] * len(requests), threading.Barrier(len(requests))
+
+    def call(i):
+        start.wait()
+        together[i] = draw(pipeline, "cat", **requests[i])
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for picture, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(picture, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_call_leaves_the_scheduler_as_it_was():
+    pipeline = unconditional(scheduler=DPMSolverMultistepScheduler(timestep_spacing="trailing"))
+    before = copy.deepcopy(vars(pipeline.scheduler))
+    draw(pipeline, 1, num_inference_steps=5)
+    assert str(vars(pipeline.scheduler)) == str(before)
+
+
+@pytest.mark.parametrize("name", ["AncestralDDPM", "FewStepDDPM", "DPMSolverMultistep", "DDIM", "EulerDiscrete"])
+def test_the_config_of_a_scheduler_survives_a_save(name, tmp_path):
+    scheduler = EXPORTED[f"{name}Scheduler"].from_config(AncestralDDPMScheduler(beta_schedule="laplace").config)
+    unconditional(scheduler=scheduler).save_pretrained(tmp_path / "once")
+    load_pipeline(tmp_path / "once").save_pretrained(tmp_path / "twice")
+    file = "scheduler/scheduler_config.json"
+    once, twice = (json.loads((tmp_path / place / file).read_text()) for place in ("once", "twice"))
+    assert once == twice
