@@ -190,8 +190,11 @@ class TestPretrainedFeatures:
         assert_rounded_alike(extract_features(images, features), expected)
 
     def test_what_is_none_is_named(self, tmp_path, hub):
-        for path in (str(tmp_path), "user/no-such-model"):
-            with pytest.raises(FileNotFoundError, match=f"features: '{path}' is no vision model of transformers"):
+        for path, reason in (
+            (str(tmp_path), "no vision model of tr"),
+            ("user/no-such-model", "no folder here, and the H"),
+        ):
+            with pytest.raises(FileNotFoundError, match=f"features: '{path}' is {reason}"):
                 PretrainedFeatures(path)
 
 

@@ -153,9 +153,7 @@ class TestHub:
         repo_id = hub.new_repo_id()
         pipeline.push_to_hub(repo_id, private=True)
         token = {"nobody": False, "guest": hub.guest_token}[whose]
-        with pytest.raises(
-            FileNotFoundError, match=f"'{repo_id}' is not a folder here, nor a pipeline on the Hub: Repo"
-        ):
+        with pytest.raises(FileNotFoundError, match=f"'{repo_id}' is not a folder here, and the Hub has no"):
             ClassifierFreeGuidedPipeline.from_pretrained(repo_id, token=token, cache_dir=tmp_path)
 
     def test_once_loaded_it_opens_without_the_network(self, repo_id, pipeline, hub, elsewhere):

@@ -64,7 +64,7 @@ def test_what_is_no_checkpoint_of_ours_is_named(tmp_path, hub):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no model_index.json in it"):
         load_pipeline(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="'user/nothing-here' is not a folder here, nor a pipeline on the Hub"):
+    with pytest.raises(FileNotFoundError, match="'user/nothing-here' is not a folder here, and the Hub has no"):
         load_pipeline("user/nothing-here")
     with pytest.raises(FileNotFoundError, match="is not a folder, nor can it be the id"):
         load_pipeline(tmp_path / "mistyped")

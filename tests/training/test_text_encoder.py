@@ -97,6 +97,8 @@ class TestTextEncoders:
             torch.testing.assert_close(text_encoder(ids).last_hidden_state, expected)
 
     def test_what_is_none_is_named_in_a_sentence(self, tmp_path, hub):
-        for nothing in (tmp_path, tmp_path / "missing", hub.new_repo_id()):
-            with pytest.raises(FileNotFoundError, match="is neither a text encoder nor a pipeline with one"):
+        with pytest.raises(FileNotFoundError, match="is neither a text encoder nor a pipeline with one"):
+            load_text_encoder(tmp_path)
+        for nothing in (tmp_path / "missing", hub.new_repo_id()):
+            with pytest.raises(FileNotFoundError, match=f"text_encoder: '{nothing}' is no folder here, and "):
                 load_text_encoder(nothing)

@@ -11,6 +11,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 import hf_genmod
 from hf_genmod.checkpoints.safety import check_component, class_of_component, read_json
 from hf_genmod.errors import first_line, shortened
+from hf_genmod.hub import can_be_id, why_missing
 
 
 def checked(cls: type, path: str | os.PathLike, kwargs: dict) -> tuple[str | os.PathLike, dict]:
@@ -64,7 +65,7 @@ def _download(repo_id: str, kwargs: dict) -> str:
     """Downloads the index, configs and safetensors of a repository on the Hub."""
     names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
     options = {name: kwargs.pop(name) for name in names if name in kwargs}
-    if repo_id.count("/") > 1 or repo_id.startswith((".", "/", "~")):
+    if not can_be_id(repo_id):
         raise FileNotFoundError(f"{repo_id!r} is not a folder, nor can it be the id of a repository on the Hub")
     parent = Path(repo_id).parent
     siblings = sorted(index.parent.name for index in parent.glob("*/model_index.json")) if parent.name else []
@@ -72,6 +73,9 @@ def _download(repo_id: str, kwargs: dict) -> str:
         raise FileNotFoundError(
             f"{repo_id!r} is not a folder; {parent} holds the checkpoints {shortened(siblings)}: check the spelling"
         )
+    of_hub = {name: options[name] for name in ("cache_dir", "token") if name in options}
+    if not options.get("local_files_only") and (reason := why_missing(repo_id, **of_hub)):
+        raise FileNotFoundError(f"{repo_id!r} is not a folder here, and {reason}")
     try:
         index_file = hf_hub_download(repo_id, DiffusionPipeline.config_name, **options)
     except (OSError, ValueError) as error:

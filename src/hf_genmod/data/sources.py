@@ -14,8 +14,8 @@ from hf_genmod.data.archives import list_images, unpacked
 from hf_genmod.data.arrays import separated
 from hf_genmod.data.files import ARCHIVE, ARRAYS, File, Listing
 from hf_genmod.data.folder import read_folder
-from hf_genmod.data.hub import can_be_id, check_configuration, check_exists
 from hf_genmod.errors import first_line, refuse_lfs_pointers, shortened
+from hf_genmod.hub import can_be_id, why_missing
 
 SHAPES_SPLITS = {"train": (8192, 0), "test": (2048, 1)}  # number of images, seed
 ARRAY_TYPES = (datasets.Array2D, datasets.Array3D)  # types of columns
@@ -50,7 +50,8 @@ def find_splits(
         return _local_splits(path, name, config_name, array_axes), name
     if not can_be_id(name):
         raise FileNotFoundError(f"{name}: there is no such folder or file; check the path")
-    check_exists(name)
+    if reason := why_missing(name, "dataset"):
+        raise FileNotFoundError(f"{name}: there is no such folder, and {reason}")
     return _splits_by_datasets(name, name, config_name), name
 
 
@@ -102,11 +103,11 @@ def _splits_by_datasets(source: str | Path, name: str, config_name: str | None, 
         if isinstance(source, Path) and source.is_file() and source.suffix == ".parquet":
             return datasets.load_dataset("parquet", data_files={"train": str(source)})
         if config_name is not None:
-            check_configuration(str(source), name, config_name)
+            _check_configuration(str(source), name, config_name)
         return datasets.load_dataset(str(source), config_name)
     except Exception as error:  # each format has a library with errors of its own
         if isinstance(error, ValueError) and "config" in str(error).lower():
-            check_configuration(str(source), name, config_name)
+            _check_configuration(str(source), name, config_name)
         cause = first_line(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
         if not isinstance(source, Path):
             message = f"there is no such folder, and the Hub has no such data set that can be read ({cause})"
@@ -138,3 +139,13 @@ def _warn_of_unused(found: Listing, splits: dict[str, datasets.Dataset], name: s
 
 def column_of(rows: datasets.Dataset, column: str) -> pa.ChunkedArray:
     return rows.select_columns(column).with_format("arrow")[:][column]
+
+
+def _check_configuration(source: str, name: str, config_name: str | None) -> None:
+    """Raises a `ValueError` with the names of the configurations of a data set if none is chosen of several, or one
+    that does not exist. `source` is a folder or an id."""
+    known = datasets.get_dataset_config_names(source)
+    if config_name is None and len(known) > 1 and datasets.get_dataset_default_config_name(source) is None:
+        raise ValueError(f"{name}: it has several configurations; choose one of {', '.join(known)} by --config_name")
+    if config_name is not None and config_name not in known:
+        raise ValueError(f"config_name: {name} has no {config_name!r}; it has {', '.join(known)}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.errors import first_line, refuse_lfs_pointers
+from hf_genmod.hub import why_missing
 
 FEATURE_DIM = 64  # of the small classifier
 
@@ -153,6 +154,8 @@ class PretrainedFeatures:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel  # slow to import
 
         refuse_lfs_pointers(path)
+        if not os.path.isdir(path) and (reason := why_missing(path)):
+            raise FileNotFoundError(f"features: {path!r} is no folder here, and {reason}")
         try:
             config = AutoConfig.from_pretrained(path)
             config = getattr(config, "vision_config", config)  # CLIP's vision tower

@@ -10,6 +10,7 @@ import hf_genmod
 from hf_genmod.checkpoints.reading import complete_folder
 from hf_genmod.checkpoints.safety import check_component
 from hf_genmod.errors import first_line
+from hf_genmod.hub import why_missing
 from hf_genmod.models.image_autoencoder import Autoencoder
 from hf_genmod.models.variational_autoencoder import VariationalAutoencoder
 from hf_genmod.pipelines.checkpoint import ImagePipeline
@@ -54,8 +55,11 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
     """
     path = str(pretrained_model_name_or_path)
     options = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in kwargs}
+    of_hub = {name: options[name] for name in ("cache_dir", "token") if name in options}
+    is_local = os.path.isdir(path) or options.get("local_files_only", False)
+    reason = None if is_local else why_missing(path, **of_hub)
     known = {model_class.__name__: model_class for model_class in (Autoencoder, VariationalAutoencoder, AutoencoderKL)}
-    for subfolder in ("vae", None):
+    for subfolder in ("vae", None) if reason is None else ():
         try:
             config = AutoencoderKL.load_config(path, subfolder=subfolder, **options)
         except OSError as error:

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hf_genmod.errors import first_line, refuse_lfs_pointers
+from hf_genmod.hub import why_missing
 
 MAX_TOKENS = 77  # as CLIP has; a longer caption raises the number
 
@@ -71,6 +72,8 @@ def load_text_encoder(pretrained_model_name_or_path: str | os.PathLike):
     """
     path = str(pretrained_model_name_or_path)
     refuse_lfs_pointers(path, os.path.join(path, "text_encoder"))
+    if not os.path.isdir(path) and (reason := why_missing(path)):
+        raise FileNotFoundError(f"text_encoder: {path!r} is no folder here, and {reason}")
     for of_encoder, of_tokenizer in (("text_encoder", "tokenizer"), ("", "")):
         try:
             config = AutoConfig.from_pretrained(path, subfolder=of_encoder)

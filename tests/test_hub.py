@@ -1,4 +1,4 @@
-"""The Hub is asked for a data set only if its name can be an id, and for a few seconds at most."""
+"""The Hub is asked for a data set or a model only if its name can be an id, and for a few seconds at most."""
 
 import os
 import socket
@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import HfApi
 from made_images import coded, picture, pixels, rows
 
-from hf_genmod.data.hub import can_be_id
 from hf_genmod.data.loading import load_pictures
+from hf_genmod.hub import can_be_id
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,35 @@ def test_a_hub_that_fails_is_asked_once(hub, how):
     assert fault.left == 9 and len(hub.requests) == 1
 
 
+LOADERS = {
+    "hf_genmod.data.loading.load_pictures": "user/picturs: there is no such folder",
+    "hf_genmod.load_pipeline": "'user/picturs' is not a folder here",
+    "hf_genmod.load_vae": "vae: 'user/picturs' is neither an autoencoder nor a checkpoint with one",
+    "hf_genmod.training.text_encoder.load_text_encoder": "text_encoder: 'user/picturs' is no folder here",
+    "hf_genmod.evaluation.features.PretrainedFeatures": "features: 'user/picturs' is no folder here",
+}
+
+
 def test_a_hub_that_never_answers_is_left():
     """Found out by another process, as the address of the Hub is read once. Its own timeout would be a hundred times
     as long."""
-    source = "from hf_genmod.data import hub; hub._SECONDS = 0.1; hub.check_exists('user/picturs')"
+    source = """if True:
+        import sys
+        from pydoc import locate
+        from hf_genmod import hub
+        hub._SECONDS = 0.1
+        for name in sys.argv[1:]:
+            try:
+                locate(name)("user/picturs")
+            except FileNotFoundError as error:
+                print(error)"""
     with socket.create_server(("127.0.0.1", 0)) as server:  # connections wait here, and nobody accepts them
         environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}"}
-        done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1].startswith(
-        "FileNotFoundError: user/picturs: there is no such folder, and the Hub cannot be asked (no answer in 0.1 s"
-    )
+        command = [sys.executable, "-c", source, *LOADERS]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    for printed, expected in zip(done.stdout.splitlines(), LOADERS.values(), strict=True):
+        assert printed.startswith(expected)
+        assert "the Hub cannot be asked (no answer in 0.1 seconds); check the spelling and the connection" in printed
 
 
 def card_with_two(folder):
