@@ -24,7 +24,12 @@ PACKAGE = Path(hf_genmod.__file__).parent
 NAMES = {0: "cat", 1: "dog", 2: "lizard"}
 
 
-LEARNED = {"variance_type": "learned_range", "prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
+LEARNED = {
+    "timestep_spacing": "trailing",
+    "variance_type": "learned_range",
+    "prediction_type": "v_prediction",
+    "beta_schedule": "squaredcos_cap_v2",
+}
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
