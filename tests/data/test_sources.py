@@ -9,6 +9,8 @@ import torch
 from made_images import chw, coded, picture, rows, save
 
 from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.shapes import ShapesDataset
+from hf_genmod.data.sources import splits_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
@@ -114,14 +116,14 @@ def test_shared_data():
     assert pets[7]["class_labels"] == reference["label"]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "arrow", "file"])
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "file", "csv", "jsonl"])
 def test_pointers_of_git_lfs_are_named(tmp_path, arrays, kind):
     data = rows([coded(picture(array)) for array in arrays])
     if kind == "arrow":
         data.save_to_disk(tmp_path)
         (file,) = tmp_path.glob("*.arrow")
     else:
-        file = tmp_path / "train.parquet"
+        file = tmp_path / f"train.{'parquet' if kind == 'file' else kind}"
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1234\n")
     with pytest.raises(ValueError, match=f"{file}: a pointer of Git LFS, not the file itself; run `git lfs pull`"):
         load_pictures(file if kind == "file" else tmp_path)
@@ -140,6 +142,34 @@ def test_what_is_no_data_set_in_memory(arrays):
             load_pictures(other)
 
 
-def test_a_configuration_of_what_has_none(class_folders):
-    with pytest.raises(ValueError, match="config_name: .* has no configurations; leave out --config_name"):
-        load_pictures(class_folders, config_name="small")
+@pytest.mark.parametrize("kind", ["folder", "file", "saved", "memory", "shapes", "drawn", "listed"])
+def test_arguments_that_say_nothing_of_a_data_set_are_refused(class_folders, tmp_path, kind):
+    data = rows([coded(picture(np.zeros((8, 8, 3), np.uint8)))])
+    data.to_parquet(tmp_path / "a.parquet")
+    data.save_to_disk(tmp_path / "saved")
+    places = {"folder": class_folders, "file": tmp_path / "a.parquet", "saved": tmp_path / "saved", "memory": data}
+    dataset = {"drawn": ShapesDataset(4, 32, 0)}.get(kind, places.get(kind, "shapes"))
+    function = splits_of if kind == "listed" else load_pictures
+    with pytest.raises(ValueError, match="^config_name: .* has no configurations; leave out --config_name$"):
+        function(dataset, config_name="small")
+    with pytest.raises(ValueError, match="^array_axes: .* is not read from .npy files; leave out --array_axes$"):
+        function(dataset, array_axes="NHW")
+
+
+def test_axes_of_arrays_beside_a_table_are_refused(tmp_path):
+    rows([coded(picture(np.zeros((8, 8, 3), np.uint8)))]).to_parquet(tmp_path / "a.parquet")
+    np.save(tmp_path / "a.npy", np.zeros((8, 8)))
+    with pytest.raises(ValueError, match="^array_axes: .* is not read from .npy files"):
+        load_pictures(tmp_path, array_axes="HW")
+
+
+@pytest.mark.parametrize("name", ["a.PARQUET", "a.Csv"])
+def test_endings_in_capitals(tmp_path, arrays, name):
+    """The package datasets reads no such files of a folder, and leaves them out beside others."""
+    data = rows([coded(picture(array)) for array in arrays])
+    (data.to_parquet if name == "a.PARQUET" else data.to_csv)(str(tmp_path / name))
+    if name == "a.PARQUET":
+        assert torch.equal(load_pictures(tmp_path / name).images, chw(arrays))
+        data.to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=f"{name}: datasets does not read .*; rename it to {name[1:].lower()}$"):
+        load_pictures(tmp_path)

@@ -14,7 +14,7 @@ from hf_genmod.data.entries import Entries
 from hf_genmod.data.folder import in_order
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
-from hf_genmod.data.sources import ARRAY_TYPES, SHAPES_SPLITS, column_of, find_splits
+from hf_genmod.data.sources import ARRAY_TYPES, SHAPES_SPLITS, column_of, find_splits, refuse_unused
 
 
 def load_pictures(
@@ -66,6 +66,7 @@ def load_pictures(
         num_images, seed = _split(SHAPES_SPLITS, split, dataset)
         dataset = ShapesDataset(num_images, size or 32, seed, label=label_column or "shape")
     if isinstance(dataset, ShapesDataset):
+        refuse_unused("shapes", config_name, array_axes)
         if require_labels and not dataset.label_names:
             raise ValueError("shapes: these images have no labels; draw them with label='shape'")
         rows = [dataset[i] for i in tqdm(_at_even_distances(len(dataset), limit), "Drawing images", disable=None)]

@@ -27,6 +27,7 @@ _KINDS = "it should hold images or .npy files, in class folders or not, images w
 def splits_of(dataset: str | Path, config_name: str | None = None, array_axes: str | None = None) -> dict[str, int]:
     """The number of images in each split of a data set, as `load_pictures` takes it."""
     if dataset == "shapes":
+        refuse_unused("shapes", config_name, array_axes)
         return {split: count for split, (count, _) in SHAPES_SPLITS.items()}
     return {split: len(rows) for split, rows in find_splits(dataset, config_name, array_axes)[0].items()}
 
@@ -44,6 +45,7 @@ def find_splits(
                 raise ValueError("dataset: a stream (IterableDataset) cannot be sampled; load it without streaming")
             if not isinstance(rows, datasets.Dataset):
                 raise ValueError(f"dataset: a {type(rows).__name__}; give a path, an id or a datasets.Dataset")
+        refuse_unused("a data set in memory", config_name, array_axes)
         return splits, "the data set"
     name, path = str(dataset), Path(os.path.expanduser(dataset)).resolve()
     if path.exists():
@@ -52,14 +54,24 @@ def find_splits(
         raise FileNotFoundError(f"{name}: there is no such folder or file; check the path")
     if reason := why_missing(name, "dataset"):
         raise FileNotFoundError(f"{name}: there is no such folder, and {reason}")
+    refuse_unused(name, array_axes=array_axes)
     return _splits_by_datasets(name, name, config_name), name
+
+
+def refuse_unused(name: str, config_name: str | None = None, array_axes: str | None = None) -> None:
+    """Raises a `ValueError` if an argument is given that says nothing of a data set of this kind."""
+    if config_name is not None:
+        raise ValueError(f"config_name: {name} has no configurations; leave out --config_name")
+    if array_axes is not None:
+        raise ValueError(f"array_axes: {name} is not read from .npy files; leave out --array_axes")
 
 
 def _local_splits(path: Path, name: str, config_name: str | None, array_axes: str | None):
     """The splits of a folder or file."""
     is_array = path.is_file() and path.suffix.lower() in ARRAYS
     is_archive = path.is_file() and ARCHIVE.fullmatch(path.name) is not None
-    if path.is_file() and path.suffix != ".parquet" and not is_archive and not is_array:
+    is_parquet = path.is_file() and path.suffix.lower() == ".parquet"
+    if path.is_file() and not is_parquet and not is_archive and not is_array:
         what = "a file, but neither a parquet file, a .npy file nor an archive"
         raise ValueError(f"{name}: {what}; give a folder of images, an archive of one, or a .parquet or .npy file")
     is_saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
@@ -73,20 +85,24 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
         image = next(file for file in found.images if file not in arrays)
         kinds = f"both arrays, {arrays[0].place}, and images, {image.place}"
         raise ValueError(f"{name}: it holds {kinds}; keep one kind")
-    if array_axes is not None and not arrays:
-        raise ValueError(f"array_axes: {name} holds no .npy files; leave out --array_axes")
-    by_datasets = path.suffix == ".parquet" or is_saved or found.tables or _has_configurations(path)
-    if found.images and not by_datasets:
-        if config_name is not None:
-            raise ValueError(f"config_name: {name} has no configurations; leave out --config_name")
+    has_configurations = _has_configurations(path)
+    by_datasets = is_parquet or is_saved or found.tables or has_configurations
+    is_read_here = bool(found.images) and not by_datasets
+    has_none = is_read_here or is_parquet or is_saved  # configurations
+    refuse_unused(name, config_name if has_none else None, None if is_read_here and arrays else array_axes)
+    if is_read_here:
         splits = read_folder(found, name)
         return separated(splits, array_axes) if arrays else splits
-    if not by_datasets and not any(file.name.lower().endswith(_TABLES) for file, _ in found.others):
+    tables = found.tables or [file for file, _ in found.others if file.name.lower().endswith(_TABLES)]
+    if not by_datasets and not tables:
         others = shortened([f"{file.place}, {why}" for file, why in found.others], 3)
         raise ValueError(f"{name}: it holds no data set that can be read ({others or 'no files'}); {_KINDS}")
     if set("*?[]") & set(str(path)):
         raise ValueError(f"{name}: datasets takes a path with a character of *?[] for a pattern; rename the folder")
-    refuse_lfs_pointers(path, *(file.path for file in found.tables), *(path.rglob("*.arrow") if is_saved else ()))
+    for file in [] if has_configurations else tables:
+        if (ending := os.path.splitext(file.name)[1]) != ending.lower():
+            raise ValueError(f"{file.path}: datasets does not read {ending}; rename it to {ending.lower()}")
+    refuse_lfs_pointers(path, *(file.path for file in tables), *(path.rglob("*.arrow") if is_saved else ()))
     splits = _splits_by_datasets(path, name, config_name, is_saved)
     if found.images:
         _warn_of_unused(found, splits, name)
@@ -100,7 +116,7 @@ def _splits_by_datasets(source: str | Path, name: str, config_name: str | None, 
         if is_saved:
             loaded = datasets.load_from_disk(source)
             return loaded if isinstance(loaded, dict) else {"train": loaded}
-        if isinstance(source, Path) and source.is_file() and source.suffix == ".parquet":
+        if isinstance(source, Path) and source.is_file():
             return datasets.load_dataset("parquet", data_files={"train": str(source)})
         if config_name is not None:
             _check_configuration(str(source), name, config_name)
