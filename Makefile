@@ -21,8 +21,9 @@ demo: $(VENV)/.installed
 		--max_train_minutes 6 --output_dir runs/shapes
 	$(BIN)/python examples/demo.py --model runs/shapes
 
+# One process for each core, which takes whole files: what the tests of a file share is made once.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --maxprocesses 8 --dist loadfile
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
