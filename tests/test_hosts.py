@@ -47,7 +47,7 @@ with trainer.folder.locked():
     except TrainingError as error:
         print(error)
 pipe = hf_genmod.load_pipeline(sys.argv[1])
-print(pipe("circle", num_inference_steps=2).images[0].size)
+print(pipe("circle", num_inference_steps=20).images[0].size)
 """
 
 

@@ -44,7 +44,7 @@ def why_missing(
 
     def ask():
         try:
-            HfApi(token=token).repo_info(repo_id, repo_type=repo_type, timeout=_SECONDS)
+            HfApi(token=token).repo_info(repo_id, repo_type=repo_type, timeout=2 * _SECONDS)
             answer.put(None)
         except Exception as error:  # of any library below
             answer.put(error)

@@ -136,7 +136,7 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
     [
         (["--samples", "100"], "samples: 100 are too few for features of 64 dimensions; take 130 or more"),
         (["--samplers", "NoScheduler"], "samplers: 'NoScheduler' is no scheduler of diffusers, such as DDIMScheduler"),
-        (["--features", "{missing}"], "features: '{missing}' is no vision model of transformers"),
+        (["--features", "{missing}"], "features: '{missing}' is no folder here, and"),
         (["--dataset", "{classes}"], "dataset: the labels of the model are dark, bright, and those of the images"),
         (["--resolution", "16"], "resolution: the model was trained on 8x8 images of 3 channels"),
         (["--model", "{plain}", "--guidance_scales", "2"], "guidance_scales: a UnconditionalPipeline is not guided"),

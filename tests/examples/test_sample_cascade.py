@@ -13,7 +13,9 @@ class TestSamplingACascade:
         labels = load_pipeline(upsampler_run).labels
         unet = tiny_unet(in_channels=1, out_channels=1, num_classes=len(labels))
         id2label = {index: name for name, index in labels.items()}
-        pipe = ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(), id2label=id2label)
+        pipe = ClassifierFreeGuidedPipeline(
+            unet, AncestralDDPMScheduler(timestep_spacing="trailing"), id2label=id2label
+        )
         folder = tmp_path_factory.mktemp("base")
         pipe.save_pretrained(folder)
         return folder
@@ -43,7 +45,7 @@ class TestSamplingACascade:
         "flags, error",
         [
             ([], "error: base: give either a model that draws, or --images to enlarge"),
-            (["--images", "nowhere.png"], "error: [Errno 2] No such file"),
+            (["--images", "nowhere.png"], "error: nowhere.png: No such file"),
             (["--images", __file__], "error: cannot identify image file"),
             (["--images", "a/1.png", "b/1.png"], "error: images: two of them have one name"),
             (

@@ -60,7 +60,7 @@ def test_a_text_to_image_model_of_latents(captioned_folder, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--text_encoder", "{missing}"], "text_encoder: '{missing}' is neither a text encoder nor a pipeline"),
+        (["--text_encoder", "{missing}"], "text_encoder: '{missing}' is no folder here, and"),
         (["--caption_column", "words"], "caption_column: 'words' is no column of"),
         (["--dataset", "{classes}"], "captions"),
         (["--guidance", "2"], "--guidance: no such flag"),

@@ -23,7 +23,7 @@ def test_training_lowers_the_loss_and_leaves_a_checkpoint_of_the_averaged_weight
         tmp_path,
         max_train_steps=40,
         sampling_steps=40,
-        draw_samples=lambda pipeline: class_rows(pipeline, num_columns=2, num_inference_steps=2),
+        draw_samples=lambda pipeline: class_rows(pipeline, num_columns=2, num_inference_steps=20),
     )
     trainer.train()
 

@@ -27,7 +27,7 @@ class DatasetReport(NamedTuple):
     contents: list[str]
     findings: list[str]
     commands: list[str]
-    would_start: bool  # whether a run on the data set as it is would start
+    would_start: bool  # whether a run that leaves no image out would start
 
 
 def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
