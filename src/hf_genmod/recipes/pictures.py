@@ -61,8 +61,8 @@ class DataArguments:
         """
         if vae is None:
             return self._load_pixels(num_held_out, hold_out, **required)
-        value_range = _value_range_of(vae)
-        vae = load_vae(vae).to(processes().device).eval()
+        path, vae = vae, load_vae(vae).to(processes().device).eval()  # which asks the Hub for a few seconds at most
+        value_range = _value_range_of(path)
         channels = vae.config.in_channels if value_range is None else None
         arguments = dataclasses.replace(self, channels=self.channels or channels)
         if isinstance(vae, ImageAutoencoder) and self.resolution is None:
