@@ -8,6 +8,7 @@ import zipfile
 import datasets
 import pytest
 from made_images import coded, picture, save
+from PIL import Image
 
 from hf_genmod.data.archives import unpacked
 from hf_genmod.data.loading import load_pictures
@@ -67,6 +68,18 @@ def test_an_archive_beside_what_was_unpacked_from_it(class_folders, tmp_path):
         ValueError, match="bee.zip: it holds 2 images, such as 2.png, that do not lie unpacked beside it"
     ):
         load_pictures(class_folders)
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar.gz"])
+def test_other_images_of_the_same_names_and_sizes_are_not_unpacked(tmp_path, arrays, ending):
+    for i, split in enumerate(("train", "test")):
+        Image.new("RGB", (4, 4), (i, i, i)).save(tmp_path / f"{split}.bmp")
+        (tmp_path / split).mkdir()
+        (tmp_path / f"{split}.bmp").rename(tmp_path / split / "0.bmp")
+    pack(tmp_path / "test", tmp_path / "data" / f"test.{ending}")
+    shutil.move(tmp_path / "train", tmp_path / "data" / "train")
+    with pytest.raises(ValueError, match="it holds 1 images, such as 0.bmp, that do not lie unpacked beside it"):
+        load_pictures(tmp_path / "data")
 
 
 def test_metadata_and_captions_in_an_archive(tmp_path, arrays):

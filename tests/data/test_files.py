@@ -25,7 +25,7 @@ def test_endings_of_images(tmp_path, ending):
     (tmp_path / f"0.{ending}").write_bytes(b"whatever")
     (tmp_path / f"0.{ending}.txt").write_text("a caption")
     found = list_files(tmp_path)
-    assert places(found.images) == [f"0.{ending}"] and places(found.captions.values()) == [f"0.{ending}.txt"]
+    assert places(found.images) == [f"0.{ending}"] and places(sum(found.captions.values(), [])) == [f"0.{ending}.txt"]
     assert not found.others
 
 
@@ -40,6 +40,16 @@ def test_images_that_nothing_opens_are_images_without_an_ending_too(tmp_path, im
 def test_the_content_counts_where_the_name_says_nothing(tmp_path, image, name):
     (tmp_path / name).write_bytes(coded(image)["bytes"])
     assert places(list_files(tmp_path).images) == [name]
+
+
+@pytest.mark.parametrize("name", ["0.jpg.thumb", "0.jpg.preview", "0.jpg.1"])
+def test_an_image_called_after_another_is_none_of_its_own_and_named(tmp_path, image, name):
+    for file in ("0.jpg", name):
+        save(image, tmp_path / "0.png")
+        (tmp_path / "0.png").rename(tmp_path / file)
+    found = list_files(tmp_path)
+    assert places(found.images) == ["0.jpg"]
+    assert [(file.name, why) for file, why in found.others] == [(name, "called after another image")]
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,18 @@ def test_two_tables_do_not_speak_of_one_image(tmp_path, arrays):
         load_pictures(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("metadata.csv", "file_name,text\n0.png,a\n1.png,b\n./0.png,c\n"),
+        ("metadata.jsonl", "".join(f'\n{{"file_name": "{i}.png", "text": "a"}}' for i in (0, 1, 0))),
+    ],
+)
+def test_two_lines_do_not_speak_of_one_image(tmp_path, arrays, name, content):
+    with pytest.raises(ValueError, match=f"{name}, line 4: line 2 is about 0.png, too; keep one of the lines"):
+        load_pictures(write(tmp_path, arrays[:2], None, content, name))
+
+
 def test_images_without_a_row_and_rows_without_an_image(tmp_path, arrays):
     write(tmp_path, arrays[:3], None, "file_name,text\n0.png,a\n1.png,b\n")
     with pytest.warns(UserWarning, match=r"1 images have no line in its metadata and are left out \(2.png\)"):
@@ -171,6 +183,14 @@ class TestTexts:
             (tmp_path / name).write_text(text, encoding="utf-8")
         pictures = load_pictures(tmp_path, require_captions=True, require_labels=True)
         assert pictures.captions == ["x", "y", "z"] and pictures.labels.tolist() == [0, 0, 1]
+
+    @pytest.mark.parametrize("names", [("0.caption", "0.txt"), ("0.png.txt", "0.txt"), ("0.TXT", "0.txt")])
+    def test_two_of_one_image_are_refused(self, tmp_path, arrays, names):
+        save(picture(arrays[0]), tmp_path / "0.png")
+        for name in names:
+            (tmp_path / name).write_text(name)
+        with pytest.raises(ValueError, match=f"0.png: two captions of one image: {names[0]} and {names[1]}; keep one"):
+            load_pictures(tmp_path)
 
     def test_that_are_missing_or_no_text_are_named(self, tmp_path, arrays):
         for i in range(2):

@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ def list_images(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing
         inner = list_images(unpacked(archive.path), (*archive.folders, ARCHIVE.fullmatch(archive.name)[1]))
         for attribute in ("images", "metadata", "tables", "others"):
             getattr(found, attribute).extend(getattr(inner, attribute))
-        found.captions |= inner.captions
+        for key, captions in inner.captions.items():
+            found.captions.setdefault(key, []).extend(captions)
         found.folders |= inner.folders
     twice = [place for place, count in Counter(file.place for file in found.images).items() if count > 1]
     if twice:
@@ -46,10 +48,14 @@ def list_images(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing
 
 def _check_unpacked(archive: File, found: Listing) -> None:
     """Lists an archive beside images among the unused files if its images are these, or refuses it."""
-    inside = Counter((parts[-1], size) for parts, size in _members(archive.path) if _ending(parts) in image_endings())
-    names = {name for name, _ in inside}
-    beside = [file for file in found.images if file.name in names and os.path.isfile(file.path)]
-    missing = inside - Counter((file.name, os.path.getsize(file.path)) for file in beside)
+    members = _members(archive.path, with_sums=True)
+    inside = Counter((parts[-1], size, crc) for parts, size, crc in members if _ending(parts) in image_endings())
+    alike, names, beside = {member[:2] for member in inside}, {member[0] for member in inside}, Counter()
+    for file in found.images:
+        if file.name in names and os.path.isfile(file.path):
+            if (file.name, size := os.path.getsize(file.path)) in alike:
+                beside[file.name, size, zlib.crc32(Path(file.path).read_bytes())] += 1
+    missing = inside - beside
     if missing:
         what = f"it holds {missing.total()} images, such as {min(missing)[0]}, that do not lie unpacked beside it"
         raise ValueError(f"{archive.path}: {what}; unpack it, or move it to another folder")
@@ -58,7 +64,7 @@ def _check_unpacked(archive: File, found: Listing) -> None:
 
 def _is_web_dataset(archive: str) -> bool:
     """Whether a .tar has labels in files that are called as its images are, which `datasets` reads."""
-    files = [parts for parts, _ in _members(archive)] if archive.lower().endswith(".tar") else []
+    files = [parts for parts, *_ in _members(archive)] if archive.lower().endswith(".tar") else []
     images = {os.path.splitext("/".join(parts))[0] for parts in files if _ending(parts) in image_endings()}
     return any(
         _ending(parts) in (".cls", ".json") and os.path.splitext("/".join(parts))[0] in images for parts in files
@@ -81,21 +87,26 @@ def _opened(path: str) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
         raise ValueError(f"{path}: the archive cannot be read ({reason}); unpack it yourself, or remove it") from error
 
 
-def _members(path: str) -> list[tuple[tuple[str, ...], int]]:
-    """The paths and the sizes in bytes of the files in an archive, without hidden ones and those of systems."""
-    contents = _read(path, os.stat(path).st_mtime_ns)
-    members = [(tuple(re.split(r"[/\\]+", member.removeprefix("./"))), size) for member, size in contents]
-    return [
-        (parts, size) for parts, size in members if not any(part.startswith(".") or part in OF_TOOLS for part in parts)
-    ]
+def _members(path: str, with_sums: bool = False) -> list[tuple[tuple[str, ...], int, int]]:
+    """The paths and the sizes in bytes of the files in an archive, without hidden ones and those of systems, and the
+    CRC-32 of images if these are wanted."""
+    contents = _read(path, os.stat(path).st_mtime_ns, with_sums)
+    members = [(tuple(re.split(r"[/\\]+", member.removeprefix("./"))), *numbers) for member, *numbers in contents]
+    return [member for member in members if not any(part.startswith(".") or part in OF_TOOLS for part in member[0])]
 
 
 @functools.lru_cache(maxsize=64)
-def _read(path: str, _time: int) -> list[tuple[str, int]]:
+def _read(path: str, _time: int, with_sums: bool) -> list[tuple[str, int, int]]:
     with _opened(path) as archive:
         if isinstance(archive, zipfile.ZipFile):
-            return [(info.filename, info.file_size) for info in archive.infolist() if not info.is_dir()]
-        return [(info.name, info.size) for info in archive if info.isfile()]
+            return [(info.filename, info.file_size, info.CRC) for info in archive.infolist() if not info.is_dir()]
+        contents = []
+        for info in archive:
+            if info.isfile():
+                is_summed = with_sums and _ending((info.name,)) in image_endings()
+                crc = zlib.crc32(archive.extractfile(info).read()) if is_summed else 0
+                contents.append((info.name, info.size, crc))
+        return contents
 
 
 def unpacked(path: str) -> Path:

@@ -52,7 +52,7 @@ class Listing:
 
     images: list[File] = dataclasses.field(default_factory=list)
     metadata: list[File] = dataclasses.field(default_factory=list)
-    captions: dict[tuple, File] = dataclasses.field(default_factory=dict)  # by the folders and the name of the image
+    captions: dict[tuple, list[File]] = dataclasses.field(default_factory=dict)  # by folders and name of the image
     archives: list[File] = dataclasses.field(default_factory=list)
     tables: list[File] = dataclasses.field(default_factory=list)
     others: list[tuple[File, str]] = dataclasses.field(default_factory=list)  # files that are not used, and why
@@ -127,7 +127,7 @@ def _sort(entries: dict[str, os.DirEntry], place: tuple[str, ...], hidden: bool,
         else:
             kind = _kind(name, entry, images, stems)
             if kind == "captions":
-                found.captions[(*place, composed(os.path.splitext(name)[0]))] = file
+                found.captions.setdefault((*place, composed(os.path.splitext(name)[0])), []).append(file)
             elif kind in ("images", "metadata", "archives", "tables"):
                 getattr(found, kind).append(file)
             elif kind:
@@ -155,10 +155,10 @@ def _kind(name: str, entry: os.DirEntry, images: set[str], stems: set[str]) -> s
         return "tables"
     if ending.lower() in (".7z", ".bz2", ".gz", ".rar", ".xz", ".zst"):
         return "packed; unpack it"
+    if any(name[: dot.start()] in images for dot in re.finditer(r"\.", name)):  # such as 0.jpg.json or 0.jpg.thumb
+        return "called after another image" if _holds_an_image(entry.path) else None
     if _holds_an_image(entry.path):
         return "images"
-    if any(name[: dot.start()] in images for dot in re.finditer(r"\.", name)):  # such as 0.jpg.json
-        return None
     if ending.lower() in CAPTIONS:
         return "a text without an image of its name"
     if ending.lower() in (".csv", ".json", ".jsonl", ".tsv"):

@@ -40,7 +40,7 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
     arrays = {main: _array(images, main, name)}
     arrays |= {column: _array([row.get(column) for row in rows], column, name) for column in columns if column != main}
     if set(columns) & set(CAPTION_COLUMNS):
-        found.others += [(file, "the metadata has captions") for file in found.captions.values()]
+        found.others += [(file, "the metadata has captions") for files in found.captions.values() for file in files]
     elif found.captions:
         arrays["text"] = pa.array([_caption(image, found) for image in images], pa.string())
     features = datasets.Features(datasets.Features.from_arrow_schema(pa.table(arrays).schema))
@@ -79,7 +79,7 @@ def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
     """The name of the column of images, and the images with their other columns: those that the rows of the metadata
     describe, then those that no metadata is about."""
     known = {_key(file): file for file in found.images} if found.metadata else {}
-    main, samples, described, folders = "image", [], {}, {}
+    main, samples, described, lines, folders = "image", [], {}, {}, {}
     for metadata in found.metadata:
         other = folders.setdefault(metadata.folders, metadata)
         if other is not metadata:
@@ -93,6 +93,10 @@ def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
                     files = f"{described[place].place} and {metadata.place}"
                     raise ValueError(f"{where}: {'/'.join(place)} is in both {files}; keep one of the rows")
             main = "image" if "image" in images else next(iter(images))
+            if first := lines.get(key := _key(images[main])):
+                what = f"{first.rpartition(', ')[2]} is about {images[main].place}, too"
+                raise ValueError(f"{where}: {what}; keep one of the lines (several captions go in a list)")
+            lines[key] = where
             others = {key: value for key, value in row.items() if not re.fullmatch(r"(.+_)?file_name", key)}
             samples.append((images[main], others | images))
     left_out = []
@@ -180,9 +184,12 @@ def _classes(places: Sequence[tuple[str, ...]], name: str) -> list[str | None]:
 
 def _caption(image: File, found: Listing) -> str | None:
     """The text of the file that is called as the image is, 1.txt or 1.png.txt for 1.png."""
-    names = (composed(name) for name in (os.path.splitext(image.name)[0], image.name))
-    file = next((found.captions[key] for name in names if (key := (*image.folders, name)) in found.captions), None)
-    return file and read_text(file.path).strip()
+    names = {composed(name) for name in (os.path.splitext(image.name)[0], image.name)}
+    files = [file for name in names for file in found.captions.get((*image.folders, name), ())]
+    if len(files) > 1:
+        first, second, *_ = sorted(file.name for file in files)
+        raise ValueError(f"{image.path}: two captions of one image: {first} and {second}; keep one")
+    return read_text(files[0].path).strip() if files else None
 
 
 def _array(values: Sequence, column: str, name: str) -> pa.Array:
