@@ -23,6 +23,9 @@ def images_of(dataset):
 LONE = [  # the shape of the only array, its axes
     ((7, 9), "HW"),
     ((9, 7, 3), "HWC"),
+    ((6, 24), "HW"),
+    ((1, 64, 64), "CHW"),
+    ((1, 9, 80), "CHW"),
     ((500, 9, 7), "NHW"),
     ((500, 7, 9), "NHW"),
     ((40, 9, 9), "NHW"),
@@ -74,6 +77,18 @@ def test_axes_in_doubt_are_asked_for(tmp_path, shape, choices):
     for axes in choices.split(" or --array_axes "):
         dataset = load_pictures(tmp_path, array_axes=axes)
         assert torch.allclose(images_of(dataset), expected(array, axes), atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(600, 49), (49, 600), (5, 21)])
+@pytest.mark.parametrize("count", [1, 2])
+def test_flat_images_are_not_taken_for_one(tmp_path, shape, count):
+    for i in range(count):
+        np.save(tmp_path / f"{i}.npy", distinct(*shape))
+    message = rf"0.npy: values of the shape \({shape[0]}, {shape[1]}\) .*; give --array_axes HW .* reshape"
+    with pytest.raises(ValueError, match=message):
+        load_pictures(tmp_path)
+    dataset = load_pictures(tmp_path, array_axes="HW")
+    assert dataset.resolution == shape and len(dataset) == count
 
 
 @pytest.mark.parametrize("shape", [(5, 9, 7), (9, 7, 5), (3, 9, 200), (9, 9, 9)])
@@ -157,5 +172,5 @@ def test_axes_that_do_not_fit(tmp_path):
         load_pictures(tmp_path, array_axes="WH")
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
-    with pytest.raises(ValueError, match="array_axes: .* holds no .npy files"):
+    with pytest.raises(ValueError, match="array_axes: .* is not read from .npy files"):
         load_pictures(tmp_path, array_axes="HW")

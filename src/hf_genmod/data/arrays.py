@@ -16,6 +16,7 @@ import numpy as np
 from hf_genmod.errors import LFS_POINTER, LFS_REMEDY
 
 AXES = {2: ("HW",), 3: ("HWC", "CHW", "NHW"), 4: ("NHWC", "NCHW")}  # by the number of axes
+_RATIO = 4  # of the sides of an image, at most, where the shape is to say what the axes are
 _PATH = re.compile(r"(?P<file>.*\.npy)(\[(?P<index>\d+)\])?( as (?P<axes>\w+))?", re.DOTALL | re.IGNORECASE)
 
 
@@ -64,8 +65,13 @@ def _axes_of(file: str, shape: tuple[int, ...], alone: bool) -> str | None:
     """What the axes of an array are, `None` if it holds no images."""
     if len(shape) not in AXES:
         return None
-    for ratio in (4, math.inf):
+    if len(shape) == 2 and max(shape) > _RATIO * min(shape):
+        remedy = "give --array_axes HW if they are one image, or reshape those of many to (N, height, width)"
+        raise ValueError(f"{file}: values of the shape {shape} can be a flat image in each row; {remedy}")
+    for ratio in (_RATIO, math.inf):
         likely = [axes for axes in AXES[len(shape)] if len(shape) == 2 or _is_likely(axes, shape, ratio)]
+        if shape[0] == 1 and "CHW" in likely:  # the same as NHW
+            likely.remove("NHW")
         images = [axes for axes in likely if axes[0] != "N"]
         if len(likely) == 1 or (images and not alone):
             return (images or likely)[0]
