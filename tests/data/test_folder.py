@@ -95,6 +95,24 @@ def test_splits_that_leave_images_out_are_refused(tmp_path, arrays):
         load_pictures(folder)
 
 
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        (
+            "cat_train cat_test dog_train dog_test",
+            "train would be made of folders of several names (cat_train, dog_train)",
+        ),
+        ("train_cats train_dogs val_cats val_dogs", "train would be .* (train_cats, train_dogs)"),
+        ("train val dev", "validation would be made of folders of several names (dev, val)"),
+        ("train/a a/training test/a", "train would be .* (train, training)"),
+    ],
+)
+def test_splits_of_folders_of_several_names_are_refused(tmp_path, arrays, names, told):
+    folder = folder_of(tmp_path, arrays, *(f"{name}/{i}.png" for i, name in enumerate(names.split())))
+    with pytest.raises(ValueError, match=f"the split {told}; if they are".replace("(", r"\(").replace(")", r"\)")):
+        splits_of(folder)
+
+
 def test_folders_without_images_are_named(tmp_path, arrays):
     folder = folder_of(tmp_path, arrays, "train/a/0.png", "train/b/1.png")
     (folder / "train" / "c" / "d").mkdir(parents=True)

@@ -130,7 +130,15 @@ def _split_places(images: Sequence[File], name: str) -> list[tuple[str, tuple[st
     several = len({found[0] for found in loose.values() if found}) > 1
     for places in (exact, loose):
         if all(places.values()) and (places is exact or several):
-            return [places[image.folders] for image in images]
+            for split in _SPLITS.values():
+                called = sorted({folder for found, _, folder in places.values() if found == split})
+                if len(called) > 1:
+                    what = f"would be made of folders of several names ({shortened(called)})"
+                    raise ValueError(
+                        f"{name}: the split {split} {what}; if they are one split, "
+                        f"call them all {split}, and if they are classes, {split}/CLASS"
+                    )
+            return [places[image.folders][:2] for image in images]
     if not any(loose.values()):
         splits = [_loosely(os.path.splitext(image.name)[0]) for image in images]
         if None in splits or len(set(splits)) == 1:
@@ -151,11 +159,11 @@ def _split_places(images: Sequence[File], name: str) -> list[tuple[str, tuple[st
     )
 
 
-def _split_place(folders: tuple[str, ...], split_of: Callable, start: int = 0) -> tuple[str, tuple[str, ...]] | None:
-    """The split of the outermost folder that is called after one, and the other folders."""
+def _split_place(folders: tuple[str, ...], split_of: Callable, start: int = 0) -> tuple[str, tuple, str] | None:
+    """The split of the outermost folder that is called after one, the other folders, and its name in lower case."""
     for i, folder in enumerate(folders[start:], start):
         if split := split_of(folder.lower()):
-            return split, (*folders[:i], *folders[i + 1 :])
+            return split, (*folders[:i], *folders[i + 1 :]), folder.lower()
     return None
 
 
