@@ -127,7 +127,27 @@ def test_numbers_are_in_their_order(tmp_path, arrays):
     assert images.label_names == [str(number) for number in range(12)]
     assert images.where(images.labels.tolist().index(2)).endswith("/2/0.png")
     assert in_order({"10", "9", "01", "1"}) == ["01", "1", "9", "10"]
+    assert in_order({"10.5", "2.0", "-3"}) == ["-3", "2.0", "10.5"] and in_order({"1e3", "9"}) == ["1e3", "9"]
     assert in_order({"10", "9", "a"}) == ["10", "9", "a"] and in_order({10, 9}) == [9, 10]
+
+
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        ("1 2 3 10", "label 0 is the class '1'"),
+        ("0 1 3", "label 2 is the class '3'"),
+        ("10.5 2.0", "label 0 is the class '2.0'"),
+        ("00 01 02", None),
+        ("1 2 b", None),
+    ],
+)
+def test_numbers_that_are_not_the_labels_are_named(tmp_path, arrays, names, told):
+    folder = folder_of(tmp_path, arrays, *(f"{name}/0.png" for name in names.split()))
+    if told:
+        with pytest.warns(UserWarning, match=f"labels count from 0: {told}"):
+            load_pictures(folder)
+    else:
+        quietly_read(folder)
 
 
 def test_one_name_in_both_forms_of_unicode_is_one_class(tmp_path, arrays):

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 
 import datasets
 import pyarrow as pa
@@ -18,6 +19,8 @@ _SPLITS = {word: "train" for word in ("train", "training")}
 _SPLITS |= {word: "validation" for word in ("validation", "valid", "val", "dev")}
 _SPLITS |= {word: "test" for word in ("test", "testing", "eval", "evaluation")}
 _LIKE_A_SPLIT = re.compile(rf"(?:.*[-._ 0-9])?({'|'.join(_SPLITS)})(?:[-._ 0-9].*)?", re.IGNORECASE | re.DOTALL)
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")  # of any size, without 1e3 and nan, which are names
 
 
 def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
@@ -56,6 +59,10 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
         warnings.warn(f"{name}: {what}", stacklevel=2)
     elif names and not column:
         index = {label: i for i, label in enumerate(names)}
+        other = next((label for label in names if _NUMBER.fullmatch(label) and Decimal(label) != index[label]), None)
+        if other and all(map(_NUMBER.fullmatch, names)):
+            what = f"labels count from 0: label {index[other]} is the class {other!r}"
+            warnings.warn(f"{name}: {what}", stacklevel=2)
         arrays["label"] = pa.array([index.get(label) for label in classes], pa.int64())
         features["label"] = datasets.ClassLabel(names=names)
     _warn_of_others(found, name)
@@ -71,8 +78,8 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
 
 def in_order(names) -> list:
     """Names of classes in alphabetical order, or in the order of the numbers if all are numbers."""
-    by_number = all(isinstance(name, str) and name.isdecimal() for name in names)
-    return sorted(names, key=lambda name: (int(name), name) if by_number else name)
+    by_number = all(isinstance(name, str) and _NUMBER.fullmatch(name) for name in names)
+    return sorted(names, key=lambda name: (Decimal(name), name) if by_number else name)
 
 
 def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
