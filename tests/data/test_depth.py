@@ -140,6 +140,26 @@ def test_grey_pngs():
         load([{"bytes": png(samples, 0, struct.pack(">H", int(samples[1, 1]))), "path": None}])
 
 
+def icon(png, kind):
+    """An icon of Windows or macOS with a PNG of 128x128 pixels."""
+    if kind == "ico":
+        return struct.pack("<3H4B2H2I", 0, 1, 1, 128, 128, 0, 0, 1, 48, len(png), 22) + png
+    return b"icns" + struct.pack(">I", len(png) + 16) + b"ic07" + struct.pack(">I", len(png) + 8) + png
+
+
+@pytest.mark.parametrize("kind", ["ico", "icns"])
+def test_icons(kind):
+    deep = np.random.RandomState(0).randint(2**16, size=(128, 128, 3)).astype("u2")
+    flat = (deep % 256).astype("u1")
+    images = load([{"bytes": icon(png(flat, 2), kind), "path": None}]).images
+    np.testing.assert_array_equal(images[0].permute(1, 2, 0), flat)
+    for content in [png(deep, 2)] + [png(deep[..., 0], 0)] * (kind == "icns"):
+        with pytest.raises(ValueError, match="its channels have 16 bits, of which Pillow reads 8"):
+            load([{"bytes": icon(content, kind), "path": None}])
+    if kind == "ico":
+        np.testing.assert_allclose(values_of(icon(png(deep[..., 0], 0), kind))[0], deep[..., 0], atol=1e-2)
+
+
 def deep_colours():
     rgba = np.random.RandomState(0).randint(2**16, size=(5, 7, 4)).astype("u2")
     rgb, grey_alpha = rgba[..., :3], rgba[..., :2]

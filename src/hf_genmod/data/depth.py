@@ -21,8 +21,8 @@ def deep_values(image: Image.Image) -> np.ndarray | None:
     Raises:
         ValueError: If Pillow would lose a part of what the file holds.
     """
-    # An image that the caller has decoded has no tiles left; the plugins of two formats have none at all.
-    is_undecoded = image.format in _BY_FORMAT and (image.tile or image.format in ("HEIF", "JXL"))
+    # An image that the caller has decoded has no tiles left; the plugins of some formats have none at all.
+    is_undecoded = image.format in _BY_FORMAT and (image.tile or image.format in ("HEIF", "ICNS", "ICO", "JXL"))
     restore = _BY_FORMAT[image.format](image) if is_undecoded else None
     if restore is None and image.mode[0] not in "IF":
         return None
@@ -122,6 +122,19 @@ def _heif(image: Image.Image) -> None:
     _refuse_deep_color(image, image.info.get("bit_depth", 8))
 
 
+def _icon(image: Image.Image) -> None:
+    """An icon may hold PNGs, of which Pillow has taken one and decoded it if it is of Windows."""
+    if getattr(image.fp, "closed", True):
+        return
+    if image.format == "ICO":
+        inner = image.ico.getimage(image.size)
+    else:
+        inner, *_ = image.icns.dataforsize(image.best_size).values()
+    if inner.format == "PNG":
+        _png(inner)
+        _refuse_deep_color(image, 16 if inner.mode[0] == "I" else 8)
+
+
 def _jpeg_xl(image: Image.Image) -> Callable | None:
     """Its plugin scales grey values to 16 bits, and reads the first frame alone."""
     bits, is_animated = jpeg_xl_header(image.fc)
@@ -168,6 +181,8 @@ _BY_FORMAT = {
     "AVIF": _avif,
     "DDS": _dds,
     "HEIF": _heif,
+    "ICNS": _icon,
+    "ICO": _icon,
     "JPEG2000": _jpeg_2000,
     "JXL": _jpeg_xl,
     "PNG": _png,
