@@ -24,14 +24,19 @@ def shortened(names: list, most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def is_lfs_pointer(file: str | os.PathLike) -> bool:
+    """Whether a file is what a repository holds where Git LFS has not downloaded the file itself."""
+    with open(file, "rb") as opened:
+        return opened.read(len(LFS_POINTER)) == LFS_POINTER
+
+
 def refuse_lfs_pointers(*places: str | os.PathLike) -> None:
-    """Raises a `ValueError` if a file, or a safetensors file in a folder, is a pointer: what a repository holds where
-    Git LFS has not downloaded the file itself."""
+    """Raises a `ValueError` if a file, or in a folder a file of weights or of a tokenizer, is a pointer of Git LFS."""
     for place in map(Path, places):
-        for file in filter(Path.is_file, [place, *place.glob("*.safetensors")]):
-            with file.open("rb") as opened:
-                if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                    raise ValueError(f"{file}: a pointer of Git LFS, not the file itself; {LFS_REMEDY}")
+        inside = (file for kind in ("*.safetensors", "tokenizer.json", "*.model") for file in place.glob(kind))
+        for file in filter(Path.is_file, [place, *inside]):
+            if is_lfs_pointer(file):
+                raise ValueError(f"{file}: a pointer of Git LFS, not the file itself; {LFS_REMEDY}")
 
 
 @contextlib.contextmanager

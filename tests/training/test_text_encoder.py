@@ -47,6 +47,16 @@ def test_a_text_encoder_of_ones_own_fits_its_tokenizer():
     assert type(first) is type(pipeline.text_encoder)
 
 
+@pytest.mark.parametrize("folder", ["", "tokenizer"])
+def test_a_pointer_of_git_lfs_in_place_of_a_tokenizer_is_named(tmp_path, folder):
+    tiny_text_encoder().save_pretrained(tmp_path / ("text_encoder" if folder else ""))
+    tiny_tokenizer().save_pretrained(tmp_path / folder)
+    file = tmp_path / folder / "tokenizer.json"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1234\n")
+    with pytest.raises(ValueError, match=f"{file}: a pointer of Git LFS, not the file itself; run `git lfs pull`"):
+        load_text_encoder(tmp_path)
+
+
 def test_a_text_encoder_learns_with_its_unet():
     text_encoder, unet = tiny_text_encoder(), tiny_unet(cross_attention_dim=16)
     model = TextConditionedUNet(unet, text_encoder)

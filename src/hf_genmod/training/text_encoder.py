@@ -71,7 +71,7 @@ def load_text_encoder(pretrained_model_name_or_path: str | os.PathLike):
         FileNotFoundError: If there is no text encoder in this folder, or repository on the Hub.
     """
     path = str(pretrained_model_name_or_path)
-    refuse_lfs_pointers(path, os.path.join(path, "text_encoder"))
+    refuse_lfs_pointers(*(os.path.join(path, folder) for folder in ("", "text_encoder", "tokenizer")))
     if not os.path.isdir(path) and (reason := why_missing(path)):
         raise FileNotFoundError(f"text_encoder: {path!r} is no folder here, and {reason}")
     for of_encoder, of_tokenizer in (("text_encoder", "tokenizer"), ("", "")):
