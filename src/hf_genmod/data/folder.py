@@ -102,7 +102,8 @@ def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
             main = "image" if "image" in images else next(iter(images))
             if first := lines.get(key := _key(images[main])):
                 what = f"{first.rpartition(', ')[2]} is about {images[main].place}, too"
-                raise ValueError(f"{where}: {what}; keep one of the lines (several captions go in a list)")
+                remedy = "keep one of the lines (several captions are a list, in a metadata.jsonl)"
+                raise ValueError(f"{where}: {what}; {remedy}")
             lines[key] = where
             others = {key: value for key, value in row.items() if not re.fullmatch(r"(.+_)?file_name", key)}
             samples.append((images[main], others | images))
