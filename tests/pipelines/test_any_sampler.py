@@ -29,11 +29,14 @@ MEAN, DEVIATION = 0.3, 0.5
 PROCESS = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing", "clip_sample": False}
 
 # Those that draw in every number of steps, and those that never do, as they are for other processes or networks. The
-# others draw if there are enough steps, or few for those of distilled models, or for one type of prediction.
+# others draw if there are enough steps, or few for those of distilled models, or for one type of prediction: at least
+# for that, and in as many steps, as is given here.
 ALWAYS = ["AncestralDDPM", "DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep"]
 ALWAYS += ["DPMSolverSinglestep", "EulerDiscrete", "FewStepDDPM", "LMSDiscrete", "UniPCMultistep"]
-SOMETIMES = ["EulerAncestralDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "PNDM", "SASolver"]
-SOMETIMES += ["CogVideoXDDIM", "LCM", "TCD", "UnCLIP", "DPMSolverSDE"]
+SOMETIMES = {"EulerAncestralDiscrete": ("epsilon", 20), "HeunDiscrete": ("epsilon", 300), "SASolver": ("epsilon", 30)}
+SOMETIMES |= {"KDPM2AncestralDiscrete": ("epsilon", 103), "KDPM2Discrete": ("epsilon", 30), "LCM": ("epsilon", 4)}
+SOMETIMES |= {"TCD": ("epsilon", 4), "PNDM": ("v_prediction", 20), "CogVideoXDDIM": ("v_prediction", 5)}
+SOMETIMES |= {"UnCLIP": ("sample", 1000), "DPMSolverSDE": ("epsilon", 103)}
 
 
 class GaussianDenoiser(ModelMixin, ConfigMixin):
@@ -108,7 +111,7 @@ def no_logs_of_diffusers():
 
 def test_there_are_many():
     assert len(EXPORTED) >= 40
-    assert {f"{name}Scheduler" for name in ALWAYS + SOMETIMES} <= set(EXPORTED)
+    assert {f"{name}Scheduler" for name in [*ALWAYS, *SOMETIMES]} <= set(EXPORTED)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -122,6 +125,37 @@ def test_each_draws_the_gaussian_or_is_refused(name, prediction_type):
     kind = name.removesuffix("Scheduler")
     if kind not in SOMETIMES:
         assert {picture is not None for picture in pictures.values()} == {kind in ALWAYS}
+
+
+@pytest.mark.parametrize("kind", SOMETIMES)
+def test_those_that_draw_sometimes_do(kind):
+    prediction_type, n = SOMETIMES[kind]
+    scheduler = make(f"{kind}Scheduler", AncestralDDPMScheduler(**PROCESS, prediction_type=prediction_type).config)
+    picture = drawn(scheduler, n)
+    assert picture is not None
+    assert_draws(picture, scheduler, n)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_process_that_ends_before_pure_noise_is_tried_from_its_end(prediction_type):
+    options = PROCESS | {"beta_schedule": "linear", "prediction_type": prediction_type}
+    process = AncestralDDPMScheduler(num_train_timesteps=100, **options)
+    assert process.alphas_cumprod[-1] > 0.3
+    for kind in ALWAYS:
+        for n in (1, 2, 7, 20, 61, 100):
+            check_sampler(make(f"{kind}Scheduler", process.config), n)
+    for kind in ("DPMSolverMultistepInverse", "DDIMInverse"):
+        scheduler = make(f"{kind}Scheduler", process.config)
+        for n in (1, 7, 20):
+            with pytest.raises(ValueError, match=f"scheduler: {kind}Scheduler in {n} steps (draws N|fails)"):
+                check_sampler(scheduler, n)
+
+
+@pytest.mark.parametrize("of", [torch.tensor, np.array, list])
+def test_a_config_may_have_tensors_and_numbers_of_numpy(of):
+    betas = AncestralDDPMScheduler(beta_schedule="squaredcos_cap_v2").betas.tolist()
+    check_sampler(DDIMScheduler(trained_betas=of(betas), timestep_spacing="trailing"), 20)
+    check_sampler(DDIMScheduler(beta_start=np.float32(1e-4), beta_end=np.float64(0.02)), 20)
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
@@ -171,7 +205,7 @@ OPTIONS += [
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2", "scaled_linear"])
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("name", [f"{name}Scheduler" for name in ALWAYS + SOMETIMES])
+@pytest.mark.parametrize("name", [f"{name}Scheduler" for name in [*ALWAYS, *SOMETIMES]])
 def test_every_option_draws_or_is_refused(name, prediction_type, spacing, beta_schedule):
     process = PROCESS | {"timestep_spacing": spacing, "beta_schedule": beta_schedule}
     ours = AncestralDDPMScheduler(**process, prediction_type=prediction_type)

@@ -119,9 +119,8 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     def _check_request(self, batch_size, num_inference_steps, output_type, tensor_inputs, latents):
         check_positive(batch_size=batch_size, num_inference_steps=num_inference_steps)
         check_output_type(output_type)
-        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            known = self._callback_tensor_inputs
+        known = self._callback_tensor_inputs
+        if unknown := [name for name in tensor_inputs if name not in known]:
             raise ValueError(f"callback_on_step_end_tensor_inputs: {unknown[0]!r} is not one of {known}")
         n, channels = batch_size, self.unet.config.in_channels
         if latents is not None and (latents.ndim != 4 or latents.shape[:2] != (n, channels)):

@@ -112,8 +112,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         return label
 
     def _add_classes_of(self, path, adapter_name, names, rows):
-        known = [name for name in names if name in self._known_labels()]
-        if known:
+        if known := [name for name in names if name in self._known_labels()]:
             raise ValueError(f"{path}: this model has a class {known[0]!r} already, and the adapter brings another")
         if len(names) != len(rows) or rows.shape[1:] != self.unet.class_embedding.weight.shape[1:]:
             raise ValueError(f"{path}: the embeddings of its classes are not those of {len(names)} of this model")

@@ -57,7 +57,7 @@ def check_sampler(scheduler: SchedulerMixin, n: int) -> None:
     if n > (T := scheduler.config.get("num_train_timesteps", n)):
         raise ValueError(f"num_inference_steps: {n} must be within 1 ... {T}, the steps of training")
     try:
-        fault = _fault(type(scheduler), json.dumps(scheduler.config, default=np.ndarray.tolist), n)
+        fault = _fault(type(scheduler), json.dumps(scheduler.config, default=lambda value: value.tolist()), n)
     except Exception as error:  # those for other models raise anything
         fault = f"fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     if fault:
@@ -77,6 +77,9 @@ def _fault(cls: type[SchedulerMixin], config: str, n: int) -> str | None:
     sigmas = np.exp(np.interp(sampler.scheduler.timesteps, range(T), np.log(1 / alpha_bars - 1) / 2))  # t may be 0.5
     m, s, generators = 0.5, torch.tensor([0.1, 0.5, 1.0, 4.0]), [torch.Generator().manual_seed(0)]
     x_t = torch.randn(1, 1, 4096, 4, generator=generators[0]) * sampler.scheduler.init_noise_sigma
+    if alpha_bars[-1] >= 0.01:  # x_T is not noise, but √ᾱ_T x_0 + √(1−ᾱ_T) ε
+        scale = sampler.scheduler.scale_model_input(math.hypot(1, sigmas[0]), sampler.scheduler.timesteps[0])
+        x_t = (m + (s**2 + sigmas[0] ** 2).sqrt() * x_t / sampler.scheduler.init_noise_sigma) / scale
     for i, sigma in enumerate(sigmas.tolist()):
         x = sampler.scheduler.scale_model_input(x_t, sampler.scheduler.timesteps[i])
         a, b = 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)  # x is a x_0 + b ε
@@ -86,6 +89,6 @@ def _fault(cls: type[SchedulerMixin], config: str, n: int) -> str | None:
     mean, deviation = x_t.mean((0, 1, 2)), x_t.std((0, 1, 2))
     least = min(0.85, 1 - 4 / n) * s * (s >= 1)  # steps of first order, as in Algorithm 2, give a little more
     is_right = ((mean - m).abs() < 0.25 * s) & (least < deviation) & (deviation < 1.3 * s + 0.1)
-    if not is_right.all() and alpha_bars[-1] < 0.01:  # else no sampler is right, as x_T is not noise
+    if not is_right.all():
         i = int(is_right.int().argmin())
         return f"draws N({m}, {s[i]:.1f}²) with mean {mean[i]:.2g} and deviation {deviation[i]:.2g}"
