@@ -72,6 +72,13 @@ def test_generators_of_no_image_are_left_alone():
     assert torch.equal(one.get_state(), seeded().get_state())
 
 
+@pytest.mark.parametrize("generator", [5, "5", [1, 2], [seeded(), None], (None, None)])
+def test_what_is_no_generator_is_named(generator):
+    message = f"^generator: {re.escape(repr(generator))} is neither a torch.Generator nor a list of them; give one or "
+    with pytest.raises(ValueError, match=message):
+        images_of(unconditional(), {"batch_size": 2}, generator)
+
+
 LABELS = [2, 0, 1]
 
 

@@ -67,12 +67,14 @@ def number_of_images(batch_size: int, num_images_per_prompt: int) -> int:
 
 def one_generator_each(generator, n: int) -> list[torch.Generator]:
     """One generator per image, so that an image does not depend on the others of its batch."""
-    if n == 1 and isinstance(generator, torch.Generator):
-        return [generator]
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != n:
-            raise ValueError(f"generator: a list of {len(generator)} for {n} images; give one for each, or only one")
-        return list(generator)
+    is_list = isinstance(generator, (list, tuple))
+    given = list(generator) if is_list else [generator]
+    if generator is not None and not all(isinstance(g, torch.Generator) for g in given):
+        raise ValueError(f"generator: {generator!r} is neither a torch.Generator nor a list of them; give one or None")
+    if is_list and len(given) != n:
+        raise ValueError(f"generator: a list of {len(given)} for {n} images; give one for each, or only one")
+    if is_list or (n == 1 and generator is not None):
+        return given
     device = "cpu" if generator is None else generator.device
     seeds = torch.randint(2**63 - 1, (n,), generator=generator, device=device)
     return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
