@@ -145,8 +145,6 @@ def _bundle_of(cls: type) -> tuple[str, str] | None:
 def _forget_path(config_file: Path) -> None:
     """Removes from the config of a component the path that it was loaded from."""
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    kept = {
-        key: config[key] for key in config.keys() - {"_name_or_path", "name_or_path", "is_local", "local_files_only"}
-    }
+    kept = {key: config[key] for key in {*config} - {"_name_or_path", "name_or_path", "is_local", "local_files_only"}}
     if kept != config:
         config_file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -2,9 +2,9 @@
 
 import copy
 import functools
+import inspect
 import json
 import math
-from inspect import signature
 
 import numpy as np
 import torch
@@ -47,9 +47,9 @@ class Sampler:
         timesteps, is_half = self.scheduler.timesteps, i < len(getattr(self.scheduler, "prk_timesteps", ()))  # of PNDM
         t, after = timesteps[i], timesteps[i + 1] if i + 1 < len(timesteps) else -1
         self.n.stride = (1 + is_half) * int(t - after) or int(timesteps[i - 1] - t)
-        options, known = {"generator": generators, "check_finite": False}, signature(self.scheduler.step).parameters
-        options = {name: value for name, value in options.items() if name in known}
-        return self.scheduler.step(prediction, t, x_t, **options).prev_sample
+        options = {"generator": generators, "check_finite": False}
+        known = options.keys() & inspect.signature(self.scheduler.step).parameters
+        return self.scheduler.step(prediction, t, x_t, **{name: options[name] for name in known}).prev_sample
 
 
 def check_sampler(scheduler: SchedulerMixin, n: int) -> None:
@@ -72,7 +72,7 @@ def _fault(cls: type[SchedulerMixin], config: str, n: int) -> str | None:
     if str(config.get("variance_type")).startswith("learned"):
         config["variance_type"] = "fixed_small"
     T, sampler = config["num_train_timesteps"], Sampler(cls.from_config(config), n)
-    process = {key: config[key] for key in config if "beta" in key and key in signature(DDPMScheduler).parameters}
+    process = {k: config[k] for k in config if "beta" in k and k in inspect.signature(DDPMScheduler).parameters}
     alpha_bars = DDPMScheduler(T, **process).alphas_cumprod.double().numpy().clip(1e-12)
     sigmas = np.exp(np.interp(sampler.scheduler.timesteps, range(T), np.log(1 / alpha_bars - 1) / 2))  # t may be 0.5
     m, s, generators = 0.5, torch.tensor([0.1, 0.5, 1.0, 4.0]), [torch.Generator().manual_seed(0)]
