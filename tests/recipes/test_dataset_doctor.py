@@ -39,9 +39,7 @@ def test_says_what_a_sound_data_set_holds_and_how_to_train_on_it(tmp_path, capsy
         "channels  3 (RGB)",
         "captions  none",
     ]
-    assert command.startswith(
-        f"to train on it: accelerate launch examples/train_cfg.py --dataset {tmp_path} --output_dir"
-    )
+    assert command.startswith(f"to train on it: python examples/train_cfg.py --dataset {tmp_path} --output_dir")
     assert last == f"{tmp_path}: no findings"
     assert "ownload" not in printed.out + printed.err
 
@@ -52,8 +50,8 @@ def test_the_command_is_one_that_trains(tmp_path, monkeypatch):
     Image.new("RGB", (20, 30)).save(folder / "class0" / "other.png")
     (folder / "class1" / "broken.png").write_bytes(b"x")
     (command,) = report_of(folder).commands
-    launch, script, *flags = shlex.split(command.removeprefix("accelerate "))
-    assert (launch, flags[:2]) == ("launch", ["--dataset", str(folder)])
+    python, script, *flags = shlex.split(command)
+    assert (python, flags[:2]) == ("python", ["--dataset", str(folder)])
     assert flags[2:6] == ["--on_bad_image", "skip", "--resolution", "8x16"]
     flags += "--max_train_steps 1 --sampling_steps 0 --block_out_channels 8 8".split()
     monkeypatch.chdir(tmp_path)
@@ -111,7 +109,7 @@ def test_each_fault_of_a_data_set_is_found(tmp_path):
     picture.rotate(90).save(tmp_path / "rare" / "1.png")
     report = report_of(tmp_path)
     expected = [
-        "unusable: 1 images, which would stop a run (", "number of images: 67, so few that",
+        "unusable images: 1, which would stop a run (", "number of images: 67, so few that",
         "the images differ in size", "colour and grey: 66 of 67 images are in colour",
         "transparent in places: 1 of 67 images", "copies of other images: 2 (", "the same image in two classes: 1 (",
         "images of one colour only: 1 (", "images in the class 'rare': 1, in the largest 35",
@@ -145,6 +143,13 @@ def test_nothing_there_is_an_error_of_one_line(tmp_path, capsys):
 def test_classes_that_are_all_small_are_found(tmp_path):
     save_pictures(tmp_path, count=10)
     assert report_of(tmp_path).findings[-1].startswith("no class has more than 5 images")
+
+
+def test_a_class_of_another_split_alone_is_found(tmp_path):
+    save_pictures(tmp_path / "train")
+    save_pictures(tmp_path / "test", count=6, classes=3)
+    (finding,) = report_of(tmp_path).findings
+    assert finding.startswith("classes without images: class2, which a model cannot learn")
 
 
 def test_outliers_that_set_the_range_of_a_channel_are_found(tmp_path):

@@ -52,7 +52,7 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
     skipped = pictures.skipped + (held_out.skipped if held_out else [])
     if skipped:
         findings.append(
-            f"unusable: {len(skipped)} images, which would stop a run ({shortened(skipped)}); repair or remove them, "
+            f"unusable images: {len(skipped)}, which would stop a run ({shortened(skipped)}); repair or remove them, "
             "or train with --on_bad_image skip"
         )
     contents, commands = list(_contents(pictures, counts)), list(_commands(pictures, arguments, bool(skipped)))
@@ -114,7 +114,7 @@ def _commands(pictures: PictureDataset, arguments: CaptionedDataArguments, skip:
     for script, columns in (scripts or {"train_unconditional": {}}).items():
         given = {**flags, **columns, "output_dir": output_dir}
         text = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
-        yield " ".join([f"accelerate launch examples/{script}.py", *text])
+        yield " ".join([f"python examples/{script}.py", *text])
 
 
 def _findings(pictures: PictureDataset) -> Iterator[str]:
@@ -142,7 +142,9 @@ def _findings(pictures: PictureDataset) -> Iterator[str]:
         yield from _values(pictures)
     if pictures.labels is not None:
         numbers = torch.bincount(pictures.labels, minlength=len(pictures.label_names))
-        least, most = int(numbers.argmin()), int(numbers.argmax())
+        least, most = int(numbers.where(numbers > 0, len(pictures)).argmin()), int(numbers.argmax())
+        if missing := pictures.classes_without_images:
+            yield f"classes without images: {shortened(missing)}, which a model cannot learn; collect or remove them"
         if numbers[most] < 20:
             yield f"no class has more than {numbers[most]} images, so a model memorises each; collect more"
         elif numbers[least] < max(20, numbers[most] / 10):
