@@ -211,6 +211,15 @@ class TestMistakes:
             with pytest.raises(error, match=message):
                 unchanged.load_lora_weights(path)
 
+    def test_a_hub_that_fails_is_asked_once(self, unchanged, hub):
+        fault = hub.fail_next("/api/models/user/adaptr", 503, times=10)
+        with pytest.raises(
+            FileNotFoundError,
+            match="^'user/adaptr' is not a folder here, .*the Hub cannot be asked .*; check the spell",
+        ):
+            unchanged.load_lora_weights("user/adaptr")
+        assert fault.left == 9 and len(hub.requests) == 1
+
     def test_pickles_are_not_read(self, unchanged, tmp_path):
         torch.save({}, tmp_path / "pytorch_lora_weights.bin")
         with pytest.raises(FileNotFoundError, match="so it is not an adapter"):

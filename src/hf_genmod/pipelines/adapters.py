@@ -212,6 +212,10 @@ def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, tor
     inspect.signature(hf_hub_download).bind(path, weight_name, **options)  # raises where an option is unknown
     file = Path(path, options.get("subfolder") or "", weight_name) if os.path.isdir(path) else Path(path)
     try:
+        if IS_INSTALLED and not os.path.exists(path) and not options.get("local_files_only"):
+            hub, of_hub = importlib.import_module("hf_genmod.hub"), (options.get("cache_dir"), options.get("token"))
+            if reason := hub.why_missing(path, "model", *of_hub):
+                raise OSError(reason)
         file = file if os.path.exists(path) else hf_hub_download(path, weight_name, **options)
     except (OSError, ValueError) as error:
         reason = first_line(error)
@@ -223,7 +227,6 @@ def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, tor
             metadata = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
             return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (no dict)
     except (SafetensorError, ValueError) as error:
-        with open(file, "rb") as opened:
-            is_pointer = opened.read(19) == b"version https://git"
+        is_pointer = Path(file).read_bytes().startswith(b"version https://git")
         reason = "a pointer of Git LFS; run `git lfs pull`" if is_pointer else first_line(error)
         raise ValueError(f"{file}: not a file of safetensors ({reason})") from error

@@ -55,8 +55,7 @@ class ClassConditionalPipeline(GenerationPipeline):
         return {"class_labels": pictures.labels[indices].to(self._execution_device)}
 
     def _classifier_free_guidance(self, x_t, t, labels: WeightedLabels, gamma, **condition):
-        """ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅) in as few forward passes as possible. Both ε are conditioned on `condition`,
-        tensors (n, ...)."""
+        """ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅) in as few passes as possible; both ε take `condition`, tensors (n, ...)."""
         n, channels = x_t.shape[:2]
         null = torch.full((n,), self.unet.config.num_classes, device=x_t.device)
         if gamma == 0:
@@ -102,17 +101,16 @@ class ClassConditionalPipeline(GenerationPipeline):
         return WeightedLabels(len(weights), *tensors, are_single)
 
     def _label_index(self, label) -> int:
-        num_classes = self.num_classes
         if isinstance(label, str) and label in self.labels:
             return self.labels[label]
         if isinstance(label, str):
             close = difflib.get_close_matches(label, self.labels, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}?" if close else "`pipe.labels` lists them"
-            hint = hint if self.labels else f"it has no names, so give numbers from 0 to {num_classes - 1}"
+            hint = hint if self.labels else f"it has no names, so give numbers from 0 to {self.num_classes - 1}"
             known = f"the {len(self.labels)} labels of this model"
             raise ValueError(f"class_labels: {label!r} is not one of {known}; {hint}")
-        if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= label < num_classes:
-            hint = f"from 0 to {num_classes - 1}{' or a name from `pipe.labels`' if self.labels else ''}"
+        if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= label < self.num_classes:
+            hint = f"from 0 to {self.num_classes - 1}{' or a name from `pipe.labels`' if self.labels else ''}"
             raise ValueError(f"class_labels: {label!r} is not a label of this model; give a whole number {hint}")
         return label
 

@@ -8,8 +8,7 @@ import torch
 
 
 class OfCall:
-    """An attribute of a pipeline with one value for each thread, so that calls in several threads do not share it; a
-    thread without a value sees one of another thread."""
+    """An attribute of a pipeline with one value for each thread; a thread without one sees that of another thread."""
 
     def __set_name__(self, owner, name):
         self.name = name
