@@ -306,6 +306,17 @@ def test_what_lies_in_a_folder_and_cannot_be_opened_is_named(tmp_path):
         (tmp_path / name).unlink()
 
 
+def test_pointers_of_git_lfs_without_the_ending_of_an_image_are_named(tmp_path):
+    pointer = next(content for content in KINDS if content.startswith(b"version"))
+    (tmp_path / "photo").write_bytes(pointer)
+    with pytest.raises(ValueError, match="photo: a pointer of Git LFS; run `git lfs pull`"):
+        load_pictures(tmp_path)
+    Image.new("L", (8, 8)).save(tmp_path / "photo", "PNG")
+    (tmp_path / "photo.dat").write_bytes(pointer)
+    with pytest.warns(UserWarning, match="photo.dat .a pointer of Git LFS; run `git lfs pull`"):
+        assert len(load_pictures(tmp_path)) == 1
+
+
 class ByPlugin(ImageFile.ImageFile):
     """Images of a format that Pillow does not know, a line of hexadecimal numbers for each line of pixels."""
 

@@ -207,11 +207,11 @@ def refused():
         "preview": (tiff(np.ones((5, 7, 3), "u1"), photometric=2, more={254: [1]}), "Pillow reads only the preview"),
         "DNG": (tiff(np.ones((5, 7, 3), "u1"), photometric=2, more={50706: [1]}), "Pillow reads only the preview"),
         "pages": (None, "it has 2 frames; save the one"),
-        "colour PFM": (b"PF\n1 1\n-1.0\n" + bytes(12), "a PAM image, or a PFM image in colour; save it as PNG"),
+        "colour PFM": (b"PF\n1 1\n-1.0\n" + bytes(12), ".*in colour; save it as PNG, or its values as .npy"),
         "PAM": (b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 3\nMAXVAL 1023\nENDHDR\n" + bytes(6), "a PAM image"),
         "deep Photoshop": (
             b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 5, 7, 16, 3) + bytes(20),
-            "a Photoshop file that is not of 8 bits",
+            "a Photoshop file that is not of 8 bits; save it as PNG, or its values as .npy by psd-tools",
         ),
     }  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from hf_genmod.data.formats import CLOSED, ENDINGS, is_closed_image
+from hf_genmod.errors import LFS_REMEDY, is_lfs_pointer
 
 ARRAYS = (".npy", ".npz")
 CAPTIONS = (".txt", ".caption")
@@ -155,6 +156,8 @@ def _kind(name: str, entry: os.DirEntry, images: set[str], stems: set[str]) -> s
         return "tables"
     if ending.lower() in (".7z", ".bz2", ".gz", ".rar", ".xz", ".zst"):
         return "packed; unpack it"
+    if is_lfs_pointer(entry.path):
+        return f"a pointer of Git LFS; {LFS_REMEDY}" if ending else "images"
     if any(name[: dot.start()] in images for dot in re.finditer(r"\.", name)):  # such as 0.jpg.json or 0.jpg.thumb
         return "called after another image" if _holds_an_image(entry.path) else None
     if _holds_an_image(entry.path):
