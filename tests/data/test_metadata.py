@@ -25,7 +25,9 @@ def write(folder, arrays, files, content, name="metadata.csv"):
         ("file_name,text\n0.png,a, b\n", 'metadata.csv, line 2: 3 cells, not the 2 of the first line; .* in "quotes"'),
         ("file_name,text\n0.png\n", "metadata.csv, line 2: 1 cells, not the 2"),
         ('file_name,text\n0.png,"open\n', "metadata.csv, line 2: unexpected end of data; correct the line"),
-        ("file_name;text\n0.png;a\n", "metadata.csv, line 2: no column file_name .*; it has file_name;text"),
+        ("file_name;text\n0.png;a, b\n", "metadata.csv, line 1: its columns are separated by ';'; separate them by"),
+        ("file_name\ttext\n0.png\ta\n", r"metadata.csv, line 1: its columns are separated by .*; separate them"),
+        ("file_name,image\n0.png,http://a\n", "2: the images of file_name would replace the column 'image'"),
         ("name,text\n0.png,a\n", "metadata.csv, line 2: no column file_name .*; it has name, text"),
         ("file_name,text\n,a\n", "metadata.csv, line 2: file_name is None, not the name of a file"),
         (

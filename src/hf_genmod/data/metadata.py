@@ -60,7 +60,9 @@ def _csv_rows(path: str) -> list[tuple[int, dict]]:
         raise ValueError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
     if not lines:
         return []
-    (_, names), *lines = lines
+    (line, names), *lines = lines
+    if len(names) == 1 and (other := re.search("[;|\t]", names[0])):
+        raise ValueError(f"{path}, line {line}: its columns are separated by {other[0]!r}; separate them by commas")
     for line, cells in lines:
         if len(cells) != len(names):
             reason = f"{len(cells)} cells, not the {len(names)} of the first line"
@@ -96,6 +98,8 @@ def images_of(row: dict, where: str, metadata: File) -> dict[str, tuple[str, ...
         raise ValueError(f"{where}: no column file_name says which image it describes; it has {', '.join(row)}")
     places = {}
     for column, key in named.items():
+        if column in row:
+            raise ValueError(f"{where}: the images of {key} would replace the column {column!r}; rename the latter")
         name = row[key]
         if name is None and len(named) > 1:
             continue
