@@ -120,7 +120,11 @@ class TestWhatIsSaved:
             "vae": [None, None],
             "value_range": None,
             "id2label": {"0": "cat", "1": "dog", "2": "lizard"},
-        }
+            "process": {
+                "prediction_type": "epsilon", "num_train_timesteps": 1000, "beta_schedule": "linear",
+                "beta_start": 0.0001, "beta_end": 0.02, "trained_betas": None, "rescale_betas_zero_snr": False,
+            },
+        }  # fmt: skip
 
     def test_tells_nobody_where_it_was_loaded_from(self, tmp_path, elsewhere):
         PIPELINES["in latent space"]().save_pretrained(tmp_path / "checkpoint")

@@ -46,15 +46,12 @@ class TestLabels:
     @pytest.mark.parametrize(
         "label, message",
         [
-            ("catt", "class_labels: 'catt' is not one of the 3 labels of this model; did you mean 'cat'?"),
+            ("catt", "class_labels: 'catt' is not a label of this model; did you mean 'cat'?"),
             (
                 "xylophone",
-                "class_labels: 'xylophone' is not one of the 3 labels of this model; `pipe.labels` lists them",
+                "'xylophone' is not a label of this model; give a whole number from 0 to 2 or a name",
             ),
-            (
-                3,
-                "class_labels: 3 is not a label of this model; give a whole number from 0 to 2 or a name from `pipe.l",
-            ),
+            (3, "class_labels: 3 is not a label of this model; give a whole number from 0 to 2 or a name from `pipe"),
             (-1, "class_labels: -1 is not a label of this model; give a whole number from 0 to 2"),
             ([0, 5], "class_labels: 5 is not a label"),
             (True, "class_labels: True is not a label"),
@@ -62,7 +59,7 @@ class TestLabels:
             (torch.tensor([0.5]), "class_labels: 0.5 is not a label"),
             (None, "class_labels: None is not a label"),
             ([], "class_labels: there are none; give one for each image"),
-            ({"catt": 1.0}, "class_labels: 'catt' is not one of the 3 labels of this model; did you mean 'cat'?"),
+            ({"catt": 1.0}, "class_labels: 'catt' is not a label of this model; did you mean 'cat'?"),
             ({"cat": "1"}, "class_labels: the weight '1' of 'cat' is not a finite number"),
             ({"cat": float("nan")}, "class_labels: the weight nan of 'cat' is not a finite number"),
             ({"cat": 1e300}, "class_labels: the weights {'cat': 1e+300} are too large"),
@@ -76,7 +73,7 @@ class TestLabels:
 
     def test_a_model_without_names_wants_numbers(self):
         pipeline = guided(id2label=None)
-        with pytest.raises(ValueError, match="'cat' .* it has no names, so give numbers from 0 to 2"):
+        with pytest.raises(ValueError, match="'cat' is not a label of this model; give a whole number from 0 to 2$"):
             draw(pipeline, "cat")
         with pytest.raises(ValueError, match="give a whole number from 0 to 2$"):
             draw(pipeline, 3)

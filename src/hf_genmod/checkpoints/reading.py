@@ -12,6 +12,7 @@ import hf_genmod
 from hf_genmod.checkpoints.safety import check_component, class_of_component, read_json
 from hf_genmod.errors import first_line, shortened
 from hf_genmod.hub import can_be_id, why_missing
+from hf_genmod.schedulers.ancestral_ddpm import TRAINING_KEYS
 
 
 def checked(cls: type, path: str | os.PathLike, kwargs: dict) -> tuple[str | os.PathLike, dict]:
@@ -32,6 +33,9 @@ def checked(cls: type, path: str | os.PathLike, kwargs: dict) -> tuple[str | os.
             raise ValueError(f"model_index.json: a {cls.__name__} has no component {name!r}")
         if name not in kwargs:
             check_component(Path(folder, name), class_of_component(name, *index[name]))
+    if "scheduler" in kwargs and "process" in known and "process" not in index:  # of an earlier version
+        config = read_json(Path(folder, "scheduler", "scheduler_config.json"))
+        kwargs = {"process": {key: config[key] for key in TRAINING_KEYS & config.keys()}} | kwargs
     return folder, kwargs | {"use_safetensors": True}
 
 

@@ -18,9 +18,10 @@ from .checkpoint import IS_INSTALLED
 
 class AdapterMixin(LoraBaseMixin):
     """The part of `GenerationPipeline` about adapters of the U-Net and the text encoder: load, save, fuse and detach.
-    A pipeline whose classes can grow overrides the three methods about classes."""
+    A pipeline whose classes can grow overrides `_add_classes_of`."""
 
     _lora_loadable_modules = ["unet", "text_encoder"]
+    _brought = {}  # the names of the classes of each adapter
 
     def load_lora_weights(
         self,
@@ -58,12 +59,10 @@ class AdapterMixin(LoraBaseMixin):
             raise ValueError(f"adapter_name: {adapter_name!r} is attached already; choose another, or delete that one")
         if "." in adapter_name:
             raise ValueError(f"adapter_name: {adapter_name!r} has a dot in it, which names of modules cannot have")
-        parts = {key.partition(".")[0]: ({}, {}) for key in state}  # weights and config of each component
-        for kind, named in enumerate((state, metadata)):
-            for key, value in named.items():
-                component, _, name = key.partition(".")
-                if component in parts:
-                    parts[component][kind][name] = value
+        parts = {}  # weights and config of each component
+        for component in sorted({key.partition(".")[0] for key in state}):
+            start, both = f"{component}.", (state, metadata)
+            parts[component] = [{k.removeprefix(start): of[k] for k in of if k.startswith(start)} for of in both]
         if IS_INSTALLED:
             safety = importlib.import_module("hf_genmod.checkpoints.safety")
             for component, (weights, config) in parts.items():
@@ -118,8 +117,8 @@ class AdapterMixin(LoraBaseMixin):
                 config["base_model_name_or_path"] = None  # which may be a path on this machine
                 config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
                 metadata |= self.pack_weights(config, component)
-        names, rows = self._classes_of(adapter_name)
-        if names:
+        if names := self._brought.get(adapter_name):
+            rows = self.unet.class_embedding.weight.detach()[[self.labels[name] for name in names]]
             state["class_embedding"], metadata["class_names"] = rows, names
         state = {name: weight.contiguous() for name, weight in state.items()}
         self.write_lora_layers(state, save_directory, True, weight_name, None, True, metadata)
@@ -153,9 +152,8 @@ class AdapterMixin(LoraBaseMixin):
         """Detaches adapters and removes the classes that they brought. An unknown name is a `ValueError`."""
         self._check_not_compiled()
         names, known = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names), self._attached()
-        for name in names:
-            if name not in known:
-                raise ValueError(f"adapter_names: {name!r} is not one of the adapters {known}")
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"adapter_names: {unknown[0]!r} is not one of the adapters {known}")
         for name in names:
             self._detach(name)
 
@@ -165,6 +163,16 @@ class AdapterMixin(LoraBaseMixin):
             super().delete_adapters(adapter_name)
         if not self._attached():
             self.unload_lora_weights()  # else the wrapped layers would be saved under other names
+
+    def _remove_classes_of(self, adapter_name):
+        """Removes the classes of an adapter, before it is detached; those of a fused one are part of the weights."""
+        is_fused = any(adapter_name in getattr(module, "merged_adapters", ()) for module in self.unet.modules())
+        for name in self._brought.pop(adapter_name, []):
+            if is_fused:
+                self.unet.set_label_embeddings(self.unet.class_embedding.weight)
+            else:
+                self.unet.remove_label(self.labels[name])
+                self.register_to_config(id2label=dict(enumerate(other for other in self.labels if other != name)))
 
     def _attached(self) -> list[str]:
         """The names of all adapters."""
@@ -196,13 +204,6 @@ class AdapterMixin(LoraBaseMixin):
     def _add_classes_of(self, path, adapter_name, names, rows):
         """Adds the classes of an adapter, with their embeddings, or raises if the pipeline cannot take them."""
         raise ValueError(f"{path}: it is for the classes {', '.join(names)}, and {type(self).__name__} takes none")
-
-    def _classes_of(self, adapter_name) -> tuple[list[str], torch.Tensor | None]:
-        """The names and embeddings of the classes that an adapter brought."""
-        return [], None
-
-    def _remove_classes_of(self, adapter_name):
-        """Removes them, before the adapter is detached."""
 
 
 def _read_adapter(path: str, weight_name: str, **options) -> tuple[dict[str, torch.Tensor], dict]:

@@ -4,13 +4,14 @@ import inspect
 from collections.abc import Callable, Sequence
 
 import torch
+from diffusers import SchedulerMixin
 
 from ..models.image_model import pair
 from .adapters import AdapterMixin
 from .checkpoint import ImagePipeline
 from .pictures import REMEDY, in_enough_precision
 from .requests import OfCall, check_output_type, check_positive, one_generator_each, standard_normal
-from .samplers import Sampler, check_sampler
+from .samplers import Sampler, check_process, check_sampler, process_of
 
 
 class GenerationPipeline(ImagePipeline, AdapterMixin):
@@ -28,6 +29,10 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     do_classifier_free_guidance = property(lambda self: self._guidance_scale not in (None, 0, 1), doc="γ is not off.")
     interrupt = property(lambda self: self._interrupt, doc="Whether the call of this thread stops after this step.")
     num_timesteps = property(lambda self: self._num_timesteps, doc="Number of steps of the call of this thread.")
+
+    def __init__(self, scheduler: SchedulerMixin, process: dict | None):
+        super().__init__()
+        self.register_to_config(process=process or process_of(scheduler.config))  # what the network was trained with
 
     def _generate(
         self,
@@ -55,6 +60,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         if latents is None:
             latents = standard_normal((self.unet.config.in_channels, *pair(self.unet.config.sample_size)), generators)
         changes, takes_variance = self._config_changes(clip)
+        check_process(self.scheduler, self.config.process)
         check_sampler(self.scheduler, num_inference_steps)
         sampler = Sampler(self.scheduler, num_inference_steps, **changes)
         scheduler = sampler.scheduler
@@ -63,7 +69,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         self._interrupt, self._num_timesteps = False, len(scheduler.timesteps)
 
         for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
-            model_input, sigma = scheduler.scale_model_input(x_t, t), sampler.sigma(i)
+            model_input, sigma = scheduler.scale_model_input(x_t, t), sampler.sigmas[i]
             prediction = predict(model_input, t, sigma)[:, : None if takes_variance else x_t.shape[1]]
             x_t = sampler.step(i, prediction, x_t, generators)
             if shift is not None:

@@ -13,6 +13,7 @@ from ..models.image_model import in_safetensors_only
 from .pictures import PictureProcessor
 
 IS_INSTALLED = not __name__.startswith("diffusers_modules.")  # else this file was read from a checkpoint
+_PATHS = {"_name_or_path", "name_or_path", "is_local", "local_files_only"}  # where a component was loaded from
 
 
 def _of_vae(name: str):
@@ -52,41 +53,46 @@ class ImagePipeline(DiffusionPipeline):
         return {}
 
     def _shipped(self):
-        """(folder in the checkpoint, name in the index, class, file name, source) of the pipeline and its components,
-        of those whose source is saved."""
-        modules = {"": self} | {
-            name: getattr(component, "_orig_mod", component)  # `_orig_mod`: compiled by torch
-            for name, component in self.components.items()
-        }
-        for folder, module in modules.items():
-            bundle = _bundle_of(type(module))
+        """(name in the index, class, file name, source) of the pipeline and its components whose source is saved."""
+        for name, module in {"_class_name": self, **self.components}.items():
+            cls = type(getattr(module, "_orig_mod", module))  # `_orig_mod`: compiled by torch
+            bundle = vars(cls).get("_bundle")  # set at the end of a bundle
+            if bundle is None and cls.__module__.startswith("hf_genmod."):
+                bundle = importlib.import_module("hf_genmod.checkpoints.bundle").bundle_of(cls)
             if bundle is not None:
-                yield folder, folder or "_class_name", type(module), *bundle
+                yield name, cls, *bundle
 
     def to_json_string(self) -> str:
         """The index of the checkpoint: an own class is (file, class), a file that lies beside the weights."""
         index = json.loads(super().to_json_string())
         index.pop("_name_or_path", None)
-        for _, name, cls, stem, _ in self._shipped():
+        for name, cls, stem, _ in self._shipped():
             index[name] = [stem, cls.__name__]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """Writes `model_index.json` and, where diffusers looks for it, the source of each own class; removes those of
         an earlier save."""
+
+        def source_file(name, stem):
+            return Path(save_directory, "" if name == "_class_name" else name, f"{stem}.py")
+
         index_file = Path(save_directory, self.config_name)
         index = json.loads(index_file.read_text(encoding="utf-8")) if index_file.is_file() else {}
         for name, entry in index.items():
             known = isinstance(entry, list) and name in ("_class_name", *self.components)
             if known and str(entry[0]).isidentifier():  # a foreign index could name any path
-                Path(save_directory, "" if name == "_class_name" else name, f"{entry[0]}.py").unlink(missing_ok=True)
-        for folder, _, _, stem, source in self._shipped():
-            file = Path(save_directory, folder, f"{stem}.py")
+                source_file(name, entry[0]).unlink(missing_ok=True)
+        for name, _, stem, source in self._shipped():
+            file = source_file(name, stem)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(source, encoding="utf-8", newline="\n")  # the same bytes on every system
-        for folder in ("", *self.components):
-            for name in ("config.json", "tokenizer_config.json"):
-                _forget_path(Path(save_directory, folder, name))
+        for name in self.components:
+            for file in Path(save_directory, name).glob("*config.json"):
+                config = json.loads(file.read_text(encoding="utf-8"))
+                kept = {key: config[key] for key in {*config} - _PATHS}
+                if kept != config:
+                    file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
@@ -132,19 +138,3 @@ class ImagePipeline(DiffusionPipeline):
     def preprocess(self, images, channels: int) -> torch.Tensor:
         """The inverse of `postprocess`, see [`PictureReader`] and [`PictureProcessor`]."""
         return self._processor(channels, self.config.get("value_range")).preprocess(images)
-
-
-def _bundle_of(cls: type) -> tuple[str, str] | None:
-    """The file name, without its ending, and the source of a class of this package, installed or from a checkpoint."""
-    captured = vars(cls).get("_bundle")  # set at the end of a bundle
-    if captured is None and cls.__module__.startswith("hf_genmod."):
-        return importlib.import_module("hf_genmod.checkpoints.bundle").bundle_of(cls)
-    return captured
-
-
-def _forget_path(config_file: Path) -> None:
-    """Removes from the config of a component the path that it was loaded from."""
-    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    kept = {key: config[key] for key in {*config} - {"_name_or_path", "name_or_path", "is_local", "local_files_only"}}
-    if kept != config:
-        config_file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t, y), with `num_classes`.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        scheduler, vae, value_range: As [`UnconditionalPipeline`] takes them.
+        scheduler, vae, value_range, process: As [`UnconditionalPipeline`] takes them.
     """
 
     _scales = ("guidance_scale",)
@@ -36,13 +36,14 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         vae: ModelMixin | None = None,
         id2label: dict | None = None,
         value_range: dict[str, list[float]] | None = None,
+        process: dict | None = None,
     ):
-        super().__init__()
+        super().__init__(scheduler, process)
         if unet.config.num_classes is None:
             raise ValueError("unet: it was made without num_classes; use UnconditionalPipeline")
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self._register_names(id2label, value_range)
-        self._brought = {}  # the names of the classes of each adapter
+        self._brought = {}
 
     @torch.no_grad()
     def __call__(
@@ -118,20 +119,6 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             raise ValueError(f"{path}: the embeddings of its classes are not those of {len(names)} of this model")
         for name, row in zip(names, rows, strict=True):
             self.add_class(name, row, adapter_name)
-
-    def _classes_of(self, adapter_name):
-        names = self._brought.get(adapter_name, [])
-        return names, self.unet.class_embedding.weight.detach()[[self.labels[name] for name in names]]
-
-    def _remove_classes_of(self, adapter_name):
-        # The classes of a fused adapter are part of the weights.
-        is_fused = any(adapter_name in getattr(module, "merged_adapters", ()) for module in self.unet.modules())
-        for name in self._brought.pop(adapter_name, []):
-            if is_fused:
-                self.unet.set_label_embeddings(self.unet.class_embedding.weight)
-            else:
-                self.unet.remove_label(self.labels[name])
-                self.register_to_config(id2label=dict(enumerate(other for other in self.labels if other != name)))
 
     def _known_labels(self) -> dict[str, int]:
         """`labels`, with their numbers as names where they have none."""

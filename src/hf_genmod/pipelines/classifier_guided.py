@@ -30,7 +30,8 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         classifier ([`NoisyImageClassifier`]): log f_φ(y | x_t), trained on x_t of the same process. Its parameters
             are frozen.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        scheduler, vae, value_range: As [`UnconditionalPipeline`] takes them. A classifier of latents needs a `vae`.
+        scheduler, vae, value_range, process: As [`UnconditionalPipeline`] takes them. A classifier of latents needs a
+            `vae`.
 
     Raises:
         ValueError: If the classifier does not fit the images, the noise schedule and the labels of the U-Net.
@@ -50,8 +51,9 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         vae: ModelMixin | None = None,
         id2label: dict | None = None,
         value_range: dict[str, list[float]] | None = None,
+        process: dict | None = None,
     ):
-        super().__init__()
+        super().__init__(scheduler, process)
         classifier.requires_grad_(False)  # only the gradient in x_t is needed
         self.register_modules(unet=unet, classifier=classifier, scheduler=scheduler, vae=vae)
         self._register_names(id2label, value_range)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .base import GenerationPipeline
-from .requests import check_positive
+from .requests import check_positive, plain
 
 
 class WeightedLabels(NamedTuple):
@@ -75,8 +75,8 @@ class ClassConditionalPipeline(GenerationPipeline):
     def _weighted_labels(self, class_labels, num_images_per_prompt: int = 1) -> WeightedLabels:
         """The labels that are asked for, with their weights, on the device."""
         check_positive(num_images_per_prompt=num_images_per_prompt)
-        class_labels = _plain(class_labels)
-        class_labels = [_plain(label) for label in class_labels] if isinstance(class_labels, list) else [class_labels]
+        class_labels = plain(class_labels)
+        class_labels = [plain(label) for label in class_labels] if isinstance(class_labels, list) else [class_labels]
         class_labels = [label[0] if isinstance(label, list) and len(label) == 1 else label for label in class_labels]
         if not class_labels or any(isinstance(label, list) for label in class_labels):
             reason = "their shape is neither (n,) nor (n, 1)" if class_labels else "there are none"
@@ -85,7 +85,7 @@ class ClassConditionalPipeline(GenerationPipeline):
         weights = torch.zeros(len(class_labels), self.num_classes)
         for row, request in zip(weights, class_labels, strict=True):
             for label, weight in request.items() if isinstance(request, dict) else [(request, 1.0)]:
-                weight = _plain(weight)
+                weight = plain(weight)
                 if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
                     raise ValueError(f"class_labels: the weight {weight!r} of {label!r} is not a finite number")
                 row[self._label_index(label)] += weight
@@ -101,21 +101,10 @@ class ClassConditionalPipeline(GenerationPipeline):
         return WeightedLabels(len(weights), *tensors, are_single)
 
     def _label_index(self, label) -> int:
-        if isinstance(label, str) and label in self.labels:
-            return self.labels[label]
-        if isinstance(label, str):
-            close = difflib.get_close_matches(label, self.labels, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else "`pipe.labels` lists them"
-            hint = hint if self.labels else f"it has no names, so give numbers from 0 to {self.num_classes - 1}"
-            known = f"the {len(self.labels)} labels of this model"
-            raise ValueError(f"class_labels: {label!r} is not one of {known}; {hint}")
-        if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= label < self.num_classes:
-            hint = f"from 0 to {self.num_classes - 1}{' or a name from `pipe.labels`' if self.labels else ''}"
-            raise ValueError(f"class_labels: {label!r} is not a label of this model; give a whole number {hint}")
-        return label
-
-
-def _plain(value):
-    """A tensor or array as a number or a list, a tuple as a list."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return list(value) if isinstance(value, tuple) else value
+        index = self.labels.get(label) if isinstance(label, str) else label
+        if isinstance(index, Integral) and not isinstance(index, bool) and 0 <= index < self.num_classes:
+            return index
+        close = difflib.get_close_matches(str(label), self.labels, n=1, cutoff=0.5)
+        hint = f"a whole number from 0 to {self.num_classes - 1}{' or a name from `pipe.labels`' * bool(self.labels)}"
+        hint = f"did you mean {close[0]!r}?" if close else f"give {hint}"
+        raise ValueError(f"class_labels: {label!r} is not a label of this model; {hint}")

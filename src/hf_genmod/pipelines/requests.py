@@ -21,6 +21,12 @@ class OfCall:
         vars(pipeline).setdefault(self.name, {})[threading.get_ident()] = value
 
 
+def plain(value):
+    """A tensor or array as a number or a list, a tuple as a list."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return list(value) if isinstance(value, tuple) else value
+
+
 def check_positive(**numbers) -> None:
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:

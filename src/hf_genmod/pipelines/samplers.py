@@ -1,14 +1,18 @@
 """Samplers: any scheduler that draws from the distribution."""
 
+import contextlib
 import copy
 import functools
 import inspect
 import json
 import math
+import reprlib
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, SchedulerMixin
+
+from .requests import plain
 
 
 class StepCount(int):
@@ -32,16 +36,10 @@ class Sampler:
         self.scheduler.set_timesteps(self.n, device="cpu")  # a step never waits for the accelerator
         if hasattr(scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)  # else looked up by the timestep, which Karras' sigmas repeat
-        self.alpha_bars = scheduler.alphas_cumprod.tolist()
-
-    def sigma(self, i: int) -> float:
-        """σ = √((1−ᾱ_t)/ᾱ_t) of the network's input in step i."""
-        t = self.scheduler.timesteps[i]
-        scale = float(self.scheduler.scale_model_input(torch.ones((), dtype=torch.float64), t))  # 1/√(1+σ²), or 1
-        if scale == 1 and hasattr(self.scheduler, "sigmas"):
-            return float(self.scheduler.sigmas[i])
-        scale = self.alpha_bars[int(t)] ** 0.5 if scale == 1 else scale
-        return (scale**-2 - 1) ** 0.5 if scale else math.inf
+        alpha_bars = scheduler.alphas_cumprod.cpu().double()
+        log_sigmas = (1 / alpha_bars - 1).log() / 2
+        # σ = √((1−ᾱ_t)/ᾱ_t) of the network's input in each step; t may lie between two timesteps of training.
+        self.sigmas = np.exp(np.interp(self.scheduler.timesteps, range(len(alpha_bars)), log_sigmas)).tolist()
 
     def step(self, i: int, prediction: torch.Tensor, x_t: torch.Tensor, generators: list) -> torch.Tensor:
         timesteps, is_half = self.scheduler.timesteps, i < len(getattr(self.scheduler, "prk_timesteps", ()))  # of PNDM
@@ -52,17 +50,44 @@ class Sampler:
         return self.scheduler.step(prediction, t, x_t, **{name: options[name] for name in known}).prev_sample
 
 
+def process_of(config: dict) -> dict:
+    """The part of a scheduler's config that fixes x_t and what the network predicts."""
+    keys = "prediction_type num_train_timesteps beta_schedule trained_betas rescale_betas_zero_snr beta_start beta_end"
+    return {key: plain(config[key]) for key in keys.split() if key in config}
+
+
+def check_process(scheduler: SchedulerMixin, process: dict) -> None:
+    """Raises `ValueError` if a scheduler is not for the process that the network was trained with."""
+    name, remedy = type(scheduler).__name__, ".from_config(pipe.scheduler.config, **pipe.config.process)"
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"scheduler: {name} is for another kind of model; use DPMSolverMultistepScheduler{remedy}")
+    given, of_training = process_of(scheduler.config), DDPMScheduler.from_config(process)
+    angle, expected = (s.alphas_cumprod.cpu().sqrt().acos() for s in (scheduler, of_training))  # arctan σ
+    is_same = len(angle) == len(expected) and (angle - expected).abs().max() < 0.01  # the last σ may be finite
+    for key, value in given.items():
+        if process.get(key, value) != value and (key == "prediction_type" or not is_same):
+            values = f"{reprlib.repr(value)}, and {reprlib.repr(process[key])} in the training of this model"
+            raise ValueError(f"scheduler: its {key} is {values}; use {name}{remedy}")
+    if not is_same:
+        raise ValueError(f"scheduler: {name} changes the noise levels of the training; use another")
+
+
 def check_sampler(scheduler: SchedulerMixin, n: int) -> None:
     """Raises `ValueError` if a scheduler does not draw from a known distribution in n steps."""
-    if n > (T := scheduler.config.get("num_train_timesteps", n)):
+    config, T = json.dumps(scheduler.config, default=plain), scheduler.config.get("num_train_timesteps", n)
+    if n > T:
         raise ValueError(f"num_inference_steps: {n} must be within 1 ... {T}, the steps of training")
-    try:
-        fault = _fault(type(scheduler), json.dumps(scheduler.config, default=lambda value: value.tolist()), n)
-    except Exception as error:  # those for other models raise anything
-        fault = f"fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    if fault:
-        remedy = "change the number of steps, set timestep_spacing to 'trailing', or use DPMSolverMultistepScheduler"
-        raise ValueError(f"scheduler: {type(scheduler).__name__} in {n} steps {fault}; {remedy}")
+
+    def fault(n):
+        with contextlib.suppress(Exception):  # those for other models raise anything
+            return _fault(type(scheduler), config, n)
+        return "fails"
+
+    if reason := fault(n):
+        others = sorted((k for k in (2, 4, 10, 20, 50, 100) if k <= T), key=lambda k: abs(k - n))
+        reason += next((f"; take {k} steps, or use " for k in others if not fault(k)), "; use ")
+        reason += "DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)"
+        raise ValueError(f"scheduler: {type(scheduler).__name__} in {n} steps {reason}")
 
 
 @functools.cache
@@ -71,17 +96,15 @@ def _fault(cls: type[SchedulerMixin], config: str, n: int) -> str | None:
     config = json.loads(config) | {"clip_sample": False, "thresholding": False, "_use_default_values": []}
     if str(config.get("variance_type")).startswith("learned"):
         config["variance_type"] = "fixed_small"
-    T, sampler = config["num_train_timesteps"], Sampler(cls.from_config(config), n)
-    process = {k: config[k] for k in config if "beta" in k and k in inspect.signature(DDPMScheduler).parameters}
-    alpha_bars = DDPMScheduler(T, **process).alphas_cumprod.double().numpy().clip(1e-12)
-    sigmas = np.exp(np.interp(sampler.scheduler.timesteps, range(T), np.log(1 / alpha_bars - 1) / 2))  # t may be 0.5
+    sampler = Sampler(cls.from_config(config), n)
+    scheduler, sigmas = sampler.scheduler, np.minimum(sampler.sigmas, 1e6)
     m, s, generators = 0.5, torch.tensor([0.1, 0.5, 1.0, 4.0]), [torch.Generator().manual_seed(0)]
-    x_t = torch.randn(1, 1, 4096, 4, generator=generators[0]) * sampler.scheduler.init_noise_sigma
-    if alpha_bars[-1] >= 0.01:  # x_T is not noise, but √ᾱ_T x_0 + √(1−ᾱ_T) ε
-        scale = sampler.scheduler.scale_model_input(math.hypot(1, sigmas[0]), sampler.scheduler.timesteps[0])
-        x_t = (m + (s**2 + sigmas[0] ** 2).sqrt() * x_t / sampler.scheduler.init_noise_sigma) / scale
-    for i, sigma in enumerate(sigmas.tolist()):
-        x = sampler.scheduler.scale_model_input(x_t, sampler.scheduler.timesteps[i])
+    x_t = torch.randn(1, 1, 4096, 4, generator=generators[0]) * scheduler.init_noise_sigma
+    if scheduler.alphas_cumprod[-1] >= 0.01:  # x_T is not noise, but √ᾱ_T x_0 + √(1−ᾱ_T) ε
+        scale = scheduler.scale_model_input(math.hypot(1, sigmas[0]), scheduler.timesteps[0])
+        x_t = (m + (s**2 + sigmas[0] ** 2).sqrt() * x_t / scheduler.init_noise_sigma) / scale
+    for i, sigma in enumerate(sigmas):
+        x = scheduler.scale_model_input(x_t, scheduler.timesteps[i])
         a, b = 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)  # x is a x_0 + b ε
         x_0 = m + a * s**2 / (a**2 * s**2 + b**2) * (x - a * m)
         predictions = {"epsilon": (x - a * x_0) / b, "v_prediction": (a * x - x_0) / b, "sample": x_0}

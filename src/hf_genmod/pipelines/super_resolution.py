@@ -38,7 +38,7 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         id2label (`dict[int, str]`, *optional*): The name of each label, for a U-Net with labels.
         factor (`int`, defaults to 2): The factor by which height and width grow.
         max_noise_level (`int`, defaults to 0): The largest s that the U-Net was trained with.
-        scheduler, value_range: As [`UnconditionalPipeline`] takes them.
+        scheduler, value_range, process: As [`UnconditionalPipeline`] takes them.
 
     Raises:
         ValueError: If the U-Net takes no conditioning image.
@@ -57,8 +57,9 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         factor: int = 2,
         max_noise_level: int = 0,
         value_range: dict[str, list[float]] | None = None,
+        process: dict | None = None,
     ):
-        super().__init__()
+        super().__init__(scheduler, process)
         if unet.config.conditioning_channels != unet.config.in_channels:
             raise ValueError(
                 f"unet: its conditioning_channels are {unet.config.conditioning_channels}, and not the "

@@ -29,7 +29,7 @@ class TextToImagePipeline(GenerationPipeline):
         text_encoder (`transformers.PreTrainedModel`): A text encoder with hidden states of that width:
             `CLIPTextModel`, `T5EncoderModel`, ...
         tokenizer (`transformers.PreTrainedTokenizerBase`): Its tokenizer.
-        scheduler, vae, value_range: As [`UnconditionalPipeline`] takes them.
+        scheduler, vae, value_range, process: As [`UnconditionalPipeline`] takes them.
 
     Raises:
         ValueError: If the U-Net takes no text, or text of another width, or the tokenizer cannot pad.
@@ -48,8 +48,9 @@ class TextToImagePipeline(GenerationPipeline):
         scheduler: SchedulerMixin,
         vae: ModelMixin | None = None,
         value_range: dict[str, list[float]] | None = None,
+        process: dict | None = None,
     ):
-        super().__init__()
+        super().__init__(scheduler, process)
         width = unet.config.cross_attention_dim
         if width is None:
             raise ValueError("unet: it was made without cross_attention_dim, so that it takes no text")

@@ -19,6 +19,8 @@ class UnconditionalPipeline(GenerationPipeline):
         vae (*optional*): An autoencoder with `decode(z).sample`; then the U-Net works on its latents.
         value_range (`dict`, *optional*): `{"low": [...], "high": [...]}`, for each channel the measured values that -1
             and 1 stand for. `None` for images of 8 bits.
+        process (`dict`, *optional*): The keys of a scheduler's config that describe the noise and the prediction of
+            the training; by default those of `scheduler`. Schedulers that differ from them are refused.
     """
 
     def __init__(
@@ -27,8 +29,9 @@ class UnconditionalPipeline(GenerationPipeline):
         scheduler: SchedulerMixin,
         vae: ModelMixin | None = None,
         value_range: dict[str, list[float]] | None = None,
+        process: dict | None = None,
     ):
-        super().__init__()
+        super().__init__(scheduler, process)
         if unet.config.num_classes is not None:
             raise ValueError(
                 f"unet: it has {unet.config.num_classes} classes; use ClassifierFreeGuidedPipeline, which at "
