@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from hf_genmod import __version__
-from hf_genmod.errors import one_line_errors
+from hf_genmod.errors import counted, one_line_errors
 
 DATA_FLAGS = ("image_column", "label_column", "caption_column", "config_name", "array_axes")
 
@@ -26,7 +26,7 @@ def doctor(arguments) -> int:
     lines = [*contents, *(f"- {finding}" for finding in findings)]
     for line in [*lines, *(f"to train on it: {command}" for command in commands)]:
         print(line)
-    print(f"{path}: {len(findings) or 'no'} finding{'s' * (len(findings) != 1)}")
+    print(f"{path}: {counted(len(findings), 'finding') if findings else 'no findings'}")
     return status
 
 

@@ -24,6 +24,12 @@ def shortened(names: list, most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2,000 images", "2 classes"."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def is_lfs_pointer(file: str | os.PathLike) -> bool:
     """Whether a file is what a repository holds where Git LFS has not downloaded the file itself."""
     with open(file, "rb") as opened:

@@ -64,9 +64,7 @@ def test_an_archive_beside_what_was_unpacked_from_it(class_folders, tmp_path):
         (class_folders / file.name).unlink()
     pack(class_folders / "bee", class_folders / "bee.zip")
     shutil.rmtree(class_folders / "bee")
-    with pytest.raises(
-        ValueError, match="bee.zip: it holds 2 images, such as 2.png, that do not lie unpacked beside it"
-    ):
+    with pytest.raises(ValueError, match="bee.zip: it holds 2 images, such as 2.png, not unpacked beside it"):
         load_pictures(class_folders)
 
 
@@ -78,7 +76,7 @@ def test_other_images_of_the_same_names_and_sizes_are_not_unpacked(tmp_path, arr
         (tmp_path / f"{split}.bmp").rename(tmp_path / split / "0.bmp")
     pack(tmp_path / "test", tmp_path / "data" / f"test.{ending}")
     shutil.move(tmp_path / "train", tmp_path / "data" / "train")
-    with pytest.raises(ValueError, match="it holds 1 images, such as 0.bmp, that do not lie unpacked beside it"):
+    with pytest.raises(ValueError, match="it holds 1 image, such as 0.bmp, not unpacked beside it"):
         load_pictures(tmp_path / "data")
 
 

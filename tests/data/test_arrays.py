@@ -79,7 +79,7 @@ def test_axes_in_doubt_are_asked_for(tmp_path, shape, choices):
         assert torch.allclose(images_of(dataset), expected(array, axes), atol=1e-2)
 
 
-@pytest.mark.parametrize("shape", [(600, 49), (49, 600), (5, 21)])
+@pytest.mark.parametrize("shape", [(600, 49), (49, 600), (5, 21), (150, 64), (80, 300)])
 @pytest.mark.parametrize("count", [1, 2])
 def test_flat_images_are_not_taken_for_one(tmp_path, shape, count):
     for i in range(count):
@@ -89,6 +89,15 @@ def test_flat_images_are_not_taken_for_one(tmp_path, shape, count):
         load_pictures(tmp_path)
     dataset = load_pictures(tmp_path, array_axes="HW")
     assert dataset.resolution == shape and len(dataset) == count
+
+
+@pytest.mark.parametrize("shape, count", [((8, 60), 10), ((70, 70), 2), ((50, 60), 2)])
+def test_arrays_of_two_axes_are_images_where_there_are_many_or_they_are_square_or_small(tmp_path, shape, count):
+    for i in range(count):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        np.save(tmp_path / "ab"[i % 2] / f"{i}.npy", distinct(*shape))
+    dataset = load_pictures(tmp_path)
+    assert (len(dataset), dataset.resolution, dataset.label_names) == (count, shape, ["a", "b"])
 
 
 @pytest.mark.parametrize("shape", [(5, 9, 7), (9, 7, 5), (3, 9, 200), (9, 9, 9)])
@@ -124,7 +133,7 @@ def test_a_bad_image_of_an_array_is_named(tmp_path):
     array = distinct(60, 9, 7)
     array[17, 3, 3] = np.nan
     np.save(tmp_path / "a.npy", array)
-    with pytest.raises(ValueError, match=r"1 of the 60 images .*a.npy\[17\]: some of its values are not finite"):
+    with pytest.raises(ValueError, match=r"1 of 60 images .*a.npy\[17\]: some of its values are not finite"):
         load_pictures(tmp_path)
     dataset = load_pictures(tmp_path, on_bad_image="skip")
     assert len(dataset) == 59 and torch.allclose(images_of(dataset)[17, 0], torch.from_numpy(array[18]).double())
@@ -158,7 +167,7 @@ def test_what_is_no_array_of_numbers(tmp_path):
     }
     assert set(reasons) == {*arrays, "pickle", "pointer"}
     assert "numbers" in reasons["objects"] and "numbers" in reasons["pickle"] and "git lfs pull" in reasons["pointer"]
-    assert "complex128" in reasons["complex"] and "(4,)" in reasons["row"]
+    assert "complex128" in reasons["complex"] and "(4,) holds no image; if these are labels" in reasons["row"]
     np.savez(tmp_path / "a.npz", images=np.ones((4, 4)))
     with pytest.raises(ValueError, match="a.npz: a zip archive, as .npz is one; save the array .* as .npy"):
         load_pictures(tmp_path / "a.npz")

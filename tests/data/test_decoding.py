@@ -117,14 +117,14 @@ def test_measured_values_that_cannot_be_used(tmp_path):
 
     np.save(tmp_path / "more.npy", np.zeros((3, 4, 4)))
     with pytest.raises(
-        ValueError, match=r"several kinds: \S*good.npy of 1 channels, \S*more.npy of 3 channels of meas"
+        ValueError, match=r"several kinds: \S*good.npy of 1 channel, \S*more.npy of 3 channels of meas"
     ):
         load_pictures(tmp_path, on_bad_image="skip")
     with pytest.raises(
-        ValueError, match="it holds measured values of 1 channels, which stay as they are and cannot become 3"
+        ValueError, match="it holds measured values of 1 channel, which stay as they are and cannot become 3"
     ):
         load_pictures(rows([coded(Image.new("I;16", (4, 4)))]), channels=3)
-    with pytest.raises(ValueError, match="several kinds: row 1 .* of 8 bits, row 0 .* of 1 channels of measured"):
+    with pytest.raises(ValueError, match="several kinds: row 1 .* of 8 bits, row 0 .* of 1 channel of measured"):
         load_pictures(rows([coded(Image.new("I;16", (4, 4))), coded(Image.new("L", (4, 4)))]))
     save(Image.new("L", (4, 4)), tmp_path / "picture.png")
     with pytest.raises(ValueError, match="both arrays, .*.npy, and images"):

@@ -74,9 +74,13 @@ def test_splits_and_classes(tmp_path, arrays, names, expected):
         (
             ["0.png", "a/1.png", "b/2.png"],
             [None] * 3,
-            r"1 of the 3 images .* no label .*data/0.png, so labels are not",
+            r"outside its class folders \(a, b\), .* 1 of 3 images, such as .*data/0.png, so labels are not",
         ),
-        (["a/0.png", "b/1.png", "b/c/2.png"], [None] * 3, r"1 of the 3 images .* no label .*b/c/2.png, so labels are"),
+        (
+            ["a/0.png", "b/1.png", "b/c/2.png"],
+            [None] * 3,
+            r"or at another depth in them: 1 of 3 images, such as .*b/c/2.png, so labels are",
+        ),
     ],
 )
 def test_what_is_not_plain_is_said(tmp_path, arrays, names, expected, message):
@@ -85,7 +89,7 @@ def test_what_is_not_plain_is_said(tmp_path, arrays, names, expected, message):
         images = load_pictures(folder)
     assert [images.label_names and images.label_names[images.labels[i]] for i in range(len(images))] == expected
     if None in expected:
-        with pytest.raises(ValueError, match="no label .*put images into class folders of one depth"):
+        with pytest.raises(ValueError, match="outside its class folders .*; put all images into class folders"):
             load_pictures(folder, require_labels=True)
 
 
@@ -173,7 +177,7 @@ def test_images_beside_parquet_files_are_named(class_folders, arrays, tmp_path):
     table = load_folder_as_table(class_folders)
     table.to_parquet(tmp_path / "table" / "train.parquet")
     save(picture(arrays[0]), tmp_path / "table" / "preview.png")
-    with pytest.warns(UserWarning, match="1 images are not used, as its parquet files .*preview.png"):
+    with pytest.warns(UserWarning, match=r"images that are not used, as its parquet files .*\(1\): preview.png"):
         assert len(load_pictures(tmp_path / "table")) == 6
 
 
@@ -185,5 +189,5 @@ def test_the_readme_may_say_what_the_splits_are(tmp_path, arrays):
     folder = folder_of(tmp_path, arrays, "one/0.png", "two/1.png", "three/2.png")
     lines = ["configs:", "- config_name: default", "  data_files:", "  - {split: train, path: one/*}"]
     (folder / "README.md").write_text("\n".join(["---", *lines, "  - {split: test, path: two/*}", "---"]))
-    with pytest.warns(UserWarning, match="1 images are not used, .* its README .*three/2.png"):
+    with pytest.warns(UserWarning, match=r"images that are not used, .* its README .*\(1\): three/2.png"):
         assert [len(load_pictures(folder, split=split)) for split in ("train", "test")] == [1, 1]

@@ -57,7 +57,7 @@ def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(c
         ("train_latent_cfg.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor a checkpoint"),
         ("train_cfg.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor a checkpoint"),
         ("train_cfg.py", ["--vae", "{vae}", "--resolution", "18"], "resolution 18x18: this network (patch_size 2, 2"),
-        ("train_cfg.py", ["--vae", "{vae}", "--channels", "3"], "vae: it takes images of 1 channels, and these"),
+        ("train_cfg.py", ["--vae", "{vae}", "--channels", "3"], "vae: it takes images of 1 channel, and these"),
         ("train_unconditional.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor"),
         (
             "train_classifier.py",

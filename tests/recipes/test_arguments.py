@@ -46,11 +46,11 @@ def test_a_run_by_the_settings_of_another_does_not_push_over_it(tmp_path, monkey
 def test_parts_of_settings_that_hold_each_other_s_names_are_read(tmp_path):
     file = tmp_path / "settings.json"
     file.write_text(json.dumps({"a": {"hub_model_id": "x", "b": "y"}, "hub_model_id": {"c": "z"}, "b": {"seed": 1}}))
-    with pytest.raises(ValueError, match="'b' is not a setting"):
+    with pytest.raises(ValueError, match="settings that .* does not have: hub_model_id, b, c; is the file for"):
         parse_arguments(TrainingConfig, argv=["--config", str(file)])
 
 
-@pytest.mark.parametrize("text, message", [("a: [1", "not a YAML file"), ("- a\n- b", "holds no settings")])
+@pytest.mark.parametrize("text, message", [("a: [1", "not a YAML file"), ("- a\n- b", "it holds no settings; give")])
 def test_a_file_that_holds_no_settings_is_named(tmp_path, text, message):
     file = tmp_path / "settings.yaml"
     file.write_text(text)
@@ -58,10 +58,34 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path, text, message):
         parse_arguments(TrainingConfig, argv=["--config", str(file)])
 
 
+@pytest.mark.parametrize(
+    "flag, hint",
+    [
+        ("--labels", r"did you mean --label_column\?"),
+        ("--train_data_dir=x", r"did you mean --dataset\?"),
+        ("--image-size", r"did you mean --resolution\?"),
+        ("--epochs", "--help lists them"),  # which these dataclasses do not have
+        ("--label_colum", r"did you mean --label_column\?"),
+        ("--chunnels", r"did you mean --channels\?"),
+        ("--foo", "--help lists them"),
+    ],
+)
+def test_unknown_flags_are_taken_for_near_ones_and_for_those_of_other_scripts(flag, hint):
+    with pytest.raises(ValueError, match=f"^{flag.split('=')[0]}: no such flag; {hint}$"):
+        parse_arguments(DataArguments, argv=[flag])
+
+
+def test_a_file_about_a_model_is_named(tmp_path):
+    file = tmp_path / "model_index.json"
+    file.write_text('{"_class_name": "UnconditionalPipeline", "unet": ["diffusers", "UNet2DModel"]}')
+    with pytest.raises(ValueError, match="model_index.json: it describes a model, not a run; give .*training_config"):
+        parse_arguments(TrainingConfig, argv=["--config", str(file)])
+
+
 def test_an_unknown_setting_in_the_file_is_named(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("max_train_step: 7\n")
-    with pytest.raises(ValueError, match="'max_train_step' is not a setting"):
+    with pytest.raises(ValueError, match=r"not have: max_train_step; did you mean max_train_steps\?"):
         parse_arguments(TrainingConfig, argv=["--config", str(file)])
 
 

@@ -9,6 +9,8 @@ from example_scripts import run
 from PIL import Image
 
 from hf_genmod.__main__ import main
+from hf_genmod.data.archives import list_images
+from hf_genmod.data.folder import read_folder
 from hf_genmod.recipes.dataset_doctor import examine_dataset
 from hf_genmod.recipes.pictures import CaptionedDataArguments
 
@@ -68,6 +70,38 @@ def test_classes_with_few_images_are_named(tmp_path):
     lines = report_of(tmp_path).contents
     assert lines[1] == "classes   3: class0 (40), class1 (40), class2 (15)"
     assert lines[2] == "          the rarest is 'class2' with 15, and the average 32"
+
+
+def test_images_that_cannot_be_used_are_told_of_where_images_are_counted(tmp_path):
+    save_pictures(tmp_path, count=7)
+    (tmp_path / "class1" / "broken.png").write_bytes(b"x")
+    assert report_of(tmp_path).contents[:2] == [
+        "images    8 in 'train' (of which 1 cannot be used)",
+        "classes   2: class0 (4), class1 (3)",
+    ]
+
+
+def test_images_of_one_class_have_none(tmp_path):
+    save_pictures(tmp_path / "folder", count=3, classes=1)
+    table = read_folder(list_images(tmp_path / "folder"), "folder")["train"]
+    report = report_of(tmp_path / "folder")
+    assert report.contents[1] == "classes   none: all images are in the folder 'class0'"
+    assert "train_unconditional" in report.commands[0]
+    table = table.add_column("label", ["cat"] * 3)
+    table.to_parquet(tmp_path / "train.parquet")
+    report = report_of(tmp_path / "train.parquet")
+    assert report.contents[1] == "classes   1: cat (3)" and "train_unconditional" in report.commands[0]
+    assert report.findings[-1].startswith("all images are of one class, 'cat', so labels tell a model nothing; train")
+
+
+def test_small_images_are_found(tmp_path):
+    save_pictures(tmp_path / "tiny", count=4, size=(3, 3))
+    (finding,) = [finding for finding in report_of(tmp_path / "tiny").findings if finding.startswith("small")]
+    assert finding.startswith("small images: 4 of 4 (such as ") and " half as high or wide as 8x8, " in finding
+    save_pictures(tmp_path / "mixed", count=4, size=(80, 60))
+    Image.new("RGB", (20, 20)).save(tmp_path / "mixed" / "class0" / "small.png")
+    (finding,) = [finding for finding in report_of(tmp_path / "mixed").findings if finding.startswith("small")]
+    assert "1 of 5 (such as " in finding and "small.png)" in finding and " as 64x48, " in finding
 
 
 def test_captions_and_sizes_are_told(tmp_path):

@@ -65,7 +65,7 @@ def test_a_test_split_without_labels_is_not_held_out(tmp_path):
     with pytest.warns(UserWarning, match=r"\(test\): its images have no labels, so they are not held out"):
         training, held_out = DataArguments(dataset=str(tmp_path)).load(require_labels=True)
     assert len(training) == 20 and held_out is None
-    with pytest.raises(ValueError, match="1 of the 1 images .* have no label"):
+    with pytest.raises(ValueError, match="1 of 1 image, such as"):
         DataArguments(dataset=str(tmp_path), validation_split="test").load(require_labels=True)
 
 
@@ -121,7 +121,7 @@ class TestPicturesForAModel:
         with pytest.raises(ValueError, match="it holds measured values of 5 channels, which stay as they are"):
             DataArguments(dataset=str(tmp_path)).training_pictures_for(plain, **LABELLED)
         other = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler(), value_range=ranges)
-        with pytest.raises(ValueError, match="dataset: the model was trained on 3 channels, and these images have 5"):
+        with pytest.raises(ValueError, match="trained on images of 3 channels, and these have 5"):
             DataArguments(dataset=str(tmp_path)).training_pictures_for(other, **LABELLED)
 
     def test_of_8_bits_do_not_do_for_measured_values(self, folder):
@@ -139,7 +139,7 @@ class TestPicturesForAModel:
         model = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
         data = DataArguments(dataset=folder, **arguments)
         for load in (data.training_pictures_for, data.evaluation_pictures):
-            with pytest.raises(ValueError, match="resolution: the model was trained on 8x8 images of 3 channels"):
+            with pytest.raises(ValueError, match="resolution: the model is for 8x8 images of 3 channels"):
                 load(model)
 
     def test_of_other_labels_are_refused(self, folder):
@@ -244,7 +244,7 @@ class TestLatents:
         assert training.resolution == (8, 10)
         for arguments, message in (
             ({"resolution": "9", "channels": 1}, "resolution 9x9: .* such as 8x8 or 10x10"),
-            ({"channels": 3}, "vae: it takes images of 1 channels, and these have 3"),
+            ({"channels": 3}, "vae: it takes images of 1 channel, and these have 3"),
             ({}, "vae: it is for grey images, and some of .* are stored in colour; .* give --channels 1"),
         ):
             with pytest.raises(ValueError, match=message):
@@ -293,5 +293,5 @@ class TestLatents:
             mean, std = encode(vae, x).unbind(1)
             expected = torch.stack([(mean + 0.25) * 0.5, std * 0.5], dim=1)[:, None]
             torch.testing.assert_close(latents.__getitems__([1])["posteriors"], expected, rtol=1e-4, atol=1e-5)
-        with pytest.raises(ValueError, match="resolution: the model was trained on 8x12 images of 1 channels"):
+        with pytest.raises(ValueError, match="resolution: the model is for 8x12 images of 1 channel,"):
             DataArguments(dataset=folder, resolution="8").training_pictures_for(pipeline)

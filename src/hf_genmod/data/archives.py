@@ -18,7 +18,7 @@ import datasets
 from filelock import FileLock
 
 from hf_genmod.data.files import ARCHIVE, OF_TOOLS, File, Listing, image_endings, list_files
-from hf_genmod.errors import first_line, refuse_lfs_pointers, shortened
+from hf_genmod.errors import counted, first_line, refuse_lfs_pointers, shortened
 
 
 def list_images(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:
@@ -57,7 +57,7 @@ def _check_unpacked(archive: File, found: Listing) -> None:
                 beside[file.name, size, zlib.crc32(Path(file.path).read_bytes())] += 1
     missing = inside - beside
     if missing:
-        what = f"it holds {missing.total()} images, such as {min(missing)[0]}, that do not lie unpacked beside it"
+        what = f"it holds {counted(missing.total(), 'image')}, such as {min(missing)[0]}, not unpacked beside it"
         raise ValueError(f"{archive.path}: {what}; unpack it, or move it to another folder")
     found.others.append((archive, "its images lie unpacked beside it" if inside else "no images are in it"))
 

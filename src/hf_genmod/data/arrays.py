@@ -16,6 +16,8 @@ import numpy as np
 from hf_genmod.errors import LFS_POINTER, LFS_REMEDY
 
 AXES = {2: ("HW",), 3: ("HWC", "CHW", "NHW"), 4: ("NHWC", "NCHW")}  # by the number of axes
+_MANY = 10  # files, from which on each of two axes is one image
+_FLAT = 64  # values of a flat image, at least
 _RATIO = 4  # of the sides of an image, at most, where the shape is to say what the axes are
 _PATH = re.compile(r"(?P<file>.*\.npy)(\[(?P<index>\d+)\])?( as (?P<axes>\w+))?", re.DOTALL | re.IGNORECASE)
 
@@ -29,7 +31,8 @@ def separated(splits: dict[str, datasets.Dataset], axes: str | None = None) -> d
         axes (`str`, *optional*): What the axes of the arrays are: N images, C channels, H height, W width. By default
             this follows from the shape: there are fewer channels than pixels in a row or column, and no side is more
             than four times as long as the other. An array of three axes that can be one image or many is one image,
-            unless each folder has one file.
+            unless each folder has one file; one of two axes is one image if there are ten files or more. If there are
+            fewer, it must be square, or have less than 64 columns and no side four times as long as the other.
 
     Raises:
         ValueError: If the axes of an array can be read in several ways, or in none.
@@ -38,9 +41,10 @@ def separated(splits: dict[str, datasets.Dataset], axes: str | None = None) -> d
         raise ValueError(f"array_axes: {axes!r} is none of {', '.join(sum(AXES.values(), ()))}")
     tables = {split: rows.with_format("arrow")[:] for split, rows in splits.items()}
     files = [[entry["path"] for entry in table["image"].to_pylist()] for table in tables.values()]
-    alone = len(sum(files, [])) == len({os.path.dirname(file) for file in sum(files, [])})
+    number = len(sum(files, []))
+    alone, few = number == len({os.path.dirname(file) for file in sum(files, [])}), number < _MANY
     for (split, table), its_files in zip(tables.items(), files, strict=True):
-        images = [[f"{file}{part}" for part in _parts(file, axes, alone)] for file in its_files]
+        images = [[f"{file}{part}" for part in _parts(file, axes, alone, few)] for file in its_files]
         table = table.take([row for row, paths in enumerate(images) for _ in paths])
         columns = {column: table[column].to_pylist() for column in table.column_names}
         columns["image"] = [{"bytes": None, "path": path} for paths in images for path in paths]
@@ -48,24 +52,25 @@ def separated(splits: dict[str, datasets.Dataset], axes: str | None = None) -> d
     return splits
 
 
-def _parts(file: str, axes: str | None, alone: bool) -> list[str]:
+def _parts(file: str, axes: str | None, alone: bool, few: bool) -> list[str]:
     """What follows the path of a file in the path of each of its images."""
     try:
         shape = _load(file).shape
     except Exception:  # NumPy raises nearly every type of error on broken files; they are named when they are opened
         shape = ()
     suffix = f" as {axes.removeprefix('N')}" if axes else ""
-    axes = axes or _axes_of(file, shape, alone)
+    axes = axes or _axes_of(file, shape, alone, few)
     if axes and axes[0] == "N" and len(axes) == len(shape):
         return [f"[{index}]{suffix}" for index in range(shape[0])]
     return [suffix]
 
 
-def _axes_of(file: str, shape: tuple[int, ...], alone: bool) -> str | None:
+def _axes_of(file: str, shape: tuple[int, ...], alone: bool, few: bool) -> str | None:
     """What the axes of an array are, `None` if it holds no images."""
-    if len(shape) not in AXES:
+    if len(shape) not in AXES or 0 in shape:
         return None
-    if len(shape) == 2 and max(shape) > _RATIO * min(shape):
+    is_long = len(shape) == 2 and max(shape) > _RATIO * min(shape)
+    if len(shape) == 2 and few and (is_long or (shape[0] != shape[1] >= _FLAT)):
         remedy = "give --array_axes HW if they are one image, or reshape those of many to (N, height, width)"
         raise ValueError(f"{file}: values of the shape {shape} can be a flat image in each row; {remedy}")
     for ratio in (_RATIO, math.inf):
@@ -125,6 +130,9 @@ def _load(file: str | io.BytesIO) -> np.ndarray:
 def measured_values(array: np.ndarray, axes: str | None = None) -> np.ndarray:
     """Measured values as `float32` (C, H, W). Without `axes`, an image of three axes is HWC if the last axis is
     shorter than the first, else CHW."""
+    if array.ndim == 1:
+        remedy = "if these are labels, put the .npy files of each class into a folder of its name"
+        raise ValueError(f"an array of shape {array.shape} holds no image; {remedy}")
     shapes = [axes] if axes else ["HW", "CHW", "HWC"]
     if array.ndim not in map(len, shapes) or not array.size or array.dtype.kind not in "fiub":
         expected = " or ".join(f"({', '.join(shape)})" for shape in shapes)

@@ -11,6 +11,7 @@ from datasets.utils import tqdm
 from PIL import Image, UnidentifiedImageError
 
 from hf_genmod.data.sources import ARRAY_TYPES
+from hf_genmod.errors import counted
 
 _CHUNK = 64  # images that a thread holds at once
 
@@ -84,6 +85,6 @@ class Entries:
         if unusable:
             reasons = "; ".join(unusable[:5]) + (f"; and {len(unusable) - 5} more" if len(unusable) > 5 else "")
             raise ValueError(
-                f"{len(unusable)} of the {len(self)} images of {self._name} cannot be used; repair or remove "
+                f"{self._name}: {len(unusable)} of {counted(len(self), 'image')} cannot be used; repair or remove "
                 f"{'it' if len(unusable) == 1 else 'them'}, or leave such out with --on_bad_image skip: {reasons}"
             )

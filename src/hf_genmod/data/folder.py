@@ -117,7 +117,7 @@ def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
             else:
                 samples.append((file, {}))
     if left_out:
-        what = f"{len(left_out)} images have no line in its metadata and are left out ({shortened(left_out)})"
+        what = f"images left out, as its metadata has no line of them ({len(left_out)}): {shortened(left_out)}"
         warnings.warn(f"{name}: {what}; add lines, or remove the images", stacklevel=2)
     found.others = [(file, why) for file, why in found.others if _key(file) not in described]
     return main, samples

@@ -13,6 +13,7 @@ from hf_genmod.data.encoding import encode_once, weights_fingerprint
 from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom
+from hf_genmod.errors import counted
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 
 _PIXELS = 2**18  # of images that are encoded together
@@ -151,8 +152,8 @@ def _check_fit(pictures: PictureDataset, vae: ModelMixin) -> None:
     channels, (height, width) = vae.config.in_channels, pictures.resolution
     if pictures.channels != channels:
         raise ValueError(
-            f"vae: it takes images of {channels} channels, and these have {pictures.channels}; train one for them, or "
-            f"give --channels {channels}"
+            f"vae: it takes images of {counted(channels, 'channel')}, and these have {pictures.channels}; train one "
+            f"for them, or give --channels {channels}"
         )
     if hasattr(vae, "check_size"):
         vae.check_size(pictures.resolution)

@@ -15,6 +15,7 @@ from hf_genmod.data.folder import in_order
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
 from hf_genmod.data.sources import ARRAY_TYPES, SHAPES_SPLITS, column_of, find_splits, refuse_unused
+from hf_genmod.errors import counted, shortened
 
 
 def load_pictures(
@@ -118,8 +119,8 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
     if column is None:
         images = [key for key, feature in rows.features.items() if isinstance(feature, (datasets.Image, *ARRAY_TYPES))]
         if len(images) != 1:
-            counted = f"{len(images)} of its columns ({', '.join(rows.column_names)})"
-            raise ValueError(f"{name}: {counted} are known to hold images; choose one with --image_column")
+            columns = f"the columns of images are not one but {len(images)}, of {', '.join(rows.column_names)}"
+            raise ValueError(f"{name}: {columns}; choose one by --image_column")
         column = images[0]
     pictures = rows.select_columns(column)
     try:
@@ -141,8 +142,8 @@ def _labels(
     if column is None:
         if required:
             raise ValueError(
-                f"{name}: none of its columns ({', '.join(rows.column_names)}) is known to hold class labels; give "
-                "--label_column, or sort the images into two or more class folders, all at one depth"
+                f"{name}: none of its columns ({', '.join(rows.column_names)}) is known to hold class labels; sort "
+                "the images into two or more class folders, all at one depth, or name a column by --label_column"
             )
         return None, None
     feature, values = rows.features[column], column_of(rows, column).to_pylist()
@@ -163,14 +164,18 @@ def _labels(
     unlabelled = (labels < 0).nonzero()[:, 0].tolist()
     if not unlabelled:
         return labels, label_names
-    some = f"{len(unlabelled)} of the {len(labels)} images of {name} have no label in {column!r} (-1 or none)"
-    some = f"label_column: {some}, such as {where(unlabelled[0])}"
+    place = where(unlabelled[0])
+    some = f"{len(unlabelled)} of {counted(len(labels), 'image')}, such as {place}"
+    if isinstance(feature, datasets.ClassLabel) and not place.startswith("row "):  # read from class folders
+        what = f"{name}: images outside its class folders ({shortened(label_names)}), or at another depth in them"
+        remedy = "put all images into class folders of one depth, or remove the others"
+    else:
+        what, remedy = f"{name}: images without a label (-1 or none) in the column {column!r}", "label or remove them"
+        remedy += ", or use another split" * (len(splits) > 1)
     if required:
-        raise ValueError(
-            f"{some}; use a split with labels, put images into class folders of one depth, or remove them"
-        )
+        raise ValueError(f"{what}: {some}; {remedy}")
     if len(unlabelled) < len(labels):
-        warnings.warn(f"{some}, so labels are not used; label or remove them", stacklevel=3)
+        warnings.warn(f"{what}: {some}, so labels are not used; {remedy}", stacklevel=3)
     return None, None
 
 
@@ -187,8 +192,8 @@ def _captions(rows: datasets.Dataset, name: str, column: str | None, required: b
     missing = [i for i, caption in enumerate(captions) if caption is None or caption == []]
     if not missing:
         return captions
-    some = f"{len(missing)} of the {len(captions)} images of {name} have no caption in {column!r}"
-    some = f"caption_column: {some}, such as {where(missing[0])}"
+    some = f"{len(missing)} of {counted(len(captions), 'image')}, such as {where(missing[0])}"
+    some = f"{name}: images without a caption ({column!r}): {some}"
     if required:
         raise ValueError(f"{some}; caption or remove them")
     if len(missing) < len(captions):

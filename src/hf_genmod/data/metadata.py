@@ -1,6 +1,7 @@
 """Tables and texts beside images: metadata.jsonl, metadata.csv, metadata.parquet, and captions in .txt files."""
 
 import csv
+import difflib
 import io
 import json
 import os
@@ -95,7 +96,11 @@ def images_of(row: dict, where: str, metadata: File) -> dict[str, tuple[str, ...
     """
     named = {key[: -len("_file_name")] or "image": key for key in row if re.fullmatch(r"(.+_)?file_name", key)}
     if not named:
-        raise ValueError(f"{where}: no column file_name says which image it describes; it has {', '.join(row)}")
+        columns = ", ".join(map(repr, row))
+        close = difflib.get_close_matches("file_name", map(str, row), n=1, cutoff=0.5)
+        remedy = f"rename {close[0]!r}, if it is this" if close else "add it"
+        place = where if metadata.name.lower().endswith(".jsonl") else metadata.path  # which has one header
+        raise ValueError(f"{place}: no column file_name says what it describes, of {columns}; {remedy}")
     places = {}
     for column, key in named.items():
         if column in row:

@@ -18,6 +18,7 @@ from hf_genmod.data.entries import Entries
 from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom, flip, shift
 from hf_genmod.data.value_range import MODES, to_mode, to_model_range
+from hf_genmod.errors import counted
 
 
 class PictureDataset(LabelledDataset):
@@ -120,13 +121,13 @@ class PictureDataset(LabelledDataset):
         first_of = {number: measured.index(number) for number in sorted(set(measured))}
         if len(first_of) > 1:
             (one, first), (other, second) = list(first_of.items())[:2]
-            kind = f"{one} channels" if one else "8 bits"
+            kind = counted(one, "channel") if one else "8 bits"
             raise ValueError(
                 f"the images of {self.name} are of several kinds: {self.where(first)} of {kind}, "
-                f"{self.where(second)} of {other} channels of measured values; keep one kind"
+                f"{self.where(second)} of {counted(other, 'channel')} of measured values; keep one kind"
             )
         if measured[0] and wanted not in (None, measured[0]):
-            kind = f"measured values of {measured[0]} channels"
+            kind = f"measured values of {counted(measured[0], 'channel')}"
             raise ValueError(f"{self.name}: it holds {kind}, which stay as they are and cannot become {wanted}")
         if not measured[0] and wanted not in (None, *MODES):
             raise ValueError(f"channels: {wanted} is none of 1 (grey), 2 (grey, alpha), 3 (RGB) and 4 (RGBA)")
@@ -165,7 +166,7 @@ class PictureDataset(LabelledDataset):
     def _keep(self, indices: list[int]) -> None:
         """Leaves all other images out."""
         if not indices:
-            raise ValueError(f"none of the {len(self.skipped)} images of {self.name} can be used: {self.skipped[0]}")
+            raise ValueError(f"{self.name}: no image can be used, of {len(self.skipped)}: {self.skipped[0]}")
         if len(indices) == len(self):
             return
         self._entries = self._entries.select(indices)
@@ -179,8 +180,8 @@ class PictureDataset(LabelledDataset):
         class its share, but never the last of a class."""
         num_kept = 1 if self.labels is None else len(self.labels.unique())
         if not 0 < count <= len(self) - num_kept:
-            reason = "cannot be held out without emptying a class; collect more"
-            raise ValueError(f"{self.name}: {count} of its {len(self)} images {reason}")
+            what = f"to hold out {counted(count, 'image')} of its {len(self)} would empty a class"
+            raise ValueError(f"{self.name}: {what}; collect more")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         if self.labels is not None:
             labels, by_class = self.labels[order], self.labels[order].argsort(stable=True)

@@ -149,7 +149,7 @@ def _warn_of_unused(found: Listing, splits: dict[str, datasets.Dataset], name: s
     unused = [image.place for image in found.images if image.path not in used]
     if unused:
         reason = "as its parquet files or its README define the data set"
-        what = f"{len(unused)} images are not used, {reason} ({shortened(unused)}); move these to another folder"
+        what = f"images that are not used, {reason} ({len(unused)}): {shortened(unused)}; move them to another folder"
         warnings.warn(f"{name}: {what}", stacklevel=3)
 
 

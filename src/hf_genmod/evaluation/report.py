@@ -197,7 +197,9 @@ def _check_counts(d: int, counts: dict[str, tuple[int, int]]) -> None:
     """Raises if there are too few images of a kind; `counts` has their number and the least that is needed."""
     for kind, (count, least) in counts.items():
         if count < least:
-            raise ValueError(f"{kind}: {count} are too few for features of {d} dimensions; take {least} or more")
+            hint = f", in a split that --validation_split names, or a tenth of {10 * least:,} images without one"
+            remedy = f"take {least} or more{hint * (kind == 'held-out images')}"
+            raise ValueError(f"{kind}: {count} are too few for features of {d} dimensions; {remedy}")
 
 
 def _find_classifier(network, pictures, images: Tensor, folder: Path) -> FeatureClassifier:

@@ -15,10 +15,33 @@ from huggingface_hub import get_token
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from hf_genmod.errors import first_line
+from hf_genmod.errors import first_line, shortened
 from hf_genmod.sharing.model_card import check_license
 from hf_genmod.training.config import changeable
 from hf_genmod.training.run_folder import arguments_in
+
+# What other training scripts call some of the flags.
+_ELSEWHERE = {
+    other: name
+    for name, others in {
+        "batch_size": "bs train_batch_size per_device_train_batch_size",
+        "caption_column": "captions prompt_column text_column",
+        "channels": "image_channels in_channels",
+        "config_name": "dataset_config_name",
+        "dataset": "data_dir data_path data_root dataset_name dataset_path instance_data_dir train_data_dir",
+        "horizontal_flip": "flip mirror random_flip xflip",
+        "image_column": "images",
+        "label_column": "classes labels",
+        "learning_rate": "lr",
+        "max_train_minutes": "minutes",
+        "max_train_steps": "epochs iterations iters max_steps num_epochs num_steps num_train_epochs steps",
+        "num_workers": "dataloader_num_workers workers",
+        "output_dir": "out out_dir outdir output_path results_dir save_dir",
+        "resolution": "image_size img_size imsize size",
+        "vae": "autoencoder pretrained_vae_model_name_or_path",
+    }.items()
+    for other in others.split()
+}
 
 
 @dataclasses.dataclass
@@ -86,11 +109,12 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     config_parser = argparse.ArgumentParser(usage=parser.usage, add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config")
     file = config_parser.parse_known_args(argv)[0].config
-    values, unknown = parser.parse_known_args((_flags_in_file(file, names) if file else []) + argv)
+    settings = _flags_in_file(file, names, parser.prog) if file else []
+    values, unknown = parser.parse_known_args(settings + argv)
     if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{name}" for name in names], n=1)
-        hint = f"did you mean {close[0]}?" if close else "--help lists them"
-        raise ValueError(f"{unknown[0]}: no such flag; {hint}")
+        flag = unknown[0].split("=")[0]
+        name = _close_to(flag, names)
+        raise ValueError(f"{flag}: no such flag; {f'did you mean --{name}?' if name else '--help lists them'}")
     for name, value in vars(values).items():
         numbers = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, float)]
         if not all(map(math.isfinite, numbers)):
@@ -100,6 +124,13 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
         dataclass_type(**{field.name: values[field.name] for field in dataclasses.fields(dataclass_type)})
         for dataclass_type in dataclass_types
     )
+
+
+def _close_to(flag: str, names: list[str]) -> str | None:
+    """The name that somebody may have meant, as it is written alike or other scripts call it so."""
+    written = flag.strip("-").replace("-", "_").lower()
+    close = difflib.get_close_matches(written, [*names, *_ELSEWHERE], n=1, cutoff=0.7)
+    return next((name for name in map(_ELSEWHERE.get, close, close) if name in names), None)
 
 
 def _at_home(value):
@@ -122,24 +153,28 @@ def _flags_of(dataclass_type: type) -> type:
     return dataclasses.make_dataclass(dataclass_type.__name__, fields, namespace={"_argument_group_name": title})
 
 
-def _flags_in_file(file: str, names: list[str]) -> list[str]:
+def _flags_in_file(file: str, names: list[str], script: str) -> list[str]:
     """The settings of a YAML file, or of the `training_config.json` of a run, as flags. Values stay the text that they
     are in the file: `no` stays "no"."""
+    expected = "give lines such as 'batch_size: 32', or the training_config.json of a run"
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
         settings = yaml.load(text, Loader=yaml.BaseLoader) or {}
     except OSError as error:
         raise ValueError(f"config: {file} cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not a YAML file ({first_line(error)})") from error
+        raise ValueError(f"{file}: not a YAML file ({first_line(error)}); {expected}") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{file}: holds no settings, which would be lines such as 'batch_size: 32'")
+        raise ValueError(f"{file}: it holds no settings; {expected}")
+    if "_class_name" in settings:
+        raise ValueError(f"{file}: it describes a model, not a run; {expected}")
     # What a training_config.json says of sharing is for that run alone; a file of flags has no sections.
     not_repeated = {"push_to_hub", "hub_model_id", "hub_private_repo"} - set(settings)
     settings = {name: value for name, value in arguments_in(settings).items() if name not in not_repeated}
-    unknown = sorted(set(settings) - set(names))
-    if unknown:
-        raise ValueError(f"{file}: {unknown[0]!r} is not a setting; `--help` lists them")
+    if unknown := [name for name in settings if name not in names]:
+        name = _close_to(unknown[0], names)
+        hint = f"did you mean {name}?" if name else "is the file for another script? `--help` lists those that it has"
+        raise ValueError(f"{file}: settings that {script} does not have: {shortened(unknown)}; {hint}")
     flags = []
     for name, value in settings.items():
         values = value if isinstance(value, list) else [value]

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import re
 import shlex
 import statistics
@@ -15,7 +16,7 @@ import torch
 
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.sources import splits_of
-from hf_genmod.errors import shortened
+from hf_genmod.errors import counted, shortened
 from hf_genmod.recipes.pictures import CaptionedDataArguments
 
 _THUMBNAIL = 32  # pixels; images are compared at this size
@@ -55,15 +56,21 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
             f"unusable images: {len(skipped)}, which would stop a run ({shortened(skipped)}); repair or remove them, "
             "or train with --on_bad_image skip"
         )
-    contents, commands = list(_contents(pictures, counts)), list(_commands(pictures, arguments, bool(skipped)))
-    return DatasetReport(contents, [*findings, *_findings(pictures)], commands, would_start=not skipped)
+    size = _size_to_give(pictures)
+    commands = list(_commands(pictures, arguments, size, bool(skipped)))
+    findings += _findings(pictures, size or (8, 8))
+    return DatasetReport(list(_contents(pictures, counts, arguments)), findings, commands, not skipped)
 
 
-def _contents(pictures: PictureDataset, counts: dict[str, int]) -> Iterator[str]:
-    yield "images    " + ", ".join(f"{count:,} in {split!r}" for split, count in counts.items())
+def _contents(pictures: PictureDataset, counts: dict[str, int], arguments: CaptionedDataArguments) -> Iterator[str]:
+    unusable = {arguments.split: f" (of which {len(pictures.skipped)} cannot be used)"} if pictures.skipped else {}
+    yield "images    " + ", ".join(f"{count:,} in {name!r}{unusable.get(name, '')}" for name, count in counts.items())
     names, labels = pictures.label_names, pictures.labels
     if names is None:
-        yield "classes   none"
+        folders = {os.path.dirname(pictures.where(index)) for index in (0, -1)}  # the images are in their order
+        is_one = len(folders) == 1 and os.path.isdir(folder := folders.pop())
+        is_inside = is_one and not os.path.samefile(folder, os.path.expanduser(arguments.dataset))
+        yield "classes   none" + (f": all images are in the folder {os.path.basename(folder)!r}" if is_inside else "")
     else:
         numbers = torch.bincount(labels, minlength=len(names)).tolist()
         listed = shortened([f"{name} ({number:,})" for name, number in zip(names, numbers, strict=True)], 20)
@@ -94,19 +101,27 @@ def _contents(pictures: PictureDataset, counts: dict[str, int]) -> Iterator[str]
         yield f"captions  one or more for each image, such as {first if isinstance(first, str) else first[0]!r}"
 
 
-def _commands(pictures: PictureDataset, arguments: CaptionedDataArguments, skip: bool) -> Iterator[str]:
-    """The commands of the training scripts that fit a data set, with the flags that it needs."""
+def _size_to_give(pictures: PictureDataset) -> tuple[int, int] | None:
+    """The height and width to which a training script is told to scale the images, if they do not have one size."""
     heights, widths = zip(*((p.height, p.width) for p in pictures.properties), strict=True)
+    if len({*heights}) == 1 and len({*widths}) == 1 and max(heights[0], widths[0]) <= 128:
+        return None
+    middle = statistics.median_low(heights), statistics.median_low(widths)
+    longest = min(64, max(middle))
+    return tuple(max(8, round(longest * side / max(middle) / 8) * 8) for side in middle)
+
+
+def _commands(
+    pictures: PictureDataset, arguments: CaptionedDataArguments, size: tuple[int, int] | None, skip: bool
+) -> Iterator[str]:
+    """The commands of the training scripts that fit a data set, with the flags that it needs."""
     flags = {"dataset": arguments.dataset, "split": None if arguments.split == "train" else arguments.split}
     flags |= {name: getattr(arguments, name) for name in ("image_column", "config_name", "array_axes")}
     flags |= {"on_bad_image": "skip" if skip else None}
-    if len({*heights}) > 1 or len({*widths}) > 1 or max(*heights, *widths) > 128:
-        middle = statistics.median_low(heights), statistics.median_low(widths)
-        longest = min(64, max(middle))
-        height, width = (max(8, round(longest * side / max(middle) / 8) * 8) for side in middle)
-        flags["resolution"] = height if height == width else f"{height}x{width}"
+    if size:
+        flags["resolution"] = size[0] if size[0] == size[1] else "{}x{}".format(*size)
     scripts = {}
-    if pictures.labels is not None:
+    if pictures.labels is not None and len(pictures.label_names) > 1:
         scripts["train_cfg"] = {"label_column": arguments.label_column}
     if pictures.captions is not None:
         scripts["train_text_to_image"] = {"caption_column": arguments.caption_column}
@@ -117,8 +132,8 @@ def _commands(pictures: PictureDataset, arguments: CaptionedDataArguments, skip:
         yield " ".join([f"python examples/{script}.py", *text])
 
 
-def _findings(pictures: PictureDataset) -> Iterator[str]:
-    count = len(pictures)
+def _findings(pictures: PictureDataset, size: tuple[int, int]) -> Iterator[str]:
+    count, (height, width) = len(pictures), size
     if count < 500:
         yield (
             f"number of images: {count}, so few that a model memorises them; collect more, and train with "
@@ -126,6 +141,12 @@ def _findings(pictures: PictureDataset) -> Iterator[str]:
         )
     if len({(properties.height, properties.width) for properties in pictures.properties}) > 1:
         yield "the images differ in size, but a model has one; scale and crop them by --resolution"
+    small = [i for i, p in enumerate(pictures.properties) if 2 * p.height <= height or 2 * p.width <= width]
+    if small:
+        yield (
+            f"small images: {len(small)} of {count} (such as {pictures.where(small[0])}) are at most half as high or "
+            f"wide as {height}x{width}, so a model learns no detail from them; replace or remove them"
+        )
     in_color = sum(properties.has_color for properties in pictures.properties)
     if 0 < in_color < count:
         yield (
@@ -145,8 +166,14 @@ def _findings(pictures: PictureDataset) -> Iterator[str]:
         least, most = int(numbers.where(numbers > 0, len(pictures)).argmin()), int(numbers.argmax())
         if missing := pictures.classes_without_images:
             yield f"classes without images: {shortened(missing)}, which a model cannot learn; collect or remove them"
-        if numbers[most] < 20:
-            yield f"no class has more than {numbers[most]} images, so a model memorises each; collect more"
+        if len(numbers) == 1:
+            yield (
+                f"all images are of one class, {pictures.label_names[0]!r}, so labels tell a model nothing; train "
+                "without labels, or add the folder of another class"
+            )
+        elif numbers[most] < 20:
+            many = counted(int(numbers[most]), "image")
+            yield f"no class has more than {many}, so a model memorises each; collect more"
         elif numbers[least] < max(20, numbers[most] / 10):
             yield (
                 f"images in the class {pictures.label_names[least]!r}: {numbers[least]}, in the largest "

@@ -12,7 +12,7 @@ from hf_genmod.data.latents import LatentDataset, standardised
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.sources import splits_of
-from hf_genmod.errors import shortened
+from hf_genmod.errors import counted, shortened
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.processes import processes
@@ -106,7 +106,7 @@ class DataArguments:
         channels, height, width = pipeline.picture_shape
         if self.resolution is not None or self.channels is not None:
             raise ValueError(
-                f"resolution: the model was trained on {height}x{width} images of {channels} channels, which these "
+                f"resolution: the model is for {height}x{width} images of {counted(channels, 'channel')}, which these "
                 "images get too; leave out --resolution and --channels"
             )
         value_range, names = pipeline.config.value_range, list(pipeline.labels)
@@ -114,8 +114,8 @@ class DataArguments:
         training, held_out = dataclasses.replace(self, **size)._load_pixels(1000 * hold_out, hold_out, **required)
         _check_kind("dataset: the model", value_range, training)
         if training.channels != channels:
-            trained = f"the model was trained on {channels} channels"
-            raise ValueError(f"dataset: {trained}, and these images have {training.channels}")
+            trained = f"the model was trained on images of {counted(channels, 'channel')}"
+            raise ValueError(f"dataset: {trained}, and these have {training.channels}")
         if required.get("require_labels") and names and names != training.label_names:
             raise ValueError(
                 f"dataset: the labels of the model are {shortened(names)}, and those of the images "
