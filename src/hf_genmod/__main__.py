@@ -23,9 +23,10 @@ def doctor(arguments) -> int:
         flags = {name: getattr(arguments, name) for name in ("split", *DATA_FLAGS)}
         contents, findings, commands, would_start = examine_dataset(CaptionedDataArguments(dataset=path, **flags))
         status = 0 if would_start else 1
-    lines = [*contents, *(f"- {finding}" for finding in findings)]
-    for line in [*lines, *(f"to train on it: {command}" for command in commands)]:
-        print(line)
+    for line in [*contents, *(f"- {finding}" for finding in findings)]:
+        print(line.replace("\n", "\\n"))  # of the name of a file
+    for command in commands:
+        print(f"to train on it: {command}")
     print(f"{path}: {counted(len(findings), 'finding') if findings else 'no findings'}")
     return status
 

@@ -110,8 +110,10 @@ class TestLinks:
 
 
 def test_a_pipe_is_not_read(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    assert list_files(tmp_path).others[0][1] == "neither a file nor a folder"
+    for name in ("0.png", "0.txt", "pipe", ".hidden"):
+        os.mkfifo(tmp_path / name)
+    others = [(file.name, why) for file, why in list_files(tmp_path).others]
+    assert others == [(name, "neither a file nor a folder") for name in ("0.png", "0.txt", "pipe")]
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path):

@@ -18,12 +18,18 @@ def write(folder, arrays, files, content, name="metadata.csv"):
     return folder
 
 
+def test_spaces_after_commas_are_no_part_of_names_and_cells(tmp_path, arrays):
+    content = 'file_name, text, label \n0.png, "a, b", ant\n1.png, c, bee\n'
+    images = load_pictures(write(tmp_path, arrays[:2], None, content))
+    assert images.captions == ["a, b", "c"] and images.label_names == ["ant", "bee"]
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
         (b"file_name,text\n0.png,caf\xe9\n", "metadata.csv, line 2: the text is not UTF-8; save the file as UTF-8"),
         ("file_name,text\n0.png,a, b\n", 'metadata.csv, line 2: 3 cells, not the 2 of the first line; .* in "quotes"'),
-        ("file_name,text\n0.png\n", "metadata.csv, line 2: 1 cells, not the 2"),
+        ("file_name,text\n0.png\n", "metadata.csv, line 2: 1 cell, not the 2"),
         ('file_name,text\n0.png,"open\n', "metadata.csv, line 2: unexpected end of data; correct the line"),
         ("file_name;text\n0.png;a, b\n", "metadata.csv, line 1: its columns are separated by ';'; separate them by"),
         ("file_name\ttext\n0.png\ta\n", r"metadata.csv, line 1: its columns are separated by .*; separate them"),

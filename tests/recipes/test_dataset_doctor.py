@@ -104,6 +104,25 @@ def test_small_images_are_found(tmp_path):
     assert "1 of 5 (such as " in finding and "small.png)" in finding and " as 64x48, " in finding
 
 
+def test_classes_that_differ_by_case_and_empty_captions_are_found(tmp_path):
+    save_pictures(tmp_path, count=4)
+    (tmp_path / "class1").rename(tmp_path / "Class0")
+    for file in tmp_path.rglob("*.png"):
+        file.with_suffix(".txt").write_text("" if file.stem == "0" else "words")
+    findings = report_of(tmp_path).findings
+    assert any(
+        finding.startswith("classes whose names differ by case alone: Class0, class0; ") for finding in findings
+    )
+    assert any(finding.startswith("empty captions: 1 of 4 (such as that of ") for finding in findings)
+
+
+def test_columns_that_nothing_uses_are_told(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "metadata.csv").write_text("file_name,Text,breed\n0.png,a dog,collie\n")
+    (line,) = [line for line in report_of(tmp_path).contents if line.startswith("columns")]
+    assert line == "columns   image, Text, breed; --label_column and --caption_column choose others"
+
+
 def test_captions_and_sizes_are_told(tmp_path):
     for index, size in enumerate([(30, 20), (32, 24), (200, 100)]):
         Image.new("L", size, 50 * index).save(tmp_path / f"{index}.png")
@@ -152,7 +171,7 @@ def test_each_fault_of_a_data_set_is_found(tmp_path):
     for finding, start in zip(report.findings, expected, strict=True):
         assert finding.startswith(start)
     assert "broken.png" in report.findings[0]
-    assert "copy.png of " in report.findings[5] and "0.png)" in report.findings[5]
+    assert "copy.png, the same as " in report.findings[5] and "0.png)" in report.findings[5]
     assert "also.png and " in report.findings[6] and "red.png" in report.findings[7]
     assert all(len(finding.splitlines()) == 1 for finding in report.findings)
 

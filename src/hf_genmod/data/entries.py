@@ -56,6 +56,8 @@ class Entries:
                     raise
                 unknown = isinstance(error, UnidentifiedImageError)
                 reason = "no image that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
+                if unknown and entry["path"] and os.path.isfile(entry["path"]) and not os.path.getsize(entry["path"]):
+                    reason = "the file is empty"
                 if isinstance(error, FileNotFoundError) and os.path.islink(entry["path"]):
                     reason = f"a link to {os.readlink(entry['path'])}, which is not there"
                 results.append(None)

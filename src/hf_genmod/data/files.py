@@ -96,9 +96,11 @@ def list_files(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:
                     name.encode()
                 except UnicodeEncodeError:
                     raise ValueError(f"{os.path.join(path, name)!a}: its name is not UTF-8; rename it") from None
-                if not entry.is_dir():
+                if entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
                     files[name] = entry
-                elif name not in OF_TOOLS and not name.startswith(".Trash-"):
+                elif not entry.is_dir() and not hidden and not name.startswith("."):
+                    found.others.append((File(place, name, entry.path), "neither a file nor a folder"))
+                elif entry.is_dir() and name not in OF_TOOLS and not name.startswith(".Trash-"):
                     real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(chain[-1], name)
                     # A folder that holds a folder above it holds itself.
                     if entry.is_symlink() and any(
@@ -144,10 +146,8 @@ def _kind(name: str, entry: os.DirEntry, images: set[str], stems: set[str]) -> s
     if _PLAIN.fullmatch(name) or (stem in stems and _BESIDE.fullmatch(ending)):
         return None
     if not entry.is_file():
-        if entry.is_symlink() and not os.path.exists(entry.path):
-            target = os.readlink(entry.path)
-            raise ValueError(f"{entry.path}: a link to {target}, which is not there; correct or remove it")
-        return "neither a file nor a folder"
+        target = os.readlink(entry.path)
+        raise ValueError(f"{entry.path}: a link to {target}, which is not there; correct or remove it")
     if name.lower() in METADATA:
         return "metadata"
     if ARCHIVE.fullmatch(name):

@@ -119,8 +119,9 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
     if column is None:
         images = [key for key, feature in rows.features.items() if isinstance(feature, (datasets.Image, *ARRAY_TYPES))]
         if len(images) != 1:
-            columns = f"the columns of images are not one but {len(images)}, of {', '.join(rows.column_names)}"
-            raise ValueError(f"{name}: {columns}; choose one by --image_column")
+            several = f"several of its columns hold images ({', '.join(images)})"
+            none = f"none of its columns ({', '.join(rows.column_names)}) is known to hold images"
+            raise ValueError(f"{name}: {several if images else none}; choose one by --image_column")
         column = images[0]
     pictures = rows.select_columns(column)
     try:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_genmod.data.files import File, composed
-from hf_genmod.errors import LFS_POINTER, refuse_lfs_pointers
+from hf_genmod.errors import LFS_POINTER, counted, refuse_lfs_pointers
 
 CAPTION_COLUMNS, LABEL_COLUMNS = ("text", "caption", "captions"), ("label", "labels", "class")
 
@@ -51,7 +51,7 @@ def _json_rows(path: str) -> list[tuple[int, dict]]:
 
 def _csv_rows(path: str) -> list[tuple[int, dict]]:
     """The rows of a table, its cells strings, or `None` if they are empty. Labels are integers if all of them are."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, skipinitialspace=True)
     lines = []
     try:
         for cells in reader:
@@ -62,11 +62,12 @@ def _csv_rows(path: str) -> list[tuple[int, dict]]:
     if not lines:
         return []
     (line, names), *lines = lines
+    names = [name.strip() for name in names]
     if len(names) == 1 and (other := re.search("[;|\t]", names[0])):
         raise ValueError(f"{path}, line {line}: its columns are separated by {other[0]!r}; separate them by commas")
     for line, cells in lines:
         if len(cells) != len(names):
-            reason = f"{len(cells)} cells, not the {len(names)} of the first line"
+            reason = f"{counted(len(cells), 'cell')}, not the {len(names)} of the first line"
             raise ValueError(f'{path}, line {line}: {reason}; put texts with a comma or line break in "quotes"')
     columns = [[cell or None for cell in cells] for cells in zip(*(cells for _, cells in lines), strict=True)]
     for name, column in zip(names, columns, strict=False):

@@ -7,6 +7,7 @@ import re
 import shlex
 import statistics
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.data.sources import splits_of
+from hf_genmod.data.sources import find_splits, splits_of
 from hf_genmod.errors import counted, shortened
 from hf_genmod.recipes.pictures import CaptionedDataArguments
 
@@ -45,8 +46,10 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
-            counts = splits_of(arguments.dataset, arguments.config_name, arguments.array_axes)
+            source = arguments.dataset, arguments.config_name, arguments.array_axes
+            splits = {} if arguments.dataset == "shapes" else find_splits(*source)[0]
             pictures, held_out = arguments.load()
+            counts = {split: len(rows) for split, rows in splits.items()} or splits_of(*source)
         except ValueError as error:
             return DatasetReport([], [str(error)], [], would_start=False)
     findings = list(dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning))
@@ -59,7 +62,11 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
     size = _size_to_give(pictures)
     commands = list(_commands(pictures, arguments, size, bool(skipped)))
     findings += _findings(pictures, size or (8, 8))
-    return DatasetReport(list(_contents(pictures, counts, arguments)), findings, commands, not skipped)
+    contents = list(_contents(pictures, counts, arguments))
+    columns = splits[arguments.split].column_names if splits else []
+    if len(columns) > 1 + (pictures.labels is not None) + (pictures.captions is not None):
+        contents.append(f"columns   {', '.join(columns)}; --label_column and --caption_column choose others")
+    return DatasetReport(contents, findings, commands, not skipped)
 
 
 def _contents(pictures: PictureDataset, counts: dict[str, int], arguments: CaptionedDataArguments) -> Iterator[str]:
@@ -161,9 +168,17 @@ def _findings(pictures: PictureDataset, size: tuple[int, int]) -> Iterator[str]:
     yield from _copies(pictures)
     if pictures.value_range is not None:
         yield from _values(pictures)
+    if empty := [index for index, caption in enumerate(pictures.captions or ()) if not "".join(caption).strip()]:
+        yield (
+            f"empty captions: {len(empty)} of {count} (such as that of {pictures.where(empty[0])}), which a model "
+            "takes for no caption; write them, or remove the images"
+        )
     if pictures.labels is not None:
         numbers = torch.bincount(pictures.labels, minlength=len(pictures.label_names))
         least, most = int(numbers.where(numbers > 0, len(pictures)).argmin()), int(numbers.argmax())
+        folded = Counter(name.casefold() for name in pictures.label_names)
+        if alike := [name for name in pictures.label_names if folded[name.casefold()] > 1]:
+            yield f"classes whose names differ by case alone: {shortened(alike)}; rename one if they are one class"
         if missing := pictures.classes_without_images:
             yield f"classes without images: {shortened(missing)}, which a model cannot learn; collect or remove them"
         if len(numbers) == 1:
@@ -189,7 +204,7 @@ def _copies(pictures: PictureDataset) -> Iterator[str]:
             digest = hashlib.blake2b(x.numpy().tobytes(), digest_size=16).digest()
             first = first_of.setdefault(digest, index)
             if first != index:
-                copies.append(f"{pictures.where(index)} of {pictures.where(first)}")
+                copies.append(f"{pictures.where(index)}, the same as {pictures.where(first)}")
                 if pictures.labels is not None and pictures.labels[first] != pictures.labels[index]:
                     contradictions.append(f"{pictures.where(index)} and {pictures.where(first)}")
             if (x.amax((1, 2)) - x.amin((1, 2))).max() <= 4 / 127.5:
