@@ -1,12 +1,14 @@
 """Images of more than 8 bits keep the values of their files, or are refused; they are never cut or misread."""
 
 import base64
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
 from made_images import in_own_units, load, needs_avif, picture, pixels, tiff
+from PIL import Image
 
 from hf_genmod.data.depth import jpeg_xl_header
 
@@ -156,6 +158,11 @@ def test_icons(kind):
     for content in [png(deep, 2)] + [png(deep[..., 0], 0)] * (kind == "icns"):
         with pytest.raises(ValueError, match="its channels have 16 bits, of which Pillow reads 8"):
             load([{"bytes": icon(content, kind), "path": None}])
+    if kind == "icns":
+        coded = io.BytesIO()
+        Image.fromarray(deep[..., 0]).save(coded, "JPEG2000")
+        with pytest.raises(ValueError, match="its channels have 16 bits, of which Pillow reads 8"):
+            load([{"bytes": icon(coded.getvalue(), kind), "path": None}])
     if kind == "ico":
         np.testing.assert_allclose(values_of(icon(png(deep[..., 0], 0), kind))[0], deep[..., 0], atol=1e-2)
 

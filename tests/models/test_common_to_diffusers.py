@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from diffusers import ModelMixin
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.training_utils import EMAModel
 from tiny import (
     AUTOENCODER_KINDS,
@@ -142,6 +143,9 @@ def test_pickles_are_not_written(model, tmp_path):
     ):
         with pytest.raises(ValueError, match="safe_serialization: False would write pickles, which are not loaded"):
             save()
+    if isinstance(model, PeftAdapterMixin):
+        with pytest.raises(ValueError, match="safe_serialization: False would write pickles"):
+            model.save_lora_adapter(tmp_path / "new", safe_serialization=False)
     assert not (tmp_path / "new").exists()
 
 

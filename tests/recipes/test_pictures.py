@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import warnings
 
 import datasets
 import numpy as np
@@ -35,6 +36,16 @@ def test_held_out_pictures_are_those_of_the_test_split(tmp_path):
     training, held_out = DataArguments(dataset=str(tmp_path), split="test", validation_split="train").load()
     assert (len(training), len(held_out)) == (300, 6)
     assert DataArguments(dataset=str(tmp_path / "train")).load()[1] is None
+
+
+def test_the_files_are_found_once(tmp_path):
+    save_class_folders(tmp_path, train=2, test=2)
+    (tmp_path / "train" / "notes.pdf").write_text("")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        training, held_out = DataArguments(dataset=str(tmp_path)).load()
+    assert (len(training), len(held_out)) == (2, 2)
+    assert ["notes.pdf" in str(warning.message) for warning in caught] == [True]
 
 
 def test_held_out_pictures_are_mapped_as_the_others_are(tmp_path):

@@ -3,6 +3,7 @@
 Pillow reduces colours of more than 8 bits to 8, and scales, shifts or misreads the bytes of some grey values.
 """
 
+import io
 import re
 from collections.abc import Callable
 
@@ -123,16 +124,24 @@ def _heif(image: Image.Image) -> None:
 
 
 def _icon(image: Image.Image) -> None:
-    """An icon may hold PNGs, of which Pillow has taken one and decoded it if it is of Windows."""
+    """An icon may hold PNGs, one of macOS JPEG 2000 too. Pillow takes one of them, and has decoded it if it is of
+    Windows."""
     if getattr(image.fp, "closed", True):
         return
     if image.format == "ICO":
-        inner = image.ico.getimage(image.size)
+        inner = [image.ico.getimage(image.size)]
     else:
-        inner, *_ = image.icns.dataforsize(image.best_size).values()
-    if inner.format == "PNG":
-        _png(inner)
-        _refuse_deep_color(image, 16 if inner.mode[0] == "I" else 8)
+        parts = [image.icns.dct[kind] for kind, _ in image.icns.SIZES[image.best_size] if kind in image.icns.dct]
+        inner = [Image.open(io.BytesIO(part)) for part in (_read(image, *place) for place in parts) if _is_coded(part)]
+    for one in inner:
+        if one.format in ("PNG", "JPEG2000"):
+            _BY_FORMAT[one.format](one)
+            _refuse_deep_color(image, 16 if one.mode[0] == "I" else 8)
+
+
+def _is_coded(content: bytes) -> bool:
+    """Whether a part of an icon is a PNG or JPEG 2000, not pixels."""
+    return content.startswith((b"\x89PNG", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"))
 
 
 def _jpeg_xl(image: Image.Image) -> Callable | None:

@@ -14,12 +14,12 @@ from hf_genmod.data.entries import Entries
 from hf_genmod.data.folder import in_order
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
-from hf_genmod.data.sources import ARRAY_TYPES, SHAPES_SPLITS, column_of, find_splits, refuse_unused
+from hf_genmod.data.sources import ARRAY_TYPES, SHAPES_SPLITS, Found, column_of, find_splits, refuse_unused
 from hf_genmod.errors import counted, shortened
 
 
 def load_pictures(
-    dataset: str | Path | datasets.Dataset | datasets.DatasetDict | ShapesDataset = "shapes",
+    dataset: str | Path | datasets.Dataset | datasets.DatasetDict | Found | ShapesDataset = "shapes",
     *,
     split: str = "train",
     resolution: int | str | tuple[int, int] | None = None,
@@ -42,7 +42,7 @@ def load_pictures(
         dataset: "shapes", the embedded data set; a folder of images or .npy files, in class folders or not, with
             captions in .txt files, metadata.jsonl or metadata.csv or none; a .zip or .tar of such a folder; a folder
             of parquet files; a parquet file; a folder written by `save_to_disk`; an id on the Hub; or a data set that
-            is loaded already.
+            is loaded already, or found by [`~hf_genmod.data.sources.find_splits`].
         split (`str`): Every data set has "train", some have others. For "shapes", "test" holds 2048 other images.
         resolution (`int`, `str` or `tuple[int, int]`, *optional*): Side, (height, width) or "HxW"; for "shapes" 32.
         channels, in_memory, on_bad_image: See [`PictureDataset`], and for `resolution` too.

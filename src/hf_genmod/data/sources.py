@@ -4,6 +4,7 @@ import contextlib
 import os
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -24,7 +25,16 @@ _TABLES = (".csv", ".h5", ".hdf5", ".json", ".jsonl", ".lance", ".tsv")  # which
 _KINDS = "it should hold images or .npy files, in class folders or not, images with a metadata.jsonl, or parquet files"
 
 
-def splits_of(dataset: str | Path, config_name: str | None = None, array_axes: str | None = None) -> dict[str, int]:
+class Found(NamedTuple):
+    """A data set whose files are known already."""
+
+    splits: dict[str, datasets.Dataset]
+    name: str  # what errors call it
+
+
+def splits_of(
+    dataset: str | Path | Found, config_name: str | None = None, array_axes: str | None = None
+) -> dict[str, int]:
     """The number of images in each split of a data set, as `load_pictures` takes it."""
     if dataset == "shapes":
         refuse_unused("shapes", config_name, array_axes)
@@ -33,11 +43,13 @@ def splits_of(dataset: str | Path, config_name: str | None = None, array_axes: s
 
 
 def find_splits(
-    dataset: str | Path | datasets.Dataset | datasets.DatasetDict,
+    dataset: str | Path | datasets.Dataset | datasets.DatasetDict | Found,
     config_name: str | None = None,
     array_axes: str | None = None,
-) -> tuple[dict[str, datasets.Dataset], str]:
+) -> Found:
     """All splits of a data set, and what errors call the data set; arguments as of `load_pictures`."""
+    if isinstance(dataset, Found):
+        return dataset
     if not isinstance(dataset, (str, os.PathLike)):
         splits = dataset if isinstance(dataset, dict) else {"train": dataset}
         for rows in splits.values():
@@ -46,16 +58,16 @@ def find_splits(
             if not isinstance(rows, datasets.Dataset):
                 raise ValueError(f"dataset: a {type(rows).__name__}; give a path, an id or a datasets.Dataset")
         refuse_unused("a data set in memory", config_name, array_axes)
-        return splits, "the data set"
+        return Found(splits, "the data set")
     name, path = str(dataset), Path(os.path.expanduser(dataset)).resolve()
     if path.exists():
-        return _local_splits(path, name, config_name, array_axes), name
+        return Found(_local_splits(path, name, config_name, array_axes), name)
     if not can_be_id(name):
         raise FileNotFoundError(f"{name}: there is no such folder or file; check the path")
     if reason := why_missing(name, "dataset"):
         raise FileNotFoundError(f"{name}: there is no such folder, and {reason}")
     refuse_unused(name, array_axes=array_axes)
-    return _splits_by_datasets(name, name, config_name), name
+    return Found(_splits_by_datasets(name, name, config_name), name)
 
 
 def refuse_unused(name: str, config_name: str | None = None, array_axes: str | None = None) -> None:

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from .blocks import UNetBlock, level_kernel, zero_init
 from .fast_convolutions import Upsample
+from .image_model import in_safetensors_only
 from .noisy_image_model import NoisyImageModel
 
 
@@ -61,6 +62,8 @@ class DenoisingUNet2DModel(NoisyImageModel, PeftAdapterMixin):
     Raises:
         ValueError: If the widths, the levels and the size of the images do not fit together.
     """
+
+    save_lora_adapter = in_safetensors_only(PeftAdapterMixin.save_lora_adapter)
 
     @register_to_config
     def __init__(

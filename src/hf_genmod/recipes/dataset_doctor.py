@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.data.sources import find_splits, splits_of
+from hf_genmod.data.sources import Found, find_splits, splits_of
 from hf_genmod.errors import counted, shortened
 from hf_genmod.recipes.pictures import CaptionedDataArguments
 
@@ -46,10 +46,11 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
-            source = arguments.dataset, arguments.config_name, arguments.array_axes
-            splits = {} if arguments.dataset == "shapes" else find_splits(*source)[0]
+            source, *options = arguments.dataset, arguments.config_name, arguments.array_axes
+            if source != "shapes":
+                source = find_splits(source, *options)
+            counts = splits_of(source, *options)
             pictures, held_out = arguments.load()
-            counts = {split: len(rows) for split, rows in splits.items()} or splits_of(*source)
         except ValueError as error:
             return DatasetReport([], [str(error)], [], would_start=False)
     findings = list(dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning))
@@ -63,7 +64,7 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
     commands = list(_commands(pictures, arguments, size, bool(skipped)))
     findings += _findings(pictures, size or (8, 8))
     contents = list(_contents(pictures, counts, arguments))
-    columns = splits[arguments.split].column_names if splits else []
+    columns = source.splits[arguments.split].column_names if isinstance(source, Found) else []
     if len(columns) > 1 + (pictures.labels is not None) + (pictures.captions is not None):
         contents.append(f"columns   {', '.join(columns)}; --label_column and --caption_column choose others")
     return DatasetReport(contents, findings, commands, not skipped)

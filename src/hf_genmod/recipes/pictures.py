@@ -11,7 +11,7 @@ from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.latents import LatentDataset, standardised
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.data.sources import splits_of
+from hf_genmod.data.sources import find_splits, splits_of
 from hf_genmod.errors import counted, shortened
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.pipelines.base import GenerationPipeline
@@ -126,6 +126,8 @@ class DataArguments:
     def _load_pixels(self, num_held_out: int, hold_out: bool, **required: bool):
         arguments = dataclasses.asdict(self) | required  # the fields are the parameters of load_pictures
         held_out_split = arguments.pop("validation_split")
+        if self.dataset != "shapes":  # find the files once
+            arguments["dataset"] = find_splits(self.dataset, self.config_name, self.array_axes)
         training = load_pictures(**arguments)
         if required.get("require_labels") and training.classes_without_images:
             missing = f"there is no image of {shortened(training.classes_without_images)}"
@@ -133,7 +135,7 @@ class DataArguments:
         if not num_held_out:
             return training, None
         if held_out_split is None:
-            splits = set(splits_of(self.dataset, self.config_name, self.array_axes)) - {self.split}
+            splits = set(splits_of(arguments["dataset"], self.config_name, self.array_axes)) - {self.split}
             held_out_split = next((split for split in ("validation", "test") if split in splits), None)
         if held_out_split is not None:
             arguments |= {"split": held_out_split, "resolution": training.resolution, "channels": training.channels}
