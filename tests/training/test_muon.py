@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import hf_genmod.training.muon
-from hf_genmod.training.muon import Muon, orthogonalize
+from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
+from hf_genmod.training import muon
+from hf_genmod.training.muon import Muon
 
 
 class Model(nn.Module):
@@ -39,6 +41,11 @@ def backward(model, step):
     labels = torch.randint(0, 5, (7,), generator=torch.Generator().manual_seed(step))
     model.zero_grad()
     (model(labels) - 1).square().mean().backward()
+
+
+def orthogonalize(matrices):
+    """With singular values of about 1."""
+    return [X / max(X.shape) ** 0.5 for X in muon.orthogonalize(matrices, matrices[0].dtype)]
 
 
 def polar(M):
@@ -146,7 +153,7 @@ def test_the_layout_in_memory_changes_nothing(model):
 
 def test_vectors_and_embeddings_take_the_steps_of_adamw_bitwise(model):
     twin = copy.deepcopy(model)
-    muon = Muon(model, lr=0.01, betas=(0.8, 0.95), weight_decay=0.1)
+    optimizer = Muon(model, lr=0.01, betas=(0.8, 0.95), weight_decay=0.1)
     adamw = torch.optim.AdamW(
         [twin.get_parameter(name) for name in OTHERS], lr=0.01, betas=(0.8, 0.95), weight_decay=0.1, fused=True
     )
@@ -154,26 +161,80 @@ def test_vectors_and_embeddings_take_the_steps_of_adamw_bitwise(model):
         backward(model, step)
         for name in OTHERS:
             twin.get_parameter(name).grad = model.get_parameter(name).grad.clone()
-        muon.step()
+        optimizer.step()
         adamw.step()
     for name in OTHERS:
         assert torch.equal(model.get_parameter(name), twin.get_parameter(name)), name
 
 
 def test_a_gradient_that_overflowed_is_no_step_of_any_parameter(model):
-    muon, scaler = Muon(model, lr=0.01), torch.amp.GradScaler("cpu", init_scale=2.0)
+    optimizer, scaler = Muon(model, lr=0.01), torch.amp.GradScaler("cpu", init_scale=2.0)
     backward(model, 0)
-    muon.step()  # so that there is a state to spoil
-    before = copy.deepcopy((model.state_dict(), muon.state_dict()["state"]))
+    optimizer.step()  # so that there is a state to spoil
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
     backward(model, 1)
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad.mul_(torch.inf)
     scaler.scale(torch.zeros(()))  # which it wants to have done
-    scaler.step(muon)
+    scaler.step(optimizer)
     scaler.update()
     assert scaler.get_scale() == 1.0
-    torch.testing.assert_close((model.state_dict(), muon.state_dict()["state"]), before, rtol=0, atol=0)
+    torch.testing.assert_close((model.state_dict(), optimizer.state_dict()["state"]), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_a_step_that_the_device_forbids_changes_nothing_and_is_forgotten(model, in_bf16):
+    twin = copy.deepcopy(model)
+    optimizers = [Muon(of_model, lr=0.01) for of_model in (model, twin)]
+    for step in range(3):
+        for of_model, optimizer in zip((model, twin), optimizers, strict=True):
+            backward(of_model, step)
+            optimizer.found_inf = torch.zeros(())
+            with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+                optimizer.step()
+        backward(model, 3)
+        model.linear.weight.grad[0, 0] = torch.nan
+        model.conv.bias.grad[0] = torch.inf
+        optimizers[0].found_inf = torch.ones(())
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            optimizers[0].step()
+        states = [(m.state_dict(), o.state_dict()["state"]) for m, o in zip((model, twin), optimizers, strict=True)]
+        torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that are called, as a device would be asked for them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_a_step_of_the_default_unet_takes_at_most_300_operators(in_bf16):
+    unet = DenoisingUNet2DModel().to(memory_format=torch.channels_last)
+    optimizer = Muon(unet, lr=1e-3)
+    for _ in range(2):  # the first one makes the state
+        for parameter in unet.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16), Operators() as operators:
+            optimizer.step()
+    assert operators.count <= 300
+
+
+def test_parts_take_the_same_step_as_all_matrices_together(model, monkeypatch):
+    twin = copy.deepcopy(model)
+    backward(model, 0)
+    backward(twin, 0)
+    Muon(model, lr=0.1).step()
+    monkeypatch.setattr(muon._parts, "__defaults__", (100,))
+    assert len(list(muon._parts(list(twin.parameters())))) > 1
+    Muon(twin, lr=0.1).step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(twin.get_parameter(name), parameter, atol=1e-6, rtol=0)
 
 
 def trained(shared=False, in_bf16=False):
@@ -189,11 +250,11 @@ def trained(shared=False, in_bf16=False):
 
 def train_in_processes(process, count, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=process, world_size=count)
-    inner = hf_genmod.training.muon.orthogonalize
+    inner = muon.orthogonalize
     for in_bf16 in (False, True):
         counts = []
-        hf_genmod.training.muon.orthogonalize = lambda matrices, counts=counts: (
-            counts.append(len(matrices)) or inner(matrices)
+        muon.orthogonalize = lambda matrices, dtype, counts=counts: (
+            counts.append(len(matrices)) or inner(matrices, dtype)
         )
         torch.save({"weights": trained(True, in_bf16), "counts": counts}, f"{folder}/{process}-{in_bf16}.pt")
     dist.barrier()  # else a thread of gloo may still hold a tensor when Python ends, which aborts the process

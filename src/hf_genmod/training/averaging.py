@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.optim.sgd import sgd
 
 
 def average_in_bf16(state, bucket):
@@ -15,6 +16,22 @@ def average_in_bf16(state, bucket):
     gradients = bucket.buffer()
     sending = dist.all_reduce(gradients.bfloat16(), async_op=True).get_future()
     return sending.then(lambda sent: torch.div(sent.value()[0], dist.get_world_size(), out=gradients))
+
+
+def fused_lerp_(tensors, ends, weight, unchanged_if=None):
+    """tensor ← tensor + weight (end − tensor) for each, in one kernel.
+
+    Args:
+        tensors, ends (`list[torch.Tensor]`): Pairs of one shape, dtype and order in memory.
+        weight (`float` or `torch.Tensor`): A number, or a tensor () in fp32.
+        unchanged_if (`torch.Tensor`, *optional*): fp32 (). If it is 1 and not 0, all tensors stay as they are, even if
+            an end is not finite; the device decides so, and the host does not wait.
+    """
+    # A step of SGD with the gradient tensor − end: this kernel is the one that has a `found_inf`.
+    sgd(
+        tensors, ends, [None] * len(tensors), lr=weight, weight_decay=1.0, maximize=True, fused=True,
+        found_inf=unchanged_if, momentum=0.0, dampening=0.0, nesterov=False,
+    )  # fmt: skip
 
 
 def power_function_average(length: float) -> Callable:

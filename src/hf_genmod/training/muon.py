@@ -2,7 +2,11 @@
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
+from torch.optim.sgd import sgd
+
+from hf_genmod.training.averaging import fused_lerp_
 
 
 class Muon(torch.optim.AdamW):
@@ -16,6 +20,9 @@ class Muon(torch.optim.AdamW):
     out × (in · height · width). The factor 0.2 √max(m, n) gives the step the same root mean square as a step of AdamW
     (Liu et al. 2025, https://arxiv.org/abs/2502.16982, Eq. 4), so both share the learning rate η. AdamW updates
     vectors (biases, normalisations) and embeddings.
+
+    If an attribute `found_inf`, fp32 () on the device of the parameters, is 1 and not 0 in `step`, the step changes
+    nothing. The device decides so, and the host does not wait for it.
 
     Args:
         model (`nn.Module`): The model, whose parameters that require a gradient are trained.
@@ -48,88 +55,165 @@ class Muon(torch.optim.AdamW):
                 loss = closure()
         for group in self.param_groups:
             if group["momentum"] is not None:
-                self._step_matrices(group["lr"], group["momentum"], group["weight_decay"], group["params"])
+                for matrices in _parts([W for W in group["params"] if W.grad is not None]):
+                    self._step_matrices(matrices, group["lr"], group["momentum"], group["weight_decay"])
         super().step()
         return loss
 
-    def _step_matrices(self, lr, momentum, weight_decay, matrices):
-        matrices = [W for W in matrices if W.grad is not None]
-        if not matrices:
-            return
+    def _step_matrices(self, matrices, lr, momentum, weight_decay):
         for W in matrices:
-            state = self.state[W]
-            if not state:  # AdamW expects a "step"
-                state |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(W)}
-            state["momentum_buffer"].lerp_(W.grad, 1 - momentum)
+            if not self.state[W]:  # AdamW expects a "step"
+                self.state[W] |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(W)}
         dtype, device = matrices[0].dtype, matrices[0].device.type
         if dtype == torch.float32 and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
+        skip = getattr(self, "found_inf", None)
 
-        def directions_of(matrices):
-            """(M Mᵀ)^(−1/2) M, each (out, height · width · in), the order of a channels-last kernel in memory."""
-            momenta = [W.grad.lerp(self.state[W]["momentum_buffer"], momentum) for W in matrices]
-            return orthogonalize([M.movedim(1, -1).flatten(1).to(dtype) for M in momenta])
-
-        directions = _in_shares(directions_of, matrices, dtype) if self.shared else directions_of(matrices)
-        for W, X in zip(matrices, directions, strict=True):
-            W.mul_(1 - lr * weight_decay)
-            W.movedim(1, -1).sub_(X.view_as(W.movedim(1, -1)), alpha=lr * 0.2 * max(X.shape) ** 0.5)
+        buffers = [self.state[W]["momentum_buffer"] for W in matrices]
+        momenta = [_laid_out_as(W, W.grad) for W in matrices]
+        fused_lerp_(buffers, momenta, 1 - momentum, unchanged_if=skip)
+        torch._foreach_lerp_(momenta, buffers, momentum)  # M, in the memory of G
+        with torch.autocast(device, enabled=False):
+            directions = (_in_shares if self.shared else orthogonalize)(momenta, dtype)
+        if dtype != matrices[0].dtype:
+            torch._foreach_copy_(momenta, directions)
+            directions = momenta
+        directions = [_laid_out_as(W, X) for W, X in zip(matrices, directions, strict=True)]
+        sgd(  # W ← W − 0.2 η (X + λ / 0.2 W), by the kernel that has a `found_inf`
+            matrices, directions, [None] * len(matrices), lr=0.2 * lr, weight_decay=weight_decay / 0.2, fused=True,
+            found_inf=skip, momentum=0.0, dampening=0.0, nesterov=False, maximize=False,
+        )  # fmt: skip
+        for W in matrices:
             W.grad = None  # so that AdamW skips the parameter
 
 
-def _in_shares(function, tensors, dtype):
-    """function(tensors), a matrix of `dtype` with as many rows and values for each tensor, of which each process
-    computes a share and broadcasts it."""
-    by_size = sorted(range(len(tensors)), key=lambda i: tensors[i].numel())
+def _laid_out_as(W, G):
+    """G in the order in memory of W, which kernels for many tensors at once need."""
+    strides = zip(W.shape, W.stride(), G.stride(), strict=True)
+    return G if all(a == b or length == 1 for length, a, b in strides) else torch.empty_like(W).copy_(G)
+
+
+def _parts(matrices, max_values=2**24):
+    """The matrices in parts of so many values, or of one matrix, which bounds the memory that a step takes. Those of
+    one shape are together where they can be."""
+    part, values = [], 0
+    for W in sorted(matrices, key=lambda W: (min(_size(W)), W.shape)):
+        if part and values + W.numel() > max_values:
+            yield part
+            part, values = [], 0
+        part.append(W)
+        values += W.numel()
+    if part:
+        yield part
+
+
+def _size(M):
+    """Height and width of the matrix that M, (height, ...), is."""
+    return len(M), M.numel() // len(M)
+
+
+def _in_shares(matrices, dtype):
+    """`orthogonalize`, of which each process computes a share and broadcasts it."""
+    by_size = sorted(range(len(matrices)), key=lambda i: matrices[i].numel())
     shares = [by_size[process :: dist.get_world_size()] for process in range(dist.get_world_size())]
-    mine = function([tensors[i] for i in shares[dist.get_rank()]])
-    results = [None] * len(tensors)
+    mine = orthogonalize([matrices[i] for i in shares[dist.get_rank()]], dtype)
+    results = [None] * len(matrices)
     for process, share in enumerate(shares):
         if not share:  # there are more processes than matrices
             continue
-        sizes = [tensors[i].numel() for i in share]
-        flat = torch.empty(sum(sizes), dtype=dtype, device=tensors[0].device)
+        sizes = [matrices[i].numel() for i in share]
+        flat = torch.empty(sum(sizes), dtype=dtype, device=matrices[0].device)
+        parts = [part.as_strided(matrices[i].shape, matrices[i].stride())
+                 for i, part in zip(share, flat.split(sizes), strict=True)]  # fmt: skip
         if process == dist.get_rank():
-            torch.cat([result.flatten() for result in mine], out=flat)
+            torch._foreach_copy_(parts, mine)
         dist.broadcast(flat, process)
-        for i, part in zip(share, flat.split(sizes), strict=True):
-            results[i] = part.view(len(tensors[i]), -1)
+        for i, part in zip(share, parts, strict=True):
+            results[i] = part
     return results
 
 
-def orthogonalize(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+def orthogonalize(matrices: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
     """
-    Approximates (M Mᵀ)^(−1/2) M for each M: its singular values become about 1 (0.7 to 1.2 for those above a hundredth
-    of the norm of M), by three steps of the iteration X ← (a + b X Xᵀ + c (X Xᵀ)²) X of Jordan et al. 2024. Each step
+    Approximates √n (M Mᵀ)^(−1/2) M for each M, where n is the larger of its height and width: its singular values
+    become about √n (0.7 to 1.2 times that for those above a hundredth of the norm of M), and the root mean square of
+    its values about 1. Three steps of the iteration X ← (a + b X Xᵀ + c (X Xᵀ)²) X of Jordan et al. 2024 do that. Each
     is a polynomial of the Gram matrix M Mᵀ, and is computed on it, for all matrices of one size together.
 
     The iteration needs singular values σ of at most 1 and converges faster the larger they are, so M is first divided
     by (Σ σ⁸)^(1/8), which is closer to the largest σ than the norm of M. The result is zero for M = 0.
+
+    Args:
+        matrices (`list[torch.Tensor]`): (height, ...), each with its rows in one piece in memory.
+        dtype (`torch.dtype`): Of the computation and of the results.
     """
-    wide = [M if M.shape[0] <= M.shape[1] else M.T for M in matrices]
-    results = list(matrices)
-    for size in {len(M) for M in wide}:
-        members = [i for i, M in enumerate(wide) if len(M) == size]
-        roots = _inverse_square_root(torch.stack([wide[i] @ wide[i].T for i in members]))
-        for i, root in zip(members, roots, strict=True):
-            X = root @ wide[i]
-            results[i] = X if X.shape == matrices[i].shape else X.T
+    by_shape, by_size = {}, {}
+    for i, M in enumerate(matrices):
+        by_shape.setdefault(M.shape, []).append(i)
+    sources, copies = [], []
+    for members in by_shape.values():
+        M = matrices[members[0]]
+        if len(members) == 1:
+            stack = M.to(dtype).as_strided((1, *_size(M)), (M.numel(), _size(M)[1], 1))
+        else:
+            stack = M.new_empty((len(members), *_size(M)), dtype=dtype)
+            sources += [matrices[i] for i in members]
+            copies += _unstacked(stack, M)
+        size = max(64, min(_size(M)))  # a small Gram matrix gets rows and columns of zeros, which change nothing
+        by_size.setdefault(size, []).append((members, stack))
+    if copies:
+        torch._foreach_copy_(copies, sources)
+
+    results = [None] * len(matrices)
+    for size, groups in by_size.items():
+        grams = [_gram(stack, size) for _, stack in groups]
+        roots = _inverse_square_roots(grams, [max(stack.shape[1:]) ** 0.5 for _, stack in groups])
+        for root, (members, stack) in zip(roots, groups, strict=True):
+            m = min(stack.shape[1:])
+            root = root if m == size else root[:, :m, :m]
+            X = torch.bmm(root, stack) if _is_wide(stack) else torch.bmm(stack, root)
+            for i, result in zip(members, _unstacked(X, matrices[members[0]]), strict=True):
+                results[i] = result
     return results
 
 
-def _inverse_square_root(gram):
-    """Approximates G^(−1/2) for each G, (k, m, m)."""
-    trace = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-30)  # Σ σ²
-    gram = gram / trace
-    scale = (gram @ gram).square().sum((1, 2), keepdim=True).pow(0.25)  # (Σ σ⁸)^(1/4), as G has σ²
-    scale = scale.clamp(min=1e-4)  # only below that for M = 0, as the trace is 1
-    gram = gram / scale
-    product = factor = _factor(gram)  # which M and X are multiplied by
+def _unstacked(stack, M):
+    """Each of a stack of matrices, (k, height, width), with the shape of M and its order in memory. The order of the
+    columns does not matter, so a row is taken as it lies there."""
+    if len(stack) == 1:
+        return [stack.as_strided(M.shape, M.stride())]
+    if M.ndim > 2:
+        stack = stack.as_strided((len(stack), *M.shape), (M.numel(), *M.stride()))
+    return stack.unbind()
+
+
+def _is_wide(stack):
+    return stack.shape[1] <= stack.shape[2]
+
+
+def _gram(stack, size):
+    """M Mᵀ, or Mᵀ M where that is smaller, of each M, (k, height, width), filled up with zeros to (k, size, size)."""
+    gram = torch.bmm(stack, stack.mT) if _is_wide(stack) else torch.bmm(stack.mT, stack)
+    missing = size - gram.shape[1]
+    return F.pad(gram, (0, missing, 0, missing)) if missing else gram
+
+
+def _inverse_square_roots(grams, factors):
+    """Approximates f G^(−1/2) for each G of each stack, (k, m, m), where f is the factor of the stack."""
+    counts, gram = [len(stack) for stack in grams], torch.cat(grams)
+    largest = gram.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)[..., None].clamp(min=1e-30)  # at least Σ σ² / m
+    gram.div_(largest)
+    scale = torch.linalg.matrix_norm(torch.bmm(gram, gram), keepdim=True).sqrt()  # (Σ σ⁸)^(1/4), as G has σ²
+    scale = scale.clamp(min=1e-4)  # only below 1 for M = 0
+    gram.div_(scale)
+    root = factor = _factor(gram)  # which M and X are multiplied by
     for _ in range(2):
-        gram = factor @ gram @ factor
+        gram = torch.bmm(torch.bmm(factor, gram), factor)
         factor = _factor(gram)
-        product = factor @ product
-    return product * (trace * scale).rsqrt()
+        root = torch.bmm(factor, root)
+    lengths = (largest * scale).rsqrt()
+    torch._foreach_mul_(lengths.split(counts), factors)
+    return root.mul_(lengths).split(counts)
 
 
 def _factor(gram):
