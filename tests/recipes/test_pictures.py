@@ -38,6 +38,13 @@ def test_held_out_pictures_are_those_of_the_test_split(tmp_path):
     assert DataArguments(dataset=str(tmp_path / "train")).load()[1] is None
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_images_that_are_held_out_are_of_another_split(tmp_path, split):
+    save_class_folders(tmp_path, train=2, test=2)
+    with pytest.raises(ValueError, match=f"validation_split: .* has no '{split}' beside 'train'; it has 'test'$"):
+        DataArguments(dataset=str(tmp_path), validation_split=split).load()
+
+
 def test_the_files_are_found_once(tmp_path):
     save_class_folders(tmp_path, train=2, test=2)
     (tmp_path / "train" / "notes.pdf").write_text("")

@@ -129,8 +129,14 @@ def unpacked(path: str) -> Path:
                     if isinstance(archive, tarfile.TarFile):
                         archive.extractall(part, filter="data")
                     else:
+                        names = set()
                         for info in archive.infolist():
                             info.filename = info.filename.replace("\\", "/")  # as some programs on Windows write
+                            if info.filename in names:
+                                raise ValueError(f"it holds {info.filename!r} twice")
+                            if info.filename.startswith("/") or ".." in info.filename.split("/"):
+                                raise ValueError(f"{info.filename!r} would be outside the folder of the archive")
+                            names.add(info.filename)
                             archive.extract(info, part)
                 os.replace(part, folder)
             finally:

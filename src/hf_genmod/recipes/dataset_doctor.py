@@ -65,7 +65,8 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
     findings += _findings(pictures, size or (8, 8))
     contents = list(_contents(pictures, counts, arguments))
     columns = source.splits[arguments.split].column_names if isinstance(source, Found) else []
-    if len(columns) > 1 + (pictures.labels is not None) + (pictures.captions is not None):
+    num_used = 1 + (pictures.labels is not None) + (pictures.captions is not None)
+    if len(columns) > num_used and set(columns) - {"image", "label", "text"}:
         contents.append(f"columns   {', '.join(columns)}; --label_column and --caption_column choose others")
     return DatasetReport(contents, findings, commands, not skipped)
 

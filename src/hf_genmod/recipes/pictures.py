@@ -134,8 +134,14 @@ class DataArguments:
             warnings.warn(f"{training.name}: {missing}, so the model cannot learn it", stacklevel=3)
         if not num_held_out:
             return training, None
+        splits = splits_of(arguments["dataset"], self.config_name, self.array_axes)
+        splits.pop(self.split)
+        if held_out_split is not None and held_out_split not in splits:
+            known = f"it has {', '.join(map(repr, splits)) or 'no other split'}"
+            raise ValueError(
+                f"validation_split: {self.dataset} has no {held_out_split!r} beside {self.split!r}; {known}"
+            )
         if held_out_split is None:
-            splits = set(splits_of(arguments["dataset"], self.config_name, self.array_axes)) - {self.split}
             held_out_split = next((split for split in ("validation", "test") if split in splits), None)
         if held_out_split is not None:
             arguments |= {"split": held_out_split, "resolution": training.resolution, "channels": training.channels}
