@@ -61,7 +61,7 @@ def test_label_columns(arrays):
     ):
         loaded = load_pictures(dataset, label_column=column)
         assert loaded.labels.tolist() == labels and loaded.label_names == names
-    with pytest.raises(ValueError, match="'score' of the data set holds float32, not classes"):
+    with pytest.raises(ValueError, match="the data set: its column 'score' holds float32, not classes; name"):
         load_pictures(dataset, label_column="score")
     with pytest.raises(
         ValueError, match="label_column: 'kid' is no column of the data set; it has image, kind, digit"
@@ -69,6 +69,12 @@ def test_label_columns(arrays):
         load_pictures(dataset, label_column="kid")
 
     assert load_pictures(rows(images, label=(number, [1, 0, 1, 0]))).label_names == ["0", "1"]
+    with pytest.warns(UserWarning, match="its column 'label' holds float32, not classes, so labels are not used"):
+        assert load_pictures(rows(images, label=(real, [0.5, 0.5, 1, 1]))).labels is None
+    with pytest.warns(UserWarning, match="its column 'text' holds no captions .*, so captions are not used"):
+        assert load_pictures(rows(images, text=(number, [1, 2, 3, 4]))).captions is None
+    with pytest.warns(UserWarning, match="without a label .* 1 of 4 images, such as row 2"):
+        assert load_pictures(rows(images, label=(text, ["a", "b", "", "a"]))).labels is None
     two = {key: (datasets.ClassLabel(names=["a", "b"]), [0, 1, 1, 0]) for key in ("coarse", "fine")}
     assert load_pictures(rows(images, **two)).labels is None
     assert load_pictures(rows(images, **two), label_column="fine").labels.tolist() == [0, 1, 1, 0]
@@ -83,7 +89,9 @@ def test_label_columns(arrays):
 def test_unlabelled_pictures(arrays, feature):
     dataset = rows([coded(picture(array)) for array in arrays[:3]], label=(feature, [0, -1, None]))
     assert load_pictures(dataset).labels is None
-    with pytest.raises(ValueError, match=r"without a label \(-1 or none\) in the column 'label': 2 of 3 images"):
+    with pytest.raises(
+        ValueError, match=r"without a label \(-1, none or empty\) in the column 'label': 2 of 3 images"
+    ):
         load_pictures(dataset, require_labels=True)
 
 

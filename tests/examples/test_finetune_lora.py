@@ -129,7 +129,7 @@ def test_a_push_that_failed_leaves_the_run_complete_and_is_made_up_for_by_the_sa
         ("classes", ["--class_name", "zebra", "--rank", "0"], "rank: 0 is not positive"),
         ("classes", ["--class_name", "zebra", "--license", "mit", "--push_to_hub"], "base: it is a folder here"),
         ("classes", ["--class_name", "zebra", "--prior_samples", "-1"], "prior_samples: -1 is negative"),
-        ("classes", ["--class_name", "zebra", "--resolution", "8"], "resolution: the model was trained on 8x8"),
+        ("classes", ["--class_name", "zebra", "--resolution", "8"], "resolution: the model is for 8x8"),
         ("text", [], "caption: say what they show, or caption each"),
         ("guided", [], "base: an adapter of a ClassifierGuidedPipeline"),
         ("autoencoder", [], "the model is an autoencoder and no diffusion model"),

@@ -62,7 +62,7 @@ def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(c
         (
             "train_classifier.py",
             ["--for_model", "{latent}", "--resolution", "4"],
-            "resolution: the model was trained on 16x16",
+            "resolution: the model is for 16x16",
         ),
         ("transfer_features.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor"),
         ("transfer_features.py", ["--vae", "{vae}", "--num_validation", "5"], "labels_per_class: the smallest class"),

@@ -217,7 +217,7 @@ def _array(values: Sequence, column: str, name: str) -> pa.Array:
         return pa.array(values)
     except (pa.ArrowException, OverflowError, TypeError, UnicodeError) as error:
         raise ValueError(
-            f"{name}: values of the column {column!r} of its metadata do not go together ({error})"
+            f"{name}: values of the column {column!r} of its metadata do not go together ({error}); give all one type"
         ) from error
 
 

@@ -154,11 +154,13 @@ def _labels(
     elif re.fullmatch(r"u?int\d+|bool|(large_)?string", dtype):
         # The values of all splits, so that a label means the same in each of them.
         known = {value for other in splits.values() if column in other.features for value in other.unique(column)}
-        classes = in_order({value for value in known if value is not None and (isinstance(value, str) or value >= 0)})
+        classes = in_order({value for value in known - {None, ""} if isinstance(value, str) or value >= 0})
         label_names = [str(value) for value in classes]
-    elif required:
-        raise ValueError(f"label_column: {column!r} of {name} holds {dtype}, not classes; name another column")
     else:
+        what = f"{name}: its column {column!r} holds {dtype}, not classes"
+        if required:
+            raise ValueError(f"{what}; name another by --label_column")
+        warnings.warn(f"{what}, so labels are not used", stacklevel=3)
         return None, None
     index = {value: i for i, value in enumerate(classes)}
     labels = torch.tensor([index.get(value, -1) for value in values])
@@ -171,7 +173,10 @@ def _labels(
         what = f"{name}: images outside its class folders ({shortened(label_names)}), or at another depth in them"
         remedy = "put all images into class folders of one depth, or remove the others"
     else:
-        what, remedy = f"{name}: images without a label (-1 or none) in the column {column!r}", "label or remove them"
+        what, remedy = (
+            f"{name}: images without a label (-1, none or empty) in the column {column!r}",
+            "label or remove them",
+        )
         remedy += ", or use another split" * (len(splits) > 1)
     if required:
         raise ValueError(f"{what}: {some}; {remedy}")
@@ -188,6 +193,9 @@ def _captions(rows: datasets.Dataset, name: str, column: str | None, required: b
             columns = ", ".join(rows.column_names)
             reason = f"no captions (strings or lists of strings) in {repr(column) if column else 'its columns'}"
             raise ValueError(f"{name}: {reason}; choose one of {columns} with --caption_column")
+        if column:
+            what = f"{name}: its column {column!r} holds no captions (strings or lists of strings)"
+            warnings.warn(f"{what}, so captions are not used", stacklevel=3)
         return None
     captions = column_of(rows, column).to_pylist()
     missing = [i for i, caption in enumerate(captions) if caption is None or caption == []]
