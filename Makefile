@@ -15,10 +15,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # Trains on the embedded shapes for six minutes, then samples and checks the model. Threads wait for each other awake
 # (OMP_WAIT_POLICY), as there is nothing else to do.
 demo: $(VENV)/.installed
-	OMP_WAIT_POLICY=active $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
-		--dynamo_backend no --num_cpu_threads_per_process $(CORES) examples/train_cfg.py --resolution 24 \
-		--patch_size 3 --block_out_channels 64 128 --sampling_steps 0 \
-		--max_train_minutes 6 --output_dir runs/shapes
+	OMP_WAIT_POLICY=active $(BIN)/hf_genmod train cfg --resolution 24 --patch_size 3 --block_out_channels 64 128 \
+		--sampling_steps 0 --max_train_minutes 6 --output_dir runs/shapes
 	$(BIN)/python examples/demo.py --model runs/shapes
 
 # One process for each core, which takes whole files: what the tests of a file share is made once.

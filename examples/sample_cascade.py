@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from PIL import Image
+from sample import conditions
 from transformers.hf_argparser import HfArg
 
 from hf_genmod import load_pipeline
@@ -55,20 +56,12 @@ def requests(arguments: CascadeArguments, first) -> list[tuple[list[str], dict]]
         if len(set(names)) < len(names):
             raise ValueError("images: two of them have one name; enlarge them into separate folders")
         return [([name], {"image": [Image.open(file)]}) for name, file in zip(names, arguments.images, strict=True)]
-    request = first.example_request()
-    if (arguments.class_labels and "class_labels" not in request) or bool(arguments.prompts) != ("prompt" in request):
-        taken = "prompts" if "prompt" in request else "class_labels" if "class_labels" in request else "no conditions"
-        raise ValueError(f"base: a {type(first).__name__} takes {taken}; change --class_labels and --prompts")
-    if "prompt" in request:
-        argument, names, values = "prompt", range(len(arguments.prompts)), arguments.prompts
-    elif "class_labels" in request:
-        names = arguments.class_labels or list(first.labels) or range(first.num_classes)
-        values = [label if label in first.labels or not str(label).isdecimal() else int(label) for label in names]
-        argument = "class_labels"
-    else:
+    argument, values = conditions(first, arguments.class_labels, arguments.prompts)
+    if argument is None:
         return [([str(i) for i in range(arguments.count)], {})]
+    names = range(len(values)) if argument == "prompt" else values
     names = [f"{name}-{copy}".replace("/", "_") for name in names for copy in range(arguments.count)]
-    return [(names, {argument: [value for value in values for _ in range(arguments.count)]})]
+    return [(names, {argument: [value for value in values.values() for _ in range(arguments.count)]})]
 
 
 def main(arguments: CascadeArguments):

@@ -1,11 +1,17 @@
-"""The command `python -m hf_genmod`."""
+"""The command `hf_genmod`."""
 
+import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
+from example_scripts import SMALL
 
 from hf_genmod import __version__
+from hf_genmod.__main__ import EXAMPLES, SCRIPTS, TASKS
 
 # Runs the command in a process that then says what it has imported.
 COMMAND = """
@@ -21,7 +27,8 @@ finally:
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--help"], ["doctor", "push"]),
+        (["--help"], ["train TASK", "latent-cfg", "sample MODEL", "enlarge", "evaluate", "doctor", "push"]),
+        (["train", "--help"], ["text-to-image", "upsampler"]),
         (["push", "--help"], ["--license", "--create_pr"]),
         (["--version"], [__version__]),
     ],
@@ -30,3 +37,49 @@ def test_help_and_version_import_no_library(arguments, words):
     done = subprocess.run([sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "[]\n")
     assert all(word in done.stdout for word in words)
+
+
+def answer(*arguments) -> str:
+    """What the command answers to arguments that it refuses: one line, with status 2."""
+    done = subprocess.run([sys.executable, "-m", "hf_genmod", *arguments], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["trian", "cfg"], "error: trian: no such command; did you mean train?"),
+        (["train", "text_to_imag"], "error: text-to-imag: no such task; did you mean text-to-image?"),
+        (
+            ["train", "cfg", "--accelerate_config", "fsdp.yaml"],
+            "error: accelerate_config: there is no file fsdp",
+        ),
+        (["train", "cfg", "--num_processes", "9999"], "error: num_processes: 9999 is not within 1 ... "),
+        (["train", "cfg", "--resolutoin", "8"], "error: --resolutoin: no such flag; did you mean --resolution?"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_there_is(arguments, expected):
+    assert answer(*arguments).startswith(expected)
+
+
+def test_every_script_is_a_command():
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")}
+    trained = {f"train_{task.replace('-', '_')}" for task in TASKS} - {"train_lora"} | {"finetune_lora"}
+    assert trained | set(SCRIPTS.values()) == scripts - {"demo"}
+
+
+def test_two_processes_train_by_one_command_and_the_run_says_how_to_repeat_it(tmp_path):
+    run = tmp_path / "run"
+    command = ["train", "cfg", "--num_processes", "2", *SMALL, "--max_train_steps", "2", "--output_dir", str(run)]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_genmod", *command], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    repeated = json.loads((run / "provenance.json").read_text(encoding="utf-8"))["command"]
+    assert repeated == shlex.join(["hf_genmod", *command[:2], "--num_processes", "2", *command[4:]])
+    assert re.search(
+        r"^training on .* in each of 2 processes, mixed precision '.*8 classes; .*; 2 steps$", done.stderr, re.M
+    )

@@ -67,8 +67,6 @@ def test_the_wheel_holds_every_module_and_the_type_marker(tmp_path):
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hf_genmod/")}
-    assert packed == {
-        path.relative_to(ROOT / "src").as_posix()
-        for path in (ROOT / "src" / "hf_genmod").rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
-    }
+    sources = {path.relative_to(ROOT / "src") for path in PACKAGE.rglob("*")}
+    sources |= {Path("hf_genmod") / path.relative_to(ROOT) for path in (ROOT / "examples").rglob("*")}
+    assert packed == {path.as_posix() for path in sources if path.suffix and path.suffix != ".pyc"}

@@ -1,12 +1,95 @@
-"""`python -m hf_genmod doctor PATH` and `python -m hf_genmod push PATH REPO_ID`"""
+"""
+Trains image generative models, draws with them, measures and shares them.
+
+    hf_genmod train cfg --dataset path/to/class_folders --max_train_minutes 30 --output_dir runs/mine
+    hf_genmod sample runs/mine --class_labels cat dog --num 16 --output grid.png
+
+train TASK, with the task one of
+{tasks}
+
+with a trained model
+    sample MODEL          draw images
+    enlarge IMAGE ...     enlarge images by upsamplers, or draw by a model and enlarge
+    evaluate MODEL        measure how good its images are
+    transfer MODEL        measure what the features of an autoencoder are worth
+    push MODEL REPO_ID    upload it with its card to the Hub, and test that it loads
+
+    doctor PATH           find problems of a data set, a run or a checkpoint, and what to do
+
+`hf_genmod COMMAND --help` lists the flags of a command. Each command that trains or measures also takes
+    --num_processes N         the number of processes, such as GPUs, that share the work
+    --accelerate_config FILE  settings of `accelerate config` to start them by
+"""
 
 import argparse
+import difflib
+import os
+import runpy
 import sys
+from pathlib import Path
 
 from hf_genmod import __version__
 from hf_genmod.errors import counted, one_line_errors
 
+TASKS = {
+    "cfg": "a class-conditional model with classifier-free guidance",
+    "unconditional": "a model of images without labels",
+    "classifier": "a classifier that guides an unconditional model",
+    "text-to-image": "a model of captioned images",
+    "latent-cfg": "an autoencoder, and a class-conditional model of its latents",
+    "autoencoder": "an autoencoder",
+    "vae": "a variational autoencoder",
+    "upsampler": "a model that enlarges images",
+    "lora": "an adapter (LoRA): a new class or word from a few images",
+}
+SCRIPTS = {"sample": "sample", "enlarge": "sample_cascade", "evaluate": "evaluate", "transfer": "transfer_features"}
+# The flag of what comes first on the command line without a flag.
+FIRST = {"sample": "--model", "enlarge": "--images", "evaluate": "--model", "transfer": "--vae"}
+PACKAGE = Path(__file__).parent
+EXAMPLES = PACKAGE / "examples"  # where the wheel puts them
+if not EXAMPLES.is_dir():  # in a checkout
+    EXAMPLES = PACKAGE.parents[1] / "examples"
 DATA_FLAGS = ("image_column", "label_column", "caption_column", "config_name", "array_axes")
+
+
+def known(name: str, names, what: str) -> str:
+    """A name, if it is one of `names`."""
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(names)}"
+        raise ValueError(f"{name}: no such {what}; {hint}")
+    return name
+
+
+def run_script(command: str, script: str, flags: list[str]) -> None:
+    """Runs an example script in this process or, with --num_processes or --accelerate_config, in several."""
+    parser = argparse.ArgumentParser(usage=f"hf_genmod {command} ...", add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_processes", type=int)
+    parser.add_argument("--accelerate_config")
+    launch, flags = parser.parse_known_args(flags)
+    file = str(EXAMPLES / f"{script}.py")
+    os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run
+    if launch.accelerate_config is not None:
+        if not Path(launch.accelerate_config).is_file():
+            missing = f"accelerate_config: there is no file {launch.accelerate_config}"
+            raise ValueError(f"{missing}; `accelerate config --config_file FILE` writes one")
+        from accelerate.commands.launch import launch_command, launch_command_parser
+
+        processes = [] if launch.num_processes is None else ["--num_processes", str(launch.num_processes)]
+        words = ["--config_file", launch.accelerate_config, *processes, file, *flags]
+        launch_command(launch_command_parser().parse_args(words))
+    elif launch.num_processes is not None:
+        from torch.distributed.run import main
+
+        from hf_genmod.processes import check_processes, threads_of
+
+        check_processes(launch.num_processes)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(launch.num_processes)))
+        main(["--standalone", "--nproc_per_node", str(launch.num_processes), file, *flags])
+    else:
+        sys.argv = [file, *flags]
+        sys.path.insert(0, str(EXAMPLES))  # where Python looks first for what a script imports
+        runpy.run_path(file, run_name="__main__")
 
 
 def doctor(arguments) -> int:
@@ -47,11 +130,9 @@ def push(arguments) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m hf_genmod", description="Checks and shares what the training scripts of hf_genmod write."
-    )
-    parser.add_argument("--version", action="version", version=f"hf_genmod {__version__}")
+def parse_own(argv: list[str]) -> argparse.Namespace:
+    """The arguments of the commands that are no example script."""
+    parser = argparse.ArgumentParser(prog="hf_genmod")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("doctor", help="Find problems of a data set, a run or a checkpoint, and what to do.")
     command.set_defaults(function=doctor)
@@ -67,9 +148,36 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--private", action="store_true", help="Create the repository as a private one.")
     command.add_argument("--revision", help="The branch, which is created if it does not exist.")
     command.add_argument("--create_pr", action="store_true", help="Open a pull request instead.")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    tasks = "\n".join(f"    {task:<21} {text}" for task, text in TASKS.items())
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__.format(tasks=tasks).strip())
+        return 0
+    if argv[0] == "--version":
+        print(f"hf_genmod {__version__}")
+        return 0
     with one_line_errors():
-        arguments = parser.parse_args(argv)
-        return arguments.function(arguments)
+        command, *flags = argv
+        known(command, ["train", *SCRIPTS, "doctor", "push"], "command")
+        if command in ("doctor", "push"):
+            arguments = parse_own(argv)
+            return arguments.function(arguments)
+        if command in SCRIPTS:
+            if flags and not flags[0].startswith("-"):
+                flags = [FIRST[command], *flags]
+            run_script(command, SCRIPTS[command], flags)
+            return 0
+        if not flags or flags[0] in ("-h", "--help"):
+            print(f"hf_genmod train TASK [--FLAG VALUE ...], with the task one of\n{tasks}")
+            return 0
+        task = known(flags[0].replace("_", "-"), TASKS, "task")
+        script = "finetune_lora" if task == "lora" else f"train_{task}".replace("-", "_")
+        run_script(f"train {task}", script, flags[1:])
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Accelerate's process state, on a CPU, too."""
+"""The processes of a run, and their CPU threads."""
+
+import os
 
 import torch
 from accelerate import PartialState
@@ -8,3 +10,36 @@ def processes() -> PartialState:
     """This process among those that were started together, on an accelerator or the CPU; where there is no accelerator
     Accelerate must be told so, or each process would take itself for the only one."""
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def check_processes(number: int) -> None:
+    """Raises a `ValueError` if this machine has fewer accelerators, or CPU cores without one, than processes."""
+    devices, what = torch.accelerator.device_count(), "accelerators"
+    if not devices:
+        devices, what = _cores(), "CPU cores"
+    if not 1 <= number <= devices:
+        raise ValueError(
+            f"num_processes: {number} is not within 1 ... {devices}, the number of {what} of this machine"
+        )
+
+
+def threads_of(num_local_processes: int) -> int:
+    """The number of CPU threads of each of the processes on this machine: its share of the cores."""
+    return max(1, _cores() // num_local_processes)
+
+
+def use_cores(num_threads: int | None = None) -> None:
+    """
+    Sets the number of CPU threads of this process. By default, a process that `torchrun` or `accelerate launch` has
+    started takes its share of the cores, as they set OMP_NUM_THREADS to 1 unless a person did; others change nothing.
+    """
+    is_launched = not {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}.isdisjoint(os.environ)
+    if num_threads is None and is_launched and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        num_threads = threads_of(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -50,7 +50,7 @@ class TestSamplingACascade:
             (["--images", "a/1.png", "b/1.png"], "error: images: two of them have one name"),
             (
                 ["--base", "{base}", "--prompts", "a cat"],
-                "error: base: a ClassifierFreeGuidedPipeline takes",
+                "error: the model is a ClassifierFreeGuidedPipeline, which takes --class_labels",
             ),
             (["--base", "{base}", "--class_labels", "sqare"], "error: class_labels: 'sqare' is not one of"),
             (["--base", "{base}", "--noise_level", "999"], "error: noise_level: 999 is not a whole number from 0"),

@@ -41,7 +41,7 @@ def test_says_what_a_sound_data_set_holds_and_how_to_train_on_it(tmp_path, capsy
         "channels  3 (RGB)",
         "captions  none",
     ]
-    assert command.startswith(f"to train on it: python examples/train_cfg.py --dataset {tmp_path} --output_dir")
+    assert command.startswith(f"to train on it: hf_genmod train cfg --dataset {tmp_path} --output_dir")
     assert last == f"{tmp_path}: no findings"
     assert "ownload" not in printed.out + printed.err
 
@@ -52,12 +52,12 @@ def test_the_command_is_one_that_trains(tmp_path, monkeypatch):
     Image.new("RGB", (20, 30)).save(folder / "class0" / "other.png")
     (folder / "class1" / "broken.png").write_bytes(b"x")
     (command,) = report_of(folder).commands
-    python, script, *flags = shlex.split(command)
-    assert (python, flags[:2]) == ("python", ["--dataset", str(folder)])
+    hf_genmod, train, task, *flags = shlex.split(command)
+    assert (hf_genmod, train, *flags[:2]) == ("hf_genmod", "train", "--dataset", str(folder))
     assert flags[2:6] == ["--on_bad_image", "skip", "--resolution", "8x16"]
     flags += "--max_train_steps 1 --sampling_steps 0 --block_out_channels 8 8".split()
     monkeypatch.chdir(tmp_path)
-    done = run(Path(script).name, *flags)
+    done = run(f"train_{task}.py", *flags)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "my-pictures" / "model_index.json").is_file()
 
@@ -86,11 +86,11 @@ def test_images_of_one_class_have_none(tmp_path):
     table = read_folder(list_images(tmp_path / "folder"), "folder")["train"]
     report = report_of(tmp_path / "folder")
     assert report.contents[1] == "classes   none: all images are in the folder 'class0'"
-    assert "train_unconditional" in report.commands[0]
+    assert "train unconditional" in report.commands[0]
     table = table.add_column("label", ["cat"] * 3)
     table.to_parquet(tmp_path / "train.parquet")
     report = report_of(tmp_path / "train.parquet")
-    assert report.contents[1] == "classes   1: cat (3)" and "train_unconditional" in report.commands[0]
+    assert report.contents[1] == "classes   1: cat (3)" and "train unconditional" in report.commands[0]
     assert report.findings[-1].startswith("all images are of one class, 'cat', so labels tell a model nothing; train")
 
 
@@ -137,7 +137,7 @@ def test_captions_and_sizes_are_told(tmp_path):
         "captions  one or more for each image, such as 'number 0'",
     ]
     (command,) = report.commands
-    assert "examples/train_text_to_image.py" in command and "--resolution 24x32" in command
+    assert "hf_genmod train text-to-image " in command and "--resolution 24x32" in command
 
 
 def test_sound_pictures_have_no_findings(tmp_path):

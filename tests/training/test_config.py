@@ -41,3 +41,13 @@ def test_a_part_has_a_share_of_the_budget_and_other_changes():
     assert minutes.part(0.4) == TrainingConfig(max_train_minutes=4, seed=3)
     with pytest.raises(ValueError, match="batch_size: 0 is not positive"):
         steps.part(0.5, batch_size=0)
+
+
+def test_the_precision_is_that_of_the_flag_then_of_the_launcher(monkeypatch):
+    for of_launcher in ("no", "bf16", "fp16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", of_launcher)
+        assert TrainingConfig(max_train_steps=1).mixed_precision == of_launcher
+        assert TrainingConfig(max_train_steps=1, mixed_precision="bf16").mixed_precision == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="mixed_precision: 'fp8' is not one of no, bf16, fp16"):
+        TrainingConfig(max_train_steps=1)

@@ -77,12 +77,6 @@ def test_a_budget_of_minutes_ends_with_the_schedules_at_their_end(dataset, tmp_p
         assert math.isclose(line["learning_rate"], expected, rel_tol=1e-3, abs_tol=1e-6)
 
 
-def test_a_launcher_that_asks_for_another_precision_is_refused(dataset, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(ValueError, match="give --mixed_precision bf16 to the script itself"):
-        make_trainer(dataset, tmp_path, max_train_steps=1)
-
-
 def test_processes_that_do_not_know_each_other_are_refused(dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE is 2 but Accelerate sees 1 process"):

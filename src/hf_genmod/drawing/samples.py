@@ -28,12 +28,12 @@ def draw_images(
         kwargs: Arguments of the pipeline that are the same for all images.
 
     Raises:
-        RuntimeError: On all processes, if drawing fails on one of them.
+        RuntimeError: On all of several processes, if drawing fails on one of them.
     """
     count = len(next(iter(request.values()))) if request else count
-    if not shared:
-        return _draw(pipeline, request, range(count), seed, **kwargs)
     state = processes()
+    if not shared or state.num_processes == 1:
+        return _draw(pipeline, request, range(count), seed, **kwargs)
     mine = range(state.process_index, count, state.num_processes)
     images, error = {}, None
     try:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..data.value_range import from_model_range, to_model_range
 
-REMEDY = "compute in float32, or look for weights that are not finite by `python -m hf_genmod doctor`"
+REMEDY = "compute in float32, or look for weights that are not finite by `hf_genmod doctor`"
 _UPCASTING = threading.Lock()  # an autoencoder has one dtype at a time, whichever threads use it
 
 

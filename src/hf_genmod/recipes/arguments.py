@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from hf_genmod.errors import first_line, shortened
+from hf_genmod.processes import use_cores
 from hf_genmod.sharing.model_card import check_license
 from hf_genmod.training.config import changeable
 from hf_genmod.training.run_folder import arguments_in
@@ -98,6 +99,7 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     """
     parser = HfArgumentParser(
         [_flags_of(dataclass_type) for dataclass_type in dataclass_types],
+        prog=os.environ.get("HF_GENMOD_COMMAND"),
         usage="%(prog)s [--FLAG VALUE ...]",
         description=(description or sys.modules["__main__"].__doc__ or "").strip(),
         formatter_class=_HelpFormatter,
@@ -120,6 +122,7 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"{name}: {value} is not finite; give finite numbers")
     values = {name: _at_home(value) for name, value in vars(values).items()}
+    use_cores(values.get("num_threads"))
     return tuple(
         dataclass_type(**{field.name: values[field.name] for field in dataclasses.fields(dataclass_type)})
         for dataclass_type in dataclass_types

@@ -123,22 +123,22 @@ def _size_to_give(pictures: PictureDataset) -> tuple[int, int] | None:
 def _commands(
     pictures: PictureDataset, arguments: CaptionedDataArguments, size: tuple[int, int] | None, skip: bool
 ) -> Iterator[str]:
-    """The commands of the training scripts that fit a data set, with the flags that it needs."""
+    """The commands that train on a data set, with the flags that it needs."""
     flags = {"dataset": arguments.dataset, "split": None if arguments.split == "train" else arguments.split}
     flags |= {name: getattr(arguments, name) for name in ("image_column", "config_name", "array_axes")}
     flags |= {"on_bad_image": "skip" if skip else None}
     if size:
         flags["resolution"] = size[0] if size[0] == size[1] else "{}x{}".format(*size)
-    scripts = {}
+    tasks = {}
     if pictures.labels is not None and len(pictures.label_names) > 1:
-        scripts["train_cfg"] = {"label_column": arguments.label_column}
+        tasks["cfg"] = {"label_column": arguments.label_column}
     if pictures.captions is not None:
-        scripts["train_text_to_image"] = {"caption_column": arguments.caption_column}
+        tasks["text-to-image"] = {"caption_column": arguments.caption_column}
     output_dir = "runs/" + (re.sub(r"[^\w.-]+", "-", Path(arguments.dataset).resolve().stem) or "model")
-    for script, columns in (scripts or {"train_unconditional": {}}).items():
+    for task, columns in (tasks or {"unconditional": {}}).items():
         given = {**flags, **columns, "output_dir": output_dir}
         text = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
-        yield " ".join([f"python examples/{script}.py", *text])
+        yield " ".join([f"hf_genmod train {task}", *text])
 
 
 def _findings(pictures: PictureDataset, size: tuple[int, int]) -> Iterator[str]:

@@ -112,7 +112,7 @@ def push_checkpoint(
         reason = first_line(error)
         for secret in filter(None, (token, get_token())):
             reason = reason.replace(secret, "...")
-        words = ["python", "-m", "hf_genmod", "push", str(folder.resolve()), repo_id, "--license", license]
+        words = ["hf_genmod", "push", str(folder.resolve()), repo_id, "--license", license]
         words += ["--revision", revision] if revision else []
         words += ["--private"] * bool(private) + ["--create_pr"] * create_pr
         raise PushError(f"the push to {repo_id} failed ({reason}); finish it by: {shlex.join(words)}") from error

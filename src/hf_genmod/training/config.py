@@ -38,11 +38,15 @@ class TrainingConfig:
     horizontal_flip: bool = HfArg(default=False, help="Mirror half the images, at random. Not for letters or digits.")
     max_shift: int = HfArg(default=0, help="Shift each image by up to this many pixels, at random; edges repeat.")
     mixed_precision: str | None = HfArg(
-        default=None, help="'no', 'bf16' or 'fp16'. Default: 'bf16' on a CPU with fast bf16 products, else 'no'."
+        default=None,
+        help="'no', 'bf16' or 'fp16'. Default: that of `accelerate launch`, else 'bf16' where that is fast.",
     )
     gradient_checkpointing: bool = changeable(False, help="Recompute activations in the backward pass to save memory.")
     compile: bool = HfArg(default=False, help="Compile the model with torch.compile.")
     seed: int = HfArg(default=0, help="Seed of all random numbers of the run.")
+    num_threads: int | None = changeable(
+        None, help="CPU threads of each process. Default: OMP_NUM_THREADS, if it is more than 1, or all cores, shared."
+    )
     num_workers: int = changeable(0, help="Processes that load images, if these do not fit in memory.")
     logging_steps: int = changeable(10, help="Steps between lines of metrics.jsonl.")
     sampling_steps: int = changeable(500, help="Steps between images in samples/. 0: none.")
@@ -55,13 +59,14 @@ class TrainingConfig:
     def __post_init__(self):
         self.output_dir = os.path.expanduser(self.output_dir)
         if self.mixed_precision is None:
-            self.mixed_precision = "bf16" if _cpu_multiplies_in_bf16() else "no"
+            default = "bf16" if _multiplies_in_bf16() else "no"
+            self.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", default)
         if (self.max_train_steps is None) == (self.max_train_minutes is None):
             both = f"max_train_steps: {self.max_train_steps} with max_train_minutes: {self.max_train_minutes}"
             raise ValueError(f"{both}; a run has one budget, so give one of the two")
         for name in ("max_train_steps", "max_train_minutes", "batch_size", "gradient_accumulation_steps",
                      "learning_rate", "max_grad_norm", "logging_steps", "checkpoints_total_limit",
-                     "max_bad_steps"):  # fmt: skip
+                     "max_bad_steps", "num_threads"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}: {value} is not positive")
@@ -102,8 +107,10 @@ class TrainingConfig:
         return self.learning_rate * warmup * decay
 
 
-def _cpu_multiplies_in_bf16() -> bool:
-    """Whether the run is on a CPU that multiplies in bf16 at least twice as fast as in fp32."""
+def _multiplies_in_bf16() -> bool:
+    """Whether the device of a run multiplies in bf16 at least twice as fast as in fp32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return bool(has_bf16) and not torch.accelerator.is_available()

@@ -31,6 +31,18 @@ class Monitor:
         if self.accelerator.is_main_process:
             tqdm.write(message, file=sys.stderr)
 
+    def announce(self, hardware: str, pictures: torch.utils.data.Dataset, model: torch.nn.Module):
+        """Says in a line what the run trains on what."""
+        height, width = pictures.resolution
+        classes = f", {len(pictures.label_names)} classes" if pictures.label_names else ""
+        parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        steps, minutes = self.config.max_train_steps, self.config.max_train_minutes
+        budget = f"{steps:,} steps" if minutes is None else f"{minutes:g} minutes"
+        self.say(
+            f"training on {hardware}, mixed precision {self.config.mixed_precision!r}: {len(pictures):,} images of "
+            f"{height}x{width}{classes}; {parameters:.2f} M parameters; {budget}"
+        )
+
     @contextlib.contextmanager
     def optional(self, what: str):
         """Around what the training does not need: a failure is reported and ignored."""

@@ -185,6 +185,7 @@ class Trainer:
 
     def _train(self):
         config, progress, monitor = self.config, self.progress, self.monitor
+        monitor.announce(self.provenance["hardware"], self.dataset.pictures, self.averaged_model)
         self.state.resume(self.folder)
         monitor.start_tracker()
         self.clock = clock = Clock(config, progress, self.accelerator)
@@ -312,11 +313,7 @@ class Trainer:
 
 
 def _check_launch(config: TrainingConfig, accelerator: Accelerator):
-    """Refuses a launcher whose settings are not those of the run."""
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", config.mixed_precision):
-        differing = f"the launcher says {precision!r} and the run {config.mixed_precision!r}"
-        raise ValueError(f"mixed_precision: {differing}; give --mixed_precision {precision} to the script itself")
+    """Refuses a launcher whose processes do not know each other, and a tracker that is not installed."""
     if config.report_to and not accelerator.log_with:
         raise ValueError(f"report_to: {config.report_to!r} is not installed; pip install it")
     world_size = int(os.environ.get("WORLD_SIZE", 1))

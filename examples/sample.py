@@ -1,0 +1,98 @@
+"""
+Draws images with a trained model, into one picture or a folder.
+
+    python examples/sample.py --model runs/mine --class_labels cat dog --num 16 --output grid.png
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from transformers.hf_argparser import HfArg
+
+from hf_genmod import load_pipeline
+from hf_genmod.drawing.grids import grid, in_rows
+from hf_genmod.drawing.samples import draw_images
+from hf_genmod.errors import one_line_errors
+from hf_genmod.processes import processes
+from hf_genmod.recipes.arguments import parse_arguments
+
+
+@dataclasses.dataclass
+class SampleArguments:
+    """Samples."""
+
+    model: str = HfArg(help="The checkpoint: the folder of its run, or its id on the Hub.")
+    class_labels: list[str] = HfArg(
+        default_factory=list, help="Names or numbers of classes, --num images each. Default: all."
+    )
+    prompts: list[str] = HfArg(default_factory=list, help="Prompts, --num images each.")
+    num: int = HfArg(default=8, help="Images of each class or prompt, or in all.")
+    seed: int = HfArg(default=0, help="Seed of the first image; the next has seed + 1.")
+    num_inference_steps: int | None = HfArg(default=None, help="Steps of the sampler. Default: those of the model.")
+    guidance_scale: float | None = HfArg(
+        default=None, help="Strength of the guidance, γ or the s of a classifier. Default: that of the model."
+    )
+    output: str = HfArg(default="samples.png", help="A picture of all images, or a folder for a file of each.")
+
+    def __post_init__(self):
+        if self.num < 1:
+            raise ValueError(f"num: {self.num} is not positive")
+
+
+def conditions(pipeline, class_labels: list[str], prompts: list[str]) -> tuple[str | None, dict[str, str | int]]:
+    """The argument of the pipeline that says what to draw, if it has one, and its values by their names."""
+    request = pipeline.example_request()
+    takes = next((name for name in ("prompt", "class_labels") if name in request), None)
+    given = [name for name, values in (("class_labels", class_labels), ("prompt", prompts)) if values]
+    if given not in ([], [takes]) or (takes == "prompt" and not given):
+        wanted = {
+            "prompt": "--prompts",
+            "class_labels": "--class_labels",
+            None: "neither --class_labels nor --prompts",
+        }
+        raise ValueError(f"the model is a {type(pipeline).__name__}, which takes {wanted[takes]}")
+    if takes == "prompt":
+        return takes, {prompt: prompt for prompt in prompts}
+    if takes is None:
+        return takes, {}
+    names = class_labels or list(pipeline.labels) or range(pipeline.num_classes)
+    numbers = {name for name in names if name not in pipeline.labels and str(name).isdecimal()}
+    return takes, {str(name): int(name) if name in numbers else name for name in names}
+
+
+def main(arguments: SampleArguments):
+    pipeline = load_pipeline(arguments.model).to(processes().device)
+    if "image" in pipeline.example_request():
+        raise ValueError(
+            f"{arguments.model}: this model enlarges images; use sample_cascade.py, or `hf_genmod enlarge`"
+        )
+    argument, values = conditions(pipeline, arguments.class_labels, arguments.prompts)
+    options = {}
+    if arguments.num_inference_steps is not None and pipeline.denoises:
+        options["num_inference_steps"] = arguments.num_inference_steps
+    if arguments.guidance_scale is not None:
+        if not pipeline.guidance_argument:
+            raise ValueError(f"guidance_scale: a {type(pipeline).__name__} has no guidance; leave it out")
+        options[pipeline.guidance_argument] = arguments.guidance_scale
+    request = {argument: [value for value in values.values() for _ in range(arguments.num)]} if argument else {}
+    images = draw_images(pipeline, request, arguments.num, arguments.seed, **options)
+    if not processes().is_main_process:
+        return
+    names, rows, output = list(values) or [""], in_rows(images, arguments.num), Path(arguments.output)
+    if output.suffix:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        columns = [in_rows(row, 16) for row in rows]
+        texts = [text for name, parts in zip(names, columns, strict=True) for text in [name] + [""] * (len(parts) - 1)]
+        grid([part for parts in columns for part in parts], texts, least=96).save(output)
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(images):
+            name = re.sub(r"[^\w.-]+", "-", names[i // arguments.num])[:60]
+            image.save(output / f"{name}-{arguments.seed + i}.png".removeprefix("-"))
+    print(f"{len(images)} images in {output}")
+
+
+if __name__ == "__main__":
+    with one_line_errors((ValueError, OSError, RuntimeError)):  # the last one from another process
+        main(*parse_arguments(SampleArguments))

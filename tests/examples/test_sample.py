@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from example_scripts import error_of, run
+from PIL import Image
+from tiny import TINY_UNET, randomized
+
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    ClassifierFreeGuidedPipeline,
+    DenoisingUNet2DModel,
+    UnconditionalPipeline,
+    load_pipeline,
+)
+
+STEPS = ["--num_inference_steps", "3"]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "labelled"
+    unet = randomized(DenoisingUNet2DModel(**TINY_UNET, num_classes=3))
+    names = {0: "cat", 1: "dog", 2: "7"}
+    ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(), id2label=names).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "plain"
+    unet = randomized(DenoisingUNet2DModel(**TINY_UNET))
+    UnconditionalPipeline(unet, AncestralDDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+def drawn(folder, seed, **request):
+    pipeline = load_pipeline(folder)
+    (image,) = pipeline(generator=[torch.Generator().manual_seed(seed)], num_inference_steps=3, **request).images
+    return np.asarray(image, dtype=int)
+
+
+def test_the_images_of_a_folder_are_those_that_the_pipeline_draws(labelled, tmp_path):
+    """The label "7" is the name of a class and not a number."""
+    command = ["--model", labelled, "--class_labels", "dog", "7", "0", "--num", 2, "--seed", 5, "--guidance_scale", 3]
+    done = run("sample.py", *command, *STEPS, "--output", tmp_path / "out")
+    assert done.stdout == f"6 images in {tmp_path / 'out'}\n"
+    files = {
+        f"{name}-{seed}.png" for name, seed in zip(["dog"] * 2 + ["7"] * 2 + ["0"] * 2, range(5, 11), strict=True)
+    }
+    assert {file.name for file in (tmp_path / "out").iterdir()} == files
+    for name, label, seed in (("dog", 1, 6), ("7", 2, 7), ("0", 0, 10)):
+        image = np.asarray(Image.open(tmp_path / "out" / f"{name}-{seed}.png"), dtype=int)
+        assert abs(image - drawn(labelled, seed, class_labels=[label], guidance_scale=3.0)).max() <= 1  # rounding
+
+
+def test_a_picture_has_a_named_row_for_each_class(labelled, tmp_path):
+    picture = tmp_path / "new" / "grid.png"
+    run("sample.py", "--model", labelled, "--num", 17, *STEPS, "--output", picture)
+    width, height = Image.open(picture).size
+    assert width == 16 * 96 and height >= 6 * 96  # two rows of at most 16 for each of the three classes
+
+
+def test_a_model_without_conditions_draws_so_many_images(plain, tmp_path):
+    assert run("sample.py", "--model", plain, "--num", 3, *STEPS, "--output", tmp_path).returncode == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0.png", "1.png", "2.png"]
+    image = np.asarray(Image.open(tmp_path / "2.png"), dtype=int)
+    assert abs(image - drawn(plain, 2, batch_size=1)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "flags, error",
+    [
+        (
+            ["--class_labels", "dgo"],
+            "error: class_labels: 'dgo' is not a label of this model; did you mean 'dog'?",
+        ),
+        (["--prompts", "a dog"], "error: the model is a ClassifierFreeGuidedPipeline, which takes --class_labels"),
+        (["--num", "0"], "error: num: 0 is not positive"),
+        (["--num_inference_steps", "0"], "error: num_inference_steps: 0 "),
+        (["--model", "nowhere/at/all"], "error: 'nowhere/at/all' is not a folder"),
+    ],
+)
+def test_mistakes_are_one_sentence(labelled, flags, error, tmp_path):
+    command = ["sample.py", "--model", labelled, "--output", tmp_path / "grid.png", *flags]
+    assert error_of(*command).startswith(error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_guidance_is_refused_for_a_model_without_conditions(plain, tmp_path):
+    error = error_of("sample.py", "--model", plain, "--guidance_scale", 2, "--output", tmp_path / "grid.png")
+    assert error == "error: guidance_scale: a UnconditionalPipeline has no guidance; leave it out"
