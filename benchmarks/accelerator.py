@@ -1,7 +1,7 @@
 """
 Training and sampling in bf16 on an accelerator: DenoisingUNet2DModel and the Trainer against UNet2DModel of diffusers
 at the same widths, depth and attention, eager and compiled. A process for each row: all compile at once, then measure
-in turn. Takes five minutes on a machine with 16 cores and one GPU.
+in turn.
 
     python benchmarks/accelerator.py
 """
