@@ -116,6 +116,16 @@ def test_a_pipe_is_not_read(tmp_path):
     assert others == [(name, "neither a file nor a folder") for name in ("0.png", "0.txt", "pipe")]
 
 
+def test_the_folder_of_a_run_is_not_read(tmp_path, image):
+    for name in ("data/a/0.png", "data/run/samples/step-1.png"):
+        save(image, tmp_path / name)
+    (tmp_path / "data" / "run" / "training_config.json").write_text("{}")
+    found = list_files(tmp_path / "data")
+    assert places(found.images) == ["a/0.png"] and places(file for file, _ in found.others) == ["run"]
+    assert found.others[0][1] == "the folder of a run" and found.folders == {(), ("a",)}
+    assert places(list_files(tmp_path / "data" / "run").images) == ["samples/step-1.png"]  # which a person asked for
+
+
 def test_a_name_that_is_no_text_is_refused(tmp_path):
     os.mkdir(os.fsencode(tmp_path) + b"/\xff")
     with pytest.raises(ValueError, match="its name is not UTF-8; rename it"):

@@ -87,8 +87,7 @@ def list_files(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:
     folders = [(str(root), above, (top,), False)]  # path, place, where it and those above it really are, hidden
     while folders:
         path, place, chain, hidden = folders.pop()
-        found.folders |= set() if hidden else {place}
-        files = {}
+        files, inner = {}, []
         with os.scandir(path) as entries:
             for entry in entries:
                 name = entry.name
@@ -108,7 +107,12 @@ def list_files(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:
                     ):
                         found.others.append((File(place, name, entry.path), "a link to a folder that it is in"))
                     else:
-                        folders.append((entry.path, (*place, name), (*chain, real), hidden or name.startswith(".")))
+                        inner.append((entry.path, (*place, name), (*chain, real), hidden or name.startswith(".")))
+        if "training_config.json" in files and place != above:
+            found.others.append((File(place[:-1], place[-1], path), "the folder of a run"))
+            continue
+        folders += inner
+        found.folders |= set() if hidden else {place}
         _sort(files, place, hidden, found)
     for files in (found.images, found.metadata, found.archives, found.tables):
         files.sort(key=lambda file: file.place)
