@@ -12,6 +12,13 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def upload(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor on a device; the host does not wait for what the device is computing."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def check_processes(number: int) -> None:
     """Raises a `ValueError` if this machine has fewer accelerators, or CPU cores without one, than processes."""
     devices, what = torch.accelerator.device_count(), "accelerators"

@@ -1,9 +1,14 @@
+import functools
 import itertools
 
 import pytest
 import torch
+from tiny import assert_rounded_alike
 
-from hf_genmod.data.randomness import BatchRandom, GlobalBatchSampler, batch_positions, flip, shift
+from hf_genmod.data import randomness
+from hf_genmod.data.randomness import BatchRandom, DeviceRandom, GlobalBatchSampler, batch_positions, flip, shift
+
+KINDS = [BatchRandom, functools.partial(DeviceRandom, device="cpu")]
 
 
 def first(count, batches):
@@ -63,24 +68,27 @@ def draw(rng):
     return torch.cat([rng.normal(2, 3).flatten(1), rng.uniform(4), rng.normal((5,)), rng.uniform()[:, None]], 1)
 
 
-def test_randomness_belongs_to_seed_step_and_position():
-    whole = draw(BatchRandom(0, 7, range(8), 8))
+@pytest.mark.parametrize("kind", KINDS)
+def test_randomness_belongs_to_seed_step_and_position(kind):
+    whole = draw(kind(0, 7, range(8), 8))
     for process in range(4):
         positions = batch_positions(8, process_index=process, num_processes=4)
-        assert torch.equal(draw(BatchRandom(0, 7, positions, 8)), whole[positions])
-    assert torch.equal(draw(BatchRandom(0, 7, range(8), 512)), whole)
+        assert_rounded_alike(draw(kind(0, 7, positions, 8)), whole[positions])
+        assert torch.equal(kind(0, 7, positions, 8).uniform(5), kind(0, 7, range(8), 8).uniform(5)[positions])
+    assert torch.equal(draw(kind(0, 7, range(8), 512)), whole)
     for seed, step in ((1, 7), (0, 8), (2**32, 7), (2**63 + 7, 7)):
-        other = draw(BatchRandom(seed, step, range(8), 8))
+        other = draw(kind(seed, step, range(8), 8))
         assert not torch.isin(other, whole).any()  # 32 numbers of 24 bits hardly ever meet
-    rng = BatchRandom(0, 7, range(8), 8)
+    rng = kind(0, 7, range(8), 8)
     assert not torch.equal(rng.normal(3), rng.normal(3))  # a stream moves on
     assert len(whole.unique()) > 0.99 * whole.numel()
-    low = BatchRandom(0, 7, range(8), 8).normal(2, 3, dtype=torch.bfloat16)
-    assert torch.equal(low, BatchRandom(0, 7, range(8), 8).normal(2, 3).bfloat16())
+    low = kind(0, 7, range(8), 8).normal(2, 3, dtype=torch.bfloat16)
+    assert torch.equal(low, kind(0, 7, range(8), 8).normal(2, 3).bfloat16())
 
 
-def test_distributions():
-    rng = BatchRandom(5, 0, range(64), 64)
+@pytest.mark.parametrize("kind", KINDS)
+def test_distributions(kind):
+    rng = kind(5, 0, range(64), 64)
     z, u = rng.normal(3, 16, 16), rng.uniform(500)
     assert z.shape == (64, 3, 16, 16) and z.dtype == u.dtype == torch.float32
     n = z.numel()
@@ -91,16 +99,36 @@ def test_distributions():
     assert 0 <= u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 5 / (12 * u.numel()) ** 0.5
 
 
-def test_stratified_puts_one_picture_in_each_stratum():
+@pytest.mark.parametrize("kind", KINDS)
+def test_stratified_puts_one_picture_in_each_stratum(kind):
     for step in range(20):
-        t = BatchRandom(0, step, range(32), 32).stratified()
+        t = kind(0, step, range(32), 32).stratified()
         assert torch.equal((t * 32).long(), torch.arange(32))
-    share = BatchRandom(0, 0, batch_positions(32, num_processes=4, process_index=1), 32).stratified()
+    share = kind(0, 0, batch_positions(32, num_processes=4, process_index=1), 32).stratified()
     assert torch.equal((share * 8).long(), torch.arange(8))  # each process has an even share
 
     rng = BatchRandom(0, 0, [2**20 - 1], 2**20)
     rng._draw = lambda distribution, shape: torch.tensor([1 - 2**-24])
     assert rng.stratified() < 1  # rounds up to 1 in fp32 if left to itself
+
+
+def test_the_device_draws_the_words_of_splitmix64():
+    """The first outputs of the published generator for the seed 1234567."""
+    states = 1234567 + torch.arange(1, 6) * randomness._GAMMA
+    expected = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    assert [word % 2**64 for word in randomness._mixed_(states).tolist()] == expected
+
+
+def test_numbers_for_the_host_are_those_of_the_host():
+    on_device, on_host = (kind(0, 7, range(8), 8) for kind in reversed(KINDS))
+    on_device.normal(3), on_host.normal(3)
+    assert on_device.on_host() == on_host.uniform().tolist()
 
 
 def test_flip_mirrors_half_of_the_pictures():

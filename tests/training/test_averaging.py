@@ -2,22 +2,18 @@ import pytest
 import torch
 from runs import averaged_weights, make_trainer, raw_weights
 
-from hf_genmod.training.averaging import power_function_average
+from hf_genmod.training.averaging import PowerFunctionAverage, check_length
 
 
 def test_power_function_average_weighs_step_tau_by_its_power():
     """θ̂_t = Σ_τ w_τ θ_τ with w_τ = (τ^{γ+1} − (τ−1)^{γ+1}) / t^{γ+1}, and a standard deviation of length · t."""
     length, steps = 0.1, 400
-    average = power_function_average(length)
-    weights = [torch.zeros(steps, dtype=torch.float64)]
+    model = torch.nn.Linear(steps, 1, bias=False).double()
+    average = PowerFunctionAverage(model, length)
     for step in range(steps):
-        current = torch.zeros(steps, dtype=torch.float64)
-        current[step] = 1.0
-        if step == 0:
-            weights[0].copy_(current)
-        else:
-            average(weights, [current], torch.tensor(step))
-    (weights,) = weights
+        model.weight.data.zero_()[0, step] = 1.0
+        average.update(unchanged_if=torch.zeros(()))
+    (weights,) = average.module.weight.detach()
     torch.testing.assert_close(weights.sum(), torch.tensor(1.0, dtype=torch.float64))
     tau = torch.arange(1, steps + 1, dtype=torch.float64)
     mean = (weights * tau).sum()
@@ -30,4 +26,21 @@ def test_average_of_no_length_is_the_last_step_and_too_long_ones_are_refused(dat
     trainer.train()
     assert torch.equal(averaged_weights(trainer), raw_weights(trainer))
     with pytest.raises(ValueError, match="ema_length: 0.5"):
-        power_function_average(0.5)
+        check_length(0.5)
+
+
+@pytest.mark.parametrize("length", [0.0, 0.1])
+def test_a_skipped_step_is_not_averaged_and_a_frozen_weight_stays(length):
+    model = torch.nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    averages = [PowerFunctionAverage(model, length) for _ in range(2)]
+    for step in range(3):
+        averages[0].update(unchanged_if=torch.ones(()))  # of weights that a skipped step has left as they were
+        model.weight.data += torch.randn(2, 3, generator=torch.Generator().manual_seed(step))
+        for average in averages:
+            average.update(unchanged_if=torch.zeros(()))
+        states = [average.state_dict() for average in averages]
+        torch.testing.assert_close(*states, rtol=0, atol=0)
+        assert average.n_averaged == step + 1
+        if step == 0:
+            torch.testing.assert_close(average.module.state_dict(), model.state_dict())

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from runs import FOLDERS, averaged_weights, make_trainer, metrics, raw_weights
+from runs import FOLDERS, assert_same_state, averaged_weights, make_trainer, metrics, raw_weights
 
 from hf_genmod import load_pipeline
 from hf_genmod.drawing.grids import class_rows
@@ -103,6 +103,46 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(dataset, tmp_path, cap
     assert [line["loss"] is None for line in lines] == [False, False, False, True, True, False, False, False]
     assert averaged_weights(trainer).isfinite().all()
     assert "step 4 (learning rate" in capsys.readouterr().err
+
+
+def test_skipped_steps_are_counted_at_the_next_line_and_leave_the_same_weights(dataset, tmp_path, capsys):
+    ends = []
+    for logging_steps in (1, 4):
+        trainer = make_trainer(
+            dataset, tmp_path / str(logging_steps), max_train_steps=8, logging_steps=logging_steps, max_bad_steps=3
+        )
+        inner = trainer.objective
+
+        def objective(model, batch, rng, trainer=trainer, inner=inner):
+            loss, metrics = inner(model, batch, rng)
+            return loss * (math.nan if trainer.progress.step in (0, 4, 5) else 1.0), metrics
+
+        trainer.objective = objective
+        trainer.train()
+        ends.append((trainer, metrics(tmp_path / str(logging_steps))))
+    (often, of_often), (seldom, of_seldom) = ends
+    assert_same_state(seldom, often)
+    assert seldom.averaged_model.n_averaged == 5 and vars(seldom.progress) | {"elapsed": 0} == {
+        "step": 8, "elapsed": 0, "bad_steps": 3, "bad_steps_in_a_row": 0
+    }  # fmt: skip
+    assert [line["bad_steps"] for line in of_seldom] == [1, 3]
+    for line, steps in zip(of_seldom, (of_often[1:4], of_often[6:]), strict=True):
+        assert math.isclose(line["loss"], np.mean([of_step["loss"] for of_step in steps]), rel_tol=1e-6)
+    assert "step 5, 6 (learning rate" in capsys.readouterr().err
+
+
+def test_a_row_of_skipped_steps_between_two_lines_ends_the_run(dataset, tmp_path):
+    trainer = make_trainer(dataset, tmp_path, max_train_steps=10, logging_steps=5, max_bad_steps=2)
+    inner = trainer.objective
+
+    def objective(model, batch, rng):
+        loss, metrics = inner(model, batch, rng)
+        return loss * (math.nan if trainer.progress.step in (0, 2, 3) else 1.0), metrics
+
+    trainer.objective = objective
+    with pytest.raises(TrainingError, match=r"not finite in 2 steps in a row, up to step 4 "):
+        trainer.train()
+    assert [(line["step"], line["bad_steps"]) for line in metrics(tmp_path)] == [(5, 3)]
 
 
 def test_a_run_that_stays_infinite_ends_with_its_last_state_named(dataset, tmp_path):

@@ -95,8 +95,11 @@ class LatentDataset(LabelledDataset):
 
 def draw_latents(posteriors: torch.Tensor, rng: BatchRandom, mirror: bool = False) -> torch.Tensor:
     """z = μ + σ ε, (n, c, h, w), of posteriors (n, variants, 2, c, h, w); with `mirror`, half of them mirrored."""
-    variant = (rng.uniform() < 0.5).long() if mirror else torch.zeros(len(rng), dtype=torch.long)  # (n,)
-    mean, std = posteriors[torch.arange(len(rng)), variant.to(posteriors.device)].unbind(1)
+    if mirror:
+        mirrored = (rng.uniform() < 0.5).to(posteriors.device)[:, None, None, None, None]
+        mean, std = torch.where(mirrored, posteriors[:, 1], posteriors[:, 0]).unbind(1)
+    else:
+        mean, std = posteriors[:, 0].unbind(1)
     return mean + std * rng.normal(mean.shape[1:])
 
 

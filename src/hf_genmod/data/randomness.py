@@ -1,11 +1,11 @@
 """The randomness of training: the order of the images, the numbers drawn in a step, and what varies images.
 
-All random numbers are a function of (seed, step, position in the global batch), by the counter-based generator Philox:
-nothing has to be replayed to resume a run, and any number of processes sees the same global batches.
+All random numbers are a function of (seed, step, position in the global batch), by counter-based generators: nothing
+has to be replayed to resume a run, and any number of processes sees the same global batches.
 
     sampler = GlobalBatchSampler(len(dataset), batch_size=128, seed=0)
     for step, batch in enumerate(DataLoader(dataset, batch_sampler=sampler, collate_fn=identity)):
-        rng = BatchRandom(seed=0, step=step, positions=batch_positions(128), batch_size=128)
+        rng = batch_random(seed=0, step=step, positions=batch_positions(128), batch_size=128, device="cuda")
 """
 
 import dataclasses
@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from hf_genmod.processes import upload
 
 
 class _Philox:
@@ -110,6 +112,7 @@ class BatchRandom:
         device: torch.device | str = "cpu",
     ):
         self.positions, self.batch_size, self.device = torch.as_tensor(positions).cpu(), batch_size, device
+        self._places = self.positions  # on the device on which `_draw` draws
         self._philox, self._step, self._num_draws = _Philox(seed, b"step"), step, 0
 
     def __len__(self) -> int:
@@ -125,17 +128,80 @@ class BatchRandom:
 
     def stratified(self) -> torch.Tensor:
         """Uniform numbers in [0, 1), (n,): (position + u) / batch_size, evenly spread over the global batch."""
-        spread = (self.positions + self._draw("random", ()).double()) / self.batch_size
+        spread = (self._places + self._draw("random", ()).double()) / self.batch_size
         return spread.float().clamp(max=1 - 2**-24).to(self.device)  # the cast can round up to 1
 
+    def on_host(self) -> list[float]:
+        """Uniform numbers in [0, 1), one for each image, for what the host decides."""
+        return BatchRandom._draw(self, "random", ()).tolist()
+
     def _draw(self, distribution: str, shape: tuple) -> torch.Tensor:
-        shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        shape = _of_shape(shape)
         numbers = np.empty((len(self), math.prod(shape)), dtype=np.float32)
         for position, row in zip(self.positions.tolist(), numbers, strict=True):
             generator = self._philox.at(self._num_draws, self._step, position)
             getattr(generator, distribution)(dtype=np.float32, out=row)
         self._num_draws += 1
         return torch.from_numpy(numbers).reshape(len(self), *shape)
+
+
+class DeviceRandom(BatchRandom):
+    """
+    Other numbers with the same properties, drawn on the device, so that it does not wait for the host: SplitMix64
+    (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195) from a start that is a hash of (seed, step,
+    position), and the transform of Box and Muller (1958).
+    """
+
+    def __init__(self, seed, step, positions, batch_size, device):
+        super().__init__(seed, step, positions, batch_size, device)
+        starts = torch.tensor(_signed(seed))
+        for number in (step, self.positions):
+            starts = _mixed_(starts + number + _GAMMA)
+        self._starts = upload(starts, device)[:, None]  # (n, 1)
+        self._places = upload(self.positions, device)
+
+    def _draw(self, distribution: str, shape: tuple) -> torch.Tensor:
+        shape, is_normal = _of_shape(shape), distribution == "standard_normal"
+        count, of_32_bits = math.prod(shape), 2**32
+        words = torch.arange(1, (count + 1) // 2 + 1 if is_normal else count + 1, device=self.device) * _GAMMA
+        words = _mixed_(words + (self._starts + _signed(self._num_draws * _DRAW)))  # (n, words), of 64 bits
+        self._num_draws += 1
+        if is_normal:
+            radius = ((((words >> 32) & (of_32_bits - 1)).float() + 1) / of_32_bits).log_().mul_(-2).sqrt_()
+            angle = (words & (of_32_bits - 1)).float() * (2 * math.pi / of_32_bits)
+            numbers = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+        else:
+            numbers = ((words >> 40) & (2**24 - 1)).float() / 2**24
+        return numbers.reshape(len(self), *shape)
+
+
+def batch_random(seed: int, step: int, positions, batch_size: int, device: torch.device | str = "cpu") -> BatchRandom:
+    """The random numbers of a training step as the device draws them fastest; arguments as of [`BatchRandom`]."""
+    kind = DeviceRandom if torch.device(device).type == "cuda" else BatchRandom
+    return kind(seed, step, positions, batch_size, device)
+
+
+def _of_shape(shape: tuple) -> tuple[int, ...]:
+    """The arguments of `torch.randn`, numbers or one tuple, as a tuple."""
+    return tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+
+
+def _signed(number: int) -> int:
+    """A number modulo 2^64, as `int64` holds it."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)  # the step of SplitMix64
+_DRAW = 0xD1342543DE82EF95  # how far the starts of two draws are apart
+
+
+def _mixed_(words: torch.Tensor) -> torch.Tensor:
+    """The output of SplitMix64 for its states, `int64`, in their place."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        words ^= (words >> shift) & (2 ** (64 - shift) - 1)
+        words *= _signed(factor)
+    words ^= (words >> 31) & (2**33 - 1)
+    return words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +220,14 @@ def flip(images: torch.Tensor, rng: BatchRandom) -> torch.Tensor:
 
 def shift(images: torch.Tensor, rng: BatchRandom, max_shift: int) -> torch.Tensor:
     """Moves each image of (n, C, H, W) by up to `max_shift` pixels along each axis; the gap repeats its edge."""
-    corners = ((2 * max_shift + 1) * rng.uniform(2)).long().tolist()  # (n, 2)
+    corners = ((2 * max_shift + 1) * rng.uniform(2)).long().to(images.device)  # (n, 2)
     return cut(F.pad(images, [max_shift] * 4, mode="replicate"), corners, images.shape[2:])
 
 
-def cut(images: torch.Tensor, corners: list[tuple[int, int]], size: tuple[int, int]) -> torch.Tensor:
-    """Crops each image of (n, C, H, W) to `size`, (height, width), from its corner, (top, left), on."""
-    height, width = size
-    parts = zip(images, corners, strict=True)
-    return torch.stack([image[:, top : top + height, left : left + width] for image, (top, left) in parts])
+def cut(images: torch.Tensor, corners: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Crops each image of (n, C, H, W) to `size`, (height, width), from its corner, (top, left) of (n, 2), on."""
+    rows, columns = (
+        corners[:, axis, None] + torch.arange(length, device=images.device) for axis, length in enumerate(size)
+    )  # (n, height), (n, width)
+    of_image = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[of_image, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)

@@ -51,7 +51,7 @@ def shrink(images: torch.Tensor, factor: int) -> torch.Tensor:
     height, width = images.shape[2:]
     if height % factor or width % factor:
         raise ValueError(f"factor: {factor} does not divide {height}x{width}, the size of the images")
-    rows, columns = (_lanczos(length, factor).to(images) for length in (height, width))
+    rows, columns = (_lanczos(length, factor).to(images, non_blocking=True) for length in (height, width))
     with torch.autocast(images.device.type, enabled=False):
         images = (images @ columns.T).clamp(-1, 1)  # the filter overshoots at edges
         return (rows @ images).clamp(-1, 1)
@@ -64,7 +64,7 @@ def enlarge(images: torch.Tensor, factor: int) -> torch.Tensor:
 
 def noised_by(scheduler: SchedulerMixin, images, epsilon, s: torch.Tensor) -> torch.Tensor:
     """Images y with the noise ε of s steps, (n,), of the process: √ᾱ_s y + √(1−ᾱ_s) ε; y itself for s = 0."""
-    alpha_bar = torch.cat([torch.ones(1), scheduler.alphas_cumprod.cpu()]).to(s.device)[s]
+    alpha_bar = F.pad(scheduler.alphas_cumprod.to(s.device), (1, 0), value=1.0)[s]
     alpha_bar = alpha_bar[:, None, None, None].to(images.dtype)
     return alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * epsilon
 

@@ -7,6 +7,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from hf_genmod.objectives.likelihoods import variational_bound_term
+from hf_genmod.processes import upload
 
 WEIGHTINGS = ("simple", "min_snr", "balanced", "vlb")
 
@@ -62,7 +63,7 @@ class DenoisingObjective:
             condition["class_labels"] = batch["class_labels"].masked_fill(dropped, self.null_label)
         if self.text is not None:
             captions = self._draw_captions(batch["captions"], rng)
-            condition |= {name: value.to(x_0.device) for name, value in self.text(captions).items()}
+            condition |= {name: upload(value, x_0.device) for name, value in self.text(captions).items()}
 
         model_output = model(x_t, t, **condition).sample.to(x_0.dtype)
         if self.weighting == "vlb":
@@ -79,10 +80,10 @@ class DenoisingObjective:
 
     def _draw_captions(self, captions, rng) -> list[str]:
         """One caption of each image, or "" where it is dropped."""
-        dropped, which = (rng.uniform() < self.condition_dropout).tolist(), rng.uniform().tolist()
+        dropped, which = rng.on_host(), rng.on_host()
         captions = [[of_image] if isinstance(of_image, str) else of_image for of_image in captions]
         return [
-            "" if drop else of_image[int(u * len(of_image))]
+            "" if drop < self.condition_dropout else of_image[int(u * len(of_image))]
             for of_image, drop, u in zip(captions, dropped, which, strict=True)
         ]
 

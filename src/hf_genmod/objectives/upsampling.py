@@ -40,8 +40,9 @@ class ConditioningAugmentation:
         y = noised_by(self.scheduler, y, rng.normal(y.shape[1:], dtype=y.dtype), s)
         c = enlarge(y, self.factor)
         if self.crop_size is not None:  # last, as U looks beyond the border of the crop
-            room = torch.tensor([(length - self.crop_size) // self.factor for length in x_0.shape[2:]])
-            corners = self.factor * (rng.uniform(2).cpu() * (room + 1)).long()  # (n, 2)
+            room = [(length - self.crop_size) // self.factor for length in x_0.shape[2:]]
+            places = rng.uniform(2).to(x_0.device).unbind(1)
+            corners = [self.factor * (u * (length + 1)).long() for u, length in zip(places, room, strict=True)]
             size = (self.crop_size, self.crop_size)
-            x_0, c = cut(torch.cat([x_0, c], dim=1), corners.tolist(), size).chunk(2, dim=1)
+            x_0, c = cut(torch.cat([x_0, c], dim=1), torch.stack(corners, dim=1), size).chunk(2, dim=1)
         return x_0, {"conditioning_image": c, "conditioning_timestep": s}

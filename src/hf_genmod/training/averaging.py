@@ -1,11 +1,10 @@
 """Averages of weights over steps, and of gradients over processes."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.optim.sgd import sgd
+from torch.optim.swa_utils import AveragedModel
 
 
 def average_in_bf16(state, bucket):
@@ -34,9 +33,9 @@ def fused_lerp_(tensors, ends, weight, unchanged_if=None):
     )  # fmt: skip
 
 
-def power_function_average(length: float) -> Callable:
+class PowerFunctionAverage(AveragedModel):
     """
-    A `multi_avg_fn` of `torch.optim.swa_utils.AveragedModel`, the power-function average of Karras et al. 2024
+    A copy of a model whose weights are the power-function average of Karras et al. 2024
     (https://arxiv.org/abs/2312.02696, Eq. 127 and section C.2): with θ_t the weights after step t,
 
         θ̂_t = β_t θ̂_{t−1} + (1 − β_t) θ_t,   β_t = (1 − 1/t)^{γ+1}
@@ -45,19 +44,35 @@ def power_function_average(length: float) -> Callable:
     length of the run. γ follows from length = √(γ + 1) / ((γ + 2) √(γ + 3)).
 
     Args:
+        model (`nn.Module`): The model, on its device. Parameters without a gradient are not averaged.
         length (`float`): σ_rel in [0, 0.28); 0.05 averages over about the last tenth of the steps, 0 does not average.
-
-    Raises:
-        ValueError: If the length is too large for any γ ≥ 0.
     """
-    if not 0 <= length < 12**-0.5:
-        raise ValueError(f"ema_length: {length} is not in [0, 0.28), the widths that a power function has")
-    if length:
-        gamma = np.roots([1, 7, 16 - length**-2, 12 - length**-2]).real.max()
+
+    def __init__(self, model: torch.nn.Module, length: float):
+        check_length(length)
+        device = next(model.parameters()).device
+        super().__init__(model, device=device)
+        self.exponent = 1 + np.roots([1, 7, 16 - length**-2, 12 - length**-2]).real.max() if length else None
+        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
+        self._pairs = [pair for pair in pairs if pair[1].requires_grad]
+        self._buffers_of_both = list(zip(self.module.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()
-    def update(averaged, current, num_averaged):
-        beta = (1 - 1 / (int(num_averaged) + 1)) ** (gamma + 1) if length else 0.0
-        torch._foreach_lerp_(averaged, current, 1 - beta)
+    def update(self, unchanged_if: torch.Tensor):
+        """Takes a step of the model into the average, unless the tensor, fp32 () on the device, is 1 and not 0."""
+        self.n_averaged.add_((1 - unchanged_if).to(self.n_averaged.dtype))  # t
+        averaged, current = (list(tensors) for tensors in zip(*self._pairs, strict=True))
+        if self.exponent is None:
+            torch._foreach_copy_(averaged, current)
+        else:
+            t = self.n_averaged.clamp(min=1).float()
+            weight = -torch.expm1(self.exponent * torch.log1p(-1 / t))  # 1 − β_t
+            fused_lerp_(averaged, current, weight, unchanged_if)
+        if self._buffers_of_both:
+            torch._foreach_copy_(*map(list, zip(*self._buffers_of_both, strict=True)))
 
-    return update
+
+def check_length(length: float):
+    """Raises a `ValueError` if the average of this length has no γ ≥ 0."""
+    if not 0 <= length < 12**-0.5:
+        raise ValueError(f"ema_length: {length} is not in [0, 0.28), the widths that a power function has")

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from hf_genmod.data.randomness import Augmentation, BatchRandom, GlobalBatchSampler, batch_positions
+from hf_genmod.data.randomness import Augmentation, BatchRandom, GlobalBatchSampler, batch_positions, batch_random
+from hf_genmod.processes import upload
 from hf_genmod.training.config import TrainingConfig
 
 
@@ -58,7 +59,7 @@ class Batches:
             self.open(step)
             parts = [next(self._loaded) for _ in self.positions]
         seed, size = self.config.seed, self.config.batch_size
-        rngs = [BatchRandom(seed, step, positions, size, self.device) for positions in self.positions]
+        rngs = [batch_random(seed, step, positions, size, self.device) for positions in self.positions]
         return list(zip(parts, rngs, strict=True))
 
 
@@ -71,7 +72,7 @@ def for_model(batch: dict, dataset: Dataset, rng: BatchRandom, augment: Augmenta
     """A batch of a data set on the device of `rng`, with x_0 as its "images" in channels-last format: in fp64 for a
     model in fp64."""
     tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
-    batch = batch | {name: tensor.to(rng.device, non_blocking=True) for name, tensor in tensors.items()}
+    batch = batch | {name: upload(tensor, rng.device) for name, tensor in tensors.items()}
     x_0 = dataset.x_0(batch, rng, augment)
     x_0 = x_0.to(torch.promote_types(x_0.dtype, dtype))
     return {**batch, "images": x_0.contiguous(memory_format=torch.channels_last)}

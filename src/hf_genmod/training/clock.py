@@ -5,8 +5,8 @@ import time
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 
+from hf_genmod.processes import upload
 from hf_genmod.training.config import TrainingConfig
 
 
@@ -19,29 +19,63 @@ class Progress:
     bad_steps: int = 0  # skipped, as their loss or gradient was not finite
     bad_steps_in_a_row: int = 0
 
-    def count(self, is_bad: bool):
-        """Counts a step."""
-        self.step += 1
-        self.bad_steps += is_bad
-        self.bad_steps_in_a_row = self.bad_steps_in_a_row + 1 if is_bad else 0
+    def count(self, is_bad: list[bool], limit: int) -> list[int]:
+        """Counts the last steps, up to a row of `limit` bad ones. Returns the numbers of the bad ones."""
+        bad_steps = []
+        for step, bad in enumerate(is_bad, self.step - len(is_bad) + 1):
+            self.bad_steps_in_a_row = self.bad_steps_in_a_row + 1 if bad else 0
+            bad_steps += [step] if bad else []
+            if self.bad_steps_in_a_row >= limit:
+                break
+        self.bad_steps += len(bad_steps)
+        return bad_steps
 
 
 class Clock:
-    """Measures `fraction`, the used part of the budget, which every schedule reads. It is equal on all processes."""
+    """
+    Measures `fraction`, the used part of the budget, which every schedule reads, and knows of the signals to stop. All
+    processes know the same.
+
+    What several processes tell each other is one tensor a step on the device. The host waits for the device when it
+    reads it, so it does that about twice in a second.
+    """
 
     def __init__(self, config: TrainingConfig, progress: Progress, accelerator: Accelerator):
         self.config, self.progress, self.accelerator = config, progress, accelerator
         self.started = time.perf_counter() - progress.elapsed
-        self.last_log = (progress.step, progress.elapsed)
+        self.last_log = self.last_look = (progress.step, progress.elapsed)
+        self.signals: list[int] = []  # that this process has received
+        self.is_stopping = False
+        self.told, self.look_every = None, 1
         self.fraction = self._fraction()
 
-    def tick(self) -> float:
-        elapsed = time.perf_counter() - self.started
-        if self.config.max_train_minutes is not None and self.accelerator.num_processes > 1:
-            elapsed = broadcast(torch.tensor(elapsed, device=self.accelerator.device)).item()  # rank 0's
-        self.progress.elapsed = elapsed
+    def tell(self, bad: torch.Tensor) -> torch.Tensor:
+        """Whether a step is bad on any process, 1 or 0, fp32 (), of the same on this process."""
+        if self.accelerator.num_processes == 1:
+            return bad
+        elapsed = self._elapsed() if self.accelerator.is_main_process else 0.0
+        mine = torch.tensor([0.0, bool(self.signals), elapsed], dtype=torch.float64)
+        mine = upload(mine, self.accelerator.device)
+        mine[0] = bad
+        self.told = self.accelerator.reduce(mine, "sum")
+        return (self.told[0] > 0).float()
+
+    def tick(self, look: bool) -> float:
+        """The fraction after a step. With `look`, the host waits for the device anyway."""
+        progress = self.progress
+        if self.accelerator.num_processes == 1:
+            progress.elapsed, self.is_stopping = self._elapsed(), bool(self.signals)
+        elif look or progress.step - self.last_look[0] >= self.look_every:
+            _, stopping, progress.elapsed = self.told.tolist()
+            self.is_stopping = stopping > 0
+            seconds = (progress.elapsed - self.last_look[1]) / (progress.step - self.last_look[0])  # of a step
+            self.look_every = max(1, min(2 * self.look_every, int(0.5 / max(seconds, 1e-6))))
+            self.last_look = (progress.step, progress.elapsed)
         self.fraction = self._fraction()
         return self.fraction
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self.started
 
     def _fraction(self) -> float:
         if self.config.max_train_steps is not None:

@@ -8,7 +8,7 @@ import torch
 from transformers.hf_argparser import HfArg
 
 from hf_genmod.data.randomness import Augmentation
-from hf_genmod.training.averaging import power_function_average
+from hf_genmod.training.averaging import check_length
 
 
 def changeable(default, help: str):
@@ -80,7 +80,7 @@ class TrainingConfig:
         for name, choices in (("lr_schedule", ("cosine", "constant")), ("mixed_precision", ("no", "bf16", "fp16"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
-        power_function_average(self.ema_length)  # raises if it is too long
+        check_length(self.ema_length)
 
     @property
     def augmentation(self) -> Augmentation:

@@ -25,6 +25,7 @@ class Monitor:
     def __init__(self, config: TrainingConfig, folder: RunFolder, accelerator: Accelerator):
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.accumulated: dict[str, list[torch.Tensor]] = {}  # the metrics of the steps since the last line
+        self.last_steps: list[tuple[torch.Tensor, dict]] = []  # those whose metrics the host has not looked at
 
     def say(self, message: str):
         """Prints a line to stderr, once for all processes."""
@@ -66,10 +67,18 @@ class Monitor:
         hidden = not self.accelerator.is_main_process
         return tqdm(total=1.0, initial=fraction, bar_format=bar_format, disable=hidden)
 
-    def add(self, metrics: dict[str, torch.Tensor]):
-        """Keeps the metrics of a step for the next line."""
-        for name, value in metrics.items():
-            self.accumulated.setdefault(name, []).append(value)
+    def add(self, bad: torch.Tensor, metrics: dict[str, torch.Tensor]):
+        """Keeps the metrics of a step for the next line; `bad`, (), is 1 if the step was skipped, else 0."""
+        self.last_steps.append((bad, metrics))
+
+    def look(self) -> list[bool]:
+        """Which of the steps since the last call were skipped, whose metrics are forgotten. Waits for the device."""
+        steps, self.last_steps = self.last_steps, []
+        skipped = torch.stack([bad for bad, _ in steps]).bool().tolist() if steps else []
+        for (_, metrics), is_skipped in zip(steps, skipped, strict=True):
+            for name, value in metrics.items() if not is_skipped else ():
+                self.accumulated.setdefault(name, []).append(value)
+        return skipped
 
     def gathered(self) -> dict[str, torch.Tensor]:
         """The accumulated metrics of all processes, (processes, steps)."""

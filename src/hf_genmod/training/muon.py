@@ -147,10 +147,27 @@ def orthogonalize(matrices: list[torch.Tensor], dtype: torch.dtype) -> list[torc
         matrices (`list[torch.Tensor]`): (height, ...), each with its rows in one piece in memory.
         dtype (`torch.dtype`): Of the computation and of the results.
     """
-    by_shape, by_size = {}, {}
+    results = [None] * len(matrices)
+    for size, groups in _stacked(matrices, dtype).items():
+        grams = [_gram(stack, size) for _, stack in groups]
+        roots = _inverse_square_roots(grams, [max(stack.shape[1:]) ** 0.5 for _, stack in groups])
+        del grams
+        for root in roots:
+            members, stack = groups.pop(0)  # so that its memory is free for the next
+            m = min(stack.shape[1:])
+            root = root if m == size else root[:, :m, :m]
+            X = torch.bmm(root, stack) if _is_wide(stack) else torch.bmm(stack, root)
+            for i, result in zip(members, _unstacked(X, matrices[members[0]]), strict=True):
+                results[i] = result
+    return results
+
+
+def _stacked(matrices, dtype):
+    """By the size of the Gram matrix: the indices of matrices of one shape, and these matrices as (k, height, width).
+    Gram matrices below 64 are filled up with zeros, which changes nothing and makes fewer sizes."""
+    by_shape, by_size, sources, copies = {}, {}, [], []
     for i, M in enumerate(matrices):
         by_shape.setdefault(M.shape, []).append(i)
-    sources, copies = [], []
     for members in by_shape.values():
         M = matrices[members[0]]
         if len(members) == 1:
@@ -159,22 +176,10 @@ def orthogonalize(matrices: list[torch.Tensor], dtype: torch.dtype) -> list[torc
             stack = M.new_empty((len(members), *_size(M)), dtype=dtype)
             sources += [matrices[i] for i in members]
             copies += _unstacked(stack, M)
-        size = max(64, min(_size(M)))  # a small Gram matrix gets rows and columns of zeros, which change nothing
-        by_size.setdefault(size, []).append((members, stack))
+        by_size.setdefault(max(64, min(_size(M))), []).append((members, stack))
     if copies:
         torch._foreach_copy_(copies, sources)
-
-    results = [None] * len(matrices)
-    for size, groups in by_size.items():
-        grams = [_gram(stack, size) for _, stack in groups]
-        roots = _inverse_square_roots(grams, [max(stack.shape[1:]) ** 0.5 for _, stack in groups])
-        for root, (members, stack) in zip(roots, groups, strict=True):
-            m = min(stack.shape[1:])
-            root = root if m == size else root[:, :m, :m]
-            X = torch.bmm(root, stack) if _is_wide(stack) else torch.bmm(stack, root)
-            for i, result in zip(members, _unstacked(X, matrices[members[0]]), strict=True):
-                results[i] = result
-    return results
+    return by_size
 
 
 def _unstacked(stack, M):

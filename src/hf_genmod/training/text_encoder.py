@@ -96,7 +96,12 @@ class TextConditionedUNet(torch.nn.Module):
         self.unet, self.text_encoder = unet, text_encoder
 
     def forward(self, sample, timestep, input_ids, attention_mask):
-        text = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask
+        if isinstance(self.text_encoder, CLIPTextModel):  # of a mask (n, tokens) it asks whether it is needed
+            tokens = mask.shape[1]
+            causal = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
+            mask = mask.bool()[:, None, None] & causal  # (n, 1, tokens, tokens)
+        text = self.text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return self.unet(sample, timestep, encoder_hidden_states=text, encoder_attention_mask=attention_mask)
 
     def enable_gradient_checkpointing(self):

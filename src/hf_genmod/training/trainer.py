@@ -12,10 +12,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from hf_genmod.errors import TrainingError
-from hf_genmod.training.averaging import average_in_bf16, power_function_average
+from hf_genmod.training.averaging import PowerFunctionAverage, average_in_bf16
 from hf_genmod.training.batches import Batches, for_model
 from hf_genmod.training.clock import Clock, Progress
 from hf_genmod.training.config import TrainingConfig
@@ -96,9 +95,10 @@ class Trainer:
         model.to(accelerator.device, memory_format=torch.channels_last)
         model.train()
         self._dtype = next(model.parameters()).dtype
-        self.averaged_model = AveragedModel(model, multi_avg_fn=power_function_average(config.ema_length))
+        self.averaged_model = PowerFunctionAverage(model, config.ema_length)
         betas, shared = (config.adam_beta1, config.adam_beta2), accelerator.num_processes > 1
         optimizer = Muon(model, config.learning_rate, betas=betas, weight_decay=config.weight_decay, shared=shared)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         parallel = getattr(self.model, "_orig_mod", self.model)  # of a compiled one
         if config.mixed_precision == "bf16" and isinstance(parallel, DistributedDataParallel):
@@ -190,7 +190,7 @@ class Trainer:
         monitor.start_tracker()
         self.clock = clock = Clock(config, progress, self.accelerator)
         with (
-            stop_signals() as stopped_by,
+            stop_signals() as clock.signals,
             monitor.progress_bar(clock.fraction) as bar,
             contextlib.closing(self.batches),
         ):
@@ -200,14 +200,15 @@ class Trainer:
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate
                 with explained_memory(config, self.dataset.resolution, self.accelerator.num_processes):
-                    metrics = self._step()
-                progress.count(is_bad=metrics is None)
-                if metrics is not None:
-                    self.averaged_model.update_parameters(self.model)
-                    monitor.add(metrics)
-                bar.update(min(clock.tick(), 1.0) - bar.n)
-
+                    self._step()
+                due = any(map(self._is_due, (config.logging_steps, config.sampling_steps, config.checkpointing_steps)))
+                due = due or (self.validation_dataset is not None and self._is_due(config.validation_steps))
+                bar.update(min(clock.tick(due), 1.0) - bar.n)
                 done = clock.fraction >= 1
+                if not (due or done or clock.is_stopping):
+                    continue  # without waiting for the device
+
+                bad_steps = progress.count(monitor.look(), config.max_bad_steps)
                 all_bad = done and progress.bad_steps == progress.step
                 too_bad = progress.bad_steps_in_a_row >= config.max_bad_steps or all_bad
                 validation = {}
@@ -216,18 +217,18 @@ class Trainer:
                     validation = validation_metrics(*models, self.validation_dataset, config, self.accelerator)
                 if done or too_bad or validation or self._is_due(config.logging_steps):
                     monitor.log(clock, learning_rate, validation, bar)
-                if metrics is None:
-                    self._report_bad_step(learning_rate, too_bad)
+                if bad_steps:
+                    self._report_bad_steps(bad_steps, learning_rate, too_bad)
                 if self._is_due(config.sampling_steps) and not done:
                     self._show()
-                stopping = self._any_process(bool(stopped_by))
-                if stopping or self._is_due(config.checkpointing_steps, done):
+                if clock.is_stopping or self._is_due(config.checkpointing_steps, done):
                     self.state.save(self.folder, config.checkpoints_total_limit)
-                if stopping and not done:
-                    self._leave(stopped_by)
+                if clock.is_stopping and not done:
+                    self._leave(clock.signals)
 
-    def _step(self) -> dict[str, torch.Tensor] | None:
-        """One optimizer step on one global batch: the metrics of this process, or None if the step was skipped."""
+    def _step(self):
+        """One optimizer step on one global batch. The device skips it if the loss or its gradient is not finite; the
+        host waits for it in fp16 alone."""
         config, accelerator, step = self.config, self.accelerator, self.progress.step
         batches = self.batches.of_step(step)
         torch.manual_seed(_mix(config.seed, step, accelerator.process_index))  # for dropout layers
@@ -238,30 +239,34 @@ class Trainer:
                 loss, metrics = self.objective(self.model, {**batch, "fraction": self.clock.fraction}, rng)
                 accelerator.backward(loss)
             parts.append({"loss": loss.detach(), **metrics})
-        gradient_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        gradient_norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
         means = {name: torch.stack([metrics[name] for metrics in parts]).mean() for name in parts[0]}
-        finite = (means["loss"] + gradient_norm).isfinite().item()
-        bad = self._any_process(not finite)
-        if not bad:
+        bad = self.clock.tell((means["loss"] + gradient_norm).isfinite().logical_not().float())
+        if accelerator.scaler is not None and bad.item():
+            accelerator.scaler.update()  # to a lower scale
+        else:
             # Muon's matrix products can be in bf16, but not in fp16, whose range is too small for squared gradients.
             in_bf16 = config.mixed_precision == "bf16"
+            self.optimizer.optimizer.found_inf = bad
             with config.autocast(accelerator.device) if in_bf16 else contextlib.nullcontext():
                 self.optimizer.step()
-        elif accelerator.scaler is not None:
-            accelerator.scaler.update()  # to a lower scale
         self.optimizer.zero_grad()
-        return None if bad else {**means, "gradient_norm": gradient_norm.detach()}
+        self.averaged_model.update(unchanged_if=bad)
+        self.monitor.add(bad, {**means, "gradient_norm": gradient_norm.detach()})
+        self.progress.step += 1
 
     def _is_due(self, every: int, done: bool = False) -> bool:
         """Whether it is the step for what happens `every` so many steps, 0 for never, and perhaps at the end."""
         return every > 0 and (done or self.progress.step % every == 0)
 
-    def _report_bad_step(self, learning_rate: float, too_bad: bool):
+    def _report_bad_steps(self, steps: list[int], learning_rate: float, too_bad: bool):
         progress, precision = self.progress, self.config.mixed_precision
-        where = f"step {progress.step} (learning rate {learning_rate:.2g}, mixed precision {precision!r})"
+        settings = f"(learning rate {learning_rate:.2g}, mixed precision {precision!r})"
         if not too_bad:
-            self.monitor.say(f"the loss or its gradient is not finite at {where}; the step is skipped")
+            where = f"step {', '.join(map(str, steps))} {settings}"
+            self.monitor.say(f"the loss or its gradient is not finite at {where}; skipped")
             return
+        where = f"step {steps[-1]} {settings}"
         saved = next(reversed(self.folder.saved_states()), "no state")
         remedy = "" if precision == "no" else " or train with --mixed_precision no"
         raise TrainingError(
@@ -297,12 +302,6 @@ class Trainer:
         self._show()
         self.monitor.end_tracker()
         return pipeline
-
-    def _any_process(self, flag: bool) -> bool:
-        if self.accelerator.num_processes == 1:
-            return flag
-        flags = torch.tensor(float(flag), device=self.accelerator.device)
-        return self.accelerator.reduce(flags, "sum").item() > 0
 
     def _leave(self, stopped_by: list[int]):
         step, states = self.progress.step, [state.name for state in self.folder.saved_states()]

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
-from hf_genmod.data.randomness import BatchRandom
+from hf_genmod.data.randomness import batch_random
 from hf_genmod.training.batches import for_model
 from hf_genmod.training.config import TrainingConfig
 
@@ -30,7 +30,7 @@ def validation_metrics(
     for band, positions in enumerate(bands):
         mine = positions[accelerator.process_index :: accelerator.num_processes]
         for part in mine.split(config.batch_size) if len(mine) else ():
-            rng = BatchRandom(config.seed, 0, part, count, accelerator.device)
+            rng = batch_random(config.seed, 0, part, count, accelerator.device)
             batch = for_model(dataset.__getitems__(order[part].tolist()), dataset, rng, config.augmentation, dtype)
             with config.autocast(accelerator.device):
                 loss, metrics = objective(model, batch, rng)
