@@ -21,7 +21,7 @@ from hf_genmod import (
 from hf_genmod.data.captions import Tokens
 from hf_genmod.data.latents import draw_latents
 from hf_genmod.data.loading import load_pictures
-from hf_genmod.data.randomness import Augmentation, DeviceRandom
+from hf_genmod.data.randomness import Augmentation, BatchRandom, DeviceRandom
 from hf_genmod.data.shapes import ShapesDataset
 from hf_genmod.objectives.denoising import WEIGHTINGS
 from hf_genmod.objectives.upsampling import ConditioningAugmentation
@@ -133,3 +133,27 @@ def test_fifty_steps_between_two_lines_wait_for_nothing(dataset, tmp_path, name)
     trainer.train()
     assert steps == list(range(52))
     assert waits.places == []
+
+
+COMPILED = ("v_prediction simple", "learned variance", "upsampler", "text", "classifier", "bernoulli autoencoder")
+
+
+@pytest.mark.parametrize(
+    "name, model, objective", [pytest.param(*task, id=task[0]) for task in tasks() if task[0] in COMPILED]
+)
+def test_a_model_is_compiled_as_one_graph_once(name, model, objective):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled, graphs = torch.compile(model.train(), fullgraph=True, backend="eager"), []
+    for step in range(3):
+        batch = {
+            "images": torch.zeros(N, 3, 8, 8).contiguous(memory_format=torch.channels_last),
+            "class_labels": torch.zeros(N, dtype=torch.long),
+            "captions": CAPTIONS[:N],
+            "fraction": step / 4,
+        }
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, _ = objective(compiled, batch, BatchRandom(0, step, range(N), N))
+        loss.backward()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs == [1, 1, 1]

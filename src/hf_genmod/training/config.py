@@ -1,5 +1,6 @@
 """The settings of a training run."""
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass, replace
@@ -105,6 +106,18 @@ class TrainingConfig:
         warmup = min(1.0, fraction / self.lr_warmup_fraction) if self.lr_warmup_fraction else 1.0
         decay = 0.5 * (1 + math.cos(math.pi * fraction)) if self.lr_schedule == "cosine" else 1.0
         return self.learning_rate * warmup * decay
+
+
+@contextlib.contextmanager
+def fast_matrix_products(device: torch.device):
+    """Lets matrix products in fp32 on CUDA round their factors to TF32, as convolutions do anyway."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _multiplies_in_bf16() -> bool:

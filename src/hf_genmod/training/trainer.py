@@ -17,7 +17,7 @@ from hf_genmod.errors import TrainingError
 from hf_genmod.training.averaging import PowerFunctionAverage, average_in_bf16
 from hf_genmod.training.batches import Batches, for_model
 from hf_genmod.training.clock import Clock, Progress
-from hf_genmod.training.config import TrainingConfig
+from hf_genmod.training.config import TrainingConfig, fast_matrix_products
 from hf_genmod.training.interruptions import explained_memory, keep_freed_memory, stop_signals
 from hf_genmod.training.monitor import Monitor
 from hf_genmod.training.muon import Muon
@@ -156,7 +156,8 @@ class Trainer:
             self.open_run()
         if accelerator.device.type == "cpu":
             keep_freed_memory()
-        with self.folder.locked() if accelerator.is_main_process else contextlib.nullcontext():
+        lock = self.folder.locked() if accelerator.is_main_process else contextlib.nullcontext()
+        with lock, fast_matrix_products(accelerator.device):
             pipeline = self._finished_pipeline()
             accelerator.wait_for_everyone()  # for all to have read it
             if pipeline is not None:
