@@ -23,6 +23,8 @@ def upsampler_run(class_folders, tmp_path_factory):
     command = ["train_upsampler.py", "--dataset", class_folders, "--output_dir", folder, "--license", "mit"]
     done = run(*command, "--max_train_steps", 2, "--sampling_steps", 1, *flags)
     assert done.returncode == 0, done.stderr
+    assert f"{max((folder / 'samples').iterdir())} shows samples\n" in done.stdout
+    assert f"    hf_genmod enlarge small.png --upsamplers {folder}\n" in done.stdout
     return folder
 
 

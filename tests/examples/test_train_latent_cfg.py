@@ -19,7 +19,20 @@ def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(
         f"{tmp_path}/run-vae is the checkpoint",
         f"{tmp_path}/run/ is the checkpoint",
     ]
-    assert done.stdout.splitlines() == names
+    after = f"""In Python:
+
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained("{tmp_path}/run/", trust_remote_code=True)
+    pipe(class_labels="circle").images[0].save("sample.png")
+
+Next:
+
+    hf_genmod sample {tmp_path}/run/ --output grid.png
+    hf_genmod evaluate {tmp_path}/run/ --dataset {class_folders}
+    hf_genmod push {tmp_path}/run/ NAME --license mit
+"""
+    assert done.stdout == "\n".join([*names, after])
     of_vae, of_model = (
         (tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("run-vae", "run")
     )
@@ -43,4 +56,4 @@ def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(
     again = run(*command)
     assert encoded and {file: file.stat().st_mtime_ns for file in cache.iterdir()} == encoded
     complete = [f"{tmp_path}/{name} is complete; there is nothing left to train" for name in ("run-vae", "run/")]
-    assert again.stdout.splitlines() == [complete[0], names[0], complete[1], names[1]]
+    assert again.stdout == "\n".join([complete[0], names[0], complete[1], names[1], after])

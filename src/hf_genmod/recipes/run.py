@@ -1,7 +1,10 @@
 """What every training script shares: flags, records, one-line errors, the model card and the push."""
 
+import contextlib
 import inspect
+import shlex
 import sys
+import textwrap
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_genmod.errors import TrainingError, one_line_errors
 from hf_genmod.recipes.arguments import SharingArguments, parse_arguments
+from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.model_card import write_card
 from hf_genmod.sharing.push import PushError, push_checkpoint
 from hf_genmod.training.config import TrainingConfig
@@ -59,8 +63,30 @@ def run(main: Callable, argv: list[str] | None = None):
         trainer.accelerator.print(f"{trainer.config.output_dir} is the checkpoint")
         if sharing.license is not None and trainer.accelerator.is_main_process:
             _write_card(trainer.config.output_dir, sharing.license)
-    if sharing.push_to_hub and trainer.accelerator.is_main_process:
-        _push(trainer.config.output_dir, repo_id, sharing)
+    if trainer.accelerator.is_main_process:
+        dataset = next((group.dataset for group in values if hasattr(group, "dataset")), None)
+        with contextlib.suppress(OSError, ValueError):  # of a run that saves something else than a checkpoint
+            print(_next_steps(trainer.config.output_dir, dataset, sharing))
+        if sharing.push_to_hub:
+            _push(trainer.config.output_dir, repo_id, sharing)
+
+
+def _next_steps(output_dir: str, dataset: str | None, sharing: SharingArguments) -> str:
+    """What to look at and what to do after training."""
+    facts, folder = Facts.read(output_dir), shlex.quote(output_dir)
+    commands = [f"hf_genmod push {folder} NAME --license {sharing.license or 'LICENCE'}"] * (not sharing.push_to_hub)
+    if not facts.base and dataset is not None:
+        commands.insert(0, f"hf_genmod evaluate {folder} --dataset {shlex.quote(dataset)}")
+    if facts.factor:
+        commands.insert(0, f"hf_genmod enlarge small.png --upsamplers {folder}")
+    elif not facts.base:
+        prompts = f"--prompts {shlex.quote(facts.captions[0])} " if facts.captions else ""
+        commands.insert(0, f"hf_genmod sample {folder} {prompts}--output grid.png")
+    samples = sorted(Path(output_dir, "samples").glob("*.png"), key=lambda file: file.stat().st_mtime)
+    parts = [f"{samples[-1]} shows samples"] if samples else []
+    parts += ["In Python:", textwrap.indent(facts.usage(output_dir), "    ")]
+    parts += ["Next:", textwrap.indent("\n".join(commands), "    ")] if commands else []
+    return "\n\n".join(parts)
 
 
 def _write_card(output_dir: str, license: str):

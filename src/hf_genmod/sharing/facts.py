@@ -115,6 +115,16 @@ class Facts:
             return f"prompt={_literal(self.captions[0] if self.captions else '')}"
         return 'prior="fitted"' if "unet" not in self.configs and self.index["vae"][1] == "Autoencoder" else ""
 
+    def usage(self, where: str, revision: str | None = None) -> str:
+        """Python that draws an image with the checkpoint, or adapter, at `where`, a folder or an id on the Hub."""
+        place = f'"{where}"' + (f', revision="{revision}"' if revision else "")
+        model = f'"{self.base}"' if self.base else place
+        lines = ["from diffusers import DiffusionPipeline", *(["from PIL import Image"] if self.factor else []), ""]
+        lines.append(f"pipe = DiffusionPipeline.from_pretrained({model}, trust_remote_code=True)")
+        if self.base:
+            lines.append(f"pipe.load_lora_weights({place})")
+        return "\n".join([*lines, f'pipe({self.request}).images[0].save("sample.png")'])
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""

@@ -117,12 +117,11 @@ def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: st
     template = Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")
     report, settings = facts.report, facts.report.settings if facts.report else []
     balance = facts.provenance.get("class_balance", {})
-    where = f'"{repo_id or facts.folder.as_posix()}"' + (f', revision="{revision}"' if revision else "")
     text = environment.from_string(template).render(
         metadata=_metadata(facts, license, repo_id).to_yaml(),
         title=repo_id or facts.name,
         facts=facts,
-        where=where,
+        usage=facts.usage(repo_id or facts.folder.as_posix(), revision),
         license=license,
         figures=facts.figures(shared=repo_id is not None),
         is_shared=repo_id is not None,
