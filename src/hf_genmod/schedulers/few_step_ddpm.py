@@ -1,7 +1,6 @@
 """Sampling in few steps."""
 
 import torch
-from torch import Tensor
 
 from .ancestral_ddpm import AncestralDDPMScheduler, AncestralDDPMSchedulerOutput
 
@@ -46,10 +45,10 @@ class FewStepDDPMScheduler(AncestralDDPMScheduler):
         i = torch.arange(num_inference_steps)
         self.timesteps = torch.maximum((chosen + i).cummin(dim=0).values - i, i.flip(0)).to(device)
 
-    def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, generator=None, return_dict=True):
+    def step(self, model_output, timestep, sample, generator=None, return_dict=True, check_finite=True):
         """One step as above. Call it once per timestep, in order: each step stores x̂_0 for the next. Arguments and
         errors as in the base class."""
-        x_prev, x_0 = super().step(model_output, timestep, sample, generator, return_dict=False)
+        x_prev, x_0 = super().step(model_output, timestep, sample, generator, False, check_finite)
         t = int(timestep)
         prev_t = int(self.previous_timestep(t))
         alpha_bar_t, alpha_bar_prev, _, beta_t = self._chain(t, sample, prev_t)
