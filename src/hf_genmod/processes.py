@@ -1,6 +1,7 @@
 """The processes of a run, and their CPU threads."""
 
 import os
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -8,8 +9,9 @@ from accelerate import PartialState
 
 def processes() -> PartialState:
     """This process among those that were started together, on an accelerator or the CPU; where there is no accelerator
-    Accelerate must be told so, or each process would take itself for the only one."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    Accelerate must be told so, or each process would take itself for the only one. They wait for each other for a day,
+    as one of them may encode a data set for all."""
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
 
 
 def upload(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:

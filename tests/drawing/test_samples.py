@@ -27,6 +27,10 @@ images = draw_images(tiny_pipeline(), {{"class_labels": [0, 1, 2, 0, 1]}}, seed=
 for i, image in enumerate(images):
     image.save(f"{folder}/{{state.process_index}}-{{i}}.png")
 
+latents = draw_images(tiny_pipeline(), {{"class_labels": [0, 1, 2, 0]}}, num_inference_steps=4, output_type="latent")
+for z in latents:
+    assert z.device.type == "cpu" and z.untyped_storage().nbytes() == z.nbytes, "sent with the rest of its batch"
+
 class Broken:
     def __call__(self, class_labels, **kwargs):
         if 1 in class_labels:

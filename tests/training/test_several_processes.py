@@ -2,11 +2,13 @@ import itertools
 import math
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from runs import metrics, run, same, train
+from runs import FOLDERS, metrics, run, same, train
 
 from hf_genmod import load_pipeline
 
@@ -150,3 +152,38 @@ def test_a_state_of_two_processes_goes_on_with_one_and_with_four(tmp_path):
         run(tmp_path, {resumed.name: settings}, number)
         weights = [torch.load(f"{name}.pt")["raw"] for name in (resumed, tmp_path / "whole")]
         torch.testing.assert_close(*weights, atol=1e-8, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_end_a_budget_of_minutes_at_the_same_step(tmp_path):
+    run(tmp_path, {"minutes": {"max_train_minutes": 0.05, "logging_steps": 5}}, 2)
+    lines = metrics(tmp_path / "minutes")
+    fractions = [line["fraction"] for line in lines]
+    assert fractions == sorted(fractions) and fractions[-2] < 1 <= fractions[-1]
+    load_pipeline(tmp_path / "minutes")
+
+
+TWO_FOLDERS = """
+import sys
+sys.path[:0] = {folders!r}
+import torch.distributed as dist
+from runs import train
+from hf_genmod.processes import processes
+
+folder = sys.argv[1] + "/" * processes().process_index + ("own" if processes().process_index else "")
+print("patience", dist.group.WORLD._get_backend(processes().device).options._timeout)
+train(folder, max_train_steps=4, checkpointing_steps=2)
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_different_folders_are_refused_and_wait_for_each_other_for_a_day(tmp_path):
+    train(tmp_path / "run", max_train_steps=4, checkpointing_steps=2)
+    (tmp_path / "run" / "model_index.json").unlink()
+    (tmp_path / "script.py").write_text(TWO_FOLDERS.format(folders=FOLDERS))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(tmp_path / "script.py"), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "see different files in" in done.stderr and "the step of the newest state: 4, 0" in done.stderr
+    assert done.stdout.count("patience 1 day") == 2

@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from runs import Killed, assert_same_state, make_trainer, metrics
+from runs import Killed, assert_same_state, make_other_trainer, make_trainer, metrics
 from tiny import tiny_unet
 
 from hf_genmod import (
@@ -158,3 +158,41 @@ def test_a_full_disk_leaves_the_states_before_as_they_are(dataset, tmp_path, cap
     )
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-2", "step-6"]
     assert torch.load(tmp_path / "checkpoints" / "step-2" / "state.pt")["progress"]["step"] == 2
+
+
+@pytest.mark.parametrize("kind", ["as saved now", "as saved once", "of a compiled model, as saved once"])
+def test_a_state_of_an_adapter_holds_what_is_trained_and_continues_bitwise(dataset, tmp_path, kind):
+    def trainer(name, steps=4):
+        return make_other_trainer(dataset, tmp_path / name, "adapter", max_train_steps=steps, checkpointing_steps=2)
+
+    whole = trainer("whole")
+    whole.train()
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for name in ("pytorch_lora_weights.safetensors", "checkpoints/step-4/state.pt"):
+        (tmp_path / "cut" / name).unlink()
+    (tmp_path / "cut" / "checkpoints" / "step-4").rmdir()
+    file = tmp_path / "cut" / "checkpoints" / "step-2" / "state.pt"
+    state, model = torch.load(file), whole.state.model
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(state["model"]) == trained | {name for name, _ in model.named_buffers()}
+    assert set(state["averaged_model"]) == {"n_averaged", *(f"module.{name}" for name in state["model"])}
+    if kind != "as saved now":
+        state["model"] = model.state_dict() | state["model"]  # the frozen weights as well
+        state["averaged_model"] = whole.averaged_model.state_dict() | state["averaged_model"]
+    if "compiled" in kind:
+        state["model"] = {f"_orig_mod.{name}": value for name, value in state["model"].items()}
+    torch.save(state, file)
+    resumed = trainer("cut")
+    resumed.train()
+    assert_same_state(resumed, whole)
+
+
+def test_a_state_with_a_missing_weight_is_refused(dataset, tmp_path):
+    make_trainer(dataset, tmp_path, max_train_steps=2, checkpointing_steps=1).train()
+    (tmp_path / "model_index.json").unlink()
+    file = tmp_path / "checkpoints" / "step-2" / "state.pt"
+    state = torch.load(file)
+    del state["model"]["conv_in.weight"]
+    torch.save(state, file)
+    with pytest.raises(RuntimeError, match="conv_in.weight"):
+        make_trainer(dataset, tmp_path, max_train_steps=2, checkpointing_steps=1).train()

@@ -37,7 +37,10 @@ def draw_images(
     mine = range(state.process_index, count, state.num_processes)
     images, error = {}, None
     try:
-        images = dict(zip(mine, _draw(pipeline, request, mine, seed, **kwargs), strict=True))
+        drawn = _draw(pipeline, request, mine, seed, **kwargs)
+        # Tensors without the rest of their batch, and on no accelerator, whose number others do not know.
+        drawn = [image.cpu().clone() if isinstance(image, torch.Tensor) else image for image in drawn]
+        images = dict(zip(mine, drawn, strict=True))
     except Exception as caught:  # the other processes wait for this one
         error = f"{type(caught).__name__}: {caught}"
     together = {}

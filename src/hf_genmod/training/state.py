@@ -4,7 +4,9 @@ import dataclasses
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
+from hf_genmod.errors import TrainingError
 from hf_genmod.training.clock import Progress
 from hf_genmod.training.monitor import Monitor
 from hf_genmod.training.run_folder import RunFolder
@@ -21,29 +23,58 @@ class TrainingState:
     monitor: Monitor
     accelerator: Accelerator
 
+    def __post_init__(self):
+        frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
+        self._frozen = {"model": set(frozen), "averaged_model": {f"module.{name}" for name in frozen}}
+
     def _parts(self) -> dict:
-        model, scaler = self.accelerator.unwrap_model(self.model), self.accelerator.scaler
-        return {"model": model, "averaged_model": self.averaged_model, "optimizer": self.optimizer, "scaler": scaler}
+        names = ("model", "averaged_model", "optimizer")
+        return {**{name: getattr(self, name) for name in names}, "scaler": self.accelerator.scaler}
 
     def save(self, folder: RunFolder, limit: int):
-        """Saves the state of this step; all processes call it. A failure is reported and does not stop training."""
+        """Saves the state of this step, without weights that are not trained; all processes call it. A failure is
+        reported and does not stop training."""
         accumulated = self.monitor.gathered()
         if self.accelerator.is_main_process:
             state = {name: None if part is None else part.state_dict() for name, part in self._parts().items()}
+            for name, frozen in self._frozen.items():
+                state[name] = {key: value for key, value in state[name].items() if key not in frozen}
             state |= {"progress": vars(self.progress), "accumulated": accumulated}
             with self.monitor.optional("saving the training state"):
                 folder.save_state(self.progress.step, state, limit)
         self.accelerator.wait_for_everyone()
 
     def resume(self, folder: RunFolder):
-        """Continues from the newest state in the folder, if there is one."""
+        """Continues from the newest state in the folder, if there is one. Raises a `TrainingError` if that is not the
+        same on all processes."""
         state = folder.newest_state(self.monitor.say)
+        check_all_alike(0 if state is None else state["progress"]["step"], "the step of the newest state", folder)
         if state is not None:
             for name, part in self._parts().items():
                 if part is not None:
-                    part.load_state_dict(state[name])
+                    _load(part, state[name], self._frozen.get(name))
             vars(self.progress).update(state["progress"])
             self.monitor.restore(state["accumulated"])
             self.accelerator.print(f"continuing {folder.path} from step {self.progress.step}")
         if self.accelerator.is_main_process:
             folder.forget_metrics_after(self.progress.step)
+
+
+def _load(part, state: dict, frozen: set[str] | None):
+    if frozen is None:
+        part.load_state_dict(state)
+        return
+    state = {name.removeprefix("_orig_mod."): value for name, value in state.items()}  # of a compiled model, once
+    missing, unexpected = part.load_state_dict(state, strict=False)
+    if unexpected or set(missing) - frozen:
+        part.load_state_dict(state)  # raises an error with the names
+
+
+def check_all_alike(value, what: str, folder: RunFolder):
+    """Raises a `TrainingError` if a value that the folder determines is not the same on all processes."""
+    values = gather_object([value])
+    if len(set(values)) > 1:
+        raise TrainingError(
+            f"output_dir: the processes see different files in {folder.path} ({what}: {', '.join(map(str, values))}); "
+            "give them one folder that all machines share, or wait until it has reached all of them"
+        )

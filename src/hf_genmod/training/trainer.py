@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_genmod.errors import TrainingError
+from hf_genmod.processes import processes
 from hf_genmod.training.averaging import PowerFunctionAverage, average_in_bf16
 from hf_genmod.training.batches import Batches, for_model
 from hf_genmod.training.clock import Clock, Progress
@@ -23,7 +24,7 @@ from hf_genmod.training.monitor import Monitor
 from hf_genmod.training.muon import Muon
 from hf_genmod.training.provenance import origin, provenance
 from hf_genmod.training.run_folder import RunFolder, changeable_settings, run_settings
-from hf_genmod.training.state import TrainingState
+from hf_genmod.training.state import TrainingState, check_all_alike
 from hf_genmod.training.validation import validation_metrics
 
 
@@ -78,6 +79,7 @@ class Trainer:
         self.save = save or (lambda pipeline, folder: pipeline.save_pretrained(folder))
         self.load = load or (lambda folder: self._pipeline().from_pretrained(folder))
         self.folder = RunFolder(config.output_dir)
+        processes()  # which the accelerator would make with less patience
         AcceleratorState._shared_state, GradientState._shared_state = {}, {}  # each trainer has its own settings
         self.accelerator = accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -104,7 +106,7 @@ class Trainer:
         if config.mixed_precision == "bf16" and isinstance(parallel, DistributedDataParallel):
             parallel.register_comm_hook(None, average_in_bf16)
         self.progress, self.monitor = Progress(), Monitor(config, self.folder, accelerator)
-        models = self.model, self.averaged_model
+        models = model, self.averaged_model
         self.state = TrainingState(*models, self.optimizer, self.progress, self.monitor, accelerator)
         self.provenance = None
 
@@ -172,6 +174,7 @@ class Trainer:
 
     def _finished_pipeline(self):
         """The checkpoint, if the run is over and it can be read."""
+        check_all_alike(self.folder.is_complete, "whether the run is complete", self.folder)
         if not self.folder.is_complete:
             return None
         try:
