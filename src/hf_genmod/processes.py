@@ -16,9 +16,9 @@ def processes() -> PartialState:
 
 def upload(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """A tensor on a device; the host does not wait for what the device is computing."""
-    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    is_cuda = torch.device(device).type == "cuda"
+    tensor = tensor.pin_memory() if is_cuda and tensor.device.type == "cpu" else tensor
+    return tensor.to(device, non_blocking=is_cuda)
 
 
 def check_processes(number: int) -> None:

@@ -51,7 +51,7 @@ def shrink(images: torch.Tensor, factor: int) -> torch.Tensor:
     height, width = images.shape[2:]
     if height % factor or width % factor:
         raise ValueError(f"factor: {factor} does not divide {height}x{width}, the size of the images")
-    rows, columns = (_lanczos(length, factor).to(images, non_blocking=True) for length in (height, width))
+    rows, columns = (_lanczos(length, factor).to(images, non_blocking=images.is_cuda) for length in (height, width))
     with torch.autocast(images.device.type, enabled=False):
         images = (images @ columns.T).clamp(-1, 1)  # the filter overshoots at edges
         return (rows @ images).clamp(-1, 1)

@@ -58,7 +58,7 @@ class NoisyImageModel(ImageModel):
         return F.pixel_unshuffle(torch.cat(x, dim=1), self.config.patch_size)
 
     def _frequencies(self, sample, t):
-        t = torch.as_tensor(t).to(sample.device, non_blocking=True).expand(len(sample))
+        t = torch.as_tensor(t).to(sample.device, non_blocking=sample.is_cuda).expand(len(sample))
         return self.time_frequencies(t).to(sample.dtype)
 
     def _apply_block(self, block, *inputs):

@@ -147,7 +147,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         if t.device.type == "cpu" and not ((first <= t) & (t < T)).all():
             raise ValueError(f"timesteps: {t[(t < first) | (t >= T)].tolist()} must be within {first} ... {T - 1}")
         self.alphas_cumprod = self.alphas_cumprod.to(sample.device)
-        t = t.to(sample.device, non_blocking=True)
+        t = t.to(sample.device, non_blocking=sample.is_cuda)
         alpha_bar = self.alphas_cumprod[t.clamp(min=0)].where(t >= 0, 1.0)
         return alpha_bar.reshape(-1, *[1] * (sample.ndim - 1))
 
