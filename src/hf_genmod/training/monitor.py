@@ -63,9 +63,20 @@ class Monitor:
             self.accelerator.end_training()
 
     def progress_bar(self, fraction: float) -> tqdm:
-        bar_format = "{percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}"
+        bar_format = "{desc}{percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}"
         hidden = not self.accelerator.is_main_process
-        return tqdm(total=1.0, initial=fraction, bar_format=bar_format, disable=hidden)
+        self.bar = tqdm(total=1.0, initial=fraction, bar_format=bar_format, disable=hidden)
+        return self.bar
+
+    @contextlib.contextmanager
+    def doing(self, what: str):
+        """Names in the progress bar, or in a line after its end, what takes time now."""
+        if self.bar.disable:  # at its end, and on the other processes
+            self.say(what)
+        else:
+            self.bar.set_description(what)
+        yield
+        self.bar.set_description()
 
     def add(self, bad: torch.Tensor, metrics: dict[str, torch.Tensor]):
         """Keeps the metrics of a step for the next line; `bad`, (), is 1 if the step was skipped, else 0."""
@@ -124,7 +135,7 @@ class Monitor:
     def show(self, step: int, draw: Callable[[], Image.Image] | None):
         """Saves what `draw` draws on all processes, if anything, and the loss curves so far."""
         if draw is not None:
-            with self.optional("drawing samples"):
+            with self.optional("drawing samples"), self.doing("drawing samples"):
                 image = draw()
                 if self.accelerator.is_main_process:
                     self.folder.save_sample(step, image)

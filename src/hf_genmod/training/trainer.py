@@ -218,7 +218,8 @@ class Trainer:
                 validation = {}
                 if self.validation_dataset is not None and self._is_due(config.validation_steps, done):
                     models = self.averaged_model.module.eval(), self.objective
-                    validation = validation_metrics(*models, self.validation_dataset, config, self.accelerator)
+                    with monitor.doing("validating"):
+                        validation = validation_metrics(*models, self.validation_dataset, config, self.accelerator)
                 if done or too_bad or validation or self._is_due(config.logging_steps):
                     monitor.log(clock, learning_rate, validation, bar)
                 if bad_steps:
@@ -226,7 +227,8 @@ class Trainer:
                 if self._is_due(config.sampling_steps) and not done:
                     self._show()
                 if clock.is_stopping or self._is_due(config.checkpointing_steps, done):
-                    self.state.save(self.folder, config.checkpoints_total_limit)
+                    with monitor.doing("saving the training state"):
+                        self.state.save(self.folder, config.checkpoints_total_limit)
                 if clock.is_stopping and not done:
                     self._leave(clock.signals)
 
@@ -296,7 +298,8 @@ class Trainer:
             try:
                 length = {"minutes": self.progress.elapsed / 60, "steps": self.progress.step}
                 self.folder.save_provenance({**self.provenance, **length})
-                self.folder.save_checkpoint(lambda folder: self.save(pipeline, folder))
+                with self.monitor.doing("saving the checkpoint"):
+                    self.folder.save_checkpoint(lambda folder: self.save(pipeline, folder))
             except OSError as error:
                 states = self.folder.saved_states()
                 start = f"the state {states[-1].name}" if states else "the start, as no state was saved"
