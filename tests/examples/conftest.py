@@ -1,7 +1,10 @@
 """Data sets and runs that several tests of scripts share."""
 
+import datasets
+import numpy as np
 import pytest
 from example_scripts import SMALL_AUTOENCODER, SMALL_LATENT, run
+from PIL import Image
 
 from hf_genmod.data import shapes
 
@@ -43,4 +46,22 @@ def latent_run(class_folders, vae_run):
     flags = ["--vae", vae_run, "--max_train_steps", 2, *SMALL_LATENT]
     done = run("train_cfg.py", "--dataset", class_folders, "--output_dir", folder, *flags)
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured_data(tmp_path_factory):
+    """A data set of two classes with captions, 1,400 images to train on and 200 held out."""
+    folder = tmp_path_factory.mktemp("measured") / "data"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 1400), ("test", 200)):
+        labels = [i % 2 for i in range(count)]
+        pictures = [rng.integers(0, 128, (8, 8, 3), dtype=np.uint8) + np.uint8(100 * label) for label in labels]
+        rows = {"image": [Image.fromarray(picture) for picture in pictures], "label": labels}
+        rows["text"] = [f"a {'bright' if label else 'dark'} picture" for label in labels]
+        columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])}
+        columns["text"] = datasets.Value("string")
+        rows = datasets.Dataset.from_dict(rows, datasets.Features(columns))
+        rows.to_parquet(folder / f"{split}-00000.parquet")
     return folder

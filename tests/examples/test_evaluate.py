@@ -1,7 +1,5 @@
 import json
 
-import datasets
-import numpy as np
 import pytest
 import torch
 from example_scripts import error_of, run
@@ -20,20 +18,9 @@ from hf_genmod.evaluation.features import FeatureClassifier
 
 
 @pytest.fixture(scope="module")
-def measured_model(tmp_path_factory):
-    """A model that knows nothing, and a data set of two classes, 1,400 to train on and 200 held out."""
-    folder = tmp_path_factory.mktemp("measured")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 1400), ("test", 200)):
-        labels = [i % 2 for i in range(count)]
-        pictures = [rng.integers(0, 128, (8, 8, 3), dtype=np.uint8) + np.uint8(100 * label) for label in labels]
-        rows = {"image": [Image.fromarray(picture) for picture in pictures], "label": labels}
-        rows["text"] = [f"a {'bright' if label else 'dark'} picture" for label in labels]
-        columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])}
-        columns["text"] = datasets.Value("string")
-        split_of = datasets.Dataset.from_dict(rows, datasets.Features(columns))
-        (folder / "data").mkdir(exist_ok=True)
-        split_of.to_parquet(folder / "data" / f"{split}-00000.parquet")
+def measured_model(measured_data):
+    """A model that knows nothing, and a data set of two classes."""
+    folder = measured_data.parent
     names = {0: "dark", 1: "bright"}
     scheduler = AncestralDDPMScheduler(timestep_spacing="trailing")
     ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), scheduler, id2label=names).save_pretrained(folder / "model")
