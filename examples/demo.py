@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import make_image_grid
 
 from hf_genmod.data.shapes import check_name
 from hf_genmod.data.shapes_checker import matches
+from hf_genmod.drawing.grids import grid, in_rows
 from hf_genmod.errors import one_line_errors
 
 
@@ -47,15 +47,14 @@ def main():
         right += sum(matches(image, name) for image in images)
         rows += images[:num_columns]
 
-    grid = Path(arguments.model) / "samples" / "classes.png"
-    grid.parent.mkdir(exist_ok=True)
-    width, height = (4 * side for side in rows[0].size)
-    make_image_grid(rows, len(names), num_columns).resize((num_columns * width, len(names) * height), 0).save(grid)
+    file = Path(arguments.model) / "samples" / "classes.png"
+    file.parent.mkdir(exist_ok=True)
+    grid(in_rows(rows, num_columns), names).save(file)
     total = len(names) * arguments.samples_per_class
     print(
         f"{right} of {total} samples ({right / total:.1%}) show the shape asked for, by the data set's exact checker"
     )
-    print(f"one row for each class, {', '.join(names)}: {grid}")
+    print(f"one row for each class: {file}")
     print("to load the model, with this package installed or not:")
     print(f'    DiffusionPipeline.from_pretrained("{arguments.model}", trust_remote_code=True)')
 

@@ -84,7 +84,7 @@ def main(arguments: SampleArguments):
         output.parent.mkdir(parents=True, exist_ok=True)
         columns = [in_rows(row, 16) for row in rows]
         texts = [text for name, parts in zip(names, columns, strict=True) for text in [name] + [""] * (len(parts) - 1)]
-        grid([part for parts in columns for part in parts], texts, least=96).save(output)
+        grid([part for parts in columns for part in parts], texts).save(output)
     else:
         output.mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(images):

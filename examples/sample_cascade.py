@@ -82,7 +82,8 @@ def main(arguments: CascadeArguments):
         for name, image in zip(names, drawn[-1], strict=True):
             image.save(out / f"{name}-{image.width}x{image.height}.png")
     if arguments.base:
-        grid([row[:8] for row in drawn]).save(out / "stages.png")
+        sizes = [f"{row[0].height}x{row[0].width}" for row in drawn]
+        grid([row[:8] for row in drawn], sizes, [str(name) for name in names[:8]]).save(out / "stages.png")
     print(f"{seed - arguments.seed} images in {out}{', and stages.png' if arguments.base else ''}")
 
 

@@ -68,11 +68,11 @@ class TestCascade:
         base.set_progress_bar_config(disable=True)
         drawn = draw_cascade([base, tiny_upsampler()], range(3), num_inference_steps=1, all_stages=True)
         assert [[picture.size for picture in of_stage] for of_stage in drawn] == [[(8, 8)] * 3, [(16, 16)] * 3]
-        figure = grid(drawn)  # all as large as the last, and four times that
-        assert figure.size == (3 * 64, 2 * 64)
+        figure = grid(drawn)  # all as large as the last, and six times that
+        assert figure.size == (3 * 100, 2 * 100)
         for row in (0, 1):
-            shown = figure.crop((64, 64 * row, 128, 64 * row + 64))
-            assert shown.tobytes() == drawn[row][1].resize((64, 64), Image.Resampling.NEAREST).tobytes()
+            shown = figure.crop((100, 100 * row, 196, 100 * row + 96))
+            assert shown.tobytes() == drawn[row][1].resize((96, 96), Image.Resampling.NEAREST).tobytes()
 
     def test_an_upsampler_may_be_the_first(self):
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 9, 3), dtype=np.uint8))

@@ -33,19 +33,21 @@ from hf_genmod.models.conditioning import enlarge, shrink
 @pytest.mark.parametrize("channels", [1, 3, 4, 7])
 def test_rows_of_pictures_are_laid_out_and_enlarged(channels):
     rows = [torch.full((3, channels, 8, 16), 10 * (row + 1), dtype=torch.uint8) for row in range(2)]
-    grid = side_by_side(rows)
-    assert (grid.mode, grid.size) == ("RGB", (3 * 16 * 8, 2 * 8 * 8))
-    pixels = np.asarray(grid).reshape(2 * 64, -1)
-    assert (pixels[:64] == 10).all() and (pixels[64:] == 20).all()
+    figure = side_by_side({"a": rows[0], "b": rows[1]})
+    assert (figure.mode, figure.size) == ("RGB", (3 * (16 * 12 + 4), 2 * (16 + 8 * 12 + 4)))
+    for row in range(2):
+        for column in range(3):
+            shown = np.asarray(figure.crop((196 * column, 16 + 116 * row, 196 * column + 192, 112 + 116 * row)))
+            assert (shown == 10 * (row + 1)).all()
 
 
-def cell(figure, column, row, side=64, top=0, gap=0):
+def cell(figure, column, row, side=96, top=0, gap=4):
     """An image of a grid, whose rows have texts above them where `top` is 16."""
     x, y = column * (side + gap), row * (side + gap + top) + top
     return figure.crop((x, y, x + side, y + side))
 
 
-def enlarged(picture, side=64):
+def enlarged(picture, side=96):
     return picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
 
 
@@ -57,22 +59,23 @@ def ink(figure):
 def test_texts_are_shown_whole_and_images_beneath_them():
     blank, name = Image.new("L", (32, 32), 255), "a red cat, a green dog and two lizards on the hill behind the house"
     figure = grid([[blank] * 2, [blank] * 2], [name, "b"])
-    assert figure.size == (128, 2 * 64 + (4 + 5 * 12) + (4 + 12))  # in five lines, and in one
-    left, top, right, bottom = ink(figure.crop((0, 0, 128, 64)))
-    assert 0 < left and 0 < top and right < 128 and bottom <= 64
-    assert ink(figure.crop((0, 64, 128, 128))) is None and ink(figure.crop((0, 128, 128, 144)))
-    assert ink(figure.crop((0, 144, 128, 208))) is None
-    figure = grid([[blank] * 2], column_names=["after t = 999", "b"], least=128)
-    assert figure.size == (2 * 134, 16 + 134)
-    assert ink(figure)[2] > 134 and ink(figure)[3] <= 16
+    assert figure.size == (200, 2 * 100 + (4 + 3 * 12) + (4 + 12))  # in three lines, and in one
+    left, top, right, bottom = ink(figure.crop((0, 0, 200, 40)))
+    assert 0 < left and 0 < top and right < 200 and bottom <= 40
+    assert ink(figure.crop((0, 40, 200, 140))) is None and ink(figure.crop((0, 140, 200, 156)))
+    assert ink(figure.crop((0, 156, 200, 256))) is None
+    figure = grid([[blank] * 2], column_names=["after t = 999", "b"])
+    assert figure.size == (200, 16 + 100)
+    assert ink(figure)[2] > 100 and ink(figure)[3] <= 16
 
 
 def test_images_of_several_sizes_are_shown_at_that_of_the_largest():
     small, large = Image.new("RGB", (2, 1), "red"), Image.new("RGB", (20, 30), "blue")
     figure = grid([[small], [large]])
-    assert figure.size == (60, 180)  # three times 20, at most 64
-    assert figure.getpixel((59, 89)) == (255, 0, 0) and figure.getpixel((0, 90)) == (0, 0, 255)
-    assert grid([[Image.new("RGB", (200, 100))]]).size == (200, 100)
+    assert figure.size == (104, 2 * 154)  # five times 20, at least 96
+    assert figure.getpixel((99, 149)) == (255, 0, 0) and figure.getpixel((0, 154)) == (0, 0, 255)
+    assert figure.getpixel((100, 0)) == figure.getpixel((0, 150)) == (255, 255, 255)
+    assert grid([[Image.new("RGB", (200, 100))]]).size == (204, 104)
 
 
 def test_a_row_of_samples_has_the_name_of_its_class():
@@ -81,12 +84,12 @@ def test_a_row_of_samples_has_the_name_of_its_class():
     options = {"num_columns": 2, "num_inference_steps": 2}
     figure = class_rows(pipe, [2, 1], **options)
     pictures = draw_images(pipe, {"class_labels": [2, 2, 1, 1]}, num_inference_steps=2)
-    assert figure.size == (128, 2 * 80)
+    assert figure.size == (200, 2 * 116)
     for i, picture in enumerate(pictures):
         assert cell(figure, i % 2, i // 2, top=16).tobytes() == enlarged(picture).tobytes()
     named = grid([pictures[:2], pictures[2:]], ["z", "class 1"])
     assert named.tobytes() == figure.tobytes()
-    assert class_rows(pipe, max_rows=1, **options).size == (128, 80)
+    assert class_rows(pipe, max_rows=1, **options).size == (200, 116)
 
 
 def test_a_trajectory_ends_at_the_picture_itself():
@@ -95,8 +98,8 @@ def test_a_trajectory_ends_at_the_picture_itself():
     figure = draw_trajectory(pipe, {}, 2, num_columns=3, num_inference_steps=5)
     pictures = draw_images(pipe, count=2, num_inference_steps=5)
     for row, picture in enumerate(pictures):
-        last, first = (figure.crop((x, 16 + 134 * row, x + 128, 144 + 134 * row)) for x in (2 * 134, 0))
-        assert last.tobytes() == enlarged(picture, 128).tobytes() != first.tobytes()
+        last, first = (figure.crop((x, 16 + 100 * row, x + 96, 112 + 100 * row)) for x in (200, 0))
+        assert last.tobytes() == enlarged(picture).tobytes() != first.tobytes()
 
 
 def test_a_grid_of_steps_shows_what_each_setting_draws():
@@ -104,11 +107,11 @@ def test_a_grid_of_steps_shows_what_each_setting_draws():
     pipe.set_progress_bar_config(disable=True)
     request = {"class_labels": [1, 0, 1, 1]}
     figure = draw_steps(pipe, request, {"guidance_scale": [1.0, 4.0]}, steps=(2, 3))
-    assert figure.size == (2 * 134, 16 + 2 * (16 + 134))
+    assert figure.size == (2 * 204, 16 + 2 * (16 + 204))
     for row, scale in enumerate((1.0, 4.0)):
         for column, steps in enumerate((2, 3)):
             pictures = draw_images(pipe, request, guidance_scale=scale, num_inference_steps=steps)
-            shown = figure.crop((134 * column, 150 * row + 32, 134 * column + 128, 150 * row + 160))
+            shown = figure.crop((204 * column, 220 * row + 32, 204 * column + 200, 220 * row + 232))
             for i, picture in enumerate(pictures):
                 assert cell(shown, i % 2, i // 2).tobytes() == enlarged(picture).tobytes()
 
@@ -140,17 +143,20 @@ def test_reconstructions_are_shown_below_the_images():
         data = PictureDataset([Image.new("RGB", (8, 8), (4 * i, 100, 255 - 4 * i)) for i in range(count)], "colors")
         pipeline = AutoencoderPipeline(tiny_autoencoder())
         figure = draw_reconstructions(pipeline, data, prior="standard")
-        assert figure.size == (12 * 64, 6 * 64)
+        assert figure.size == (12 * 100, 5 * 116 + 100)
         shown = [i * count // 24 for i in range(24)]
         images = data.x_0(shown) / 2 + 0.5
         expected, reconstructed = pipeline.postprocess(data.x_0(shown)), pipeline.reconstruct(images).images
         samples = pipeline(24, generator=[torch.Generator().manual_seed(i) for i in range(24)]).images
         for i in range(24):
             row, column = divmod(i, 12)
-            assert cell(figure, column, 2 * row).tobytes() == enlarged(expected[i]).tobytes()
-            tile = np.asarray(cell(figure, column, 2 * row + 1), int)
+            assert cell(figure, column, 2 * row, top=16).tobytes() == enlarged(expected[i]).tobytes()
+            tile = np.asarray(cell(figure, column, 2 * row + 1, top=16), int)
             assert abs(tile - np.asarray(enlarged(reconstructed[i]))).max() <= 1
-            assert cell(figure, column, 4 + row).tobytes() == enlarged(samples[i]).tobytes()
+            y = 4 * 116 + 16 + 100 * row
+            assert (
+                figure.crop((100 * column, y, 100 * column + 96, y + 96)).tobytes() == enlarged(samples[i]).tobytes()
+            )
 
 
 def test_enlarged_pictures_are_shown_between_interpolation_and_the_truth():
@@ -160,8 +166,8 @@ def test_enlarged_pictures_are_shown_between_interpolation_and_the_truth():
     pipe = SuperResolutionPipeline(unet, AncestralDDPMScheduler(), factor=2, max_noise_level=200)
     pipe.set_progress_bar_config(disable=True)
     figure = draw_enlarged(pipe, pictures, num_columns=3, num_inference_steps=2)
-    assert figure.size == (3 * 64, 8 * 64)
-    cells = np.asarray(figure, int)[::4, ::4].reshape(8, 16, 3, 16, 3).swapaxes(1, 2)  # (rows, columns, H, W, C)
+    assert figure.size == (3 * 100, 8 * 116)
+    cells = [[np.asarray(cell(figure, x, y, top=16), int)[::6, ::6] for x in range(3)] for y in range(8)]
     x = torch.stack([torch.from_numpy(np.array(drawn[i * 8 // 6]["image"])) for i in range(6)]).permute(0, 3, 1, 2)
     small = shrink(x / 127.5 - 1, 2)
     expected = {0: small.repeat_interleave(2, 2).repeat_interleave(2, 3), 1: enlarge(small, 2).clamp(-1, 1)}

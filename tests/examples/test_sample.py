@@ -57,7 +57,7 @@ def test_a_picture_has_a_named_row_for_each_class(labelled, tmp_path):
     picture = tmp_path / "new" / "grid.png"
     run("sample.py", "--model", labelled, "--num", 17, *STEPS, "--output", picture)
     width, height = Image.open(picture).size
-    assert width == 16 * 96 and height >= 6 * 96  # two rows of at most 16 for each of the three classes
+    assert (width, height) == (16 * 100, 6 * 100 + 3 * 16)  # two rows of at most 16 for each of the three classes
 
 
 def test_a_model_without_conditions_draws_so_many_images(plain, tmp_path):

@@ -27,7 +27,7 @@ class TestSamplingACascade:
         assert done.returncode == 0, done.stderr
         names = [f"{name}-{i}-16x16.png" for name in ("1", "circle") for i in range(2)]
         assert sorted(file.name for file in tmp_path.iterdir()) == [*names, "stages.png"]
-        assert Image.open(tmp_path / "stages.png").size == (4 * 64, 2 * 64)
+        assert Image.open(tmp_path / "stages.png").size == (4 * 100, 16 + 2 * (100 + 16))
         assert done.stdout.strip() == f"4 images in {tmp_path}, and stages.png"
 
     def test_enlarges_pictures_of_ones_own_in_tiles(self, upsampler_run, tmp_path):
@@ -52,7 +52,10 @@ class TestSamplingACascade:
                 ["--base", "{base}", "--prompts", "a cat"],
                 "error: the model is a ClassifierFreeGuidedPipeline, which takes --class_labels",
             ),
-            (["--base", "{base}", "--class_labels", "sqare"], "error: class_labels: 'sqare' is not one of"),
+            (
+                ["--base", "{base}", "--class_labels", "sqare"],
+                "error: class_labels: 'sqare' is not a label of this model; did you mean 'square'?",
+            ),
             (["--base", "{base}", "--noise_level", "999"], "error: noise_level: 999 is not a whole number from 0"),
             (["--base", "{upsampler}"], "error: stages: one makes images of 16x16 pixels"),
             (["--base", "{base}", "--count", "0"], "error: count: 0 is not positive"),

@@ -1,5 +1,6 @@
 """Images in a grid: samples, reconstructions, enlarged images, and a comparison of settings."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 
@@ -16,14 +17,14 @@ def grid(
     rows: Sequence[Sequence[Image.Image]],
     row_names: Sequence[str] = (),
     column_names: Sequence[str] = (),
-    least: int = 64,
+    least: int = 96,
 ) -> Image.Image:
     """A grid of images, with texts above each row and each column. All images are shown at the size of the largest;
-    small ones are enlarged by a whole factor, without interpolation, to at most `least` pixels."""
+    small ones are enlarged by a whole factor, without interpolation, to at least `least` pixels."""
     width, height = map(max, zip(*(image.size for row in rows for image in row), strict=True))
-    scale = max(1, least // min(width, height))
+    scale = math.ceil(least / min(width, height))
     width, height = scale * width, scale * height
-    gap, line, top = (6 if column_names else 0), 12, (16 if column_names else 0)
+    gap, line, top = 4, 12, (16 if column_names else 0)
     total = max(map(len, rows)) * (width + gap)
     # A character of the font is about 5 pixels wide, and 7 if all are wide.
     texts = [textwrap.wrap(name, max(1, total // 7)) for name in row_names] or [[]] * len(rows)
@@ -47,10 +48,11 @@ def in_rows(images: Sequence, num_columns: int) -> list[Sequence]:
     return [images[start : start + num_columns] for start in range(0, len(images), num_columns)]
 
 
-def side_by_side(rows: list[torch.Tensor]) -> Image.Image:
-    """A grid with a row for each (n, C, H, W) `uint8` tensor; of more than four channels three are shown."""
-    rows = [row[:, :3] if row.shape[1] > 4 else row for row in rows]
-    return grid([[Image.fromarray(x.permute(1, 2, 0).squeeze(-1).numpy()) for x in row] for row in rows])
+def side_by_side(rows: dict[str, torch.Tensor]) -> Image.Image:
+    """A grid with a row for each (n, C, H, W) `uint8` tensor, by its name; of more than four channels three are
+    shown."""
+    images = [row[:, :3] if row.shape[1] > 4 else row for row in rows.values()]
+    return grid([[Image.fromarray(x.permute(1, 2, 0).squeeze(-1).numpy()) for x in row] for row in images], [*rows])
 
 
 def sample_rows(
@@ -102,7 +104,8 @@ def draw_reconstructions(
     seeds = [torch.Generator().manual_seed(seed) for seed in range(2 * num_columns)]
     samples = pipeline(len(seeds), prior, generator=seeds).images
     first, second = zip(x.chunk(2), reconstructions.chunk(2), strict=True)
-    return grid([*map(pipeline.postprocess, (*first, *second)), *in_rows(samples, num_columns)])
+    names = ["images", "reconstructions"] * 2 + ["samples", ""]
+    return grid([*map(pipeline.postprocess, (*first, *second)), *in_rows(samples, num_columns)], names)
 
 
 def draw_enlarged(pipeline, dataset: PictureDataset, num_columns: int = 12, **kwargs) -> Image.Image:
@@ -114,7 +117,8 @@ def draw_enlarged(pipeline, dataset: PictureDataset, num_columns: int = 12, **kw
     drawn = draw_images(pipeline, pipeline.request_for(dataset, indices), **kwargs)
     bicubic = enlarge(small, factor).clamp(-1, 1)
     shown = [pipeline.postprocess(small), pipeline.postprocess(bicubic), drawn, pipeline.postprocess(x)]
-    return grid([images[start : start + num_columns] for start in (0, num_columns) for images in shown])
+    names = ["made small", "enlarged by bicubic interpolation", "enlarged by the model", "original"] * 2
+    return grid([images[start : start + num_columns] for start in (0, num_columns) for images in shown], names)
 
 
 def draw_steps(pipeline, request: dict, choices: dict[str, list[float]], steps: Sequence[int] = (5, 10, 20, 50)):
@@ -127,7 +131,7 @@ def draw_steps(pipeline, request: dict, choices: dict[str, list[float]], steps: 
 
     cells = [[cell(num_inference_steps=count, **row) for count in steps] for row in rows]
     names = [f"{name.replace('_', ' ')} {value:g}" for row in rows for name, value in row.items()]
-    return grid(cells, names, [f"{count} steps" for count in steps], least=128)
+    return grid(cells, names, [f"{count} steps" for count in steps])
 
 
 def draw_trajectory(pipeline, request: dict, count: int = 4, num_columns: int = 8, num_inference_steps: int = 50):
@@ -144,7 +148,7 @@ def draw_trajectory(pipeline, request: dict, count: int = 4, num_columns: int = 
 
     steps = {"num_inference_steps": num_inference_steps, "callback_on_step_end": keep}
     draw_images(pipeline, request, count, shared=False, **steps)
-    return grid([*zip(*columns, strict=True)], (), names, least=128)
+    return grid([*zip(*columns, strict=True)], (), names)
 
 
 def _spread(dataset, count: int) -> list[int]:

@@ -251,7 +251,8 @@ def audit(spaces: dict[str, tuple[Tensor, Tensor]], apart: dict[str, Tensor], im
     for space, (samples, training) in spaces.items():
         found = audit_memorisation(samples, training, apart[space])
         closest = found.distances.argsort()[:10]
-        side_by_side([images[closest], real[found.nearest[closest]]]).save(file.with_name(f"{file.stem}_{space}.png"))
+        rows = {"samples": images[closest], "their closest training images": real[found.nearest[closest]]}
+        side_by_side(rows).save(file.with_name(f"{file.stem}_{space}.png"))
         result[space] = {"threshold": found.threshold, "share": found.share, "flagged": found.flagged}
     return result
 
