@@ -2,7 +2,7 @@
 Evaluates a checkpoint on the data set that it was trained on: draws samples, compares them with the training images,
 and writes `evaluation.json`, figures, and the card of the model. An interrupted command continues where it was.
 
-    python examples/evaluate.py --model runs/mine --dataset path/to/folder --guidance_scales 1 2 3 --license mit
+    hf_genmod evaluate runs/mine --dataset path/to/folder --guidance_scales 1 2 3 --license mit
 """
 
 import dataclasses

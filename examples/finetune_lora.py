@@ -1,7 +1,7 @@
 """
 Teaches a trained model a new class or a new word from a few images, by an adapter (LoRA). The model stays as it is.
 
-    python examples/finetune_lora.py --base runs/model --dataset zebras --class_name zebra --max_train_minutes 4
+    hf_genmod train lora --base runs/model --dataset zebras --class_name zebra --max_train_minutes 4
 """
 
 import dataclasses

@@ -1,13 +1,14 @@
 """
 Draws images with a trained model, into one picture or a folder.
 
-    python examples/sample.py --model runs/mine --class_labels cat dog --num 16 --output grid.png
+    hf_genmod sample runs/mine --class_labels cat dog --num 16 --output grid.png
 """
 
 import dataclasses
 import re
 from pathlib import Path
 
+from PIL import Image
 from transformers.hf_argparser import HfArg
 
 from hf_genmod import load_pipeline
@@ -38,6 +39,11 @@ class SampleArguments:
     def __post_init__(self):
         if self.num < 1:
             raise ValueError(f"num: {self.num} is not positive")
+        output = Path(self.output)
+        if output.suffix and output.suffix.lower() not in Image.registered_extensions():
+            raise ValueError(f"output: {output} is neither a folder nor of a format of Pillow, such as .png")
+        if not output.suffix and output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ValueError(f"output: {output} exists; give a new folder, or a picture such as {output}.png")
 
 
 def conditions(pipeline, class_labels: list[str], prompts: list[str]) -> tuple[str | None, dict[str, str | int]]:
@@ -51,7 +57,7 @@ def conditions(pipeline, class_labels: list[str], prompts: list[str]) -> tuple[s
             "class_labels": "--class_labels",
             None: "neither --class_labels nor --prompts",
         }
-        raise ValueError(f"the model is a {type(pipeline).__name__}, which takes {wanted[takes]}")
+        raise ValueError(f"the model, a {type(pipeline).__name__}, takes {wanted[takes]}")
     if takes == "prompt":
         return takes, {prompt: prompt for prompt in prompts}
     if takes is None:
@@ -73,7 +79,7 @@ def main(arguments: SampleArguments):
         options["num_inference_steps"] = arguments.num_inference_steps
     if arguments.guidance_scale is not None:
         if not pipeline.guidance_argument:
-            raise ValueError(f"guidance_scale: a {type(pipeline).__name__} has no guidance; leave it out")
+            raise ValueError(f"guidance_scale: the model, a {type(pipeline).__name__}, has no guidance; leave it out")
         options[pipeline.guidance_argument] = arguments.guidance_scale
     request = {argument: [value for value in values.values() for _ in range(arguments.num)]} if argument else {}
     images = draw_images(pipeline, request, arguments.num, arguments.seed, **options)

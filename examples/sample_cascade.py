@@ -2,8 +2,8 @@
 Draws images with a cascade: a model draws small images, and one or more upsamplers enlarge them. Or enlarges images of
 your own.
 
-    python examples/sample_cascade.py --base runs/small --upsamplers runs/upsampler --class_labels cat dog --count 8
-    python examples/sample_cascade.py --images mine.png --upsamplers runs/upsampler
+    hf_genmod enlarge --base runs/small --upsamplers runs/upsampler --class_labels cat dog --count 8
+    hf_genmod enlarge mine.png --upsamplers runs/upsampler
 """
 
 import dataclasses
@@ -14,9 +14,10 @@ from sample import conditions
 from transformers.hf_argparser import HfArg
 
 from hf_genmod import load_pipeline
+from hf_genmod.data.decoding import open_image
 from hf_genmod.drawing.cascade import draw_cascade
 from hf_genmod.drawing.grids import grid
-from hf_genmod.errors import one_line_errors
+from hf_genmod.errors import one_line_errors, refuse_lfs_pointers
 from hf_genmod.recipes.arguments import parse_arguments
 
 
@@ -49,13 +50,27 @@ class CascadeArguments:
             raise ValueError(f"count: {self.count} is not positive")
 
 
+def opened(file: str) -> Image.Image:
+    """The image in a file. Raises a `ValueError` if the file holds none, several or measured values."""
+    if Path(file).is_dir():
+        raise ValueError(f"images: {file} is a folder; give its files, such as {file}/*.png")
+    refuse_lfs_pointers(file)
+    try:
+        image = open_image({"path": file, "bytes": None})
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"{file}: holds measured values; enlarge them in Python, by `pipe(image=...)`")
+    return image
+
+
 def requests(arguments: CascadeArguments, first) -> list[tuple[list[str], dict]]:
     """(names of images, arguments of the first model) for all images that are drawn together."""
     if arguments.images:
         names = [Path(file).stem for file in arguments.images]
         if len(set(names)) < len(names):
             raise ValueError("images: two of them have one name; enlarge them into separate folders")
-        return [([name], {"image": [Image.open(file)]}) for name, file in zip(names, arguments.images, strict=True)]
+        return [([name], {"image": [opened(file)]}) for name, file in zip(names, arguments.images, strict=True)]
     argument, values = conditions(first, arguments.class_labels, arguments.prompts)
     if argument is None:
         return [([str(i) for i in range(arguments.count)], {})]
@@ -66,6 +81,9 @@ def requests(arguments: CascadeArguments, first) -> list[tuple[list[str], dict]]
 
 def main(arguments: CascadeArguments):
     stages = [load_pipeline(path) for path in ([arguments.base] if arguments.base else []) + arguments.upsamplers]
+    for path, stage in zip(arguments.upsamplers, stages[-len(arguments.upsamplers) :], strict=True):
+        if "image" not in stage.example_request():
+            raise ValueError(f"{path}: a {type(stage).__name__} does not enlarge; give what `train upsampler` made")
     seed, out = arguments.seed, Path(arguments.output_dir)
     for names, request in requests(arguments, stages[0]):
         drawn = draw_cascade(

@@ -1,7 +1,7 @@
 """
 Trains an autoencoder on images by their reconstruction.
 
-    python examples/train_autoencoder.py --dataset path/to/folder --max_train_minutes 10
+    hf_genmod train autoencoder --dataset path/to/folder --max_train_minutes 10
 """
 
 import dataclasses

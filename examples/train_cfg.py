@@ -1,7 +1,7 @@
 """
 Trains a class-conditional diffusion model with classifier-free guidance on labelled images.
 
-    python examples/train_cfg.py --dataset path/to/folder --max_train_minutes 30
+    hf_genmod train cfg --dataset path/to/folder --max_train_minutes 30
 """
 
 from hf_genmod import ClassifierFreeGuidedPipeline, DenoisingObjective, Trainer, TrainingConfig

@@ -1,7 +1,7 @@
 """
 Trains a classifier of noisy images to guide a diffusion model. The checkpoint holds both.
 
-    python examples/train_classifier.py --for_model runs/model --dataset path/to/folder --max_train_minutes 4
+    hf_genmod train classifier --for_model runs/model --dataset path/to/folder --max_train_minutes 4
 """
 
 import dataclasses

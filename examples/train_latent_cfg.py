@@ -1,7 +1,7 @@
 """
 Latent diffusion in one command: a variational autoencoder, then a class-conditional model of its latents.
 
-    python examples/train_latent_cfg.py --dataset path/to/class_folders --resolution 64 --max_train_minutes 60
+    hf_genmod train latent-cfg --dataset path/to/class_folders --resolution 64 --max_train_minutes 60
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """
 Trains a text-to-image model on images with captions, such as a folder with a metadata.jsonl.
 
-    python examples/train_text_to_image.py --dataset path/to/folder --resolution 32 --max_train_minutes 60
+    hf_genmod train text-to-image --dataset path/to/folder --resolution 32 --max_train_minutes 60
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """
 Trains a diffusion model without labels by Algorithm 1 of Ho et al. 2020.
 
-    python examples/train_unconditional.py --dataset path/to/folder --max_train_minutes 30
+    hf_genmod train unconditional --dataset path/to/folder --max_train_minutes 30
 """
 
 from hf_genmod import DenoisingObjective, Trainer, TrainingConfig, UnconditionalPipeline

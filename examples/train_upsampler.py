@@ -1,7 +1,7 @@
 """
 Trains a diffusion model that enlarges small images, from large images alone.
 
-    python examples/train_upsampler.py --dataset path/to/folder --resolution 64 --factor 4 --max_train_minutes 30
+    hf_genmod train upsampler --dataset path/to/folder --resolution 64 --factor 4 --max_train_minutes 30
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """
 Trains a variational autoencoder on images by the evidence lower bound (Kingma & Welling 2014).
 
-    python examples/train_vae.py --dataset path/to/folder --max_train_minutes 10
+    hf_genmod train vae --dataset path/to/folder --max_train_minutes 10
 """
 
 import dataclasses

@@ -3,7 +3,7 @@ What the features of an autoencoder are worth if few images have labels: the acc
 frozen and fine-tuned, of the same network trained from scratch, and of a linear model of pixels, for n labelled images
 per class.
 
-    python examples/transfer_features.py --vae runs/vae --dataset path/to/class_folders
+    hf_genmod transfer runs/vae --dataset path/to/class_folders
 
 All have the same number of steps and augmentation. The learning rate of each is chosen on images that are neither
 trained on nor tested.

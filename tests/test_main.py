@@ -57,7 +57,7 @@ def answer(*arguments) -> str:
             "error: accelerate_config: there is no file fsdp",
         ),
         (["train", "cfg", "--num_processes", "9999"], "error: num_processes: 9999 is not within 1 ... "),
-        (["train", "cfg", "--resolutoin", "8"], "error: --resolutoin: no such flag; did you mean --resolution?"),
+        (["train", "cfg", "pets"], "error: pets: belongs to no flag; put its flag in front, such as --dataset pets"),
     ],
 )
 def test_a_mistake_is_answered_with_what_there_is(arguments, expected):
@@ -70,6 +70,7 @@ def test_every_script_is_a_command():
     assert trained | set(SCRIPTS.values()) == scripts - {"demo"}
 
 
+@pytest.mark.slow
 def test_two_processes_train_by_one_command_and_the_run_says_how_to_repeat_it(tmp_path):
     run = tmp_path / "run"
     command = ["train", "cfg", "--num_processes", "2", *SMALL, "--max_train_steps", "2", "--output_dir", str(run)]

@@ -20,7 +20,6 @@ LAUNCHED = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
         ({**LAUNCHED, "LOCAL_WORLD_SIZE": f"{CORES}", "OMP_NUM_THREADS": "2"}, None, min(2, CORES)),
         ({"OMP_NUM_THREADS": "1"}, None, 1),  # of a person
         ({**LAUNCHED, "OMP_NUM_THREADS": "1"}, 1, 1),
-        ({"OMP_NUM_THREADS": "2"}, 1, 1),
     ],
 )
 def test_a_launched_process_takes_its_share_of_the_cores_unless_a_person_says_otherwise(

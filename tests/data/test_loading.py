@@ -24,7 +24,7 @@ def test_captions(tmp_path, arrays):
     assert load_pictures(tmp_path / "jsonl").__getitems__([4, 1])["captions"] == ["number 4", "number 1"]
     assert load_pictures(tmp_path / "csv").captions is None
     assert load_pictures(tmp_path / "csv", caption_column="words")[3]["captions"] == "number 3"
-    with pytest.raises(ValueError, match="choose one of image, note, words with --caption_column"):
+    with pytest.raises(ValueError, match="its columns; choose note or words with --caption_column"):
         load_pictures(tmp_path / "csv", require_captions=True)
 
     (tmp_path / "jsonl" / "metadata.jsonl").write_text("\n".join(lines).replace("file_name", "photo_file_name"))
@@ -128,3 +128,11 @@ def test_a_limit_takes_pictures_at_even_distances(class_folders, arrays):
     some, whole = (load_pictures(drawn, limit=limit) for limit in (4, None))
     assert torch.equal(some.images, whole.images[[0, 2, 5, 7]])
     assert torch.equal(some.labels, whole.labels[[0, 2, 5, 7]])
+
+
+def test_where_nothing_can_be_a_caption_the_remedy_is_to_write_some(tmp_path):
+    for name in ("cat", "dog"):
+        save(picture(np.zeros((8, 8, 3), dtype=np.uint8)), tmp_path / name / "1.png")
+    for column, where in ((None, "its columns"), ("label", "'label'")):
+        with pytest.raises(ValueError, match=f"no captions .* in {where}; write that of 1.png into 1.txt"):
+            load_pictures(str(tmp_path), caption_column=column, require_captions=True)

@@ -61,9 +61,9 @@ def test_a_picture_has_a_named_row_for_each_class(labelled, tmp_path):
 
 
 def test_a_model_without_conditions_draws_so_many_images(plain, tmp_path):
-    assert run("sample.py", "--model", plain, "--num", 3, *STEPS, "--output", tmp_path).returncode == 0
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["0.png", "1.png", "2.png"]
-    image = np.asarray(Image.open(tmp_path / "2.png"), dtype=int)
+    assert run("sample.py", "--model", plain, "--num", 3, *STEPS, "--output", tmp_path / "out").returncode == 0
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "2.png"]
+    image = np.asarray(Image.open(tmp_path / "out" / "2.png"), dtype=int)
     assert abs(image - drawn(plain, 2, batch_size=1)).max() <= 1
 
 
@@ -74,9 +74,11 @@ def test_a_model_without_conditions_draws_so_many_images(plain, tmp_path):
             ["--class_labels", "dgo"],
             "error: class_labels: 'dgo' is not a label of this model; did you mean 'dog'?",
         ),
-        (["--prompts", "a dog"], "error: the model is a ClassifierFreeGuidedPipeline, which takes --class_labels"),
+        (["--prompts", "a dog"], "error: the model, a ClassifierFreeGuidedPipeline, takes --class_labels"),
         (["--num", "0"], "error: num: 0 is not positive"),
         (["--num_inference_steps", "0"], "error: num_inference_steps: 0 "),
+        (["--output", "u.xyz"], "error: output: u.xyz is neither a folder nor of a format of Pillow, such as .png"),
+        (["--output", "tests"], "error: output: tests exists; give a new folder, or a picture such as tests.png"),
         (["--model", "nowhere/at/all"], "error: 'nowhere/at/all' is not a folder"),
     ],
 )
@@ -88,4 +90,4 @@ def test_mistakes_are_one_sentence(labelled, flags, error, tmp_path):
 
 def test_guidance_is_refused_for_a_model_without_conditions(plain, tmp_path):
     error = error_of("sample.py", "--model", plain, "--guidance_scale", 2, "--output", tmp_path / "grid.png")
-    assert error == "error: guidance_scale: a UnconditionalPipeline has no guidance; leave it out"
+    assert error == "error: guidance_scale: the model, a UnconditionalPipeline, has no guidance; leave it out"

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from example_scripts import error_of, run
@@ -47,10 +49,15 @@ class TestSamplingACascade:
             ([], "error: base: give either a model that draws, or --images to enlarge"),
             (["--images", "nowhere.png"], "error: nowhere.png: No such file"),
             (["--images", __file__], "error: cannot identify image file"),
+            (["--images", os.path.dirname(__file__)], f"error: images: {os.path.dirname(__file__)} is a folder; give"),
+            (
+                ["--images", "{picture}", "--upsamplers", "{base}"],
+                "error: {base}: a ClassifierFreeGuidedPipeline does not",
+            ),
             (["--images", "a/1.png", "b/1.png"], "error: images: two of them have one name"),
             (
                 ["--base", "{base}", "--prompts", "a cat"],
-                "error: the model is a ClassifierFreeGuidedPipeline, which takes --class_labels",
+                "error: the model, a ClassifierFreeGuidedPipeline, takes --class_labels",
             ),
             (
                 ["--base", "{base}", "--class_labels", "sqare"],
@@ -62,7 +69,9 @@ class TestSamplingACascade:
         ],
     )
     def test_mistakes_are_one_sentence(self, base, upsampler_run, flags, error, tmp_path):
-        flags = [flag.format(base=base, upsampler=upsampler_run) for flag in flags]
+        picture = tmp_path / "picture.png"
+        Image.new("L", (8, 8)).save(picture)
+        flags = [flag.format(base=base, upsampler=upsampler_run, picture=picture) for flag in flags]
         command = ["sample_cascade.py", "--upsamplers", upsampler_run, "--output_dir", tmp_path / "out"]
-        assert error_of(*command, *flags).startswith(error)
+        assert error_of(*command, *flags).startswith(error.format(base=base))
         assert not list(tmp_path.glob("out/*"))

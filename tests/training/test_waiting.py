@@ -107,7 +107,7 @@ RUNS = {
 }
 
 
-SLOW = ("text", "adapter")
+SLOW = ("text", "adapter", "autoencoder", "learned variance")
 
 
 @pytest.mark.parametrize(

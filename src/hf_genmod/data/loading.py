@@ -187,12 +187,15 @@ def _labels(
 
 def _captions(rows: datasets.Dataset, name: str, column: str | None, required: bool, where: Callable) -> list | None:
     column = column or next((key for key in ("text", "caption", "captions") if key in rows.column_names), None)
-    feature = rows.features.get(column)
-    if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string"):
+    kinds = {key: getattr(value, "feature", value) for key, value in rows.features.items()}
+    texts = [key for key, kind in kinds.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
+    if column not in texts:
         if required:
-            columns = ", ".join(rows.column_names)
             reason = f"no captions (strings or lists of strings) in {repr(column) if column else 'its columns'}"
-            raise ValueError(f"{name}: {reason}; choose one of {columns} with --caption_column")
+            remedy = (
+                f"choose {' or '.join(texts)} with --caption_column" if texts else "write that of 1.png into 1.txt"
+            )
+            raise ValueError(f"{name}: {reason}; {remedy}")
         if column:
             what = f"{name}: its column {column!r} holds no captions (strings or lists of strings)"
             warnings.warn(f"{what}, so captions are not used", stacklevel=3)

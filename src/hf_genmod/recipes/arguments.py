@@ -115,6 +115,8 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     values, unknown = parser.parse_known_args(settings + argv)
     if unknown:
         flag = unknown[0].split("=")[0]
+        if not flag.startswith("-"):
+            raise ValueError(f"{flag}: belongs to no flag; put its flag in front, such as --{names[0]} {flag}")
         name = _close_to(flag, names)
         raise ValueError(f"{flag}: no such flag; {f'did you mean --{name}?' if name else '--help lists them'}")
     for name, value in vars(values).items():

@@ -111,9 +111,14 @@ def _contents(pictures: PictureDataset, counts: dict[str, int], arguments: Capti
 
 
 def _size_to_give(pictures: PictureDataset) -> tuple[int, int] | None:
-    """The height and width to which a training script is told to scale the images, if they do not have one size."""
+    """The height and width to give as `--resolution`, if images do not have one size, or a large or an odd one, with
+    which a network is several times slower."""
     heights, widths = zip(*((p.height, p.width) for p in pictures.properties), strict=True)
-    if len({*heights}) == 1 and len({*widths}) == 1 and max(heights[0], widths[0]) <= 128:
+    if (
+        len({*heights}) == len({*widths}) == 1
+        and max(heights[0], widths[0]) <= 128
+        and heights[0] % 2 == widths[0] % 2 == 0
+    ):
         return None
     middle = statistics.median_low(heights), statistics.median_low(widths)
     longest = min(64, max(middle))
