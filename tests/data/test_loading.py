@@ -4,6 +4,8 @@ import json
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from made_images import chw, coded, picture, rows, save
@@ -136,3 +138,14 @@ def test_where_nothing_can_be_a_caption_the_remedy_is_to_write_some(tmp_path):
     for column, where in ((None, "its columns"), ("label", "'label'")):
         with pytest.raises(ValueError, match=f"no captions .* in {where}; write that of 1.png into 1.txt"):
             load_pictures(str(tmp_path), caption_column=column, require_captions=True)
+
+
+@pytest.mark.parametrize("is_struct", [True, False])
+def test_bytes_of_images_in_a_parquet_file_without_features_are_images(tmp_path, is_struct):
+    arrays = [np.full((8, 8, 3), 50 * i, dtype=np.uint8) for i in range(3)]
+    contents = [coded(picture(array))["bytes"] for array in arrays]
+    column = [{"bytes": content, "path": None} for content in contents] if is_struct else contents
+    pq.write_table(pa.table({"image": column, "label": [0, 1, 0]}), tmp_path / "train.parquet")
+    pictures = load_pictures(str(tmp_path))
+    assert torch.equal(pictures.x_0(range(3)), chw(arrays).float() / 127.5 - 1)
+    assert pictures.labels.tolist() == [0, 1, 0]

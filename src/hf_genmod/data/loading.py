@@ -117,7 +117,7 @@ def _split(splits: dict, split: str, name: str):
 def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets.Dataset:
     """The images, not decoded, as the column "image"."""
     if column is None:
-        images = [key for key, feature in rows.features.items() if isinstance(feature, (datasets.Image, *ARRAY_TYPES))]
+        images = [key for key, feature in rows.features.items() if _may_be_images(feature)]
         if len(images) != 1:
             several = f"several of its columns hold images ({', '.join(images)})"
             none = f"none of its columns ({', '.join(rows.column_names)}) is known to hold images"
@@ -130,6 +130,13 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"image_column: {column!r} of {name} holds no images; name another column") from error
     return pictures if column == "image" else pictures.rename_column(column, "image")
+
+
+def _may_be_images(feature) -> bool:
+    """Whether a column holds images, arrays, or the bytes of files, as a parquet file without features has them."""
+    of_files = isinstance(feature, dict) and "bytes" in feature and feature.keys() <= {"bytes", "path"}
+    of_files = of_files or getattr(feature, "dtype", None) in ("binary", "large_binary")
+    return of_files or isinstance(feature, (datasets.Image, *ARRAY_TYPES))
 
 
 def _labels(
