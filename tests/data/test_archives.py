@@ -93,15 +93,40 @@ def test_metadata_and_captions_in_an_archive(tmp_path, arrays):
         (["a/0.png", "../0.png"], "'../0.png' would be outside the folder"),
         (["/a/0.png"], "'/a/0.png' would be outside the folder"),
         (["a/0.png", "a/0.png"], "it holds 'a/0.png' twice"),
+        (["a/0.png", "./a//0.png"], "it holds 'a/0.png' twice"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_zip_that_would_lose_or_move_files_is_refused(tmp_path, names, reason):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for name in names:
-            archive.writestr(name, b"")
-    with pytest.raises(ValueError, match=rf"a.zip: the archive cannot be read \({reason}.*\); unpack it yourself"):
-        load_pictures(tmp_path / "a.zip")
+@pytest.mark.parametrize("ending", ["zip", "tar", "tgz"])
+def test_an_archive_that_would_lose_or_move_files_is_refused(tmp_path, names, reason, ending):
+    file = tmp_path / f"a.{ending}"
+    if ending == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            for name in names:
+                archive.writestr(name, b"")
+    else:
+        with tarfile.open(file, "w:gz" if ending == "tgz" else "w") as archive:
+            for name in names:
+                archive.addfile(tarfile.TarInfo(name))
+    with pytest.raises(
+        ValueError, match=rf"a.{ending}: the archive cannot be read \({reason}.*\); unpack it yourself"
+    ):
+        load_pictures(file)
+    with pytest.raises(ValueError, match=rf"a.{ending}: the archive cannot be read \({reason}"):
+        load_pictures(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["LNKTYPE", "SYMTYPE"])
+def test_links_in_an_archive_are_images(tmp_path, arrays, kind):
+    save(picture(arrays[0]), tmp_path / "data" / "0.png")
+    link = tarfile.TarInfo("1.png")
+    link.type, link.linkname = getattr(tarfile, kind), "0.png"
+    with tarfile.open(tmp_path / "data" / "a.tar", "w") as archive:
+        archive.add(tmp_path / "data" / "0.png", "0.png")
+        archive.addfile(link)
+    with pytest.raises(ValueError, match="it holds 1 image, such as 1.png, not unpacked beside it"):
+        load_pictures(tmp_path / "data")
+    assert len(load_pictures(tmp_path / "data" / "a.tar")) == 2
 
 
 def test_what_cannot_be_unpacked_is_named(class_folders, tmp_path):
@@ -153,7 +178,9 @@ def test_nothing_is_written_outside(tmp_path, cache):
     with tarfile.open(tmp_path / "bad.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("../evil.png"))
     for name in ("bad.zip", "bad.tar"):
-        with pytest.raises(ValueError, match=f"{name}: the archive cannot be read .*outside"):
+        with pytest.raises(
+            ValueError, match=f"{name}: the archive cannot be read .*outside the folder of the archive"
+        ):
             unpacked(str(tmp_path / name))
     assert not [*tmp_path.rglob("evil.png"), *cache.parent.rglob("evil.png")]
 

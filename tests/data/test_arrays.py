@@ -3,6 +3,7 @@
 import itertools
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -183,3 +184,32 @@ def test_axes_that_do_not_fit(tmp_path):
     tmp_path.mkdir()
     with pytest.raises(ValueError, match="array_axes: .* is not read from .npy files"):
         load_pictures(tmp_path, array_axes="HW")
+
+
+@pytest.mark.parametrize("dtype, least", [("i4", 2**30), ("u4", 2**31), ("i8", 2**60), ("u8", 2**63), ("f8", 1e9)])
+@pytest.mark.parametrize("axes", ["HW", "HWC"])
+def test_values_that_float32_does_not_hold_apart_are_refused(tmp_path, dtype, least, axes):
+    array = (np.array(least, dtype) + distinct(9, 7, dtype=dtype)).astype(dtype)
+    if axes == "HWC":  # a channel of other values hides nothing
+        array = np.stack([array, np.zeros_like(array)], axis=-1)
+    np.save(tmp_path / "0.npy", array)
+    with pytest.raises(ValueError, match=r"0.npy: its values, \d.* are too close together for float32; subtract"):
+        load_pictures(tmp_path)
+    np.save(tmp_path / "0.npy", array - array.min(axis=(0, 1)))
+    assert load_pictures(tmp_path).value_range["high"][0] == 62
+
+
+@pytest.mark.parametrize("array", [np.full((4, 4), 0.1), np.linspace(0, 2**31, 16).reshape(4, 4).astype("i8")])
+def test_values_that_float32_rounds_a_little_are_kept(tmp_path, array):
+    np.save(tmp_path / "0.npy", array)
+    assert load_pictures(tmp_path).value_range["high"] == [np.float32(array.max())]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64", "uint32"])
+def test_columns_of_arrays_are_read_in_their_type(dtype):
+    array = distinct(9, 7, dtype=dtype) + np.array(2 ** (31 if dtype == "uint32" else 40), dtype)
+    features = datasets.Features({"image": datasets.Array2D((9, 7), dtype)})
+    with pytest.raises(ValueError, match="row 0 of .*: its values, .* are too close together for float32"):
+        load_pictures(datasets.Dataset.from_dict({"image": [array]}, features))
+    less = datasets.Dataset.from_dict({"image": [distinct(9, 7).astype(dtype)]}, features)
+    assert load_pictures(less).value_range["high"] == [62]

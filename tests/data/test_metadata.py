@@ -4,11 +4,14 @@ import json
 import warnings
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made_images import picture, save
 
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.metadata import read_rows
+from hf_genmod.data.sources import splits_of
 
 
 def write(folder, arrays, files, content, name="metadata.csv"):
@@ -42,6 +45,7 @@ def test_spaces_after_commas_are_no_part_of_names_and_cells(tmp_path, arrays):
         ),
         ("file_name,text\n/etc/passwd,a\n", "line 2: file_name is '/etc/passwd'; give a path below"),
         ("file_name,text\nfile:///etc/passwd,a\n", "line 2: file_name is 'file:///etc/passwd'; give a path below"),
+        ("file_name,text, text\n0.png,a,b\n", "metadata.csv, line 1: the column 'text' is in it twice; rename or"),
         ("file_name,text\n", "its metadata, metadata.csv, has no rows"),
     ],
 )
@@ -54,7 +58,8 @@ def test_faults_of_csv_are_named(tmp_path, arrays, content, message):
     "content, message",
     [
         (b'{"file_name": "0.png", "text": "caf\xe9"}', "metadata.jsonl, line 1: the text is not UTF-8"),
-        ('{"file_name": "0.png"}\n{"file_name', r"metadata.jsonl, line 2: it is not JSON \(Unterminated string"),
+        ('{"file_name": "0.png"}\n{"file_name', r"line 2: no JSON that can be read \(Unterminated string"),
+        ('{"file_name": "0.png", "text": "a", "text": "b"}', r"metadata.jsonl, line 1: .* \('text' is in it twice\)"),
         ('[{"file_name": "0.png"}]', "metadata.jsonl, line 1: it is not of the form"),
         ('{"file_name": 0}', "metadata.jsonl, line 1: file_name is 0, not the name of a file"),
         ('{"file_name": "0.png", "a": 1}\n{"file_name": "1.png", "a": "b"}', "values of the column 'a' .* do not go"),
@@ -63,6 +68,37 @@ def test_faults_of_csv_are_named(tmp_path, arrays, content, message):
 def test_faults_of_jsonl_are_named(tmp_path, arrays, content, message):
     with pytest.raises(ValueError, match=message):
         load_pictures(write(tmp_path, arrays[:2], None, content, "metadata.jsonl"))
+
+
+def test_two_columns_of_one_name_in_a_parquet_file_are_named(tmp_path, arrays):
+    table = pa.table([pa.array([cell]) for cell in ("0.png", "a", "b")], names=["file_name", "text", "text"])
+    write(tmp_path, arrays[:1], None, "", "metadata.parquet")
+    pq.write_table(table, tmp_path / "metadata.parquet")
+    with pytest.raises(ValueError, match=r"metadata.parquet: no parquet file that can be read \(.*text.*\); write"):
+        load_pictures(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["split", "subset", "partition"])
+def test_a_column_may_say_the_splits(tmp_path, arrays, column):
+    rows = "".join(f"{i}.png,{word},{i % 2}\n" for i, word in enumerate(["train", "Train", "val", "test", "test"]))
+    folder = write(tmp_path, arrays[:5], None, f"file_name,{column},label\n{rows}")
+    assert splits_of(folder) == {"train": 2, "validation": 1, "test": 2}
+    assert load_pictures(folder, split="test").labels.tolist() == [1, 0]
+    assert load_pictures(folder, split="test").where(0).endswith("3.png")
+    for word in ("fold 3", ""):
+        (folder / "metadata.csv").write_text(f"file_name,{column}\n0.png,train\n1.png,{word}\n")
+        with pytest.raises(ValueError, match=f"the column '{column}' .* is {word or None!r} for 1.png; give train"):
+            load_pictures(folder)
+
+
+def test_a_column_and_the_folders_say_the_same_split(tmp_path, arrays):
+    for i, split in enumerate(("train", "test")):
+        save(picture(arrays[i]), tmp_path / split / f"{i}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,split\ntrain/0.png,train\ntest/1.png,test\n")
+    assert splits_of(tmp_path) == {"train": 1, "test": 1}
+    (tmp_path / "metadata.csv").write_text("file_name,split\ntrain/0.png,train\ntest/1.png,train\n")
+    with pytest.raises(ValueError, match="the column 'split' says train for test/1.png, and its place test; correct"):
+        splits_of(tmp_path)
 
 
 def test_cells_are_what_they_say(tmp_path):

@@ -173,3 +173,9 @@ def test_endings_in_capitals(tmp_path, arrays, name):
         data.to_parquet(tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=f"{name}: datasets does not read .*; rename it to {name[1:].lower()}$"):
         load_pictures(tmp_path)
+
+
+def test_a_column_of_splits_in_a_table_is_named(arrays):
+    data = rows([coded(picture(array)) for array in arrays[:2]], split=(datasets.Value("string"), ["train", "test"]))
+    with pytest.warns(UserWarning, match=r"its column 'split' \(test, train\) is not used, so all its rows are in"):
+        assert len(load_pictures(data)) == 2

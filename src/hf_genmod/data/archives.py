@@ -97,16 +97,33 @@ def _members(path: str, with_sums: bool = False) -> list[tuple[tuple[str, ...], 
 
 @functools.lru_cache(maxsize=64)
 def _read(path: str, _time: int, with_sums: bool) -> list[tuple[str, int, int]]:
+    contents = []
     with _opened(path) as archive:
-        if isinstance(archive, zipfile.ZipFile):
-            return [(info.filename, info.file_size, info.CRC) for info in archive.infolist() if not info.is_dir()]
-        contents = []
-        for info in archive:
-            if info.isfile():
-                is_summed = with_sums and _ending((info.name,)) in image_endings()
-                crc = zlib.crc32(archive.extractfile(info).read()) if is_summed else 0
-                contents.append((info.name, info.size, crc))
-        return contents
+        for name, info in _checked(archive):
+            if isinstance(archive, zipfile.ZipFile):
+                contents += [] if info.is_dir() else [(name, info.file_size, info.CRC)]
+            elif not with_sums or _ending((name,)) not in image_endings():
+                contents += [] if info.isdir() else [(name, info.size, 0)]
+            elif file := archive.extractfile(info):  # of a link, what it leads to
+                content = file.read()
+                contents.append((name, len(content), zlib.crc32(content)))
+    return contents
+
+
+def _checked(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, zipfile.ZipInfo | tarfile.TarInfo]]:
+    """What is in an archive, with the path of each. Raises a `ValueError` for what unpacking would lose or move."""
+    is_zip, names = isinstance(archive, zipfile.ZipFile), set()
+    for info in archive.infolist() if is_zip else archive:
+        if is_zip:
+            info.filename = info.filename.replace("\\", "/")  # as some programs on Windows write
+        name = info.filename if is_zip else info.name
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"{name!r} would be outside the folder of the archive")
+        if not (info.is_dir() if is_zip else info.isdir()):
+            if (place := os.path.normpath(name)) in names:
+                raise ValueError(f"it holds {place!r} twice")
+            names.add(place)
+        yield name, info
 
 
 def unpacked(path: str) -> Path:
@@ -115,7 +132,8 @@ def unpacked(path: str) -> Path:
     in the archive that is called as the archive is stands for the archive.
 
     Raises:
-        ValueError: If the archive is damaged or needs a password, or does not fit on the disk.
+        ValueError: If the archive is damaged or needs a password, does not fit on the disk, or holds a file twice or
+            outside its folder.
     """
     path, stat = os.path.realpath(path), os.stat(path)
     key = hashlib.blake2b(f"{path} {stat.st_mtime_ns} {stat.st_size}".encode(), digest_size=8).hexdigest()
@@ -126,18 +144,10 @@ def unpacked(path: str) -> Path:
             part = tempfile.mkdtemp(dir=folder.parent)
             try:
                 with _opened(path) as archive:
-                    if isinstance(archive, tarfile.TarFile):
-                        archive.extractall(part, filter="data")
-                    else:
-                        names = set()
-                        for info in archive.infolist():
-                            info.filename = info.filename.replace("\\", "/")  # as some programs on Windows write
-                            if info.filename in names:
-                                raise ValueError(f"it holds {info.filename!r} twice")
-                            if info.filename.startswith("/") or ".." in info.filename.split("/"):
-                                raise ValueError(f"{info.filename!r} would be outside the folder of the archive")
-                            names.add(info.filename)
-                            archive.extract(info, part)
+                    for _, info in _checked(archive):
+                        archive.extract(
+                            info, part, **({} if isinstance(info, zipfile.ZipInfo) else {"filter": "data"})
+                        )
                 os.replace(part, folder)
             finally:
                 shutil.rmtree(part, ignore_errors=True)

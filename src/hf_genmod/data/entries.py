@@ -23,8 +23,10 @@ class Entries:
     def __init__(self, source: datasets.Dataset | list[Image.Image], name: str):
         self._is_array = False
         if not isinstance(source, list):
-            self._is_array = isinstance(source.features["image"], ARRAY_TYPES)
-            source = source.select_columns("image").with_format("numpy" if self._is_array else "arrow")
+            self._is_array = isinstance(feature := source.features["image"], ARRAY_TYPES)
+            # Without its type, an array of 64 bits would be read with 32.
+            of_array = {"type": "numpy", "dtype": feature.dtype} if self._is_array else {"type": "arrow"}
+            source = source.select_columns("image").with_format(**of_array)
         self._source, self._name, self._rows = source, name, range(len(source))
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 
 from hf_genmod.data.files import File, Listing, composed
-from hf_genmod.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS, images_of, read_rows, read_text
+from hf_genmod.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS, images_of, read_rows, read_text
 from hf_genmod.errors import shortened
 
 _IMAGE = datasets.Image().pa_type  # the bytes or the path of a file
@@ -46,9 +46,11 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
         found.others += [(file, "the metadata has captions") for files in found.captions.values() for file in files]
     elif found.captions:
         arrays["text"] = pa.array([_caption(image, found) for image in images], pa.string())
+    splits, folders = zip(*_split_places(images, name), strict=True)
+    if column := next((column for column in columns if column in SPLIT_COLUMNS), None):
+        splits = _splits_of(arrays.pop(column).to_pylist(), splits, images, f"{name}: the column {column!r}")
     features = datasets.Features(datasets.Features.from_arrow_schema(pa.table(arrays).schema))
     features |= {column: datasets.Image(decode=False) for column, array in arrays.items() if array.type == _IMAGE}
-    splits, folders = zip(*_split_places(images, name), strict=True)
     classes = _classes(folders, name)
     if len(set(zip(splits, classes, strict=True))) == len(set(splits)):
         classes = [None] * len(classes)  # one in each split, as in train/train and test/test, is none
@@ -165,6 +167,18 @@ def _split_places(images: Sequence[File], name: str) -> list[tuple[str, tuple[st
         f"{name}: {some} would be ignored: they are in no split, and others ({inside.place}) are in one called after "
         f"the split {loose[inside.folders][0]}; move the former into a split, or rename the latter"
     )
+
+
+def _splits_of(words: list, places: Sequence[str], images: Sequence[File], column: str) -> list[str]:
+    """The split of each image by a column of the metadata, which its folders may say, too."""
+    splits = [_SPLITS.get(str(word).strip().lower()) for word in words]
+    for word, split, place, image in zip(words, splits, places, images, strict=True):
+        if split is None:
+            remedy = "give train, validation or test for each image, or rename the column"
+            raise ValueError(f"{column} of its metadata is {word!r} for {image.place}; {remedy}")
+        if split != place and set(places) != {"train"}:
+            raise ValueError(f"{column} says {split} for {image.place}, and its place {place}; correct or remove one")
+    return splits
 
 
 def _split_place(folders: tuple[str, ...], split_of: Callable, start: int = 0) -> tuple[str, tuple, str] | None:

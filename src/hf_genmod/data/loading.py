@@ -12,6 +12,7 @@ from datasets.utils import tqdm
 
 from hf_genmod.data.entries import Entries
 from hf_genmod.data.folder import in_order
+from hf_genmod.data.metadata import SPLIT_COLUMNS
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
 from hf_genmod.data.sources import ARRAY_TYPES, SHAPES_SPLITS, Found, column_of, find_splits, refuse_unused
@@ -86,6 +87,10 @@ def load_pictures(
     for argument, column in columns.items():
         if column not in (None, *rows.column_names):
             raise ValueError(f"{argument}: {column!r} is no column of {name}; it has {', '.join(rows.column_names)}")
+    for column in set(rows.column_names) & set(SPLIT_COLUMNS):
+        if len(words := set(map(str, rows.unique(column)))) > 1:
+            what = f"its column {column!r} ({shortened(sorted(words))}) is not used, so all its rows are in {split!r}"
+            warnings.warn(f"{name}: {what}; write a parquet file for each split, if they are splits", stacklevel=2)
     rows = rows.select(_at_even_distances(len(rows), limit))
     pictures = _pictures(rows, name, image_column)
     where = Entries(pictures, name).where

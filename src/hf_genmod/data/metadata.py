@@ -6,14 +6,16 @@ import io
 import json
 import os
 import re
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_genmod.data.files import File, composed
-from hf_genmod.errors import LFS_POINTER, counted, refuse_lfs_pointers
+from hf_genmod.errors import LFS_POINTER, counted, first_line, refuse_lfs_pointers
 
 CAPTION_COLUMNS, LABEL_COLUMNS = ("text", "caption", "captions"), ("label", "labels", "class")
+SPLIT_COLUMNS = ("split", "subset", "partition")
 
 
 def read_text(path: str) -> str:
@@ -40,13 +42,22 @@ def _json_rows(path: str) -> list[tuple[int, dict]]:
     for line, text in enumerate(read_text(path).split("\n"), 1):
         if text.strip():
             try:
-                row = json.loads(text)
+                row = json.loads(text, object_pairs_hook=_row)
             except ValueError as error:
-                raise ValueError(f"{path}, line {line}: it is not JSON ({error}); correct the line") from error
+                raise ValueError(
+                    f"{path}, line {line}: no JSON that can be read ({error}); correct the line"
+                ) from error
             if not isinstance(row, dict):
                 raise ValueError(f'{path}, line {line}: it is not of the form {{"file_name": "1.png", ...}}')
             rows.append((line, row))
     return rows
+
+
+def _row(cells: list[tuple]) -> dict:
+    """Keys with their values. Raises a `ValueError` if a key is there twice, as one value would be lost."""
+    if twice := [key for key, count in Counter(key for key, _ in cells).items() if count > 1]:
+        raise ValueError(f"{twice[0]!r} is in it twice")
+    return dict(cells)
 
 
 def _csv_rows(path: str) -> list[tuple[int, dict]]:
@@ -65,6 +76,10 @@ def _csv_rows(path: str) -> list[tuple[int, dict]]:
     names = [name.strip() for name in names]
     if len(names) == 1 and (other := re.search("[;|\t]", names[0])):
         raise ValueError(f"{path}, line {line}: its columns are separated by {other[0]!r}; separate them by commas")
+    try:
+        _row([(name, None) for name in names])
+    except ValueError as error:
+        raise ValueError(f"{path}, line {line}: the column {error}; rename or remove one") from error
     for line, cells in lines:
         if len(cells) != len(names):
             reason = f"{counted(len(cells), 'cell')}, not the {len(names)} of the first line"
@@ -84,7 +99,7 @@ def _parquet_rows(path: str) -> list[tuple[int, dict]]:
     try:
         return list(enumerate(pq.read_table(path).to_pylist(), 1))
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: no parquet file that can be read ({error}); write it again") from error
+        raise ValueError(f"{path}: no parquet file that can be read ({first_line(error)}); write it again") from error
 
 
 def images_of(row: dict, where: str, metadata: File) -> dict[str, tuple[str, ...]]:
