@@ -1,5 +1,7 @@
 """Archives are read as the folders that were packed, once."""
 
+import io
+import os
 import re
 import shutil
 import tarfile
@@ -189,3 +191,38 @@ def test_other_archives_are_to_be_unpacked(tmp_path):
     (tmp_path / "images.rar").write_bytes(b"Rar!")
     with pytest.raises(ValueError, match="images.rar, packed; unpack it"):
         load_pictures(tmp_path)
+
+
+@pytest.mark.parametrize("ending, is_read", [(".cls", True), (".json", True), (".xml", False)])
+def test_a_web_dataset_has_its_labels(tmp_path, arrays, ending, is_read):
+    for i in range(3):
+        save(picture(arrays[i]), tmp_path / "data" / f"{i}.png")
+        (tmp_path / "data" / f"{i}{ending}").write_text(str(2 - i) if ending == ".cls" else f'{{"width": {i}}}')
+        if ending == ".cls":
+            (tmp_path / "data" / f"{i}.txt").write_text(f"number {i}")
+    file = pack(tmp_path / "data", tmp_path / "shards" / "train-0.tar")
+    for dataset in (file.parent, file):
+        pictures = load_pictures(dataset)
+        assert len(pictures) == 3 and ("row" in pictures.where(0)) == is_read
+        if ending == ".cls":
+            assert pictures.labels.tolist() == [2, 1, 0] and pictures.captions == ["number 0", "number 1", "number 2"]
+
+
+def test_a_tar_of_class_folders_with_a_json_of_each_image_is_none_of_datasets(class_folders, tmp_path):
+    for file in class_folders.glob("*/*.png"):
+        file.with_suffix(".json").write_text("{}")
+    assert load_pictures(pack(class_folders, tmp_path / "a.tar")).label_names == ["ant", "bee", "zebra"]
+
+
+def test_an_archive_that_changes_is_unpacked_again(tmp_path):
+    sizes = set()
+    for i in range(2):
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            content = coded(Image.new("L", (4, 4), i))["bytes"]
+            info = tarfile.TarInfo("0.png")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        os.utime(tmp_path / "a.tar", ns=(i, i))
+        sizes.add((tmp_path / "a.tar").stat().st_size)
+        assert load_pictures(tmp_path / "a.tar").images.unique().tolist() == [i]
+    assert len(sizes) == 1

@@ -109,9 +109,9 @@ def test_grey_tiffs_of_every_type_byte_order_and_compression(dtype, order, compr
     )
 
 
-@pytest.mark.parametrize("dtype, least", [("u4", 2**31), ("i4", 2**30), ("f8", 1e9)])
+@pytest.mark.parametrize("dtype, least", [("u4", 2**31), ("i4", 2**30)])
 def test_tiffs_whose_values_float32_does_not_hold_apart_are_refused(dtype, least):
-    kind = {"u": 1, "i": 2, "f": 3}[dtype[0]]
+    kind = {"u": 1, "i": 2}[dtype[0]]
     with pytest.raises(ValueError, match="its values, .* are too close together for float32; subtract"):
         values_of(tiff((np.array(least, dtype) + GREYS.astype(dtype)).astype(dtype), kind))
     np.testing.assert_allclose(values_of(tiff(GREYS.astype(dtype), kind))[0], GREYS, atol=1e-3)

@@ -1,12 +1,14 @@
 """The files of a folder are images, belong to images or systems, or are named."""
 
 import os
+import shutil
 
 import pytest
 from made_images import coded, picture, pixels, save
 from PIL import Image
 
 from hf_genmod.data.files import list_files
+from hf_genmod.data.loading import load_pictures
 
 
 def places(files):
@@ -139,3 +141,52 @@ def test_many_folders_in_each_other(tmp_path):
     folder.mkdir(parents=True)
     Image.new("L", (2, 2)).save(folder / "0.png")
     assert len(list_files(tmp_path).images[0].folders) == 300
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1.jpg_original",
+        "1.jpg.bak",
+        "photo_original",
+        "1.png~",
+        "1.tmp",
+        "1.orig",
+        "notice_board",
+        "License 7",
+        "x.log",
+    ],
+)
+def test_the_only_copy_of_an_image_is_one_whatever_its_name_is(tmp_path, name):
+    for place in ("alone", "beside"):
+        save(Image.new("L", (4, 4), 7), tmp_path / place / "0.png")
+        shutil.copy(tmp_path / place / "0.png", tmp_path / place / name)
+    assert [file.name for file in list_files(tmp_path / "alone").images] == sorted(["0.png", name])
+    for original in ("1.jpg", "1.png", "photo.png"):
+        shutil.copy(tmp_path / "beside" / "0.png", tmp_path / "beside" / original)
+    found = [file.name for file in list_files(tmp_path / "beside").images]
+    assert (name in found) == (name in ("notice_board", "License 7", "x.log"))
+
+
+def test_links_that_lead_nowhere_or_to_themselves_are_named(tmp_path):
+    save(Image.new("L", (4, 4)), tmp_path / "data" / "0.png")
+    for name, target in (("self.png", "self.png"), ("gone.png", "/nope")):
+        (tmp_path / "data" / name).symlink_to(target)
+        with pytest.raises(ValueError, match=f"data/{name}: a link to {target}, which is not there"):
+            load_pictures(tmp_path / "data")
+        assert len(load_pictures(tmp_path / "data", on_bad_image="skip")) == 1
+        (tmp_path / "data" / name).unlink()
+    for name, target in (("0.txt", "/nope"), ("metadata.csv", "metadata.csv"), ("notes", "notes")):
+        (tmp_path / "data" / name).symlink_to(target)
+        with pytest.raises(ValueError, match=f"data/{name}: a link to {target}, which is not there; correct or"):
+            load_pictures(tmp_path / "data")
+        (tmp_path / "data" / name).unlink()
+    for name in ("README.md", "0.xmp"):  # which nobody needs
+        (tmp_path / "data" / name).symlink_to("/nope")
+    assert len(load_pictures(tmp_path / "data")) == 1
+    for name, target in (("gone", "/nope"), ("self", "self")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(FileNotFoundError, match=f"{name}: a link to {target}, which is not there; correct"):
+            load_pictures(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        load_pictures(tmp_path / "self" / "inner")

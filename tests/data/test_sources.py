@@ -179,3 +179,24 @@ def test_a_column_of_splits_in_a_table_is_named(arrays):
     data = rows([coded(picture(array)) for array in arrays[:2]], split=(datasets.Value("string"), ["train", "test"]))
     with pytest.warns(UserWarning, match=r"its column 'split' \(test, train\) is not used, so all its rows are in"):
         assert len(load_pictures(data)) == 2
+
+
+def test_a_transform_of_a_data_set_in_memory_is_refused(arrays):
+    data = rows([coded(picture(array)) for array in arrays])
+    for other in (data.with_transform(lambda batch: batch), datasets.DatasetDict(test=data.with_transform(dict))):
+        with pytest.raises(ValueError, match="^dataset: its transform would not be applied .*; apply it by `map`, or"):
+            load_pictures(other)
+    assert len(load_pictures(data.with_format("torch"))) == len(data)
+
+
+def test_labels_of_two_types_in_two_splits_are_named(arrays):
+    images = [coded(picture(array)) for array in arrays[:2]]
+    splits = datasets.DatasetDict(
+        train=rows(images, label=(datasets.Value("int64"), [0, 1])),
+        test=rows(images, label=(datasets.Value("string"), ["0", "1"])),
+    )
+    for split in splits:
+        with pytest.raises(
+            ValueError, match="column 'label' holds int64 in 'train', string in 'test'; give the labels"
+        ):
+            load_pictures(splits, split=split)

@@ -28,7 +28,7 @@ def list_images(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing
         _check_unpacked(archive, found)
     if found.images or found.tables:
         return found
-    if any(_is_web_dataset(archive.path) for archive in found.archives):
+    if any(is_web_dataset(archive.path) for archive in found.archives):
         found.tables = found.archives
         return found
     for archive in found.archives:
@@ -62,13 +62,13 @@ def _check_unpacked(archive: File, found: Listing) -> None:
     found.others.append((archive, "its images lie unpacked beside it" if inside else "no images are in it"))
 
 
-def _is_web_dataset(archive: str) -> bool:
+def is_web_dataset(archive: str) -> bool:
     """Whether a .tar has labels in files that are called as its images are, which `datasets` reads."""
     files = [parts for parts, *_ in _members(archive)] if archive.lower().endswith(".tar") else []
     images = {os.path.splitext("/".join(parts))[0] for parts in files if _ending(parts) in image_endings()}
-    return any(
-        _ending(parts) in (".cls", ".json") and os.path.splitext("/".join(parts))[0] in images for parts in files
-    )
+    labels = {_ending(parts) for parts in files if os.path.splitext("/".join(parts))[0] in images}
+    # Images with a .json in folders of several names may be classes, which `datasets` would not see.
+    return ".cls" in labels or (".json" in labels and len({os.path.dirname(image) for image in images}) == 1)
 
 
 def _ending(parts: tuple[str, ...]) -> str:

@@ -145,18 +145,13 @@ def measured_values(array: np.ndarray, axes: str | None = None) -> np.ndarray:
         values = np.ascontiguousarray(array, dtype=np.float32)
     if not (np.abs(values) < 1e37).all():  # their range has to be finite, too
         raise ValueError("some of its values are not finite, or beyond ±1e37; replace them")
-    for channel, kept in zip(array, values, strict=True):
-        if not np.can_cast(array.dtype, np.float32) and not (kept.astype(array.dtype) == channel).all():
-            low, high = channel.min().item(), channel.max().item()
-            if array.dtype.kind != "f" or high - low > 1e-14 * max(abs(low), abs(high)):  # else it is all one value
-                refuse_rounded(low, high)
+    for channel, kept in zip(array, values, strict=True) if not np.can_cast(array.dtype, np.float32) else ():
+        with np.errstate(invalid="ignore"):  # the largest integers are rounded to one more
+            is_exact = (kept.astype(array.dtype) == channel).all()
+        low, high = channel.min().item(), channel.max().item()
+        is_one_value = array.dtype.kind == "f" and high - low <= 1e-14 * max(abs(low), abs(high))
+        step = float(np.spacing(np.abs(kept).max()))
+        if not is_exact and not is_one_value and high - low < 4096 * step / 2:  # the least of 12 bits would be lost
+            remedy = "subtract the lowest value, or one that fits all images, and save them again"
+            raise ValueError(f"its values, {low!r} to {high!r}, are too close together for float32; {remedy}")
     return values
-
-
-def refuse_rounded(low: float, high: float) -> None:
-    """Raises a `ValueError` if values from low to high would lose, rounded to `float32`, more than 1/4096 of their
-    range."""
-    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    if high - low < 4096 * step / 2:
-        remedy = "subtract the lowest value, or one that fits all images, and save them again"
-        raise ValueError(f"its values, {low!r} to {high!r}, are too close together for float32; {remedy}")

@@ -10,8 +10,6 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps, TiffTags
 
-from hf_genmod.data.arrays import refuse_rounded
-
 _HEAD = 4096  # bytes
 _REMEDY = "save it with 8 bits, or its values as .npy"
 _TAG = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}
@@ -75,17 +73,9 @@ def _tiff(image: Image.Image) -> Callable | None:
         native = re.sub(r"^([IF];\d+)B(S|F)$", r"\1N\2", raw_mode)
         image.tile = [image.tile[0]._replace(args=(native, *others))]
     # Pillow has no type for these.
-    return {
-        ("i", 8): lambda values: values.view(np.int8),
-        ("u", 32): lambda values: values.view(np.uint32),
-        ("f", 64): _rounded,
-    }.get((kind, bits))
-
-
-def _rounded(values: np.ndarray) -> np.ndarray:
-    """Values of 64 bits, of which Pillow keeps 32, if they still differ."""
-    refuse_rounded(values.min().item(), values.max().item())
-    return values
+    return {("i", 8): lambda values: values.view(np.int8), ("u", 32): lambda values: values.view(np.uint32)}.get(
+        (kind, bits)
+    )
 
 
 def _ppm(image: Image.Image) -> Callable | None:

@@ -10,6 +10,7 @@ import datasets
 from datasets.utils import tqdm
 from PIL import Image, UnidentifiedImageError
 
+from hf_genmod.data.files import dangling
 from hf_genmod.data.sources import ARRAY_TYPES
 from hf_genmod.errors import counted
 
@@ -53,15 +54,15 @@ class Entries:
                 results.append(function(index, entry))
             except Exception as error:  # Pillow raises nearly every type of error on broken files
                 # EINVAL: a position far beyond the end of the file
-                of_image = (None, errno.ENOENT, errno.EINVAL)
+                of_image = (None, errno.ENOENT, errno.ELOOP, errno.EINVAL)
                 if isinstance(error, MemoryError) or getattr(error, "errno", None) not in of_image:
                     raise
                 unknown = isinstance(error, UnidentifiedImageError)
                 reason = "no image that Pillow knows" if unknown else getattr(error, "strerror", None) or str(error)
                 if unknown and entry["path"] and os.path.isfile(entry["path"]) and not os.path.getsize(entry["path"]):
                     reason = "the file is empty"
-                if isinstance(error, FileNotFoundError) and os.path.islink(entry["path"]):
-                    reason = f"a link to {os.readlink(entry['path'])}, which is not there"
+                if isinstance(error, OSError) and isinstance(entry, dict) and entry["path"]:
+                    reason = dangling(entry["path"]) or reason
                 results.append(None)
                 unusable.append(f"{self.where(index, entry)}: {reason}")
         return results, unusable

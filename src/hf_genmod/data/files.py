@@ -28,10 +28,10 @@ OF_TOOLS = set(
 _BESIDE = re.compile(r"\.(aae|dop|exif|info|json|meta|pp3|thm|txt|xml|xmp|ya?ml)", re.IGNORECASE)
 _PLAIN = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|changelog|authors|contributing)([^a-z].*)?|icon\r|(eh)?thumbs\.db|"
-    r"dataset_(infos?|dict)\.json|(md5|sha\d+)sums?(\.txt)?|.*(\.(md|rst|ini|log|md5|sha\d+)|"
-    r"~|\.bak|\.backup|\.orig|\.old|\.swp|\.tmp|_original)",
+    r"dataset_(infos?|dict)\.json|(md5|sha\d+)sums?(\.txt)?|.*\.(md|rst|ini|log|md5|sha\d+)",
     re.IGNORECASE,
 )
+_BACKUP = re.compile(r"(.+)(~|\.bak|\.backup|\.orig|\.old|\.swp|\.tmp|_original)", re.IGNORECASE | re.DOTALL)
 
 
 class File(NamedTuple):
@@ -65,6 +65,12 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def dangling(path: str | os.PathLike) -> str | None:
+    """What a link is that leads nowhere, or to itself; `None` for any other path."""
+    is_dangling = os.path.islink(path) and not os.path.exists(path)
+    return f"a link to {os.readlink(path)}, which is not there" if is_dangling else None
+
+
 @functools.cache
 def image_endings() -> frozenset[str]:
     """The endings of images and arrays, in lower case."""
@@ -95,7 +101,7 @@ def list_files(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:
                     name.encode()
                 except UnicodeEncodeError:
                     raise ValueError(f"{os.path.join(path, name)!a}: its name is not UTF-8; rename it") from None
-                if entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
+                if dangling(entry.path) or entry.is_file():
                     files[name] = entry
                 elif not entry.is_dir() and not hidden and not name.startswith("."):
                     found.others.append((File(place, name, entry.path), "neither a file nor a folder"))
@@ -124,6 +130,7 @@ def _sort(entries: dict[str, os.DirEntry], place: tuple[str, ...], hidden: bool,
     """Sorts the files of one folder into a listing."""
     images = {name for name in entries if os.path.splitext(name)[1].lower() in image_endings()}
     stems = images | {os.path.splitext(name)[0] for name in images}
+    backups = {name for name in entries if (of := _BACKUP.fullmatch(name)) and of[1] in stems | entries.keys()}
     for name, entry in entries.items():
         file, is_hidden = File(place, name, entry.path), hidden or name.startswith(".")
         if name in images and not is_hidden:
@@ -131,7 +138,7 @@ def _sort(entries: dict[str, os.DirEntry], place: tuple[str, ...], hidden: bool,
         elif is_hidden:
             if name in images and not name.startswith("._"):  # as macOS calls its own files
                 found.others.append((file, "hidden, as a name begins with a dot"))
-        else:
+        elif name not in backups:
             kind = _kind(name, entry, images, stems)
             if kind == "captions":
                 found.captions.setdefault((*place, composed(os.path.splitext(name)[0])), []).append(file)
@@ -145,13 +152,17 @@ def _kind(name: str, entry: os.DirEntry, images: set[str], stems: set[str]) -> s
     """The list of a file that is not called as an image is; `None` if it plainly belongs to an image, a person or a
     system; else why it is not used."""
     stem, ending = os.path.splitext(name)
-    if stem in stems and ending.lower() in CAPTIONS:
-        return "captions"
-    if _PLAIN.fullmatch(name) or (stem in stems and _BESIDE.fullmatch(ending)):
+    is_caption, is_plain = stem in stems and ending.lower() in CAPTIONS, _PLAIN.fullmatch(name)
+    if not is_caption and stem in stems and _BESIDE.fullmatch(ending):
         return None
-    if not entry.is_file():
-        target = os.readlink(entry.path)
-        raise ValueError(f"{entry.path}: a link to {target}, which is not there; correct or remove it")
+    if link := dangling(entry.path):
+        if is_plain:
+            return None
+        raise ValueError(f"{entry.path}: {link}; correct or remove it")
+    if is_caption:
+        return "captions"
+    if is_plain:
+        return "images" if _holds_an_image(entry.path) else None
     if name.lower() in METADATA:
         return "metadata"
     if ARCHIVE.fullmatch(name):

@@ -12,7 +12,7 @@ from datasets.utils import tqdm
 
 from hf_genmod.data.entries import Entries
 from hf_genmod.data.folder import in_order
-from hf_genmod.data.metadata import SPLIT_COLUMNS
+from hf_genmod.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
 from hf_genmod.data.sources import ARRAY_TYPES, SHAPES_SPLITS, Found, column_of, find_splits, refuse_unused
@@ -49,10 +49,10 @@ def load_pictures(
         channels, in_memory, on_bad_image: See [`PictureDataset`], and for `resolution` too.
         image_column (`str`, *optional*): By default the only column of images.
         label_column (`str`, *optional*): Column of class labels, integers or strings; the classes are the sorted
-            values that occur in any split. By default the only `ClassLabel` column, or "label", "labels" or "class";
-            none if that column holds no usable labels. For "shapes": "shape" or "shape_color".
+            values that occur in any split. By default the only `ClassLabel` column, or "label", "labels", "class"
+            or "cls"; none if that column holds no usable labels. For "shapes": "shape" or "shape_color".
         caption_column (`str`, *optional*): Column with a string or a list of strings for each image. By default
-            "text", "caption" or "captions".
+            "text", "caption", "captions" or "txt".
         config_name (`str`, *optional*): The configuration of a data set that has several.
         array_axes (`str`, *optional*): The axes of the arrays in .npy files: "HW", "HWC" or "CHW" for one image in a
             file, "NHW", "NHWC" or "NCHW" for many. By default as [`~hf_genmod.data.arrays.separated`] says.
@@ -150,7 +150,7 @@ def _labels(
     """The label of each image and the names of the classes; both `None` where there are none and none required."""
     if column is None:
         classes = [key for key, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
-        usual = [key for key in ("label", "labels", "class") if key in rows.column_names]
+        usual = [key for key in LABEL_COLUMNS if key in rows.column_names]
         column = classes[0] if len(classes) == 1 else next(iter(usual), None)
     if column is None:
         if required:
@@ -165,6 +165,10 @@ def _labels(
         classes, label_names = range(feature.num_classes), feature.names
     elif re.fullmatch(r"u?int\d+|bool|(large_)?string", dtype):
         # The values of all splits, so that a label means the same in each of them.
+        kinds = {split: str(getattr(other.features.get(column), "dtype", dtype)) for split, other in splits.items()}
+        if len({"string" in kind for kind in kinds.values()}) > 1:
+            some = ", ".join(f"{kind} in {split!r}" for split, kind in kinds.items())
+            raise ValueError(f"{name}: its column {column!r} holds {some}; give the labels of all splits one type")
         known = {value for other in splits.values() if column in other.features for value in other.unique(column)}
         classes = in_order({value for value in known - {None, ""} if isinstance(value, str) or value >= 0})
         label_names = [str(value) for value in classes]
@@ -198,7 +202,7 @@ def _labels(
 
 
 def _captions(rows: datasets.Dataset, name: str, column: str | None, required: bool, where: Callable) -> list | None:
-    column = column or next((key for key in ("text", "caption", "captions") if key in rows.column_names), None)
+    column = column or next((key for key in CAPTION_COLUMNS if key in rows.column_names), None)
     kinds = {key: getattr(value, "feature", value) for key, value in rows.features.items()}
     texts = [key for key, kind in kinds.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
     if column not in texts:

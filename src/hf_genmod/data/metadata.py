@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from hf_genmod.data.files import File, composed
 from hf_genmod.errors import LFS_POINTER, counted, first_line, refuse_lfs_pointers
 
-CAPTION_COLUMNS, LABEL_COLUMNS = ("text", "caption", "captions"), ("label", "labels", "class")
+# The last of each are what a WebDataset calls them.
+CAPTION_COLUMNS, LABEL_COLUMNS = ("text", "caption", "captions", "txt"), ("label", "labels", "class", "cls")
 SPLIT_COLUMNS = ("split", "subset", "partition")
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import metadata_load
 
-from hf_genmod.data.archives import list_images, unpacked
+from hf_genmod.data.archives import is_web_dataset, list_images, unpacked
 from hf_genmod.data.arrays import separated
-from hf_genmod.data.files import ARCHIVE, ARRAYS, File, Listing
+from hf_genmod.data.files import ARCHIVE, ARRAYS, File, Listing, dangling
 from hf_genmod.data.folder import read_folder
 from hf_genmod.errors import first_line, refuse_lfs_pointers, shortened
 from hf_genmod.hub import can_be_id, why_missing
@@ -57,9 +57,14 @@ def find_splits(
                 raise ValueError("dataset: a stream (IterableDataset) cannot be sampled; load it without streaming")
             if not isinstance(rows, datasets.Dataset):
                 raise ValueError(f"dataset: a {type(rows).__name__}; give a path, an id or a datasets.Dataset")
+            if rows.format["type"] == "custom":
+                remedy = "apply it by `map`, or take it off by `reset_format`"
+                raise ValueError(f"dataset: its transform would not be applied to the stored images; {remedy}")
         refuse_unused("a data set in memory", config_name, array_axes)
         return Found(splits, "the data set")
-    name, path = str(dataset), Path(os.path.expanduser(dataset)).resolve()
+    name, path = str(dataset), Path(os.path.realpath(os.path.expanduser(dataset)))
+    if link := dangling(os.path.expanduser(dataset)):
+        raise FileNotFoundError(f"{name}: {link}; correct the link")
     if path.exists():
         return Found(_local_splits(path, name, config_name, array_axes), name)
     if not can_be_id(name):
@@ -90,6 +95,8 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
     found = Listing()
     if is_array:
         found.images.append(File((), path.name, str(path)))
+    elif is_archive and is_web_dataset(str(path)):
+        found.tables.append(File((), path.name, str(path)))
     elif is_archive or (path.is_dir() and not is_saved):
         found = list_images(unpacked(str(path)) if is_archive else path)
     arrays = [file for file in found.images if file.path.lower().endswith(ARRAYS)]
@@ -100,7 +107,7 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
     has_configurations = _has_configurations(path)
     by_datasets = is_parquet or is_saved or found.tables or has_configurations
     is_read_here = bool(found.images) and not by_datasets
-    has_none = is_read_here or is_parquet or is_saved  # configurations
+    has_none = is_read_here or path.is_file() or is_saved  # configurations
     refuse_unused(name, config_name if has_none else None, None if is_read_here and arrays else array_axes)
     if is_read_here:
         splits = read_folder(found, name)
@@ -122,14 +129,15 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
 
 
 def _splits_by_datasets(source: str | Path, name: str, config_name: str | None, is_saved: bool = False):
-    """The splits that `datasets` reads from a parquet file, a folder of tables, a folder that `save_to_disk` wrote, or
-    an id on the Hub."""
+    """The splits that `datasets` reads from a parquet file, a WebDataset, a folder of tables or one that
+    `save_to_disk` wrote, or an id on the Hub."""
     try:
         if is_saved:
             loaded = datasets.load_from_disk(source)
             return loaded if isinstance(loaded, dict) else {"train": loaded}
         if isinstance(source, Path) and source.is_file():
-            return datasets.load_dataset("parquet", data_files={"train": str(source)})
+            kind = "parquet" if source.suffix.lower() == ".parquet" else "webdataset"
+            return datasets.load_dataset(kind, data_files={"train": str(source)})
         if config_name is not None:
             _check_configuration(str(source), name, config_name)
         return datasets.load_dataset(str(source), config_name)
