@@ -12,7 +12,8 @@ import pytest
 from made_images import coded, picture, save
 from PIL import Image
 
-from hf_genmod.data.archives import unpacked
+from hf_genmod.data.archives import list_images, unpacked
+from hf_genmod.data.folder import read_folder
 from hf_genmod.data.loading import load_pictures
 
 FORMATS = {"zip": "zip", "tar": "tar", "tar.gz": "gztar", "tgz": "gztar", "tar.bz2": "bztar", "tar.xz": "xztar"}
@@ -226,3 +227,31 @@ def test_an_archive_that_changes_is_unpacked_again(tmp_path):
         sizes.add((tmp_path / "a.tar").stat().st_size)
         assert load_pictures(tmp_path / "a.tar").images.unique().tolist() == [i]
     assert len(sizes) == 1
+
+
+def test_an_archive_in_an_archive_is_called_by_both(tmp_path, arrays):
+    for i in range(2):
+        save(picture(arrays[i]), tmp_path / "inner" / f"{i}.png")
+    save(picture(arrays[2]), tmp_path / "outer" / "2.png")
+    pack(tmp_path / "inner", tmp_path / "outer" / "more.zip")
+    outer = pack(tmp_path / "outer", tmp_path / "packed" / "all.tar.gz")
+    with pytest.raises(
+        ValueError, match="^all.tar.gz/more.zip: it holds 2 images, such as 0.png, not unpacked beside"
+    ):
+        load_pictures(outer)
+    (tmp_path / "outer" / "2.png").unlink()
+    assert len(load_pictures(pack(tmp_path / "outer", outer))) == 2
+    (tmp_path / "outer" / "more.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="^all.tar.gz/more.zip: the archive cannot be read"):
+        load_pictures(pack(tmp_path / "outer", outer))
+
+
+def test_archives_and_tables(class_folders, tmp_path):
+    (tmp_path / "tables").mkdir()
+    read_folder(list_images(class_folders), "")["train"].to_parquet(tmp_path / "tables" / "train.parquet")
+    packed = pack(tmp_path / "tables", tmp_path / "a.zip")
+    assert load_pictures(packed).fingerprint == load_pictures(class_folders).fingerprint
+    shutil.copy(packed, tmp_path / "tables")
+    message = "tables/a.zip: an archive, which is not read with tables .train.parquet.; unpack it, or move it"
+    with pytest.raises(ValueError, match=message):
+        load_pictures(tmp_path / "tables")

@@ -213,3 +213,11 @@ def test_columns_of_arrays_are_read_in_their_type(dtype):
         load_pictures(datasets.Dataset.from_dict({"image": [array]}, features))
     less = datasets.Dataset.from_dict({"image": [distinct(9, 7).astype(dtype)]}, features)
     assert load_pictures(less).value_range["high"] == [62]
+
+
+def test_arrays_of_several_types_are_named(tmp_path):
+    for name, dtype in (("0", "uint8"), ("1", "float64"), ("2", "float32"), ("3", "uint8")):
+        np.save(tmp_path / f"{name}.npy", distinct(9, 9, dtype=dtype))
+    told = r"arrays of several types \(uint8 in .*0.npy, float in .*1.npy\), whose values count alike; save all in one"
+    with pytest.warns(UserWarning, match=told):
+        load_pictures(tmp_path)

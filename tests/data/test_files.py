@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 from made_images import coded, picture, pixels, save
 from PIL import Image
@@ -190,3 +191,8 @@ def test_links_that_lead_nowhere_or_to_themselves_are_named(tmp_path):
             load_pictures(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         load_pictures(tmp_path / "self" / "inner")
+
+
+def test_a_format_that_pillow_opens_without_its_ending_is_an_image(tmp_path):
+    Image.fromarray(np.arange(16, dtype=np.float32).reshape(4, 4)).save(tmp_path / "0.spi", "SPIDER")
+    assert load_pictures(tmp_path).value_range == {"low": [0], "high": [15]}

@@ -116,7 +116,9 @@ def test_shapes():
     assert dataset.labels is None and dataset.captions == [item["caption"] for item in shapes]
     with pytest.raises(ValueError, match="no labels; draw them with label='shape'"):
         load_pictures(shapes, require_labels=True)
-    with pytest.raises(ValueError, match="no 'validation'; it has 'train', 'test'"):
+    with pytest.raises(
+        ValueError, match="no 'validation'; it has 'train', 'test'; choose one, such as --split train$"
+    ):
         load_pictures("shapes", split="validation")
     named = load_pictures("shapes", split="test", resolution=16, channels=1)
     assert tuple(named.images.shape) == (2048, 1, 16, 16) and named.label_names == ShapesDataset().label_names

@@ -245,3 +245,13 @@ class TestTexts:
         (tmp_path / "1.txt").write_bytes(b"one\ncaf\xe9")
         with pytest.raises(ValueError, match="1.txt, line 2: the text is not UTF-8"):
             load_pictures(tmp_path)
+
+
+def test_files_that_are_not_there_are_named_with_the_line_and_a_near_file(tmp_path, arrays):
+    write(tmp_path, arrays[:2], None, "file_name,text\n0,a\n1.PNG,b\n7.png,c\n")
+    told = (
+        r"are not there \(3\): 0 \(metadata.csv, line 2; there is 0.png\), "
+        r"1.PNG \(metadata.csv, line 3; there is 1.png\), 7.png \(metadata.csv, line 4\); correct"
+    )
+    with pytest.warns(UserWarning, match=told), pytest.raises(ValueError, match="0: No such file"):
+        load_pictures(tmp_path)

@@ -229,3 +229,19 @@ def test_the_command_has_the_axes_of_arrays(tmp_path, capsys):
     assert main(["doctor", str(tmp_path), "--array_axes", "NHW"]) == 0
     printed = capsys.readouterr().out
     assert "images    6 in 'train'" in printed and " --array_axes NHW " in printed
+
+
+def test_captions_of_numbers_alone_are_found(tmp_path):
+    save_pictures(tmp_path, count=3)
+    texts = ["0 0.5 0.5 0.1 0.1\n1 .2 .3 -1e-3 .1", "3 dogs", "7"]
+    for file, text in zip(sorted(tmp_path.rglob("*.png")), texts, strict=True):
+        file.with_suffix(".txt").write_text(text)
+    (finding,) = [finding for finding in report_of(tmp_path).findings if finding.startswith("captions of")]
+    assert finding.startswith("captions of numbers alone: 2 of 3 (such as that of ")
+
+
+def test_of_a_split_that_is_not_there_it_tells_what_is(tmp_path):
+    save_pictures(tmp_path / "test", count=4)
+    report = report_of(tmp_path)
+    assert report.contents == ["images    4 in 'test'"] and report.findings[0].endswith("such as --split test")
+    assert report_of(tmp_path, split="test").contents[0] == report.contents[0]

@@ -58,7 +58,7 @@ def _check_unpacked(archive: File, found: Listing) -> None:
     missing = inside - beside
     if missing:
         what = f"it holds {counted(missing.total(), 'image')}, such as {min(missing)[0]}, not unpacked beside it"
-        raise ValueError(f"{archive.path}: {what}; unpack it, or move it to another folder")
+        raise ValueError(f"{_shown(archive.path)}: {what}; unpack it, or move it to another folder")
     found.others.append((archive, "its images lie unpacked beside it" if inside else "no images are in it"))
 
 
@@ -84,7 +84,14 @@ def _opened(path: str) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
             yield archive
     except Exception as error:  # each way of packing has errors of its own
         reason = "it needs a password" if "password" in str(error) else first_line(error)
-        raise ValueError(f"{path}: the archive cannot be read ({reason}); unpack it yourself, or remove it") from error
+        remedy = "unpack it yourself, or remove it"
+        raise ValueError(f"{_shown(path)}: the archive cannot be read ({reason}); {remedy}") from error
+
+
+def _shown(path: str) -> str:
+    """A path for a message. That in an archive begins with the archive, not with where it is unpacked."""
+    inside = re.search(r"[/\\\\]hf_genmod[/\\\\]unpacked[/\\\\]\w+[/\\\\](.+)", path, re.DOTALL)
+    return inside[1] if inside else path
 
 
 def _members(path: str, with_sums: bool = False) -> list[tuple[tuple[str, ...], int, int]]:

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import warnings
 from pathlib import Path
 
 import datasets
@@ -43,19 +44,25 @@ def separated(splits: dict[str, datasets.Dataset], axes: str | None = None) -> d
     files = [[entry["path"] for entry in table["image"].to_pylist()] for table in tables.values()]
     number = len(sum(files, []))
     alone, few = number == len({os.path.dirname(file) for file in sum(files, [])}), number < _MANY
+    types = {}
     for (split, table), its_files in zip(tables.items(), files, strict=True):
-        images = [[f"{file}{part}" for part in _parts(file, axes, alone, few)] for file in its_files]
+        images = [[f"{file}{part}" for part in _parts(file, axes, alone, few, types)] for file in its_files]
         table = table.take([row for row, paths in enumerate(images) for _ in paths])
         columns = {column: table[column].to_pylist() for column in table.column_names}
         columns["image"] = [{"bytes": None, "path": path} for paths in images for path in paths]
         splits = splits | {split: datasets.Dataset.from_dict(columns, splits[split].features)}
+    if len(types) > 1:
+        what = "arrays of several types (" + ", ".join(f"{kind} in {file}" for kind, file in types.items()) + ")"
+        warnings.warn(f"{what}, whose values count alike; save all in one type and range", stacklevel=2)
     return splits
 
 
-def _parts(file: str, axes: str | None, alone: bool, few: bool) -> list[str]:
-    """What follows the path of a file in the path of each of its images."""
+def _parts(file: str, axes: str | None, alone: bool, few: bool, types: dict[str, str]) -> list[str]:
+    """What follows the path of a file in the path of each of its images. `types` gets a first file of each type."""
     try:
-        shape = _load(file).shape
+        array = _load(file)
+        shape = array.shape
+        types.setdefault("float" if array.dtype.kind == "f" else array.dtype.name, file)
     except Exception:  # NumPy raises nearly every type of error on broken files; they are named when they are opened
         shape = ()
     suffix = f" as {axes.removeprefix('N')}" if axes else ""

@@ -75,7 +75,7 @@ def dangling(path: str | os.PathLike) -> str | None:
 def image_endings() -> frozenset[str]:
     """The endings of images and arrays, in lower case."""
     opened = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - CLOSED}
-    return ENDINGS.union(opened, ARRAYS)
+    return ENDINGS.union(opened, ARRAYS, (".spi", ".spider", ".imt"))  # Pillow opens the last without their endings
 
 
 def list_files(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:

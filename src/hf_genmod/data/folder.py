@@ -88,7 +88,7 @@ def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
     """The name of the column of images, and the images with their other columns: those that the rows of the metadata
     describe, then those that no metadata is about."""
     known = {_key(file): file for file in found.images} if found.metadata else {}
-    main, samples, described, lines, folders = "image", [], {}, {}, {}
+    main, samples, described, lines, folders, absent = "image", [], {}, {}, {}, []
     for metadata in found.metadata:
         other = folders.setdefault(metadata.folders, metadata)
         if other is not metadata:
@@ -98,6 +98,8 @@ def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
             for column, place in images_of(row, where, metadata).items():
                 path = os.path.join(os.path.dirname(metadata.path), *place[len(metadata.folders) :])
                 images[column] = known.get(place, File(place[:-1], place[-1], path))
+                if place not in known and not os.path.lexists(path):
+                    absent.append((place, where.removeprefix(metadata.path[: -len(metadata.name)])))
                 if described.setdefault(place, metadata) is not metadata:
                     files = f"{described[place].place} and {metadata.place}"
                     raise ValueError(f"{where}: {'/'.join(place)} is in both {files}; keep one of the rows")
@@ -109,6 +111,11 @@ def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
             lines[key] = where
             others = {key: value for key, value in row.items() if not re.fullmatch(r"(.+_)?file_name", key)}
             samples.append((images[main], others | images))
+    if absent:
+        near = {_stem(key): f"; there is {file.place}" for key, file in known.items()}
+        some = shortened([f"{'/'.join(place)} ({line}{near.get(_stem(place), '')})" for place, line in absent])
+        what = f"files that its metadata names and that are not there ({len(absent)}): {some}"
+        warnings.warn(f"{name}: {what}; correct the names, or add the files", stacklevel=3)
     left_out = []
     for file in found.images:
         if not folders:
@@ -128,6 +135,11 @@ def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
 def _key(file: File) -> tuple[str, ...]:
     """The place of a file as metadata may write it."""
     return tuple(map(composed, (*file.folders, file.name)))
+
+
+def _stem(place: tuple[str, ...]) -> str:
+    """A place without case and ending."""
+    return os.path.splitext("/".join(place).lower())[0]
 
 
 def _split_places(images: Sequence[File], name: str) -> list[tuple[str, tuple[str, ...]]]:

@@ -115,7 +115,8 @@ def _height_width(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
 
 def _split(splits: dict, split: str, name: str):
     if split not in splits:
-        raise ValueError(f"split: {name} has no {split!r}; it has {', '.join(map(repr, splits))}")
+        has = f"it has {', '.join(map(repr, splits))}; choose one, such as --split {next(iter(splits))}"
+        raise ValueError(f"split: {name} has no {split!r}; {has}")
     return splits[split]
 
 

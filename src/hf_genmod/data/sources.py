@@ -91,14 +91,16 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
     if path.is_file() and not is_parquet and not is_archive and not is_array:
         what = "a file, but neither a parquet file, a .npy file nor an archive"
         raise ValueError(f"{name}: {what}; give a folder of images, an archive of one, or a .parquet or .npy file")
+    if is_archive and not (is_web := is_web_dataset(str(path))):
+        path = unpacked(str(path))
     is_saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
     found = Listing()
     if is_array:
         found.images.append(File((), path.name, str(path)))
-    elif is_archive and is_web_dataset(str(path)):
+    elif is_archive and is_web:
         found.tables.append(File((), path.name, str(path)))
-    elif is_archive or (path.is_dir() and not is_saved):
-        found = list_images(unpacked(str(path)) if is_archive else path)
+    elif path.is_dir() and not is_saved:
+        found = list_images(path)
     arrays = [file for file in found.images if file.path.lower().endswith(ARRAYS)]
     if arrays and len(arrays) < len(found.images):
         image = next(file for file in found.images if file not in arrays)
@@ -118,6 +120,10 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
         raise ValueError(f"{name}: it holds no data set that can be read ({others or 'no files'}); {_KINDS}")
     if set("*?[]") & set(str(path)):
         raise ValueError(f"{name}: datasets takes a path with a character of *?[] for a pattern; rename the folder")
+    unread = [] if has_configurations else [file for file in found.archives if file not in tables]
+    if unread:
+        what = f"an archive, which is not read with tables ({tables[0].place})"
+        raise ValueError(f"{unread[0].path}: {what}; unpack it, or move it to another folder")
     for file in [] if has_configurations else tables:
         if (ending := os.path.splitext(file.name)[1]) != ending.lower():
             raise ValueError(f"{file.path}: datasets does not read {ending}; rename it to {ending.lower()}")

@@ -43,6 +43,7 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
         FileNotFoundError: If there is no such data set.
     """
     arguments.resolution, arguments.on_bad_image = str(_THUMBNAIL), "skip"
+    contents = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
@@ -50,10 +51,11 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
             if source != "shapes":
                 source = find_splits(source, *options)
             counts = splits_of(source, *options)
+            contents.append(_images(counts))
             pictures, held_out = arguments.load()
         except ValueError as error:
-            return DatasetReport([], [str(error)], [], would_start=False)
-    findings = list(dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning))
+            return DatasetReport(contents, [*_messages(caught), str(error)], [], would_start=False)
+    findings = _messages(caught)
     skipped = pictures.skipped + (held_out.skipped if held_out else [])
     if skipped:
         findings.append(
@@ -71,9 +73,19 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
     return DatasetReport(contents, findings, commands, not skipped)
 
 
+def _messages(caught: list[warnings.WarningMessage]) -> list[str]:
+    return list(dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning))
+
+
+def _images(counts: dict[str, int], unusable: dict[str, str] | None = None) -> str:
+    return "images    " + ", ".join(
+        f"{n:,} in {split!r}{(unusable or {}).get(split, '')}" for split, n in counts.items()
+    )
+
+
 def _contents(pictures: PictureDataset, counts: dict[str, int], arguments: CaptionedDataArguments) -> Iterator[str]:
     unusable = {arguments.split: f" (of which {len(pictures.skipped)} cannot be used)"} if pictures.skipped else {}
-    yield "images    " + ", ".join(f"{count:,} in {name!r}{unusable.get(name, '')}" for name, count in counts.items())
+    yield _images(counts, unusable)
     names, labels = pictures.label_names, pictures.labels
     if names is None:
         folders = {os.path.dirname(pictures.where(index)) for index in (0, -1)}  # the images are in their order
@@ -179,6 +191,12 @@ def _findings(pictures: PictureDataset, size: tuple[int, int]) -> Iterator[str]:
         yield (
             f"empty captions: {len(empty)} of {count} (such as that of {pictures.where(empty[0])}), which a model "
             "takes for no caption; write them, or remove the images"
+        )
+    numbers_alone = re.compile(r"[-+.\deE\s]*\d[-+.\deE\s]*")
+    if boxes := [i for i, text in enumerate(pictures.captions or ()) if numbers_alone.fullmatch("".join(text))]:
+        yield (
+            f"captions of numbers alone: {len(boxes)} of {count} (such as that of {pictures.where(boxes[0])}), as "
+            "files of boxes or labels have them; move these files to another folder, if they are no captions"
         )
     if pictures.labels is not None:
         numbers = torch.bincount(pictures.labels, minlength=len(pictures.label_names))
