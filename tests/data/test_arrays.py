@@ -221,3 +221,14 @@ def test_arrays_of_several_types_are_named(tmp_path):
     told = r"arrays of several types \(uint8 in .*0.npy, float in .*1.npy\), whose values count alike; save all in one"
     with pytest.warns(UserWarning, match=told):
         load_pictures(tmp_path)
+
+
+def test_values_whose_range_is_not_finite_are_refused(tmp_path):
+    for most, is_kept in ((9e36, True), (-9e36, True), (1.1e37, False), (-1.1e37, False), (1e39, False)):
+        np.save(tmp_path / "0.npy", np.array([[0, most]]))
+        if is_kept:
+            value_range = load_pictures(tmp_path).value_range
+            assert value_range["low" if most < 0 else "high"] == [np.float32(most)]
+        else:
+            with pytest.raises(ValueError, match="not finite, or beyond ±1e37; replace them"):
+                load_pictures(tmp_path)

@@ -259,3 +259,11 @@ def test_colours_that_other_encoders_wrote(name, bits):
 def test_headers_of_jpeg_xl():
     found = {name: jpeg_xl_header(encoded(name)) for name in ENCODED if name.startswith("jxl")}
     assert found == {"jxl 8": (8, False), "jxl 12": (12, False), "jxl 16": (16, False), "jxl anim": (8, True)}
+
+
+@pytest.mark.parametrize("bits", [17, 24, 32])
+def test_a_jpeg_2000_of_more_bits_than_pillow_reads_is_refused(bits):
+    content = bytearray(encoded("jp2 12"))
+    content[content.find(b"ihdr") + 14] = bits - 1
+    with pytest.raises(ValueError, match=f"its channels have {bits} bits, of which Pillow reads 16; save it"):
+        load([{"bytes": bytes(content), "path": None}])

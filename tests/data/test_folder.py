@@ -93,6 +93,12 @@ def test_what_is_not_plain_is_said(tmp_path, arrays, names, expected, message):
             load_pictures(folder, require_labels=True)
 
 
+def test_of_two_depths_with_as_many_images_the_upper_one_has_the_classes(tmp_path, arrays):
+    folder = folder_of(tmp_path, arrays, "a/0.png", "b/1.png", "a/x/2.png", "b/y/3.png")
+    with pytest.warns(UserWarning, match=r"outside its class folders \(a, b\), .* 2 of 4 images"):
+        load_pictures(folder)
+
+
 def test_splits_that_leave_images_out_are_refused(tmp_path, arrays):
     folder = folder_of(tmp_path, arrays, "train_images/0.png", "test_images/1.png", "more/2.png")
     with pytest.raises(ValueError, match=r"1 of its 3 images \(such as more/2.png\) would be ignored"):
@@ -130,7 +136,7 @@ def test_numbers_are_in_their_order(tmp_path, arrays):
     images = load_pictures(folder)
     assert images.label_names == [str(number) for number in range(12)]
     assert images.where(images.labels.tolist().index(2)).endswith("/2/0.png")
-    assert in_order({"10", "9", "01", "1"}) == ["01", "1", "9", "10"]
+    assert in_order({"10", "9", "01", "1"}) == ["01", "1", "9", "10"] and in_order(["1", "01"]) == ["01", "1"]
     assert in_order({"10.5", "2.0", "-3"}) == ["-3", "2.0", "10.5"] and in_order({"1e3", "9"}) == ["1e3", "9"]
     assert in_order({"10", "9", "a"}) == ["10", "9", "a"] and in_order({10, 9}) == [9, 10]
 

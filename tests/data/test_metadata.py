@@ -255,3 +255,9 @@ def test_files_that_are_not_there_are_named_with_the_line_and_a_near_file(tmp_pa
     )
     with pytest.warns(UserWarning, match=told), pytest.raises(ValueError, match="0: No such file"):
         load_pictures(tmp_path)
+
+
+def test_labels_too_large_for_integers_are_names(tmp_path, arrays):
+    names = ["12345678901234567890", "7" * 40]
+    rows = "".join(f"{i}.png,{name}\n" for i, name in enumerate(names))
+    assert load_pictures(write(tmp_path, arrays[:2], None, f"file_name,label\n{rows}")).label_names == names
