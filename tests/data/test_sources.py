@@ -200,3 +200,11 @@ def test_labels_of_two_types_in_two_splits_are_named(arrays):
             ValueError, match="column 'label' holds int64 in 'train', string in 'test'; give the labels"
         ):
             load_pictures(splits, split=split)
+
+
+def test_a_mode_of_images_that_is_not_applied_is_named(arrays):
+    data = rows([coded(picture(array)) for array in arrays[:2]]).cast_column("image", datasets.Image(mode="L"))
+    with pytest.warns(
+        UserWarning, match="its column 'image' asks for the mode 'L', which is not applied; give --chann"
+    ):
+        assert load_pictures(data).channels == 3

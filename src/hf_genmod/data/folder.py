@@ -51,22 +51,14 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
         splits = _splits_of(arrays.pop(column).to_pylist(), splits, images, f"{name}: the column {column!r}")
     features = datasets.Features(datasets.Features.from_arrow_schema(pa.table(arrays).schema))
     features |= {column: datasets.Image(decode=False) for column, array in arrays.items() if array.type == _IMAGE}
-    classes = _classes(folders, name)
-    if len(set(zip(splits, classes, strict=True))) == len(set(splits)):
-        classes = [None] * len(classes)  # one in each split, as in train/train and test/test, is none
+    classes = _classes(folders, splits, name)
     names = in_order(set(classes) - {None})
     column = next((column for column in LABEL_COLUMNS if column in columns), None)
     if column and len(names) > 1 and arrays[column].to_pylist() != classes:
         what = f"labels are those of the column {column!r}, not the names of the folders; remove the column for these"
         warnings.warn(f"{name}: {what}", stacklevel=2)
     elif names and not column:
-        index = {label: i for i, label in enumerate(names)}
-        other = next((label for label in names if _NUMBER.fullmatch(label) and Decimal(label) != index[label]), None)
-        if other and all(map(_NUMBER.fullmatch, names)):
-            what = f"labels count from 0: label {index[other]} is the class {other!r}"
-            warnings.warn(f"{name}: {what}", stacklevel=2)
-        arrays["label"] = pa.array([index.get(label) for label in classes], pa.int64())
-        features["label"] = datasets.ClassLabel(names=names)
+        arrays["label"], features["label"] = _labels(classes, names, name), datasets.ClassLabel(names=names)
     _warn_of_others(found, name)
     rows_of = {split: [] for split in _SPLITS.values()}
     for row, split in enumerate(splits):
@@ -207,9 +199,9 @@ def _loosely(name: str) -> str | None:
     return _SPLITS[match[1]] if match else None
 
 
-def _classes(places: Sequence[tuple[str, ...]], name: str) -> list[str | None]:
+def _classes(places: Sequence[tuple[str, ...]], splits: Sequence[str], name: str) -> list[str | None]:
     """The class of each image, by the folders that it is in: the innermost that differ, at the depth of most images.
-    `None` for images at other depths."""
+    `None` for images at other depths, and if each split has one class, as in train/train and test/test."""
     shared = len(os.path.commonprefix(list(set(places))))
     counts = Counter(len(place) for place in places if len(place) > shared)
     if not counts:
@@ -221,7 +213,18 @@ def _classes(places: Sequence[tuple[str, ...]], name: str) -> list[str | None]:
         example = min(folders)
         what = f"the classes are its innermost folders, such as {example[differing[-1]]!r} of {'/'.join(example)}"
         warnings.warn(f"{name}: {what}; for others, keep the images in folders of one depth", stacklevel=2)
-    return [composed(place[differing[-1]]) if len(place) == depth else None for place in places]
+    classes = [composed(place[differing[-1]]) if len(place) == depth else None for place in places]
+    return classes if len(set(zip(splits, classes, strict=True))) > len(set(splits)) else [None] * len(places)
+
+
+def _labels(classes: list[str | None], names: list[str], name: str) -> pa.Array:
+    """The label of each class, counted from 0. A warning tells where the names are other numbers."""
+    index = {label: i for i, label in enumerate(names)}
+    other = next((label for label in names if _NUMBER.fullmatch(label) and Decimal(label) != index[label]), None)
+    if other and all(map(_NUMBER.fullmatch, names)):
+        what = f"labels count from 0: label {index[other]} is the class {other!r}"
+        warnings.warn(f"{name}: {what}", stacklevel=3)
+    return pa.array([index.get(label) for label in classes], pa.int64())
 
 
 def _caption(image: File, found: Listing) -> str | None:

@@ -130,6 +130,9 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
             raise ValueError(f"{name}: {several if images else none}; choose one by --image_column")
         column = images[0]
     pictures = rows.select_columns(column)
+    if mode := getattr(rows.features[column], "mode", None):
+        what = f"its column {column!r} asks for the mode {mode!r}, which is not applied"
+        warnings.warn(f"{name}: {what}; give --channels, if the images have others", stacklevel=3)
     try:
         if not isinstance(rows.features[column], ARRAY_TYPES):
             pictures = pictures.cast_column(column, datasets.Image(decode=False))
