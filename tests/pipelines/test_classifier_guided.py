@@ -339,7 +339,7 @@ class TestClassifierGuidance:
     def test_a_sampler_that_does_not_tell_its_noise_is_refused(self):
         sampler = IPNDMScheduler.from_config(AncestralDDPMScheduler().config)
         with pytest.raises(
-            ValueError, match="scheduler: IPNDMScheduler has no alphas_cumprod, its noise levels; use another"
+            ValueError, match="scheduler: IPNDMScheduler is for another kind of model; use DPMSolverMultistep"
         ):
             classifier_guided(scheduler=sampler)
 

@@ -44,17 +44,22 @@ def test_each_pipeline_refuses_another_process_and_the_remedy_works(kind):
     make, request = PIPELINES[kind]
     pipe, request = make(), request(1)  # a linear process, and ε
     pipe.scheduler = UniPCMultistepScheduler(beta_end=0.03, timestep_spacing="trailing")
-    if kind != "classifier guided":  # whose classifier is named
-        remedy = "UniPCMultistepScheduler.from_config(pipe.scheduler.config, **pipe.config.process)"
-        message = f"scheduler: its beta_end is 0.03, and 0.02 in the training of this model; use {remedy}"
-        refuses(pipe, message, request)
-        pipe.scheduler = eval(remedy)
-        assert images_of(pipe, request, num_inference_steps=2).isfinite().all()
+    remedy = 'DPMSolverMultistepScheduler.from_config(pipe.config.process, timestep_spacing="trailing")'
+    message = f"scheduler: its beta_end is 0.03, and 0.02 in the training of this model; use {remedy}"
+    refuses(pipe, message, request)
+    pipe.scheduler = eval(remedy)
+    assert images_of(pipe, request, num_inference_steps=2).isfinite().all()
     pipe.scheduler = AncestralDDPMScheduler(prediction_type="sample")
     refuses(pipe, "scheduler: its prediction_type is 'sample', and 'epsilon' in the training", request)
-    pipe.scheduler = EDMEulerScheduler()
-    if kind not in ("classifier guided", "upsampler"):
-        refuses(pipe, "scheduler: EDMEulerScheduler is for another kind of model; use DPMSolverMultistepS", request)
+    for other, name in (
+        (EDMEulerScheduler(), "EDMEulerScheduler"),
+        (DDIMScheduler, "DDIMScheduler"),
+        (None, "NoneType"),
+    ):
+        pipe.scheduler = other
+        refuses(pipe, f"scheduler: {name} is for another kind of model; use DPMSolverMultistepS", request)
+    pipe.scheduler = AncestralDDPMScheduler(num_train_timesteps=50)  # fewer than the noise levels of an upsampler
+    refuses(pipe, "scheduler: its num_train_timesteps is 50, and 1000 in the training", request)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,14 @@ def test_the_key_that_differs_is_named(scheduler, message):
     refuses(pipe, f"scheduler: {message}")
 
 
+def test_noise_levels_that_differ_a_little_are_refused():
+    pipe = unconditional(scheduler=AncestralDDPMScheduler())
+    pipe.scheduler = DDIMScheduler(beta_end=0.0215)
+    angles = [s.alphas_cumprod.sqrt().acos() for s in (pipe.scheduler, AncestralDDPMScheduler())]
+    assert 0.02 < (angles[0] - angles[1]).abs().max() < 0.05
+    refuses(pipe, "scheduler: its beta_end is 0.0215, and 0.02 in the training")
+
+
 def test_a_sampler_that_cannot_follow_is_refused():
     scheduler = AncestralDDPMScheduler(
         rescale_betas_zero_snr=True, beta_schedule="scaled_linear", beta_end=0.012, prediction_type="v_prediction"
@@ -81,7 +94,7 @@ def test_a_sampler_that_cannot_follow_is_refused():
     pipe.scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
     assert images_of(pipe, {}, num_inference_steps=2).isfinite().all()
     pipe.scheduler = HeunDiscreteScheduler.from_config(scheduler.config)  # does not know rescale_betas_zero_snr
-    refuses(pipe, "scheduler: HeunDiscreteScheduler changes the noise levels of the training; use another")
+    refuses(pipe, "scheduler: HeunDiscreteScheduler changes the noise levels of the training; use DPMSolverMul")
 
 
 class OfSomebodyElse(DDIMScheduler):
@@ -153,7 +166,9 @@ def test_a_pipeline_of_another_knows_it_and_one_of_new_parts_starts_anew():
 def test_a_learned_variance_is_no_obstacle(variance_type):
     process = AncestralDDPMScheduler(**COSINE, variance_type=variance_type)
     pipe = unconditional(tiny_unet(out_channels=6), process)
-    for cls in (DDIMScheduler, DPMSolverMultistepScheduler):
+    # An untrained U-Net does not predict variances themselves, which are positive.
+    of_ddpm = (DDPMScheduler, AncestralDDPMScheduler) if variance_type == "learned_range" else ()
+    for cls in (DDIMScheduler, DPMSolverMultistepScheduler, *of_ddpm):
         pipe.scheduler = cls.from_config(process.config)
         assert images_of(pipe, {}).isfinite().all()
 

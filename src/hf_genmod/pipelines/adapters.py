@@ -53,8 +53,7 @@ class AdapterMixin(LoraBaseMixin):
         state, metadata = _read_adapter(path, weight_name, **kwargs)
         names, rows = metadata.pop("class_names", []), state.pop("class_embedding", ())
         taken = self._attached()
-        unused = (name for name in map("default_{}".format, range(len(taken) + 1)) if name not in taken)
-        adapter_name = adapter_name or next(unused)
+        adapter_name = adapter_name or next(n for i in range(len(taken) + 1) if (n := f"default_{i}") not in taken)
         if adapter_name in taken:
             raise ValueError(f"adapter_name: {adapter_name!r} is attached already; choose another, or delete that one")
         if "." in adapter_name:
@@ -78,9 +77,8 @@ class AdapterMixin(LoraBaseMixin):
                     set_peft_model_state_dict(self.text_encoder, weights, adapter_name)
                 if "unet" in parts:
                     weights, config = parts["unet"]
-                    self.unet.load_lora_adapter(
-                        weights, prefix=None, adapter_name=adapter_name, metadata=config or None, _pipeline=self
-                    )
+                    options = {"adapter_name": adapter_name, "metadata": config or None, "_pipeline": self}
+                    self.unet.load_lora_adapter(weights, prefix=None, **options)
                 self.set_adapters(adapter_name)
             except Exception as error:  # of peft, about a config that it does not understand
                 self._detach(adapter_name)

@@ -59,9 +59,9 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         generators = one_generator_each(generator, batch_size)
         if latents is None:
             latents = standard_normal((self.unet.config.in_channels, *pair(self.unet.config.sample_size)), generators)
-        changes, takes_variance = self._config_changes(clip)
         check_process(self.scheduler, self.config.process)
         check_sampler(self.scheduler, num_inference_steps)
+        changes, takes_variance = self._config_changes(clip)
         sampler = Sampler(self.scheduler, num_inference_steps, **changes)
         scheduler = sampler.scheduler
         x_t = latents.to(self._execution_device).float() * scheduler.init_noise_sigma
@@ -94,8 +94,9 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     def _config_changes(self, clip: bool) -> tuple[dict, bool]:
         """What sampling changes in the scheduler's config, and whether the scheduler takes a learned variance."""
         learned = str(self.scheduler.config.get("variance_type")).startswith("learned")
-        takes_variance = learned and "DDPM" in type(self.scheduler).__name__
-        changes = {"variance_type": None} if learned and not takes_variance else {}  # DPM-Solver would split channels
+        known = inspect.signature(type(self.scheduler).__init__).parameters
+        takes_variance = learned and "variance_type" in known and "algorithm_type" not in known
+        changes = {"variance_type": None} if learned and not takes_variance else {}  # DPM-Solver would keep 3 channels
         return changes | ({} if clip else dict.fromkeys(self._clips(), False)), takes_variance
 
     def _clips(self) -> list[str]:
@@ -129,6 +130,8 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         if unknown := [name for name in tensor_inputs if name not in known]:
             raise ValueError(f"callback_on_step_end_tensor_inputs: {unknown[0]!r} is not one of {known}")
         n, channels = batch_size, self.unet.config.in_channels
-        if latents is not None and (latents.ndim != 4 or latents.shape[:2] != (n, channels)):
-            given, expected = tuple(latents.shape), f"({n}, {channels}, height, width)"
-            raise ValueError(f"latents: shape {given} is not {expected}, the noise of {n} images")
+        given = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+        if latents is not None and (len(given) != 4 or given[:2] != (n, channels)):
+            raise ValueError(
+                f"latents: {given} is not a tensor ({n}, {channels}, height, width), the noise of {n} images"
+            )

@@ -87,10 +87,8 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             gamma = self._guidance_scale if is_within(sigma, guidance_interval) else 1.0
             return self._classifier_free_guidance(x_t, t, labels, gamma)
 
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        return self._generate(
-            predict, labels.num_images, num_inference_steps, generator, latents, output_type, return_dict, callback
-        )
+        n, callback = labels.num_images, (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        return self._generate(predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback)
 
     def add_class(self, name: str, embedding: torch.Tensor | None = None, adapter_name: str | None = None) -> int:
         """

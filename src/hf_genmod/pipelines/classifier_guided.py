@@ -8,7 +8,8 @@ from diffusers import DDPMScheduler, ImagePipelineOutput, ModelMixin, SchedulerM
 
 from ..models.image_model import pair
 from .labels import ClassConditionalPipeline
-from .requests import OfCall, check_guidance, check_noise_levels, is_within
+from .requests import OfCall, check_guidance, is_within
+from .samplers import check_process
 
 MOST_NOISE = 20.0  # the σ up to which a classifier guides unless told otherwise
 
@@ -200,7 +201,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             refuse(f"it has {classifier.num_classes} classes and the U-Net {unet.num_classes}")
         if schedule is None:
             refuse("its config has no noise_schedule, so the noise that it was trained on is not known")
-        check_noise_levels(self.scheduler)
+        check_process(self.scheduler, self.config.process)
         seen, process = DDPMScheduler.from_config(schedule).alphas_cumprod.sqrt(), self.scheduler.alphas_cumprod.sqrt()
         # Some schedulers have no rescale_betas_zero_snr, so that their last √ᾱ is not 0.
         if len(seen) != len(process) or (seen - process.cpu()).abs().max() > 0.01:

@@ -50,9 +50,8 @@ class ClassConditionalPipeline(GenerationPipeline):
         return {} if self.num_classes is None else {"class_labels": self.num_classes - 1}
 
     def unet_inputs(self, pictures, indices):
-        if self.unet.config.num_classes is None:
-            return {}
-        return {"class_labels": pictures.labels[indices].to(self._execution_device)}
+        has_labels = self.num_classes is not None
+        return {"class_labels": pictures.labels[indices].to(self._execution_device)} if has_labels else {}
 
     def _classifier_free_guidance(self, x_t, t, labels: WeightedLabels, gamma, **condition):
         """ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅) in as few passes as possible; both ε take `condition`, tensors (n, ...)."""
@@ -96,9 +95,8 @@ class ClassConditionalPipeline(GenerationPipeline):
         image, label = weights.nonzero(as_tuple=True)
         weight = weights[image, label]
         share = weight.abs() / weights.abs().sum(dim=1)[image]
-        are_single = len(image) == len(weights) and bool((weight == 1).all())
         tensors = (x.to(self._execution_device) for x in (image, label, weight, share))
-        return WeightedLabels(len(weights), *tensors, are_single)
+        return WeightedLabels(len(weights), *tensors, len(image) == len(weights) and bool((weight == 1).all()))
 
     def _label_index(self, label) -> int:
         index = self.labels.get(label) if isinstance(label, str) else label

@@ -53,11 +53,6 @@ def check_guidance(interval, **scales) -> None:
             raise ValueError(f"guidance_interval: {interval} is not (low, high) with 0 <= low <= high")
 
 
-def check_noise_levels(scheduler) -> None:
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"scheduler: {type(scheduler).__name__} has no alphas_cumprod, its noise levels; use another")
-
-
 def is_within(sigma: float, interval: tuple[float, float] | None) -> bool:
     return interval is None or interval[0] <= sigma <= interval[1]
 

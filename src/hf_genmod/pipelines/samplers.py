@@ -6,13 +6,14 @@ import functools
 import inspect
 import json
 import math
-import reprlib
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, SchedulerMixin
 
 from .requests import plain
+
+OTHER_SAMPLER = 'use DPMSolverMultistepScheduler.from_config(pipe.config.process, timestep_spacing="trailing")'
 
 
 class StepCount(int):
@@ -46,8 +47,11 @@ class Sampler:
         t, after = timesteps[i], timesteps[i + 1] if i + 1 < len(timesteps) else -1
         self.n.stride = (1 + is_half) * int(t - after) or int(timesteps[i - 1] - t)
         options = {"generator": generators, "check_finite": False}
-        known = options.keys() & inspect.signature(self.scheduler.step).parameters
-        return self.scheduler.step(prediction, t, x_t, **{name: options[name] for name in known}).prev_sample
+        steps = [inspect.signature(cls.step) for cls in type(self.scheduler).__mro__ if "step" in vars(cls)]
+        for name in [*options]:  # `step` names it, or has **kwargs for the `step` of a base class, which names it
+            if not next((name in s.parameters for s in steps if name in s.parameters or "**" not in str(s)), True):
+                del options[name]
+        return self.scheduler.step(prediction, t, x_t, **options).prev_sample
 
 
 def process_of(config: dict) -> dict:
@@ -58,42 +62,38 @@ def process_of(config: dict) -> dict:
 
 def check_process(scheduler: SchedulerMixin, process: dict) -> None:
     """Raises `ValueError` if a scheduler is not for the process that the network was trained with."""
-    name, remedy = type(scheduler).__name__, ".from_config(pipe.scheduler.config, **pipe.config.process)"
+    name = getattr(scheduler, "__name__", type(scheduler).__name__)
     if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"scheduler: {name} is for another kind of model; use DPMSolverMultistepScheduler{remedy}")
+        raise ValueError(f"scheduler: {name} is for another kind of model; {OTHER_SAMPLER}")
     given, of_training = process_of(scheduler.config), DDPMScheduler.from_config(process)
     angle, expected = (s.alphas_cumprod.cpu().sqrt().acos() for s in (scheduler, of_training))  # arctan σ
     is_same = len(angle) == len(expected) and (angle - expected).abs().max() < 0.01  # the last σ may be finite
     for key, value in given.items():
         if process.get(key, value) != value and (key == "prediction_type" or not is_same):
-            values = f"{reprlib.repr(value)}, and {reprlib.repr(process[key])} in the training of this model"
-            raise ValueError(f"scheduler: its {key} is {values}; use {name}{remedy}")
+            values = f"{value!r:.40}, and {process[key]!r:.40} in the training of this model"
+            raise ValueError(f"scheduler: its {key} is {values}; {OTHER_SAMPLER}")
     if not is_same:
-        raise ValueError(f"scheduler: {name} changes the noise levels of the training; use another")
+        raise ValueError(f"scheduler: {name} changes the noise levels of the training; {OTHER_SAMPLER}")
 
 
 def check_sampler(scheduler: SchedulerMixin, n: int) -> None:
     """Raises `ValueError` if a scheduler does not draw from a known distribution in n steps."""
-    config, T = json.dumps(scheduler.config, default=plain), scheduler.config.get("num_train_timesteps", n)
+    T = scheduler.config.get("num_train_timesteps", n)
     if n > T:
         raise ValueError(f"num_inference_steps: {n} must be within 1 ... {T}, the steps of training")
-
-    def fault(n):
-        with contextlib.suppress(Exception):  # those for other models raise anything
-            return _fault(type(scheduler), config, n)
-        return "fails"
-
-    if reason := fault(n):
-        others = sorted((k for k in (2, 4, 10, 20, 50, 100) if k <= T), key=lambda k: abs(k - n))
-        reason += next((f"; take {k} steps, or use " for k in others if not fault(k)), "; use ")
-        reason += "DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)"
-        raise ValueError(f"scheduler: {type(scheduler).__name__} in {n} steps {reason}")
+    reason = "fails"
+    with contextlib.suppress(Exception):  # those for other models raise anything
+        reason = _fault(type(scheduler), json.dumps(scheduler.config, default=plain), n)
+    if reason:
+        raise ValueError(f"scheduler: {type(scheduler).__name__} in {n} steps {reason}; {OTHER_SAMPLER}")
 
 
 @functools.cache
 def _fault(cls: type[SchedulerMixin], config: str, n: int) -> str | None:
     """What is wrong with samples of N(m, s²), whose E[x_0 | x_t] is known; few steps may give less than s."""
-    config = json.loads(config) | {"clip_sample": False, "thresholding": False, "_use_default_values": []}
+    config = json.loads(config) | {"_use_default_values": []}
+    for clips, most in (("clip_sample", "clip_sample_range"), ("thresholding", "sample_max_value")):
+        config[clips] = bool(config.get(clips)) and config.get(most, 1) < 1  # pixels are in [-1, 1], other x_0 are not
     if str(config.get("variance_type")).startswith("learned"):
         config["variance_type"] = "fixed_small"
     sampler = Sampler(cls.from_config(config), n)
@@ -110,8 +110,12 @@ def _fault(cls: type[SchedulerMixin], config: str, n: int) -> str | None:
         predictions = {"epsilon": (x - a * x_0) / b, "v_prediction": (a * x - x_0) / b, "sample": x_0}
         x_t = sampler.step(i, predictions[config["prediction_type"]], x_t, generators)
     mean, deviation = x_t.mean((0, 1, 2)), x_t.std((0, 1, 2))
-    least = min(0.85, 1 - 4 / n) * s * torch.tensor([0.0, 0.9, 1.0, 1.0])  # Algorithm 2 gives a little more
-    is_right = ((mean - m).abs() < 0.2 * s) & (least < deviation) & (deviation < 1.3 * s + 0.1)
+    # DDIM multiplies x_t / √ᾱ_t − m by (s² + σ_t σ_t') / (s² + σ_t²). FewStepDDPM gives less in two steps.
+    trailing = Sampler(DDPMScheduler.from_config(config, timestep_spacing="trailing"), n)
+    at = torch.tensor([*trailing.sigmas, 0.0]).clamp(max=1e6)[:, None]
+    of_ddim = (s**2 + at[0] ** 2).sqrt() * ((s**2 + at[:-1] * at[1:]) / (s**2 + at[:-1] ** 2)).prod(0)
+    least, most = min(0.85, 1 - 2 / n) * of_ddim, 1.3 * s + 0.1  # Algorithm 2 gives a little more than s
+    is_right = ((mean - m).abs() < 0.2 * s) & (least < deviation) & (deviation < most)
     if not is_right.all():
         i = int(is_right.int().argmin())
         return f"draws N({m}, {s[i]:.1f}²) with mean {mean[i]:.2g} and deviation {deviation[i]:.2g}"

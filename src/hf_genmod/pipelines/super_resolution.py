@@ -11,12 +11,12 @@ from .given_pictures import PictureReader
 from .labels import ClassConditionalPipeline
 from .requests import (
     check_guidance,
-    check_noise_levels,
     check_positive,
     is_within,
     one_generator_each,
     standard_normal,
 )
+from .samplers import check_process
 from .tiles import blend_tiles
 
 
@@ -186,4 +186,4 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         check_positive(tile_size=tile_size)
         if tile_size < 4 * self.unet.size_factor:
             raise ValueError(f"tile_size: {tile_size} is less than {4 * self.unet.size_factor}, the least that blends")
-        check_noise_levels(self.scheduler)
+        check_process(self.scheduler, self.config.process)
