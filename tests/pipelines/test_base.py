@@ -328,11 +328,11 @@ class TestErrors:
             ),
             (
                 {"batch_size": 2, "latents": torch.zeros(3, 3, 8, 8)},
-                "latents: (3, 3, 8, 8) is not a tensor (2, 3, height, width), the noise of 2 images",
+                "latents: (3, 3, 8, 8) is no tensor (2, 3, height, width), noise of 2 images",
             ),
-            ({"latents": torch.zeros(1, 4, 8, 8)}, "latents: (1, 4, 8, 8) is not a tensor (1, 3, height, width)"),
-            ({"latents": torch.zeros(1, 3, 8, 8).numpy()}, "latents: ndarray is not a tensor (1, 3, height, width)"),
-            ({"latents": torch.zeros(3, 8, 8)}, "latents: (3, 8, 8) is not a tensor (1, 3, height, width)"),
+            ({"latents": torch.zeros(1, 4, 8, 8)}, "latents: (1, 4, 8, 8) is no tensor (1, 3, height, width)"),
+            ({"latents": torch.zeros(1, 3, 8, 8).numpy()}, "latents: ndarray is no tensor (1, 3, height, width)"),
+            ({"latents": torch.zeros(3, 8, 8)}, "latents: (3, 8, 8) is no tensor (1, 3, height, width)"),
             ({"latents": torch.zeros(1, 3, 8, 7)}, "resolution 8x7: this network"),
         ],
     )

@@ -132,6 +132,4 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         n, channels = batch_size, self.unet.config.in_channels
         given = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
         if latents is not None and (len(given) != 4 or given[:2] != (n, channels)):
-            raise ValueError(
-                f"latents: {given} is not a tensor ({n}, {channels}, height, width), the noise of {n} images"
-            )
+            raise ValueError(f"latents: {given} is no tensor ({n}, {channels}, height, width), noise of {n} images")
