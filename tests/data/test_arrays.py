@@ -27,6 +27,7 @@ LONE = [  # the shape of the only array, its axes
     ((6, 24), "HW"),
     ((1, 64, 64), "CHW"),
     ((1, 9, 80), "CHW"),
+    ((1, 2, 2), "CHW"),
     ((500, 9, 7), "NHW"),
     ((500, 7, 9), "NHW"),
     ((40, 9, 9), "NHW"),

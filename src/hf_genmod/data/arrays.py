@@ -83,7 +83,7 @@ def _axes_of(file: str, shape: tuple[int, ...], alone: bool, few: bool) -> str |
     for ratio in (_RATIO, math.inf):
         likely = [axes for axes in AXES[len(shape)] if len(shape) == 2 or _is_likely(axes, shape, ratio)]
         if shape[0] == 1 and "CHW" in likely:  # the same as NHW
-            likely.remove("NHW")
+            likely = [axes for axes in likely if axes != "NHW"]
         images = [axes for axes in likely if axes[0] != "N"]
         if len(likely) == 1 or (images and not alone):
             return (images or likely)[0]
