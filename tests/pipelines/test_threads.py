@@ -10,6 +10,7 @@ from small_pipelines import DIFFUSION, PIPELINES, guided, images_of, of_latents,
 from tiny import TINY_UNET, assert_rounded_alike
 
 from hf_genmod import AncestralDDPMScheduler, DenoisingUNet2DModel
+from hf_genmod.pipelines import pictures, text_to_image
 
 N = 3  # threads
 
@@ -129,40 +130,60 @@ def test_gradients_of_one_thread_do_not_reach_another():
 
 
 class Room:
-    """Where two threads meet if nothing keeps the second out until the first has left."""
+    """A lock, and the room behind it. The first in the room stays until all N threads have come to the door or in."""
 
     def __init__(self):
-        self.door, self.met = threading.Barrier(2, timeout=0.5), False
+        self.lock, self.changed, self.came, self.inside, self.most = (
+            threading.Lock(),
+            threading.Condition(),
+            set(),
+            0,
+            0,
+        )
 
-    def __call__(self, *_):
-        try:
-            self.door.wait()
-            self.met = True
-        except threading.BrokenBarrierError:
-            pass
+    def __enter__(self):
+        self._come(0)
+        self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+    def _come(self, inside):
+        with self.changed:
+            self.came.add(threading.get_ident())
+            self.inside += inside
+            self.most = max(self.most, self.inside)
+            self.changed.notify_all()
+
+    def visit(self, *_):
+        self._come(1)
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.came) >= N, timeout=20)
+            self.inside -= 1
 
 
-def test_an_autoencoder_in_half_precision_is_used_by_one_thread_at_a_time():
+def test_an_autoencoder_in_half_precision_is_used_by_one_thread_at_a_time(monkeypatch):
     pipeline, room = of_latents(), Room()
     pipeline.vae.to(torch.bfloat16)
     assert pipeline.vae.config.force_upcast  # so that its dtype changes meanwhile
-    pipeline.vae.decoder.register_forward_pre_hook(room)
+    pipeline.vae.decoder.register_forward_pre_hook(room.visit)
+    monkeypatch.setattr(pictures, "_UPCASTING", room)
 
     def call(i, step_end):
         return images_of(pipeline, {}, seeded(i), "pt", callback_on_step_end=step_end)
 
     for actual, expected in zip(at_once(call), alone(call), strict=True):
         assert_rounded_alike(actual, expected)
-    assert pipeline.vae.dtype == torch.bfloat16 and not room.met
+    assert pipeline.vae.dtype == torch.bfloat16 and room.most == 1
 
 
-def test_a_tokenizer_is_used_by_one_thread_at_a_time():
+def test_a_tokenizer_is_used_by_one_thread_at_a_time(monkeypatch):
     pipeline, room = PIPELINES["text"][0](), Room()
     tokenizer = pipeline.tokenizer
 
     class Visited:
         def __call__(self, *args, **kwargs):
-            room()
+            room.visit()
             return tokenizer(*args, **kwargs)
 
         def __getattr__(self, name):
@@ -171,8 +192,9 @@ def test_a_tokenizer_is_used_by_one_thread_at_a_time():
     prompts = [["a red cat"], ["two lizards", "a green dog on a hill"], ["a cat above a blue dog"] * 3]
     expected = [pipeline.encode_prompt(prompt)[0] for prompt in prompts]
     pipeline.tokenizer = Visited()
+    monkeypatch.setattr(text_to_image, "_TOKENIZING", room)
     with ThreadPoolExecutor(N) as threads:
         actual = list(threads.map(lambda prompt: pipeline.encode_prompt(prompt)[0], prompts))
     for one, other in zip(actual, expected, strict=True):
         assert_rounded_alike(one, other)
-    assert not room.met
+    assert room.most == 1
