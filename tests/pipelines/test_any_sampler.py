@@ -72,7 +72,8 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
 
 def deviation_of_algorithm_2(scheduler, n):
     """The deviation of the samples of Algorithm 2 in n steps, in closed form."""
-    reference = AncestralDDPMScheduler(trained_betas=scheduler.betas.tolist(), timestep_spacing="trailing")
+    spacing = scheduler.config.get("timestep_spacing", "trailing")
+    reference = AncestralDDPMScheduler(trained_betas=scheduler.betas.tolist(), timestep_spacing=spacing)
     reference.set_timesteps(n)
     alpha_bar, variance = [*reference.alphas_cumprod[reference.timesteps].double().tolist(), 1.0], 1.0
     for here, there in zip(alpha_bar[:-1], alpha_bar[1:], strict=True):
