@@ -238,6 +238,7 @@ def test_every_option_draws_or_is_refused(name, prediction_type, spacing, beta_s
                     assert n < 7 or 0.3 < picture.std().item() / DEVIATION < 1.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [999, 1000])
 @pytest.mark.parametrize(
     "name", ["DDIMScheduler", "HeunDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"]

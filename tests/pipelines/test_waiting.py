@@ -46,7 +46,12 @@ PIPELINES = {
 
 @pytest.mark.parametrize(
     "name, sampler",
-    [*((name, "few steps") for name in PIPELINES), ("unconditional", "ancestral"), ("text", "DPM-Solver")],
+    [
+        *(pytest.param(name, "few steps", marks=pytest.mark.slow) for name in PIPELINES if name != "classifier"),
+        ("classifier", "few steps"),
+        ("unconditional", "ancestral"),
+        ("text", "DPM-Solver"),
+    ],
 )
 def test_no_step_looks_at_what_the_device_computes(name, sampler, monkeypatch):
     """Tensors on the device "meta" have no values, so to look at one is an error, as at the end of the loop."""

@@ -50,7 +50,7 @@ class ClassConditionalPipeline(GenerationPipeline):
         return {} if self.num_classes is None else {"class_labels": self.num_classes - 1}
 
     def unet_inputs(self, pictures, indices):
-        has_labels = self.num_classes is not None
+        has_labels = self.unet.config.num_classes is not None
         return {"class_labels": pictures.labels[indices].to(self._execution_device)} if has_labels else {}
 
     def _classifier_free_guidance(self, x_t, t, labels: WeightedLabels, gamma, **condition):
