@@ -46,8 +46,8 @@ class SampleArguments:
             raise ValueError(f"output: {output} exists; give a new folder, or a picture such as {output}.png")
 
 
-def conditions(pipeline, class_labels: list[str], prompts: list[str]) -> tuple[str | None, dict[str, str | int]]:
-    """The argument of the pipeline that says what to draw, if it has one, and its values by their names."""
+def conditions(pipeline, class_labels: list[str], prompts: list[str]) -> tuple[str | None, list[str], list]:
+    """The argument of the pipeline that says what to draw, if it has one, the names of its values, and the values."""
     request = pipeline.example_request()
     takes = next((name for name in ("prompt", "class_labels") if name in request), None)
     given = [name for name, values in (("class_labels", class_labels), ("prompt", prompts)) if values]
@@ -59,21 +59,18 @@ def conditions(pipeline, class_labels: list[str], prompts: list[str]) -> tuple[s
         }
         raise ValueError(f"the model, a {type(pipeline).__name__}, takes {wanted[takes]}")
     if takes == "prompt":
-        return takes, {prompt: prompt for prompt in prompts}
+        return takes, prompts, prompts
     if takes is None:
-        return takes, {}
-    names = class_labels or list(pipeline.labels) or range(pipeline.num_classes)
-    numbers = {name for name in names if name not in pipeline.labels and str(name).isdecimal()}
-    return takes, {str(name): int(name) if name in numbers else name for name in names}
+        return takes, [""], []
+    names = [str(name) for name in class_labels or list(pipeline.labels) or range(pipeline.num_classes)]
+    return takes, names, [int(x) if x not in pipeline.labels and x.isdecimal() else x for x in names]
 
 
 def main(arguments: SampleArguments):
     pipeline = load_pipeline(arguments.model).to(processes().device)
     if "image" in pipeline.example_request():
-        raise ValueError(
-            f"{arguments.model}: this model enlarges images; use sample_cascade.py, or `hf_genmod enlarge`"
-        )
-    argument, values = conditions(pipeline, arguments.class_labels, arguments.prompts)
+        raise ValueError(f"{arguments.model}: this model enlarges images; give it some by `hf_genmod enlarge`")
+    argument, names, values = conditions(pipeline, arguments.class_labels, arguments.prompts)
     options = {}
     if arguments.num_inference_steps is not None and pipeline.denoises:
         options["num_inference_steps"] = arguments.num_inference_steps
@@ -81,11 +78,11 @@ def main(arguments: SampleArguments):
         if not pipeline.guidance_argument:
             raise ValueError(f"guidance_scale: the model, a {type(pipeline).__name__}, has no guidance; leave it out")
         options[pipeline.guidance_argument] = arguments.guidance_scale
-    request = {argument: [value for value in values.values() for _ in range(arguments.num)]} if argument else {}
+    request = {argument: [value for value in values for _ in range(arguments.num)]} if argument else {}
     images = draw_images(pipeline, request, arguments.num, arguments.seed, **options)
     if not processes().is_main_process:
         return
-    names, rows, output = list(values) or [""], in_rows(images, arguments.num), Path(arguments.output)
+    rows, output = in_rows(images, arguments.num), Path(arguments.output)
     if output.suffix:
         output.parent.mkdir(parents=True, exist_ok=True)
         columns = [in_rows(row, 16) for row in rows]

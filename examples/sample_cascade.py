@@ -71,12 +71,12 @@ def requests(arguments: CascadeArguments, first) -> list[tuple[list[str], dict]]
         if len(set(names)) < len(names):
             raise ValueError("images: two of them have one name; enlarge them into separate folders")
         return [([name], {"image": [opened(file)]}) for name, file in zip(names, arguments.images, strict=True)]
-    argument, values = conditions(first, arguments.class_labels, arguments.prompts)
+    argument, names, values = conditions(first, arguments.class_labels, arguments.prompts)
     if argument is None:
         return [([str(i) for i in range(arguments.count)], {})]
-    names = range(len(values)) if argument == "prompt" else values
+    names = range(len(values)) if argument == "prompt" else names
     names = [f"{name}-{copy}".replace("/", "_") for name in names for copy in range(arguments.count)]
-    return [(names, {argument: [value for value in values.values() for _ in range(arguments.count)]})]
+    return [(names, {argument: [value for value in values for _ in range(arguments.count)]})]
 
 
 def main(arguments: CascadeArguments):

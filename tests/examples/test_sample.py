@@ -67,6 +67,12 @@ def test_a_model_without_conditions_draws_so_many_images(plain, tmp_path):
     assert abs(image - drawn(plain, 2, batch_size=1)).max() <= 1
 
 
+def test_a_class_asked_for_twice_is_drawn_twice(labelled, tmp_path):
+    command = ["--model", labelled, "--class_labels", "cat", "cat", "--num", 1, *STEPS, "--output", tmp_path / "out"]
+    assert run("sample.py", *command).returncode == 0
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"cat-0.png", "cat-1.png"}
+
+
 @pytest.mark.parametrize(
     "flags, error",
     [

@@ -138,9 +138,15 @@ def test_fifty_steps_between_two_lines_wait_for_nothing(dataset, tmp_path, name)
 COMPILED = ("v_prediction simple", "learned variance", "upsampler", "text", "classifier", "bernoulli autoencoder")
 
 
-@pytest.mark.parametrize(
-    "name, model, objective", [pytest.param(*task, id=task[0]) for task in tasks() if task[0] in COMPILED]
-)
+def compiled_tasks():
+    """Two of them always, as each takes seconds."""
+    for task in tasks():
+        if task[0] in COMPILED:
+            is_fast = task[0] in ("learned variance", "classifier")
+            yield pytest.param(*task, id=task[0], marks=() if is_fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name, model, objective", compiled_tasks())
 def test_a_model_is_compiled_as_one_graph_once(name, model, objective):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
