@@ -48,10 +48,12 @@ class TestCascade:
         assert all(torch.equal(ours, expected) for ours, expected in zip(drawn, (small, larger, largest), strict=True))
 
     def test_a_picture_is_that_of_its_seed_whatever_is_drawn_beside_it(self, stages):
+        # Rounding differs with the size of a batch, and three networks that were not trained amplify it.
+        stages = [stage.to(torch.float64) for stage in stages]
         request = {"noise_level": 50, "num_inference_steps": 2, "output_type": "pt"}
         together = draw_cascade(stages, [7, 8, 9], class_labels=[0, 1, 2], **request)
         alone = draw_cascade(stages, [8], class_labels=[1], **request)
-        torch.testing.assert_close(together[1], alone[0], rtol=0, atol=1e-3)
+        torch.testing.assert_close(together[1], alone[0], rtol=0, atol=1e-5)
         assert not torch.allclose(together[0], together[1], atol=0.1)
 
     def test_only_the_stage_at_work_is_on_the_accelerator(self, stages, monkeypatch):
