@@ -11,6 +11,9 @@ import tempfile
 import pytest
 from local_hub import LocalHub
 
+# Products of an accelerator in full float32, added in one order, as tests compare what it computes with the CPU's:
+os.environ |= {"NVIDIA_TF32_OVERRIDE": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
 if "huggingface_hub" in sys.modules:
     raise RuntimeError("huggingface_hub was imported before tests/conftest.py could point it at the local Hub")
 

@@ -1,9 +1,17 @@
 """What the tests of training share."""
 
 import pytest
+import torch
 
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.shapes import ShapesDataset
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_order_of_sums():
+    """On an accelerator whose kernels add in any order, ask for those that do not: runs are compared bitwise here."""
+    if torch.accelerator.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 @pytest.fixture(scope="session")

@@ -106,11 +106,12 @@ def make_other_trainer(dataset, output_dir, kind, held_out=None, **config):
 
 
 def raw_weights(trainer):
-    return torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()
 
 
 def averaged_weights(trainer):
-    return torch.cat([p.detach().flatten() for p in trainer.averaged_model.module.parameters()])
+    return torch.cat([p.detach().flatten() for p in trainer.averaged_model.module.parameters()]).cpu()
 
 
 def metrics(output_dir):
@@ -129,7 +130,7 @@ def assert_same_state(trainer, other):
     states = [trainer.optimizer.state_dict()["state"] for trainer in (trainer, other)]
     for mine, theirs in zip(*(state.values() for state in states), strict=True):
         assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+        assert all(torch.equal(mine[name].cpu(), theirs[name].cpu()) for name in mine)
 
 
 FOLDERS = [str(path) for path in Path(__file__).parents[:2]]  # of modules that scripts import

@@ -19,7 +19,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(dataset, tmp_path):
 
 def test_a_loading_process_that_dies_is_replaced(dataset, tmp_path, capsys):
     next(iter(torch.utils.data.DataLoader(range(2), num_workers=1)))  # which installs the signal handler of torch
-    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=6, dropout=0.1)
+    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=12, dropout=0.1)
     whole.train()
 
     def objective(model, batch, rng):
@@ -29,7 +29,7 @@ def test_a_loading_process_that_dies_is_replaced(dataset, tmp_path, capsys):
         return whole.objective(model, batch, rng)
 
     trainer = make_trainer(
-        dataset, tmp_path / "cut", max_train_steps=6, num_workers=2, objective=objective, dropout=0.1
+        dataset, tmp_path / "cut", max_train_steps=12, num_workers=2, objective=objective, dropout=0.1
     )
     trainer.train()
     assert "a process that loads images has died" in capsys.readouterr().err

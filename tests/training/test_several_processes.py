@@ -12,6 +12,10 @@ from runs import FOLDERS, metrics, run, same, train
 
 from hf_genmod import load_pipeline
 
+pytestmark = pytest.mark.skipif(
+    torch.accelerator.is_available() and torch.accelerator.device_count() < 4, reason="each process takes a device"
+)
+
 
 def assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes, num_kills, seed=0):
     run(tmp_path, {"whole": settings}, num_processes)
