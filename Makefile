@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs dist clean
 
 # Everything pinned, into a virtual environment of its own.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	touch $@
 
 # Trains on the embedded shapes for six minutes, then samples and checks the model. Threads wait for each other awake
@@ -32,5 +32,15 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+# The pages of docs/ as a site, in site/. A link to nowhere, or an argument that only its docstring has, is an error.
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --quiet --strict
+
+# The wheel and the source distribution, as PyPI takes them, in dist/.
+dist: $(VENV)/.installed
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_genmod"]
+#
+# [tool.uv.sources]
+# hf_genmod = { path = "..", editable = true }  # the checkout that this script is in
+# ///
 """
 Evaluates a checkpoint on the data set that it was trained on: draws samples, compares them with the training images,
 and writes `evaluation.json`, figures, and the card of the model. An interrupted command continues where it was.

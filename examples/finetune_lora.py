@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_genmod"]
+#
+# [tool.uv.sources]
+# hf_genmod = { path = "..", editable = true }  # the checkout that this script is in
+# ///
 """
 Teaches a trained model a new class or a new word from a few images, by an adapter (LoRA). The model stays as it is.
 

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_genmod"]
+#
+# [tool.uv.sources]
+# hf_genmod = { path = "..", editable = true }  # the checkout that this script is in
+# ///
 """
 Draws images with a trained model, into one picture or a folder.
 

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_genmod"]
+#
+# [tool.uv.sources]
+# hf_genmod = { path = "..", editable = true }  # the checkout that this script is in
+# ///
 """
 Trains a diffusion model without labels by Algorithm 1 of Ho et al. 2020.
 

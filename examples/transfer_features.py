@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_genmod"]
+#
+# [tool.uv.sources]
+# hf_genmod = { path = "..", editable = true }  # the checkout that this script is in
+# ///
 """
 What the features of an autoencoder are worth if few images have labels: the accuracy of a linear head on its encoder,
 frozen and fine-tuned, of the same network trained from scratch, and of a linear model of pixels, for n labelled images

@@ -9,8 +9,14 @@ import pytest
 
 import hf_genmod
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # that of pytest
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "hf_genmod"
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -62,9 +68,25 @@ def test_no_file_or_class_is_too_long_to_read():
                 assert node.end_lineno - node.lineno < 300, f"{node.name} in {file}"
 
 
+def test_every_example_tells_uv_what_it_needs():
+    for file in (ROOT / "examples").glob("*.py"):
+        header, script = file.read_text(encoding="utf-8").split("# ///\n")
+        first, *lines = header.splitlines()
+        assert first == "# /// script" and script.startswith('"""'), file
+        needs = tomllib.loads("\n".join(line.removeprefix("#").removeprefix(" ") for line in lines))
+        assert needs["requires-python"] == SETTINGS["project"]["requires-python"]
+        assert needs["dependencies"] == [SETTINGS["project"]["name"]]
+        assert (file.parent / needs["tool"]["uv"]["sources"]["hf_genmod"]["path"]).resolve() == ROOT
+
+
+def test_the_repository_has_one_address():
+    address = SETTINGS["project"]["urls"]["Homepage"]
+    assert f"repository-code: {address}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
-def test_the_wheel_holds_every_module_and_the_type_marker(tmp_path):
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT], check=True)
+def test_the_wheel_of_the_source_distribution_holds_every_module_and_the_type_marker(tmp_path):
+    subprocess.run([sys.executable, "-m", "build", "--outdir", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hf_genmod/")}
     sources = {path.relative_to(ROOT / "src") for path in PACKAGE.rglob("*")}
