@@ -37,21 +37,21 @@ class Sampler:
         self.scheduler.set_timesteps(self.n, device="cpu")  # a step never waits for the accelerator
         if hasattr(scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)  # else looked up by the timestep, which Karras' sigmas repeat
-        alpha_bars = scheduler.alphas_cumprod.cpu().double()
-        log_sigmas = (1 / alpha_bars - 1).log() / 2
+        steps = [inspect.signature(cls.step) for cls in type(scheduler).__mro__ if "step" in vars(cls)]
+        self.options = {"generator", "check_finite"}
+        for name in [*self.options]:  # `step` names it, or has **kwargs for the `step` of a base class, which names it
+            if not next((name in s.parameters for s in steps if name in s.parameters or "**" not in str(s)), True):
+                self.options.remove(name)
+        log_sigmas = (1 / scheduler.alphas_cumprod.cpu().double() - 1).log() / 2
         # σ = √((1−ᾱ_t)/ᾱ_t) of the network's input in each step; t may lie between two timesteps of training.
-        self.sigmas = np.exp(np.interp(self.scheduler.timesteps, range(len(alpha_bars)), log_sigmas)).tolist()
+        self.sigmas = np.exp(np.interp(self.scheduler.timesteps, range(len(log_sigmas)), log_sigmas)).tolist()
 
     def step(self, i: int, prediction: torch.Tensor, x_t: torch.Tensor, generators: list) -> torch.Tensor:
         timesteps, is_half = self.scheduler.timesteps, i < len(getattr(self.scheduler, "prk_timesteps", ()))  # of PNDM
         t, after = timesteps[i], timesteps[i + 1] if i + 1 < len(timesteps) else -1
         self.n.stride = (1 + is_half) * int(t - after) or int(timesteps[i - 1] - t)
         options = {"generator": generators, "check_finite": False}
-        steps = [inspect.signature(cls.step) for cls in type(self.scheduler).__mro__ if "step" in vars(cls)]
-        for name in [*options]:  # `step` names it, or has **kwargs for the `step` of a base class, which names it
-            if not next((name in s.parameters for s in steps if name in s.parameters or "**" not in str(s)), True):
-                del options[name]
-        return self.scheduler.step(prediction, t, x_t, **options).prev_sample
+        return self.scheduler.step(prediction, t, x_t, **{name: options[name] for name in self.options}).prev_sample
 
 
 def process_of(config: dict) -> dict:
