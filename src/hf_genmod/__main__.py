@@ -165,6 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         known(command, ["train", *SCRIPTS, "doctor", "push"], "command")
         if command in ("doctor", "push"):
             arguments = parse_own(argv)
+            if not arguments.path.strip():
+                raise ValueError("path: it is empty; give the folder of a data set or of a run")
             return arguments.function(arguments)
         if command in SCRIPTS:
             if flags and not flags[0].startswith("-"):

@@ -190,7 +190,7 @@ def test_nothing_is_written_outside(tmp_path, cache):
 
 def test_other_archives_are_to_be_unpacked(tmp_path):
     (tmp_path / "images.rar").write_bytes(b"Rar!")
-    with pytest.raises(ValueError, match="images.rar, packed; unpack it"):
+    with pytest.raises(ValueError, match="images.rar \\(packed; unpack it\\)"):
         load_pictures(tmp_path)
 
 
@@ -236,14 +236,37 @@ def test_an_archive_in_an_archive_is_called_by_both(tmp_path, arrays):
     pack(tmp_path / "inner", tmp_path / "outer" / "more.zip")
     outer = pack(tmp_path / "outer", tmp_path / "packed" / "all.tar.gz")
     with pytest.raises(
-        ValueError, match="^all.tar.gz/more.zip: it holds 2 images, such as 0.png, not unpacked beside"
+        ValueError, match="^all.tar.gz: more.zip: it holds 2 images, such as 0.png, not unpacked beside"
     ):
         load_pictures(outer)
     (tmp_path / "outer" / "2.png").unlink()
     assert len(load_pictures(pack(tmp_path / "outer", outer))) == 2
     (tmp_path / "outer" / "more.zip").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="^all.tar.gz/more.zip: the archive cannot be read"):
+    with pytest.raises(ValueError, match="^all.tar.gz: more.zip: the archive cannot be read"):
         load_pictures(pack(tmp_path / "outer", outer))
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("robin/1.png", b"x", "^set.*: 1 of 3 images cannot be used; .* skip: birds.zip: robin/1.png: no image that"),
+        ("2.png", None, r"outside its class folders \(robin, wren\), .* 1 of 3 images, such as birds.zip: 2.png; put"),
+        ("wren/0.txt", b"\xff", "^birds.zip: wren/0.txt, line 1: the text is not UTF-8"),
+        ("metadata.csv", b"file_name,text\nrobin/0.png", "^birds.zip: metadata.csv, line 2: 1 cell, not the 2"),
+        ("metadata.csv", b"name,text\nrobin/0.png,a", "^birds.zip: metadata.csv: no column file_name"),
+    ],
+)
+def test_what_is_wrong_in_an_archive_is_called_by_its_place_there(tmp_path, arrays, name, content, told, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("robin/0.png", "wren/0.png", *([name] if name.endswith(".png") else [])):
+        save(picture(arrays[0]), tmp_path / "birds" / place)
+    if content:
+        (tmp_path / "birds" / name).write_bytes(content)
+    file = pack(tmp_path / "birds", tmp_path / "set" / "birds.zip").relative_to(tmp_path)
+    for dataset in (file, file.parent):
+        with pytest.raises(ValueError, match=told) as refused:
+            load_pictures(dataset, require_labels=True)
+        assert "unpacked" not in str(refused.value)
 
 
 def test_archives_and_tables(class_folders, tmp_path):

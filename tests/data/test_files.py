@@ -39,6 +39,36 @@ def test_images_that_nothing_opens_are_images_without_an_ending_too(tmp_path, im
     assert places(found.images) == ["IMG_1"] and places(file for file, _ in found.others) == ["slides.pptx"]
 
 
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("birds.7z", b"", "packed; unpack it"),
+        ("birds", b"Rar!\x1a\x07", "packed; unpack it"),
+        ("train-images-idx3-ubyte.gz", b"", "packed; unpack it"),
+        ("birds.HDF5", b"", "an HDF5 file; install h5py and give the folder that it is in, or write its images into"),
+        (
+            "birds-train.tfrecord-00000-of-00010",
+            b"",
+            "a TFRecord file; write its images into class folders, or as .npy",
+        ),
+        ("train_32x32.mat", b"", "a file of MATLAB; write its images"),
+        ("data.mdb", b"", "an LMDB database; write its images"),
+        ("train.rec", b"", "a RecordIO file; write its images"),
+        ("t10k-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "an IDX file, as of MNIST; write its images"),
+        ("data_batch_1", b"\x80\x02}q", "a pickle; write its images"),
+        ("train.pt", b"PK\x03\x04", "a file of PyTorch; write its images"),
+    ],
+)
+def test_files_that_may_hold_many_images_are_named_with_what_to_do(tmp_path, image, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    for dataset, where in ((tmp_path, rf"read: {name} \("), (tmp_path / name, f"{name}: ")):
+        with pytest.raises(ValueError, match=where + told):
+            load_pictures(dataset)
+    save(image, tmp_path / "0.png")
+    with pytest.warns(UserWarning, match=rf"files that are not used \(1\): {name} \({told}"):
+        assert len(load_pictures(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("name", ["download", "0.jpg_large", "0.dat", "0.png.1", "0.txt", "image.php"])
 def test_the_content_counts_where_the_name_says_nothing(tmp_path, image, name):
     (tmp_path / name).write_bytes(coded(image)["bytes"])

@@ -1,5 +1,6 @@
 """Splits and classes follow from the folders, or a sentence says why not."""
 
+import subprocess
 import warnings
 
 import pytest
@@ -91,6 +92,61 @@ def test_what_is_not_plain_is_said(tmp_path, arrays, names, expected, message):
     if None in expected:
         with pytest.raises(ValueError, match="outside its class folders .*; put all images into class folders"):
             load_pictures(folder, require_labels=True)
+
+
+@pytest.mark.parametrize(
+    "names, classes",
+    [
+        ("cat.0.png cat.1.png dog.0.png dog.12.png", ["cat", "dog"]),
+        ("great_dane_1.jpg great_dane_20.jpg red-fox_3.jpg red-fox_4.jpg", ["great_dane", "red-fox"]),
+        ("n01-2.png n01-3.png n02-2-x.png n02-5.png", ["n01", "n02"]),
+    ],
+)
+def test_classes_in_the_names_of_images_are_told_with_the_command_that_sorts_them(tmp_path, arrays, names, classes):
+    folder = folder_of(tmp_path, arrays, *names.split())
+    with pytest.raises(ValueError, match=r"begin with what may be classes \(" + ", ".join(classes)) as refused:
+        load_pictures(folder, require_labels=True)
+    assert load_pictures(folder).labels is None
+    command = str(refused.value).partition("running in their folder: ")[2]
+    subprocess.run(["sh", "-c", command], cwd=folder, check=True)
+    sorted_images = load_pictures(folder, require_labels=True)
+    assert sorted_images.label_names == classes and sorted_images.labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["0.png 1.png 2.png 3.png", "IMG_0.png IMG_1.png", "a_0.png b_0.png c_0.png", "1_0.png 1_1.png 2_0.png 2_1.png"],
+)
+def test_other_names_hold_no_classes(tmp_path, arrays, names):
+    with pytest.raises(ValueError, match="hold class labels; sort the images into two or more class folders"):
+        load_pictures(folder_of(tmp_path, arrays, *names.split()), require_labels=True)
+
+
+@pytest.mark.parametrize(
+    "names, classes, told",
+    [
+        (
+            "caf\u00e9 cafe\u0301 tea",
+            ["caf\u00e9", "tea"],
+            "differ only in how Unicode writes them are one class: caf\u00e9;",
+        ),
+        ("cat Cat dog", ["Cat", "cat", "dog"], "differ by case, blanks or .* alone: 'Cat', 'cat'; rename one if they"),
+        ("cat,cat ,dog", ["cat", "cat ", "dog"], "differ by case, blanks or .* alone: 'cat', 'cat '; rename one if"),
+        (
+            "images masks",
+            ["images", "masks"],
+            "'images' is taken for a class beside masks; if it holds all images, give",
+        ),
+        ("JPEGImages a b", ["JPEGImages", "a", "b"], "'JPEGImages' is taken for a class beside a, b; if it holds"),
+    ],
+)
+def test_folders_that_look_like_one_class_or_like_none_are_told(tmp_path, arrays, names, classes, told):
+    folders = names.split("," if "," in names else None)
+    folder = folder_of(tmp_path, arrays, *(f"{name}/{i}.png" for i, name in enumerate(folders)))
+    if len(set(p.name for p in folder.iterdir())) < len(folders):
+        pytest.skip("the file system takes these names for one")
+    with pytest.warns(UserWarning, match=told):
+        assert load_pictures(folder, require_labels=True).label_names == classes
 
 
 def test_of_two_depths_with_as_many_images_the_upper_one_has_the_classes(tmp_path, arrays):

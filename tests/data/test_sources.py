@@ -73,6 +73,64 @@ def test_splits(tmp_path, arrays):
         load_pictures(tmp_path / "labelled", split="validation")
 
 
+@pytest.mark.parametrize(
+    "dataset, told",
+    [
+        ("", "^dataset: it is empty; give a folder, a file or an id"),
+        (" ", "^dataset: it is empty"),
+        ("https://huggingface.co/datasets/user/name", "give the id of the data set, user/name$"),
+        (
+            "https://huggingface.co/datasets/user/my.name-1/viewer/default/train",
+            "the id of the data set, user/my.name-1$",
+        ),
+        ("hf://datasets/user/name/data/train.parquet", "give the id of the data set, user/name$"),
+        ("hf.co/datasets/user/name", "give the id of the data set, user/name$"),
+        ("datasets/user/name", "give the id of the data set, user/name$"),
+        ("https://example.com/birds.zip", "an address; download what is there, and give its path$"),
+    ],
+)
+def test_addresses_and_nothing_are_no_data_sets(dataset, told):
+    for load in (load_pictures, splits_of):
+        with pytest.raises((ValueError, FileNotFoundError), match=told):
+            load(dataset)
+
+
+def test_tables_of_several_data_sets_are_refused(tmp_path, arrays):
+    images = [coded(picture(array)) for array in arrays[:2]]
+    classes = {name: (datasets.ClassLabel(names=name.split()), [0, 1]) for name in ("cat dog", "dog cat")}
+    of_words = (datasets.Value("string"), ["a", "b"])
+    several = {
+        "columns": (
+            {"label": classes["cat dog"]},
+            {"caption": of_words},
+            "label .cat, dog., two/.* has caption, image",
+        ),
+        "more": (
+            {"label": of_words},
+            {"label": of_words, "caption": of_words},
+            "label, two/.* has caption, image, label;",
+        ),
+        "classes": (
+            {"label": classes["cat dog"]},
+            {"label": classes["dog cat"]},
+            "label .cat, dog., .* label .dog, cat",
+        ),
+    }
+    for kind, (*both, told) in several.items():
+        for place, columns in zip(("one", "two"), both, strict=True):
+            (tmp_path / kind / place).mkdir(parents=True)
+            rows(images, **columns).to_parquet(tmp_path / kind / place / "train.parquet")
+        with pytest.raises(ValueError, match=f"several data sets: one/train.parquet has image, {told}"):
+            load_pictures(tmp_path / kind)
+        assert len(load_pictures(tmp_path / kind / "two")) == 2
+    for place in ("one", "two"):
+        rows(images).save_to_disk(tmp_path / "saved" / place)
+    with pytest.raises(
+        ValueError, match="one/data-.* belongs to a data set that `save_to_disk` wrote; give the folder one"
+    ):
+        load_pictures(tmp_path / "saved")
+
+
 def test_names_of_splits_do_not_hide_pictures(tmp_path, arrays):
     for name in ("train/0.png", "plane/0.png", "car/0.png"):
         save(picture(arrays[0]), tmp_path / "vehicles" / name)
@@ -87,13 +145,18 @@ def test_missing_and_empty_places(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="it holds no data set that can be read.*it should hold images"):
         load_pictures(tmp_path / "empty")
-    for name, content in (("0.mp4", b"\0\0\0\x18ftypmp42"), ("0.pdf", b"%PDF-1.4")):
+    for name, content, told in (
+        ("0.mp4", b"\0\0\0\x18ftypmp42", "a video; save"),
+        ("0.x", b"%PDF-1.4", "a PDF; save"),
+    ):
         (tmp_path / "empty" / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"no data set that can be read .*{name}, no image"):
+        with pytest.raises(ValueError, match=f"no data set that can be read: .*{name} \\({told}"):
             load_pictures(tmp_path / "empty")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.parquet").write_text("no parquet")
-    with pytest.raises(ValueError, match="it holds no data set that can be read"):
+    with pytest.raises(
+        ValueError, match=r"broken/train.parquet: no parquet file that can be read \(.*\); write it again"
+    ):
         load_pictures(tmp_path / "broken")
     (tmp_path / "pictures.txt").write_text("")
     with pytest.raises(ValueError, match="a file, but neither a parquet file, a .npy file nor an archive"):

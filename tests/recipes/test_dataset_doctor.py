@@ -111,9 +111,19 @@ def test_classes_that_differ_by_case_and_empty_captions_are_found(tmp_path):
         file.with_suffix(".txt").write_text("" if file.stem == "0" else "words")
     findings = report_of(tmp_path).findings
     assert any(
-        finding.startswith("classes whose names differ by case alone: Class0, class0; ") for finding in findings
+        "classes whose names differ by case, " in finding and "'Class0', 'class0'; " in finding for finding in findings
     )
     assert any(finding.startswith("empty captions: 1 of 4 (such as that of ") for finding in findings)
+
+
+def test_names_that_hold_classes_are_found(tmp_path):
+    save_pictures(tmp_path, count=8)
+    for file in sorted(tmp_path.rglob("*.png")):
+        file.rename(tmp_path / f"{file.parent.name}.{file.name}")
+    report = report_of(tmp_path)
+    (finding,) = [finding for finding in report.findings if "begin with what may be classes" in finding]
+    assert "(class0, class1); if so, sort them into class folders by running in their folder: for f in" in finding
+    assert report.would_start and report.contents[1] == "classes   none"
 
 
 def test_columns_that_nothing_uses_are_told(tmp_path):

@@ -58,7 +58,7 @@ def _check_unpacked(archive: File, found: Listing) -> None:
     missing = inside - beside
     if missing:
         what = f"it holds {counted(missing.total(), 'image')}, such as {min(missing)[0]}, not unpacked beside it"
-        raise ValueError(f"{_shown(archive.path)}: {what}; unpack it, or move it to another folder")
+        raise ValueError(f"{archive.path}: {what}; unpack it, or move it to another folder")
     found.others.append((archive, "its images lie unpacked beside it" if inside else "no images are in it"))
 
 
@@ -85,13 +85,7 @@ def _opened(path: str) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
     except Exception as error:  # each way of packing has errors of its own
         reason = "it needs a password" if "password" in str(error) else first_line(error)
         remedy = "unpack it yourself, or remove it"
-        raise ValueError(f"{_shown(path)}: the archive cannot be read ({reason}); {remedy}") from error
-
-
-def _shown(path: str) -> str:
-    """A path for a message. That in an archive begins with the archive, not with where it is unpacked."""
-    inside = re.search(r"[/\\\\]hf_genmod[/\\\\]unpacked[/\\\\]\w+[/\\\\](.+)", path, re.DOTALL)
-    return inside[1] if inside else path
+        raise ValueError(f"{path}: the archive cannot be read ({reason}); {remedy}") from error
 
 
 def _members(path: str, with_sums: bool = False) -> list[tuple[tuple[str, ...], int, int]]:
@@ -133,6 +127,15 @@ def _checked(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, 
         yield name, info
 
 
+def shown(text: str) -> str:
+    """A message that calls what was unpacked by its place in the archive: "birds.zip: robin/1.png"."""
+    return re.sub(rf"{re.escape(str(_cache()))}[/\\]\w+[/\\]([^/\\]+)[/\\]", r"\1: ", text)
+
+
+def _cache() -> Path:
+    return Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", "unpacked")
+
+
 def unpacked(path: str) -> Path:
     """
     The folder of what is in an archive, in the cache folder of `datasets`, where it is unpacked once. A single folder
@@ -144,7 +147,7 @@ def unpacked(path: str) -> Path:
     """
     path, stat = os.path.realpath(path), os.stat(path)
     key = hashlib.blake2b(f"{path} {stat.st_mtime_ns} {stat.st_size}".encode(), digest_size=8).hexdigest()
-    folder = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", "unpacked", key, os.path.basename(path))
+    folder = _cache() / key / os.path.basename(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():

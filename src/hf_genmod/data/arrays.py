@@ -14,6 +14,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from hf_genmod.data.archives import shown
 from hf_genmod.errors import LFS_POINTER, LFS_REMEDY
 
 AXES = {2: ("HW",), 3: ("HWC", "CHW", "NHW"), 4: ("NHWC", "NCHW")}  # by the number of axes
@@ -52,7 +53,9 @@ def separated(splits: dict[str, datasets.Dataset], axes: str | None = None) -> d
         columns["image"] = [{"bytes": None, "path": path} for paths in images for path in paths]
         splits = splits | {split: datasets.Dataset.from_dict(columns, splits[split].features)}
     if len(types) > 1:
-        what = "arrays of several types (" + ", ".join(f"{kind} in {file}" for kind, file in types.items()) + ")"
+        what = (
+            "arrays of several types (" + ", ".join(f"{kind} in {shown(file)}" for kind, file in types.items()) + ")"
+        )
         warnings.warn(f"{what}, whose values count alike; save all in one type and range", stacklevel=2)
     return splits
 

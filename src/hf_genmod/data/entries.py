@@ -10,6 +10,7 @@ import datasets
 from datasets.utils import tqdm
 from PIL import Image, UnidentifiedImageError
 
+from hf_genmod.data.archives import shown
 from hf_genmod.data.files import dangling
 from hf_genmod.data.sources import ARRAY_TYPES
 from hf_genmod.errors import counted
@@ -83,7 +84,7 @@ class Entries:
         """Where an image comes from, its file or its row; an entry that is given is not read again."""
         entry = self._read([index])[0] if entry is None else entry
         is_file = isinstance(entry, dict) and entry["bytes"] is None and entry["path"]
-        return entry["path"] if is_file else f"row {self._rows[index]} of {self._name}"
+        return shown(entry["path"]) if is_file else f"row {self._rows[index]} of {self._name}"
 
     def refuse(self, unusable: list[str]) -> None:
         """Raises a `ValueError` if there are images that cannot be used."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from hf_genmod.data.formats import CLOSED, ENDINGS, is_closed_image
+from hf_genmod.data.formats import CLOSED, ENDINGS, container, is_closed_image
 from hf_genmod.errors import LFS_REMEDY, is_lfs_pointer
 
 ARRAYS = (".npy", ".npz")
@@ -169,10 +169,10 @@ def _kind(name: str, entry: os.DirEntry, images: set[str], stems: set[str]) -> s
         return "archives"
     if ending.lower() in (".parquet", ".arrow"):
         return "tables"
-    if ending.lower() in (".7z", ".bz2", ".gz", ".rar", ".xz", ".zst"):
-        return "packed; unpack it"
     if is_lfs_pointer(entry.path):
         return f"a pointer of Git LFS; {LFS_REMEDY}" if ending else "images"
+    if what := container(entry.path):
+        return what
     if any(name[: dot.start()] in images for dot in re.finditer(r"\.", name)):  # such as 0.jpg.json or 0.jpg.thumb
         return "called after another image" if _holds_an_image(entry.path) else None
     if _holds_an_image(entry.path):
@@ -180,7 +180,7 @@ def _kind(name: str, entry: os.DirEntry, images: set[str], stems: set[str]) -> s
     if ending.lower() in CAPTIONS:
         return "a text without an image of its name"
     if ending.lower() in (".csv", ".json", ".jsonl", ".tsv"):
-        return "a table, which is used if it is called metadata.csv or metadata.jsonl"
+        return "a table, which is used as a metadata.csv or metadata.jsonl with the names of images as file_name"
     return "no image"
 
 

@@ -20,6 +20,8 @@ _SPLITS |= {word: "validation" for word in ("validation", "valid", "val", "dev")
 _SPLITS |= {word: "test" for word in ("test", "testing", "eval", "evaluation")}
 _LIKE_A_SPLIT = re.compile(rf"(?:.*[-._ 0-9])?({'|'.join(_SPLITS)})(?:[-._ 0-9].*)?", re.IGNORECASE | re.DOTALL)
 
+_OF_IMAGES = re.compile(r"([a-z]+[-_ ]?)?(images?|imgs?|photos?|pictures?)", re.IGNORECASE)  # names of folders
+
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")  # of any size, without 1e3 and nan, which are names
 
 
@@ -214,7 +216,28 @@ def _classes(places: Sequence[tuple[str, ...]], splits: Sequence[str], name: str
         what = f"the classes are its innermost folders, such as {example[differing[-1]]!r} of {'/'.join(example)}"
         warnings.warn(f"{name}: {what}; for others, keep the images in folders of one depth", stacklevel=2)
     classes = [composed(place[differing[-1]]) if len(place) == depth else None for place in places]
+    forms = Counter(composed(folder) for folder in {place[differing[-1]] for place in folders})
+    if alike := sorted(form for form, count in forms.items() if count > 1):
+        what = f"folders whose names differ only in how Unicode writes them are one class: {shortened(alike)}"
+        warnings.warn(f"{name}: {what}; rename one if they are two", stacklevel=2)
+    of_images = [label for label in forms if _OF_IMAGES.fullmatch(label)]
+    if len(of_images) == 1 < len(forms):
+        others = shortened(sorted(set(forms) - set(of_images)), 3)
+        what = f"{of_images[0]!r} is taken for a class beside {others}; if it holds all images"
+        warnings.warn(f"{name}: {what}, give this folder as the data set", stacklevel=2)
     return classes if len(set(zip(splits, classes, strict=True))) > len(set(splits)) else [None] * len(places)
+
+
+def classes_in_names(files: Sequence[str]) -> str | None:
+    """What to do about images whose names begin with classes, as cat.0.png and dog.0.png; `None` if they do not."""
+    starts = [re.split("[-._](?=[0-9])", os.path.basename(file), maxsplit=1) for file in files]
+    names = sorted({name for name, *_ in starts if re.search(r"[^\W\d_]", name)})
+    are_named = all(len(start) == 2 and start[0] in names for start in starts)
+    if not are_named or not 1 < len(names) <= len(files) / 2 or len({*map(os.path.dirname, files)}) > 1:
+        return None
+    command = 'for f in *[-._][0-9]*; do d=${f%%[-._][0-9]*}; mkdir -p "$d" && mv "$f" "$d"; done'
+    what = f"the names of its images begin with what may be classes ({shortened(names)})"
+    return f"{what}; if so, sort them into class folders by running in their folder: {command}"
 
 
 def _labels(classes: list[str | None], names: list[str], name: str) -> pa.Array:

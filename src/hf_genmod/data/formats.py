@@ -57,6 +57,22 @@ _KINDS = [
     _Kind("a zip archive, as .npz is one", rb"PK\x03\x04", "npz", "save the array of the images as .npy by np.save"),
     _Kind("a web page", rb"(?i)\s*(<!doctype html|<html)", "", "download the image again"),
 ]
+_WRITE = "write its images into class folders, or as .npy"
+# Files that may hold many images, which are not read.
+_CONTAINERS = [
+    _Kind("packed", rb"7z\xbc\xaf|Rar!|\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "7z bz2 gz rar xz zst", "unpack it"),
+    _Kind("an HDF5 file", rb"\x89HDF", "h5 hdf hdf5", f"install h5py and give the folder that it is in, or {_WRITE}"),
+    _Kind("a file of MATLAB", rb"MATLAB [57]", "mat", f"{_WRITE}, by scipy.io or h5py"),
+    _Kind("a TFRecord file", rb"(?!)", "tfrec tfrecord tfrecords", f"{_WRITE}, by tensorflow"),
+    _Kind("an LMDB database", rb".{16}\xde\xc0\xef\xbe", "lmdb mdb", f"{_WRITE}, by lmdb"),
+    _Kind("a RecordIO file", rb"\x0a\x23\xd7\xce", "rec", f"{_WRITE}, by mxnet"),
+    _Kind("a database of SQLite", rb"SQLite format 3", "db sqlite sqlite3", f"{_WRITE}, by sqlite3"),
+    _Kind("a pickle", rb"\x80[\x02-\x05]", "pickle pkl", f"{_WRITE}, by pickle"),
+    _Kind("a file of PyTorch", rb"(?!)", "pt pth", f"{_WRITE}, by torch"),
+    _Kind("an IDX file, as of MNIST", rb"\0\0[\x08-\x0e][\x01-\x04]", "idx1-ubyte idx3-ubyte", f"{_WRITE}, by numpy"),
+    _Kind("a video", rb"(?!)", "avi m4v mkv mov mp4 mpeg mpg webm wmv", "save its frames as images"),
+    _Kind("a PDF", rb"%PDF", "pdf", "save its images as PNG"),
+]
 _HEAD = 1024  # bytes
 ENDINGS = frozenset(f".{ending}" for kind in _KINDS for ending in kind.endings.split())
 
@@ -95,12 +111,19 @@ def is_closed_image(path: str | os.PathLike) -> bool:
     return kind is not None and kind.endings not in ("", "npz")
 
 
-def _kind(file, name: str) -> _Kind | None:
+def container(path: str | os.PathLike) -> str | None:
+    """What a file is that may hold many images and is not read, and what to do; `None` for other files."""
+    name = re.sub(r"-\d+-of-\d+$", "", os.path.basename(path))  # mnist-train.tfrecord-00000-of-00001
+    kind = _kind(path, name, _CONTAINERS)
+    return kind and f"{kind.name}; {kind.remedy}"
+
+
+def _kind(file, name: str, kinds: list[_Kind] = _KINDS) -> _Kind | None:
     if isinstance(file, io.BytesIO):
         head = file.getvalue()[:_HEAD]
     else:
         with open(file, "rb") as opened:
             head = opened.read(_HEAD)
-    by_content = (kind for kind in _KINDS if re.match(kind.start, head, re.DOTALL))
-    by_ending = (kind for kind in _KINDS if name.lower().endswith(tuple(f".{end}" for end in kind.endings.split())))
+    by_content = (kind for kind in kinds if re.match(kind.start, head, re.DOTALL))
+    by_ending = (kind for kind in kinds if name.lower().endswith(tuple(f".{end}" for end in kind.endings.split())))
     return next(by_content, None) or next(by_ending, None)

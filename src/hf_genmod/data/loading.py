@@ -1,7 +1,9 @@
 """`load_pictures("path/to/folder", resolution=64)`: any source of images as a `PictureDataset`."""
 
 import re
+import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from datasets.utils import tqdm
 
 from hf_genmod.data.entries import Entries
-from hf_genmod.data.folder import in_order
+from hf_genmod.data.folder import classes_in_names, in_order
 from hf_genmod.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
@@ -77,7 +79,8 @@ def load_pictures(
         label_names = dataset.label_names or None
         return PictureDataset(pictures, "shapes", size, channels, labels, label_names, captions, in_memory)
 
-    splits, name = find_splits(dataset, config_name, array_axes)
+    splits, source = find_splits(dataset, config_name, array_axes)
+    name = source
     rows = _split(splits, split, name)
     if len(rows) == 0:
         raise ValueError(f"{name}: its split {split!r} is empty")
@@ -96,12 +99,21 @@ def load_pictures(
     where = Entries(pictures, name).where
     require_labels, require_captions = require_labels or bool(label_column), require_captions or bool(caption_column)
     labels, label_names = _labels(splits, rows, name, label_column, require_labels, where)
+    forms = Counter(map(_form, label_names or ()))
+    if alike := [repr(label) for label in label_names or () if forms[_form(label)] > 1]:
+        what = f"classes whose names differ by case, blanks or how Unicode writes them alone: {shortened(alike)}"
+        warnings.warn(f"{source}: {what}; rename one if they are one class", stacklevel=2)
     captions = _captions(rows, name, caption_column, require_captions, where)
     return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory, on_bad_image)
 
 
 def _at_even_distances(count: int, limit: int | None) -> Sequence[int]:
     return range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
+
+
+def _form(label: str) -> str:
+    """A name in the form that alike names share."""
+    return unicodedata.normalize("NFKC", label).strip().casefold()
 
 
 def _height_width(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
@@ -126,7 +138,7 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
         images = [key for key, feature in rows.features.items() if _may_be_images(feature)]
         if len(images) != 1:
             several = f"several of its columns hold images ({', '.join(images)})"
-            none = f"none of its columns ({', '.join(rows.column_names)}) is known to hold images"
+            none = f"none of its columns ({shortened(rows.column_names, 20)}) is known to hold images"
             raise ValueError(f"{name}: {several if images else none}; choose one by --image_column")
         column = images[0]
     pictures = rows.select_columns(column)
@@ -158,9 +170,11 @@ def _labels(
         column = classes[0] if len(classes) == 1 else next(iter(usual), None)
     if column is None:
         if required:
+            some = range(0, len(rows), -(-len(rows) // 1000))
+            remedy = "sort the images into two or more class folders, all at one depth, or name a column by"
             raise ValueError(
-                f"{name}: none of its columns ({', '.join(rows.column_names)}) is known to hold class labels; sort "
-                "the images into two or more class folders, all at one depth, or name a column by --label_column"
+                f"{name}: none of its columns ({', '.join(rows.column_names)}) is known to hold class labels; "
+                + (classes_in_names([*map(where, some)]) or f"{remedy} --label_column")
             )
         return None, None
     feature, values = rows.features[column], column_of(rows, column).to_pylist()

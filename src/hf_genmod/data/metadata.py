@@ -115,7 +115,7 @@ def images_of(row: dict, where: str, metadata: File) -> dict[str, tuple[str, ...
     if not named:
         columns = ", ".join(map(repr, row))
         close = difflib.get_close_matches("file_name", map(str, row), n=1, cutoff=0.5)
-        remedy = f"rename {close[0]!r}, if it is this" if close else "add it"
+        remedy = f"rename {close[0]!r}, if it is this" if close else "call the column of the names of the images so"
         place = where if metadata.name.lower().endswith(".jsonl") else metadata.path  # which has one header
         raise ValueError(f"{place}: no column file_name says what it describes, of {columns}; {remedy}")
     places = {}

@@ -2,26 +2,34 @@
 
 import contextlib
 import os
+import re
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import metadata_load
 
-from hf_genmod.data.archives import is_web_dataset, list_images, unpacked
+from hf_genmod.data.archives import is_web_dataset, list_images, shown, unpacked
 from hf_genmod.data.arrays import separated
 from hf_genmod.data.files import ARCHIVE, ARRAYS, File, Listing, dangling
 from hf_genmod.data.folder import read_folder
+from hf_genmod.data.formats import container
 from hf_genmod.errors import first_line, refuse_lfs_pointers, shortened
 from hf_genmod.hub import can_be_id, why_missing
 
 SHAPES_SPLITS = {"train": (8192, 0), "test": (2048, 1)}  # number of images, seed
 ARRAY_TYPES = (datasets.Array2D, datasets.Array3D)  # types of columns
 
-_TABLES = (".csv", ".h5", ".hdf5", ".json", ".jsonl", ".lance", ".tsv")  # which `datasets` may read
+_TABLES = (".csv", ".json", ".jsonl", ".lance", ".tsv")  # which `datasets` may read
+_TABLES += (".h5", ".hdf5") if find_spec("h5py") else ()
+_ADDRESS = re.compile(
+    r"(?:(?:(?:https?://)?(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/)?|datasets/)([\w.-]+/[\w.-]+)"
+)
 _KINDS = "it should hold images or .npy files, in class folders or not, images with a metadata.jsonl, or parquet files"
 
 
@@ -63,10 +71,19 @@ def find_splits(
         refuse_unused("a data set in memory", config_name, array_axes)
         return Found(splits, "the data set")
     name, path = str(dataset), Path(os.path.realpath(os.path.expanduser(dataset)))
+    if not name.strip():
+        raise ValueError("dataset: it is empty; give a folder, a file or an id on the Hub")
     if link := dangling(os.path.expanduser(dataset)):
         raise FileNotFoundError(f"{name}: {link}; correct the link")
     if path.exists():
-        return Found(_local_splits(path, name, config_name, array_axes), name)
+        try:
+            return Found(_local_splits(path, name, config_name, array_axes), name)
+        except ValueError as error:
+            raise ValueError(shown(str(error))) from error
+    if address := _ADDRESS.match(name):
+        raise FileNotFoundError(f"{name}: there is no such folder; give the id of the data set, {address[1]}")
+    if "://" in name:
+        raise FileNotFoundError(f"{name}: an address; download what is there, and give its path")
     if not can_be_id(name):
         raise FileNotFoundError(f"{name}: there is no such folder or file; check the path")
     if reason := why_missing(name, "dataset"):
@@ -85,12 +102,14 @@ def refuse_unused(name: str, config_name: str | None = None, array_axes: str | N
 
 def _local_splits(path: Path, name: str, config_name: str | None, array_axes: str | None):
     """The splits of a folder or file."""
+    refuse_lfs_pointers(path)
     is_array = path.is_file() and path.suffix.lower() in ARRAYS
     is_archive = path.is_file() and ARCHIVE.fullmatch(path.name) is not None
     is_parquet = path.is_file() and path.suffix.lower() == ".parquet"
     if path.is_file() and not is_parquet and not is_archive and not is_array:
         what = "a file, but neither a parquet file, a .npy file nor an archive"
-        raise ValueError(f"{name}: {what}; give a folder of images, an archive of one, or a .parquet or .npy file")
+        what = f"{what}; give a folder of images, an archive of one, or a .parquet or .npy file"
+        raise ValueError(f"{name}: {container(path) or what}")
     if is_archive and not (is_web := is_web_dataset(str(path))):
         path = unpacked(str(path))
     is_saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
@@ -116,8 +135,8 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
         return separated(splits, array_axes) if arrays else splits
     tables = found.tables or [file for file, _ in found.others if file.name.lower().endswith(_TABLES)]
     if not by_datasets and not tables:
-        others = shortened([f"{file.place}, {why}" for file, why in found.others], 3)
-        raise ValueError(f"{name}: it holds no data set that can be read ({others or 'no files'}); {_KINDS}")
+        others = shortened([f"{file.place} ({why})" for file, why in found.others], 3)
+        raise ValueError(f"{name}: it holds no data set that can be read: {others or 'no files'}; {_KINDS}")
     if set("*?[]") & set(str(path)):
         raise ValueError(f"{name}: datasets takes a path with a character of *?[] for a pattern; rename the folder")
     unread = [] if has_configurations else [file for file in found.archives if file not in tables]
@@ -128,6 +147,8 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
         if (ending := os.path.splitext(file.name)[1]) != ending.lower():
             raise ValueError(f"{file.path}: datasets does not read {ending}; rename it to {ending.lower()}")
     refuse_lfs_pointers(path, *(file.path for file in tables), *(path.rglob("*.arrow") if is_saved else ()))
+    if not has_configurations:
+        _refuse_several(tables, name)
     splits = _splits_by_datasets(path, name, config_name, is_saved)
     if found.images:
         _warn_of_unused(found, splits, name)
@@ -155,6 +176,32 @@ def _splits_by_datasets(source: str | Path, name: str, config_name: str | None, 
             message = f"there is no such folder, and the Hub has no such data set that can be read ({cause})"
             raise FileNotFoundError(f"{name}: {message}") from error
         raise ValueError(f"{name}: it holds no data set that can be read ({cause}); {_KINDS}") from error
+
+
+def _refuse_several(tables: list[File], name: str) -> None:
+    """Raises a `ValueError` if tables are of several data sets: if `save_to_disk` wrote them into folders below, or
+    parquet files have other columns or other classes."""
+    kinds = {}
+    for file in tables:
+        folder = os.path.dirname(file.path)
+        if file.folders and os.path.isfile(os.path.join(folder, "state.json")):
+            remedy = f"give the folder {'/'.join(file.folders)} itself"
+            raise ValueError(f"{name}: {file.place} belongs to a data set that `save_to_disk` wrote; {remedy}")
+        if file.name.endswith(".parquet"):
+            try:
+                features = datasets.Features.from_arrow_schema(pq.read_schema(file.path))
+            except (pa.ArrowException, OSError) as error:
+                reason = f"no parquet file that can be read ({first_line(error)})"
+                raise ValueError(f"{file.path}: {reason}; write it again") from error
+            names = {column: getattr(feature, "names", None) for column, feature in features.items()}
+            columns = [
+                column + (f" ({shortened(names[column])})" if names[column] else "") for column in sorted(names)
+            ]
+            kinds.setdefault(str(sorted(names.items())), f"{file.place} has {shortened(columns, 20)}")
+    if len(kinds) > 1:
+        remedy = "give the folder or file of one, or list them as configurations in a README.md"
+        what = "its parquet files are of several data sets"
+        raise ValueError(f"{name}: {what}: {shortened([*kinds.values()], 2)}; {remedy}")
 
 
 def _has_configurations(path: Path) -> bool:

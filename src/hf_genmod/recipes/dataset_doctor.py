@@ -7,7 +7,6 @@ import re
 import shlex
 import statistics
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from hf_genmod.data.folder import classes_in_names
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.sources import Found, find_splits, splits_of
 from hf_genmod.errors import counted, shortened
@@ -198,12 +198,12 @@ def _findings(pictures: PictureDataset, size: tuple[int, int]) -> Iterator[str]:
             f"captions of numbers alone: {len(boxes)} of {count} (such as that of {pictures.where(boxes[0])}), as "
             "files of boxes or labels have them; move these files to another folder, if they are no captions"
         )
-    if pictures.labels is not None:
+    if pictures.labels is None:
+        if told := classes_in_names([pictures.where(i) for i in range(0, count, -(-count // 1000))]):
+            yield told
+    else:
         numbers = torch.bincount(pictures.labels, minlength=len(pictures.label_names))
         least, most = int(numbers.where(numbers > 0, len(pictures)).argmin()), int(numbers.argmax())
-        folded = Counter(name.casefold() for name in pictures.label_names)
-        if alike := [name for name in pictures.label_names if folded[name.casefold()] > 1]:
-            yield f"classes whose names differ by case alone: {shortened(alike)}; rename one if they are one class"
         if missing := pictures.classes_without_images:
             yield f"classes without images: {shortened(missing)}, which a model cannot learn; collect or remove them"
         if len(numbers) == 1:
