@@ -57,6 +57,8 @@ def answer(*arguments) -> str:
             "error: accelerate_config: there is no file fsdp",
         ),
         (["train", "cfg", "--num_processes", "9999"], "error: num_processes: 9999 is not within 1 ... "),
+        (["doctor", ""], "error: path: it is empty; give the folder of a data set or of a run"),
+        (["push", " ", "user/name"], "error: path: it is empty; give"),
         (["train", "cfg", "pets"], "error: pets: belongs to no flag; put its flag in front, such as --dataset pets"),
     ],
 )
