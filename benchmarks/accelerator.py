@@ -1,7 +1,7 @@
 """
 Training and sampling in bf16 on an accelerator: DenoisingUNet2DModel and the Trainer against UNet2DModel of diffusers
-at the same widths, depth and attention, eager and compiled. A process for each row: all compile at once, then measure
-in turn.
+at the same widths, depth and attention, eager and compiled. A process for each row: those of a mode start at once,
+then measure in turn.
 
     python benchmarks/accelerator.py
 """
@@ -165,27 +165,30 @@ if __name__ == "__main__":
     print(f"{name}, torch {torch.__version__}, bf16\n")
     print("| size | batch | | images/s | TFLOP/s | of the peak | memory | waits a step | one pass, images/s |")
     print("|---|---|---|---|---|---|---|---|---|")
-    context, rows = multiprocessing.get_context("spawn"), []
-    for size, row in itertools.product(arguments.sizes, arguments.rows):
-        here, there = context.Pipe()
-        context.Process(target=measure, args=(there, row, size, arguments.rounds), daemon=True).start()
-        there.close()
-        rows.append((size, row, here))
+    context = multiprocessing.get_context("spawn")
     peak = next((PEAKS[kind] for kind in PEAKS if kind in name), None)
-    for *_, connection in rows:
-        with contextlib.suppress(EOFError):  # of a process that failed, which has said why
-            connection.recv()
-    for size, row, connection in rows:
-        batch_size = SIZES[size][-1]
-        try:
-            connection.send("go")
-            result = connection.recv()
-        except (EOFError, BrokenPipeError):
-            print(f"| {size} | {batch_size} | {row} | failed |")
-            continue
-        tflops = result["TFLOP"] / result["seconds"]
-        cells = (
-            (batch_size / result["seconds"], ".0f"), (tflops, ".0f"), (peak and tflops / peak, ".0%"),
-            (result["GiB"], ".1f"), (result.get("waits"), ".1f"), (result.get("sampling"), ".0f"),
-        )  # fmt: skip
-        print(f"| {size} | {batch_size} | {row} |", " | ".join(shown(*cell) for cell in cells), "|", flush=True)
+    for mode in ("eager", "compiled"):
+        rows = []
+        for size, row in itertools.product(arguments.sizes, arguments.rows):
+            if row.endswith(mode):
+                here, there = context.Pipe()
+                context.Process(target=measure, args=(there, row, size, arguments.rounds), daemon=True).start()
+                there.close()
+                rows.append((size, row, here))
+        for *_, connection in rows:
+            with contextlib.suppress(EOFError):  # of a process that failed, which has said why
+                connection.recv()
+        for size, row, connection in rows:
+            batch_size = SIZES[size][-1]
+            try:
+                connection.send("go")
+                result = connection.recv()
+            except (EOFError, BrokenPipeError):
+                print(f"| {size} | {batch_size} | {row} | failed |")
+                continue
+            tflops = result["TFLOP"] / result["seconds"]
+            cells = (
+                (batch_size / result["seconds"], ".0f"), (tflops, ".0f"), (peak and tflops / peak, ".0%"),
+                (result["GiB"], ".1f"), (result.get("waits"), ".1f"), (result.get("sampling"), ".0f"),
+            )  # fmt: skip
+            print(f"| {size} | {batch_size} | {row} |", " | ".join(shown(*cell) for cell in cells), "|", flush=True)

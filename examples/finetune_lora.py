@@ -85,10 +85,14 @@ def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceAr
         return pipeline
 
     def draw_samples(pipeline):
-        scale = {"guidance_scale": guidance.guidance_scale}
+        options = {"num_inference_steps": 20}
+        if encoder or num_known:
+            options["guidance_scale"] = guidance.guidance_scale
         if encoder:
-            return caption_rows(pipeline, [*all_captions(pictures)[:6], *lora.prior_captions[:2]], **scale)
-        return class_rows(pipeline, range(pipeline.num_classes)[::-1], **scale) if num_known else sample_rows(pipeline)
+            return caption_rows(pipeline, [*all_captions(pictures)[:6], *lora.prior_captions[:2]], **options)
+        if num_known:
+            return class_rows(pipeline, range(pipeline.num_classes)[::-1], **options)
+        return sample_rows(pipeline, **options)
 
     return Trainer(network, objective, dataset, config, make_pipeline, draw_samples, **files)
 

@@ -13,6 +13,7 @@ Draws images with a trained model, into one picture or a folder.
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 
 from PIL import Image
@@ -24,6 +25,7 @@ from hf_genmod.drawing.samples import draw_images
 from hf_genmod.errors import one_line_errors
 from hf_genmod.processes import processes
 from hf_genmod.recipes.arguments import parse_arguments
+from hf_genmod.training.text_encoder import VOCAB_SIZE
 
 
 @dataclasses.dataclass
@@ -31,6 +33,7 @@ class SampleArguments:
     """Samples."""
 
     model: str = HfArg(help="The checkpoint: the folder of its run, or its id on the Hub.")
+    adapter: str | None = HfArg(default=None, help="An adapter for the model: the folder of its run, or its id.")
     class_labels: list[str] = HfArg(
         default_factory=list, help="Names or numbers of classes, --num images each. Default: all."
     )
@@ -73,11 +76,29 @@ def conditions(pipeline, class_labels: list[str], prompts: list[str]) -> tuple[s
     return takes, names, [int(x) if x not in pipeline.labels and x.isdecimal() else x for x in names]
 
 
+def unknown_words(tokenizer, prompts: list[str]) -> list[str]:
+    """Words that no caption of the training had, if the tokenizer is of `train_tokenizer` and has a token for each
+    word."""
+    if len(tokenizer) >= VOCAB_SIZE:
+        return []
+    unknown = {}
+    for prompt in prompts:
+        tokens = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+        for word in re.finditer(r"[^\W_]+", prompt):
+            if not any(start <= word.start() and word.end() <= end for start, end in tokens):
+                unknown[word.group()] = True
+    return list(unknown)
+
+
 def main(arguments: SampleArguments):
     pipeline = load_pipeline(arguments.model).to(processes().device)
+    if arguments.adapter is not None:
+        pipeline.load_lora_weights(arguments.adapter)
     if "image" in pipeline.example_request():
         raise ValueError(f"{arguments.model}: this model enlarges images; give it some by `hf_genmod enlarge`")
     argument, names, values = conditions(pipeline, arguments.class_labels, arguments.prompts)
+    if argument == "prompt" and (unknown := unknown_words(pipeline.tokenizer, values)):
+        print(f"no caption of the training had {', '.join(unknown)}; the model does not know it", file=sys.stderr)
     options = {}
     if arguments.num_inference_steps is not None and pipeline.denoises:
         options["num_inference_steps"] = arguments.num_inference_steps

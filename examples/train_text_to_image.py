@@ -57,7 +57,8 @@ def main(data: CaptionedDataArguments, model: ModelArguments, text: TextArgument
         return TextToImagePipeline(*models, tokenizer, sampler, pictures.vae, pictures.value_range)
 
     def draw_samples(pipeline):
-        return caption_rows(pipeline, captions[:: -(-len(captions) // 8)], guidance_scale=text.guidance_scale)
+        options = {"guidance_scale": text.guidance_scale, "num_inference_steps": 20}
+        return caption_rows(pipeline, captions[:: -(-len(captions) // 8)], **options)
 
     depends_on = {} if is_trained else {"text_encoder": condition.fingerprint}
     return Trainer(network, objective, pictures, config, make_pipeline, draw_samples, held_out, depends_on=depends_on)

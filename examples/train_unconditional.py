@@ -28,7 +28,10 @@ def main(data: DataArguments, model: ModelArguments, config: TrainingConfig) -> 
     def make_pipeline(unet):
         return UnconditionalPipeline(unet, sampler, pictures.vae, value_range=pictures.value_range)
 
-    return Trainer(unet, objective, pictures, config, make_pipeline, sample_rows, held_out)
+    def draw_samples(pipeline):
+        return sample_rows(pipeline, num_inference_steps=20)
+
+    return Trainer(unet, objective, pictures, config, make_pipeline, draw_samples, held_out)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
     parser.add_argument("--accelerate_config")
     launch, flags = parser.parse_known_args(flags)
     file = str(EXAMPLES / f"{script}.py")
+    if not {"-h", "--help"} & set(flags):
+        print("loading PyTorch", file=sys.stderr, flush=True)  # which takes seconds
     os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run
     if launch.accelerate_config is not None:
         if not Path(launch.accelerate_config).is_file():

@@ -1,10 +1,15 @@
 """The processes of a run, and their CPU threads."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
+
+T = TypeVar("T")
 
 
 def processes() -> PartialState:
@@ -12,6 +17,27 @@ def processes() -> PartialState:
     Accelerate must be told so, or each process would take itself for the only one. They wait for each other for a day,
     as one of them may encode a data set for all."""
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+
+
+def on_each(compute: Callable[[], T]) -> list[T]:
+    """
+    What `compute` returns on each process, on all of them. It must not wait for other processes.
+
+    Raises:
+        RuntimeError: On all of several processes, if it fails or is interrupted on one of them.
+    """
+    if processes().num_processes == 1:
+        return [compute()]
+    result, error = None, None
+    try:
+        result = compute()
+    except (Exception, KeyboardInterrupt) as caught:  # the other processes wait for this one
+        error = f"{type(caught).__name__}: {caught}"
+    pairs = gather_object([(result, error)])
+    for _, error in pairs:
+        if error is not None:
+            raise RuntimeError(error)
+    return [result for result, _ in pairs]
 
 
 def upload(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:

@@ -84,6 +84,23 @@ def test_a_report_is_read_as_it_was_saved(tmp_path):
             Report.read(tmp_path / "report")
 
 
+def test_a_report_is_printed_as_a_table_that_names_the_best_setting():
+    def measures(distance):
+        hits = torch.arange(400) < 300
+        return {"frechet_distance": Estimate(distance, 400, distance - 1, distance + 1), "precision": Share.of(hits)}
+
+    settings = [{"num_inference_steps": 20, "guidance_scale": scale} for scale in (1.0, 2.5)]
+    settings = [setting | measures(distance) for setting, distance in zip(settings, (7.0, 3.0), strict=True)]
+    report = Report("model", {}, "features", 0, settings, measures(2.0))
+    share = "75.0% (70.5–79.0%)"
+    assert [re.split(" {2,}", line) for line in str(report).splitlines()] == [
+        ["", "Fréchet distance", "precision"],
+        ["20 steps, γ = 1", "7 (6–8)", share],
+        ["20 steps, γ = 2.5 (best)", "3 (2–4)", share],
+        ["held-out images", "2 (1–3)", share],
+    ]
+
+
 def test_features_are_evaluated_as_their_parts_are():
     generated, real = randn(40, 5), randn(100, 5, seed=1) + 0.2
     metrics = evaluate_features(generated, real)

@@ -1,4 +1,5 @@
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,12 @@ FEW_STEPS = ["--max_train_steps", "2", "--batch_size", "4", "--prior_samples", "
 def test_an_adapter_learns_from_a_few_pictures(base, arguments, asked, bases, few_pictures, tmp_path):
     flags = ["--base", bases / base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS,
              "--license", "mit"]  # fmt: skip
-    assert run("finetune_lora.py", *flags, *arguments).returncode == 0
+    done = run("finetune_lora.py", *flags, *arguments)
+    assert done.returncode == 0
+    (advised,) = [line for line in done.stdout.splitlines() if "hf_genmod sample" in line]
+    words = ["--model", *shlex.split(advised)[2:], "--num", 1, "--num_inference_steps", 2]
+    assert run("sample.py", *words, "--output", tmp_path / "grid.png").returncode == 0
+    assert (tmp_path / "grid.png").is_file()
     pipe = load_pipeline(bases / base)
     pipe.load_lora_weights(tmp_path / "run")
     parts = {"unet", "text_encoder"} if base == "text" else {"unet"}

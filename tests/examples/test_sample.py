@@ -1,7 +1,9 @@
+import runpy
+
 import numpy as np
 import pytest
 import torch
-from example_scripts import error_of, run
+from example_scripts import EXAMPLES, error_of, run
 from PIL import Image
 from tiny import TINY_UNET, randomized
 
@@ -12,6 +14,7 @@ from hf_genmod import (
     UnconditionalPipeline,
     load_pipeline,
 )
+from hf_genmod.training.text_encoder import train_tokenizer
 
 STEPS = ["--num_inference_steps", "3"]
 
@@ -97,3 +100,11 @@ def test_mistakes_are_one_sentence(labelled, flags, error, tmp_path):
 def test_guidance_is_refused_for_a_model_without_conditions(plain, tmp_path):
     error = error_of("sample.py", "--model", plain, "--guidance_scale", 2, "--output", tmp_path / "grid.png")
     assert error == "error: guidance_scale: the model, a UnconditionalPipeline, has no guidance; leave it out"
+
+
+def test_words_that_no_caption_had_are_named():
+    unknown_words = runpy.run_path(str(EXAMPLES / "sample.py"))["unknown_words"]
+    tokenizer = train_tokenizer(["a large red circle", "A dog's dinner", "rot-grün"])
+    assert unknown_words(tokenizer, ["a Red zebra", "large, dog's rot; grün circles"]) == ["zebra", "circles"]
+    large = train_tokenizer([f"word{i}" for i in range(9000)])
+    assert unknown_words(large, ["zebra"]) == []  # not every word of the training is one token

@@ -7,6 +7,7 @@ import pytest
 import torch
 from runs import command, make_trainer, raw_weights
 
+from hf_genmod.drawing.grids import class_rows
 from hf_genmod.errors import TrainingError
 
 
@@ -57,6 +58,30 @@ def test_a_signal_saves_the_state_and_the_same_command_continues(dataset, tmp_pa
     whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=60)
     whole.train()
     assert torch.equal(raw_weights(resumed), raw_weights(whole))
+
+
+@pytest.mark.parametrize("during", ["drawing samples", "validating"])
+def test_a_signal_ends_samples_and_validation_at_their_next_forward_pass(dataset, held_out, tmp_path, during, capsys):
+    passes = []
+
+    def observe(module, inputs):
+        passes.append(module)
+        if len(passes) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    def draw_samples(pipeline):
+        return class_rows(pipeline, num_inference_steps=50)
+
+    due = {"sampling_steps": 3} if during == "drawing samples" else {"validation_steps": 3}
+    settings = {"sampling_steps": 0, "validation_steps": 0, "max_train_steps": 9, **due}
+    trainer = make_trainer(dataset, tmp_path, draw_samples=draw_samples, held_out=held_out, **settings)
+    trainer.averaged_model.module.register_forward_pre_hook(observe)
+    with pytest.raises(SystemExit) as stopped:
+        trainer.train()
+    assert stopped.value.code == 130
+    assert len(passes) == 2
+    assert "stopping after this step" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-4"]
 
 
 PAGE_FAULTS = """

@@ -54,7 +54,7 @@ def complete_folder(path: str | os.PathLike, kwargs: dict) -> str | os.PathLike:
         if Path(folder, "training_config.json").is_file():
             kind = "an unfinished run; repeat the command of the run, which continues it"
         if Path(folder, LORA_WEIGHT_NAME_SAFE).is_file():
-            kind = "an adapter; load the model of the adapter, then the adapter by load_lora_weights"
+            kind = "an adapter; load its model, then the adapter by load_lora_weights or --adapter"
         raise FileNotFoundError(f"{folder}: no {index_file.name} in it, so it is {kind}")
     for name in component_names(read_json(index_file)):
         component = Path(folder, name)

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from hf_genmod.data.value_range import to_model_range
-from hf_genmod.processes import processes
+from hf_genmod.processes import on_each, processes
 
 CHUNK = 50  # samples in a file
 
@@ -34,21 +33,15 @@ def draw_images(
     state = processes()
     if not shared or state.num_processes == 1:
         return _draw(pipeline, request, range(count), seed, **kwargs)
-    mine = range(state.process_index, count, state.num_processes)
-    images, error = {}, None
-    try:
+
+    def share() -> list:
+        mine = range(state.process_index, count, state.num_processes)
         drawn = _draw(pipeline, request, mine, seed, **kwargs)
         # Tensors without the rest of their batch, and on no accelerator, whose number others do not know.
-        drawn = [image.cpu().clone() if isinstance(image, torch.Tensor) else image for image in drawn]
-        images = dict(zip(mine, drawn, strict=True))
-    except Exception as caught:  # the other processes wait for this one
-        error = f"{type(caught).__name__}: {caught}"
-    together = {}
-    for others, others_error in gather_object([(images, error)]):
-        if others_error:
-            raise RuntimeError(others_error)
-        together |= others
-    return [together[i] for i in range(count)]
+        return [image.cpu().clone() if isinstance(image, torch.Tensor) else image for image in drawn]
+
+    shares = on_each(share)
+    return [shares[i % state.num_processes][i // state.num_processes] for i in range(count)]
 
 
 def draw_to_folder(

@@ -22,6 +22,11 @@ class Estimate:
         return f"{self.value:.3g} ({self.low:.3g}–{self.high:.3g}, n = {self.count})"
 
     @property
+    def interval(self) -> str:
+        """As it is printed, without the number of images."""
+        return str(self).replace(f", n = {self.count}", "")
+
+    @property
     def standard_error(self) -> float:
         return (self.high - self.low) / 2 / 1.96
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.value_range import to_model_range
@@ -122,7 +123,8 @@ def train_feature_classifier(
 
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=max_train_steps)
-    train_by_cross_entropy(model, batches(), optimizer, schedule)
+    bar = tqdm(batches(), "Training the network of the features", max_train_steps, leave=False, disable=None)
+    train_by_cross_entropy(model, bar, optimizer, schedule)
     return model.eval()
 
 
@@ -186,7 +188,8 @@ def extract_features(images: Tensor, network: FeatureClassifier | PretrainedFeat
     if getattr(network, "training", False):
         raise ValueError("network: in training mode, where images of a batch may interact; call .eval() first")
     with torch.no_grad():
-        return torch.cat([network.features(to_model_range(batch).float()) for batch in images.split(batch_size)])
+        batches = tqdm(images.split(batch_size), "Features", leave=False, disable=None)
+        return torch.cat([network.features(to_model_range(batch).float()) for batch in batches])
 
 
 def as_bytes(x: Tensor) -> Tensor:

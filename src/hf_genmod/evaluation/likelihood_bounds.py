@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from hf_genmod.data.randomness import BatchRandom
 from hf_genmod.data.value_range import to_model_range
@@ -43,7 +44,7 @@ def variational_bound(
     """
     T, n = scheduler.config.num_train_timesteps, len(images)
     bounds = torch.zeros(draws, dtype=torch.float64)
-    for draw in range(draws):
+    for draw in tqdm(range(draws), "Likelihood", leave=False, disable=None):
         # The stratum of an image must not depend on the order of the images, which may be sorted by class.
         stratum = torch.randperm(n, generator=torch.Generator().manual_seed(draw))
         for part in torch.arange(n).split(batch_size):
@@ -103,8 +104,8 @@ def importance_log_likelihood(
     for part in torch.arange(n).split(batch_size):
         images = x[part]
         q = vae.encode(images).latent_dist
-        log_weights = []
-        for draws in torch.arange(k).split(max(batch_size // len(part), 1)):
+        log_weights, parts = [], torch.arange(k).split(max(batch_size // len(part), 1))
+        for draws in tqdm(parts, "Likelihood", leave=False, disable=None):
             rngs = (BatchRandom(seed, draw, part, n, x.device) for draw in draws.tolist())
             epsilon = torch.stack([rng.normal(q.mean.shape[1:], dtype=x.dtype) for rng in rngs])  # (draws, part, ...)
             z = q.mean + q.std * epsilon

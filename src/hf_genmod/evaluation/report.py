@@ -4,10 +4,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from hf_genmod.checkpoints.safety import read_json
 from hf_genmod.data.encoding import weights_fingerprint
@@ -34,6 +36,27 @@ from hf_genmod.processes import processes
 
 # Measures that are shares, or that hold shares by the name of a class.
 _SHARES = {"precision", "recall", "coverage", "recognised_share", "recognised_share_by_class", "share"}
+
+
+# What the table of a report shows.
+_COLUMNS = {
+    "frechet_distance": "Fréchet distance",
+    "precision": "precision",
+    "recall": "recall",
+    "recognised_share": "recognised",
+    "seconds": "seconds per image",
+}
+
+
+def setting_name(setting: dict) -> str:
+    """How the samples of a setting were drawn, such as "DDIM, 50 steps, γ = 2"."""
+    words = [setting.get("sampler", "").removesuffix("Scheduler").removesuffix("Multistep")]
+    words += [f"{setting['num_inference_steps']} steps"] if "num_inference_steps" in setting else []
+    symbols = {"guidance_scale": "γ", "classifier_scale": "s"}
+    words += [f"{symbol} = {setting[name]:g}" for name, symbol in symbols.items() if name in setting]
+    words += [f"{setting['prior']} prior"] if "prior" in setting else []
+    words += [f"noise level {setting['noise_level']}"] if "noise_level" in setting else []
+    return ", ".join(filter(None, words))
 
 
 @dataclasses.dataclass
@@ -65,9 +88,23 @@ class Report:
     interpolated: dict | None = None
 
     def __str__(self) -> str:
-        """One line for each setting."""
-        shown = [[item for item in setting.items() if not isinstance(item[1], dict)] for setting in self.settings]
-        return "\n".join(", ".join(f"{name} {value}" for name, value in items) for items in shown)
+        """A table with a line for each setting, the best one named, and one for held-out images."""
+        names = [name for name in _COLUMNS if any(name in setting for setting in self.settings)]
+        lines = [[setting_name(setting), setting] for setting in self.settings]
+        if len(lines) > 1:
+            next(line for line in lines if line[1] is self.best)[0] += " (best)"
+        lines.append(["held-out images", self.held_out])
+        table = [["", *(_COLUMNS[name] for name in names)]]
+        for text, measures in lines:
+            found = [measures.get(name) for name in names]
+            table.append([text, *("" if estimate is None else estimate.interval for estimate in found)])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+
+    @property
+    def best(self) -> dict:
+        """The setting of the lowest Fréchet distance."""
+        return min(self.settings, key=lambda setting: setting["frechet_distance"].value)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `evaluation.json` into a folder."""
@@ -128,6 +165,7 @@ def evaluate(
     if config.features is not None:
         load = FeatureClassifier.load if config.features.endswith(".safetensors") else PretrainedFeatures
         network = load(config.features)
+    _say(f"reading {len(pictures):,} images and {len(held_out):,} held-out ones")
     real, unseen = all_bytes(pictures), all_bytes(held_out)
     is_upsampler = "image" in pipeline.example_request()
     source, rng = held_out if is_upsampler else pictures, torch.Generator().manual_seed(config.seed)
@@ -145,10 +183,12 @@ def evaluate(
     if not state.is_main_process:
         return None
 
+    _say("computing the features of the images")
     of_real, of_unseen = extract_features(real, network), extract_features(unseen, network)
     apart = {"pixels": nearest_of(unseen, real)[0], "features": nearest_of(of_unseen, of_real)[0]}
     for name, setting, samples in zip(names, settings, drawn, strict=True):
         images = samples["images"]
+        _say(f"measuring {setting_name(setting)}")
         features = extract_features(images, network)
         setting |= {"seconds": Estimate.of(samples["seconds"]), "forward_passes": samples["forward_passes"]}
         setting |= evaluate_features(features, of_real)
@@ -165,14 +205,22 @@ def evaluate(
     if is_upsampler:
         interpolated = as_bytes(pipeline.unet_inputs(source, indices)["conditioning_image"].cpu())  # bicubic
         report.interpolated = evaluate_features(extract_features(interpolated, network), of_real)
+    _say("measuring the likelihood")
     conditions = pipeline.unet_inputs(held_out, range(len(held_out))) if pipeline.denoises else {}
     report.bits_per_dimension = bits_per_dimension(pipeline, unseen.to(state.device), **conditions)
     report.save(folder)
+    _say("drawing the figures")
     try:
         draw_figures(pipeline, settings, request, held_out, folder)
     except (ImportError, ValueError) as error:  # no matplotlib; strong guidance that diverges in few steps
         print(f"not all figures could be drawn: {error}")
     return report
+
+
+def _say(what: str) -> None:
+    """Says on the first process what takes time now."""
+    if processes().is_main_process:
+        tqdm.write(what, file=sys.stderr)
 
 
 def _draw_settings(pipeline, settings, names, samplers, request, source, folder, config) -> list[dict]:

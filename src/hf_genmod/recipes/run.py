@@ -79,7 +79,11 @@ def _next_steps(output_dir: str, dataset: str | None, sharing: SharingArguments)
         commands.insert(0, f"hf_genmod evaluate {folder} --dataset {shlex.quote(dataset)}")
     if facts.factor:
         commands.insert(0, f"hf_genmod enlarge small.png --upsamplers {folder}")
-    elif not facts.base:
+    elif facts.base:
+        flags = {"class_labels": "--class_labels", "prompt": "--prompts"}
+        asked = "".join(f"{flags[name]} {shlex.quote(str(value))} " for name, value in facts.learned.items())
+        commands.insert(0, f"hf_genmod sample {shlex.quote(facts.base)} --adapter {folder} {asked}--output grid.png")
+    else:
         prompts = f"--prompts {shlex.quote(facts.captions[0])} " if facts.captions else ""
         commands.insert(0, f"hf_genmod sample {folder} {prompts}--output grid.png")
     samples = sorted(Path(output_dir, "samples").glob("*.png"), key=lambda file: file.stat().st_mtime)

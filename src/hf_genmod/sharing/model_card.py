@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_genmod.drawing.grids import draw_checkpoint
 from hf_genmod.errors import shortened
 from hf_genmod.evaluation.estimates import Estimate, Share
-from hf_genmod.evaluation.report import Report
+from hf_genmod.evaluation.report import Report, setting_name
 from hf_genmod.processes import processes
 from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.loading import load_pipeline
@@ -127,7 +127,7 @@ def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: st
         is_shared=repo_id is not None,
         report=report,
         metrics={name: heading for name, (heading, _) in _METRICS.items() if any(name in x for x in settings)},
-        name_of=_setting_name,
+        name_of=setting_name,
         limits=_limits(report) if settings else {},
         rare_classes=[name for name, count in balance.items() if count < sum(balance.values()) / len(balance) / 2],
     )
@@ -145,7 +145,7 @@ def _metadata(facts: Facts, license: str, repo_id: str | None) -> ModelCardData:
             dataset_type=facts.report.dataset["fingerprint"],
             dataset_name=_shared_name(facts.report.dataset["name"]),
             metric_type=metric,
-            metric_name=f"{heading} ({_setting_name(setting)})",
+            metric_name=f"{heading} ({setting_name(setting)})",
             metric_value=_rounded(setting[name].value),
             metric_args={
                 "interval": [_rounded(setting[name].low), _rounded(setting[name].high)],
@@ -171,7 +171,7 @@ def _metadata(facts: Facts, license: str, repo_id: str | None) -> ModelCardData:
 def _limits(report: Report) -> dict:
     """What the measures show of the best setting, the one of the lowest Fréchet distance."""
     held_out = report.held_out
-    best = min(report.settings, key=lambda setting: setting["frechet_distance"].value)
+    best = report.best
     distance, perfect = best["frechet_distance"], held_out["frechet_distance"]
     is_comparable = distance.count == perfect.count and perfect.value > 0
     is_worse = is_comparable and distance.low > perfect.high
@@ -185,19 +185,9 @@ def _limits(report: Report) -> dict:
     }
 
 
-def _setting_name(setting: dict) -> str:
-    words = [setting.get("sampler", "").removesuffix("Scheduler").removesuffix("Multistep")]
-    words += [f"{setting['num_inference_steps']} steps"] if "num_inference_steps" in setting else []
-    symbols = {"guidance_scale": "γ", "classifier_scale": "s"}
-    words += [f"{symbol} = {setting[name]:g}" for name, symbol in symbols.items() if name in setting]
-    words += [f"{setting['prior']} prior"] if "prior" in setting else []
-    words += [f"noise level {setting['noise_level']}"] if "noise_level" in setting else []
-    return ", ".join(filter(None, words))
-
-
 def _interval(estimate: Estimate | Share | None) -> str:
     """An estimate without the number of images, which the card names once."""
-    return "" if estimate is None else str(estimate).replace(f", n = {estimate.count}", "")
+    return "" if estimate is None else estimate.interval
 
 
 def _rounded(value: float) -> float:

@@ -1,10 +1,12 @@
 """Progress of a run and the fraction of its budget used."""
 
+import contextlib
 import dataclasses
 import time
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from hf_genmod.processes import upload
 from hf_genmod.training.config import TrainingConfig
@@ -31,6 +33,13 @@ class Progress:
         return bad_steps
 
 
+PAUSES = 0.1  # the most that samples and validation take of a budget of minutes
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has come while the training paused."""
+
+
 class Clock:
     """
     Measures `fraction`, the used part of the budget, which every schedule reads, and knows of the signals to stop. All
@@ -47,6 +56,7 @@ class Clock:
         self.signals: list[int] = []  # that this process has received
         self.is_stopping = False
         self.told, self.look_every = None, 1
+        self.paused, self.last_pauses = 0.0, {}  # seconds of samples and validation, of all and of the last by name
         self.fraction = self._fraction()
 
     def tell(self, bad: torch.Tensor) -> torch.Tensor:
@@ -73,6 +83,40 @@ class Clock:
             self.last_look = (progress.step, progress.elapsed)
         self.fraction = self._fraction()
         return self.fraction
+
+    def has_time_for(self, what: str) -> bool:
+        """Whether to pause the training for something: in a budget of minutes, all pauses take a tenth of the time."""
+        if self.config.max_train_minutes is None:
+            return True
+        has_time = self.paused + self.last_pauses.get(what, 0.0) <= PAUSES * self._elapsed()
+        return broadcast_object_list([has_time])[0]
+
+    @contextlib.contextmanager
+    def pause(self, what: str, model: torch.nn.Module):
+        """Around what pauses the training and computes with a `model`, which a signal ends, and so does a tenth of a
+        budget of minutes (with a `TimeoutError`)."""
+        started = self._elapsed()
+        budget = self.config.max_train_minutes
+
+        def check(*_):
+            if self.signals:
+                raise Interrupted
+            if (
+                budget is not None
+                and self.fraction < 1
+                and self.paused + self._elapsed() - started > PAUSES * 60 * budget
+            ):
+                raise TimeoutError("a tenth of the budget is used up by samples and validation")
+
+        hook = model.register_forward_pre_hook(check)
+        try:
+            yield
+        except Interrupted:
+            pass  # the next step ends the run
+        finally:
+            hook.remove()
+            self.last_pauses[what] = self._elapsed() - started
+            self.paused += self.last_pauses[what]
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self.started

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 import torch
 
@@ -14,14 +15,15 @@ from hf_genmod.training.config import TrainingConfig
 
 
 @contextlib.contextmanager
-def stop_signals():
-    """Collects SIGINT and SIGTERM in a list instead of ending the process. A second signal ends it. In a thread beside
-    the main one, which alone receives signals, the list stays empty."""
+def stop_signals(say: Callable[[str], None]):
+    """Collects SIGINT and SIGTERM in a list instead of ending the process, and says so. A second signal ends it. In a
+    thread beside the main one, which alone receives signals, the list stays empty."""
     received = []
 
     def handler(number, frame):
         received.append(number)
         signal.signal(number, previous[number])
+        say("stopping after this step; again: at once, without saving its state")
 
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     previous = {number: signal.signal(number, handler) for number in numbers}

@@ -75,8 +75,10 @@ class Monitor:
             self.say(what)
         else:
             self.bar.set_description(what)
-        yield
-        self.bar.set_description()
+        try:
+            yield
+        finally:
+            self.bar.set_description()
 
     def add(self, bad: torch.Tensor, metrics: dict[str, torch.Tensor]):
         """Keeps the metrics of a step for the next line; `bad`, (), is 1 if the step was skipped, else 0."""

@@ -20,7 +20,10 @@ from hf_genmod.hub import why_missing
 MAX_TOKENS = 77  # as CLIP has; a longer caption raises the number
 
 
-def train_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> PreTrainedTokenizerFast:
+VOCAB_SIZE = 8192
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
     """Trains a byte-level tokenizer of up to `vocab_size` tokens on captions, by byte pair encoding (Sennrich et al.
     2016, https://arxiv.org/abs/1508.07909). It can encode any text, and ignores case."""
     captions = list(captions)

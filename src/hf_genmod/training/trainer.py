@@ -194,7 +194,7 @@ class Trainer:
         monitor.start_tracker()
         self.clock = clock = Clock(config, progress, self.accelerator)
         with (
-            stop_signals() as clock.signals,
+            stop_signals(monitor.say) as clock.signals,
             monitor.progress_bar(clock.fraction) as bar,
             contextlib.closing(self.batches),
         ):
@@ -215,17 +215,14 @@ class Trainer:
                 bad_steps = progress.count(monitor.look(), config.max_bad_steps)
                 all_bad = done and progress.bad_steps == progress.step
                 too_bad = progress.bad_steps_in_a_row >= config.max_bad_steps or all_bad
-                validation = {}
-                if self.validation_dataset is not None and self._is_due(config.validation_steps, done):
-                    models = self.averaged_model.module.eval(), self.objective
-                    with monitor.doing("validating"):
-                        validation = validation_metrics(*models, self.validation_dataset, config, self.accelerator)
+                validation = self._validation(done)
                 if done or too_bad or validation or self._is_due(config.logging_steps):
                     monitor.log(clock, learning_rate, validation, bar)
                 if bad_steps:
                     self._report_bad_steps(bad_steps, learning_rate, too_bad)
-                if self._is_due(config.sampling_steps) and not done:
-                    self._show()
+                if self._is_due(config.sampling_steps) and not done and clock.has_time_for("drawing samples"):
+                    with clock.pause("drawing samples", self.averaged_model.module):
+                        self._show()
                 if clock.is_stopping or self._is_due(config.checkpointing_steps, done):
                     with monitor.doing("saving the training state"):
                         self.state.save(self.folder, config.checkpoints_total_limit)
@@ -260,6 +257,16 @@ class Trainer:
         self.averaged_model.update(unchanged_if=bad)
         self.monitor.add(bad, {**means, "gradient_norm": gradient_norm.detach()})
         self.progress.step += 1
+
+    def _validation(self, done: bool) -> dict[str, float]:
+        """The loss on held-out images, if it is time to measure it."""
+        is_due = self.validation_dataset is not None and self._is_due(self.config.validation_steps, done)
+        if not is_due or not (done or self.clock.has_time_for("validating")):
+            return {}
+        model, what = self.averaged_model.module.eval(), "validating"
+        with self.monitor.optional(what), self.clock.pause(what, model), self.monitor.doing(what):
+            return validation_metrics(model, self.objective, self.validation_dataset, self.config, self.accelerator)
+        return {}
 
     def _is_due(self, every: int, done: bool = False) -> bool:
         """Whether it is the step for what happens `every` so many steps, 0 for never, and perhaps at the end."""

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
 from hf_genmod.data.randomness import batch_random
+from hf_genmod.processes import on_each
 from hf_genmod.training.batches import for_model
 from hf_genmod.training.config import TrainingConfig
 
@@ -25,19 +25,24 @@ def validation_metrics(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # rows may be sorted by class
     num_bands = NUM_BANDS if getattr(objective, "by_noise_level", False) else 1
     bands = torch.arange(count).tensor_split(num_bands)  # noise levels are stratified by position
-    sums = collections.Counter()  # by name and band
     dtype = next(model.parameters()).dtype
-    for band, positions in enumerate(bands):
-        mine = positions[accelerator.process_index :: accelerator.num_processes]
-        for part in mine.split(config.batch_size) if len(mine) else ():
-            rng = batch_random(config.seed, 0, part, count, accelerator.device)
-            batch = for_model(dataset.__getitems__(order[part].tolist()), dataset, rng, config.augmentation, dtype)
-            with config.autocast(accelerator.device):
-                loss, metrics = objective(model, batch, rng)
-            for name, value in {"loss": loss, **metrics}.items():
-                sums[name, band] += value.item() * len(part)
+
+    def sums() -> collections.Counter:
+        """Those of this process, by name and band."""
+        sums = collections.Counter()
+        for band, positions in enumerate(bands):
+            mine = positions[accelerator.process_index :: accelerator.num_processes]
+            for part in mine.split(config.batch_size) if len(mine) else ():
+                rng = batch_random(config.seed, 0, part, count, accelerator.device)
+                batch = for_model(dataset.__getitems__(order[part].tolist()), dataset, rng, config.augmentation, dtype)
+                with config.autocast(accelerator.device):
+                    loss, metrics = objective(model, batch, rng)
+                for name, value in {"loss": loss, **metrics}.items():
+                    sums[name, band] += value.item() * len(part)
+        return sums
+
     total = collections.Counter()
-    for of_process in gather_object([sums]):
+    for of_process in on_each(sums):
         total.update(of_process)  # adds
     means = {}
     for name in sorted({name for name, _ in total}):
