@@ -56,6 +56,8 @@ def test_images_that_nothing_opens_are_images_without_an_ending_too(tmp_path, im
         ("train.rec", b"", "a RecordIO file; write its images"),
         ("t10k-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "an IDX file, as of MNIST; write its images"),
         ("data_batch_1", b"\x80\x02}q", "a pickle; write its images"),
+        ("data_batch_1.bin", b"", "numbers without a shape, as of CIFAR; write its images"),
+        ("labels.xlsx", b"PK\x03\x04", "a table, which is used as a metadata.csv"),
         ("train.pt", b"PK\x03\x04", "a file of PyTorch; write its images"),
     ],
 )

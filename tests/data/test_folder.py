@@ -137,6 +137,11 @@ def test_other_names_hold_no_classes(tmp_path, arrays, names):
             ["images", "masks"],
             "'images' is taken for a class beside masks; if it holds all images, give",
         ),
+        (
+            "trainA testA trainB",
+            ["testA", "trainA", "trainB"],
+            "'trainA' and 'testA' are taken for classes; if they",
+        ),
         ("JPEGImages a b", ["JPEGImages", "a", "b"], "'JPEGImages' is taken for a class beside a, b; if it holds"),
     ],
 )

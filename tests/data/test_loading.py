@@ -79,6 +79,8 @@ def test_label_columns(arrays):
         assert load_pictures(rows(images, label=(text, ["a", "b", "", "a"]))).labels is None
     two = {key: (datasets.ClassLabel(names=["a", "b"]), [0, 1, 1, 0]) for key in ("coarse", "fine")}
     assert load_pictures(rows(images, **two)).labels is None
+    with pytest.raises(ValueError, match=r"several of its columns hold class labels \(coarse, fine\); choose one by"):
+        load_pictures(rows(images, **two), require_labels=True)
     assert load_pictures(rows(images, **two), label_column="fine").labels.tolist() == [0, 1, 1, 0]
 
     # A class that a split lacks keeps its number there.

@@ -126,7 +126,7 @@ def test_tables_of_several_data_sets_are_refused(tmp_path, arrays):
     for place in ("one", "two"):
         rows(images).save_to_disk(tmp_path / "saved" / place)
     with pytest.raises(
-        ValueError, match="one/data-.* belongs to a data set that `save_to_disk` wrote; give the folder one"
+        ValueError, match="one/data-.* belongs to a data set that `save_to_disk` wrote; give the folder one itself"
     ):
         load_pictures(tmp_path / "saved")
 

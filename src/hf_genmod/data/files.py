@@ -179,7 +179,7 @@ def _kind(name: str, entry: os.DirEntry, images: set[str], stems: set[str]) -> s
         return "images"
     if ending.lower() in CAPTIONS:
         return "a text without an image of its name"
-    if ending.lower() in (".csv", ".json", ".jsonl", ".tsv"):
+    if ending.lower() in (".csv", ".json", ".jsonl", ".tsv", ".xls", ".xlsx"):
         return "a table, which is used as a metadata.csv or metadata.jsonl with the names of images as file_name"
     return "no image"
 

@@ -220,6 +220,11 @@ def _classes(places: Sequence[tuple[str, ...]], splits: Sequence[str], name: str
     if alike := sorted(form for form, count in forms.items() if count > 1):
         what = f"folders whose names differ only in how Unicode writes them are one class: {shortened(alike)}"
         warnings.warn(f"{name}: {what}; rename one if they are two", stacklevel=2)
+    starts = {label: re.match("(?i:train|test|val)(?![a-z])", label) for label in sorted(forms, reverse=True)}
+    begun = {start[0].lower(): label for label, start in starts.items() if start}
+    if len(begun) > 1:
+        what = f"{' and '.join(map(repr, begun.values()))} are taken for classes; if they are splits"
+        warnings.warn(f"{name}: {what}, put each into a folder called after its split", stacklevel=2)
     of_images = [label for label in forms if _OF_IMAGES.fullmatch(label)]
     if len(of_images) == 1 < len(forms):
         others = shortened(sorted(set(forms) - set(of_images)), 3)

@@ -70,6 +70,7 @@ _CONTAINERS = [
     _Kind("a pickle", rb"\x80[\x02-\x05]", "pickle pkl", f"{_WRITE}, by pickle"),
     _Kind("a file of PyTorch", rb"(?!)", "pt pth", f"{_WRITE}, by torch"),
     _Kind("an IDX file, as of MNIST", rb"\0\0[\x08-\x0e][\x01-\x04]", "idx1-ubyte idx3-ubyte", f"{_WRITE}, by numpy"),
+    _Kind("numbers without a shape, as of CIFAR", rb"(?!)", "bin", f"{_WRITE}, by numpy"),
     _Kind("a video", rb"(?!)", "avi m4v mkv mov mp4 mpeg mpg webm wmv", "save its frames as images"),
     _Kind("a PDF", rb"%PDF", "pdf", "save its images as PNG"),
 ]

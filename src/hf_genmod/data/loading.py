@@ -170,12 +170,16 @@ def _labels(
         column = classes[0] if len(classes) == 1 else next(iter(usual), None)
     if column is None:
         if required:
-            some = range(0, len(rows), -(-len(rows) // 1000))
-            remedy = "sort the images into two or more class folders, all at one depth, or name a column by"
-            raise ValueError(
-                f"{name}: none of its columns ({', '.join(rows.column_names)}) is known to hold class labels; "
-                + (classes_in_names([*map(where, some)]) or f"{remedy} --label_column")
+            if len(classes) > 1:
+                remedy = "choose one by --label_column"
+                raise ValueError(f"{name}: several of its columns hold class labels ({shortened(classes)}); {remedy}")
+            remedy = (
+                "sort the images into two or more class folders, all at one depth, write a metadata.csv with the "
+                "columns file_name and label, or name a column by --label_column"
             )
+            hint = classes_in_names([where(row) for row in range(0, len(rows), -(-len(rows) // 1000))])
+            none = f"none of its columns ({shortened(rows.column_names, 20)}) is known to hold class labels"
+            raise ValueError(f"{name}: {none}; {hint or remedy}")
         return None, None
     feature, values = rows.features[column], column_of(rows, column).to_pylist()
     dtype = getattr(feature, "dtype", type(feature).__name__)
@@ -227,7 +231,9 @@ def _captions(rows: datasets.Dataset, name: str, column: str | None, required: b
         if required:
             reason = f"no captions (strings or lists of strings) in {repr(column) if column else 'its columns'}"
             remedy = (
-                f"choose {' or '.join(texts)} with --caption_column" if texts else "write that of 1.png into 1.txt"
+                f"choose {' or '.join(texts)} with --caption_column"
+                if texts
+                else "write that of 1.png into 1.txt, or all into a metadata.csv with the columns file_name and text"
             )
             raise ValueError(f"{name}: {reason}; {remedy}")
         if column:

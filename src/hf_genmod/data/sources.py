@@ -199,7 +199,7 @@ def _refuse_several(tables: list[File], name: str) -> None:
             ]
             kinds.setdefault(str(sorted(names.items())), f"{file.place} has {shortened(columns, 20)}")
     if len(kinds) > 1:
-        remedy = "give the folder or file of one, or list them as configurations in a README.md"
+        remedy = "give the folder or file of one, or give all of them the same columns"
         what = "its parquet files are of several data sets"
         raise ValueError(f"{name}: {what}: {shortened([*kinds.values()], 2)}; {remedy}")
 
