@@ -216,6 +216,8 @@ def _classes(places: Sequence[tuple[str, ...]], splits: Sequence[str], name: str
         what = f"the classes are its innermost folders, such as {example[differing[-1]]!r} of {'/'.join(example)}"
         warnings.warn(f"{name}: {what}; for others, keep the images in folders of one depth", stacklevel=2)
     classes = [composed(place[differing[-1]]) if len(place) == depth else None for place in places]
+    if len(set(zip(splits, classes, strict=True))) <= len(set(splits)):
+        return [None] * len(places)
     forms = Counter(composed(folder) for folder in {place[differing[-1]] for place in folders})
     if alike := sorted(form for form, count in forms.items() if count > 1):
         what = f"folders whose names differ only in how Unicode writes them are one class: {shortened(alike)}"
@@ -230,7 +232,7 @@ def _classes(places: Sequence[tuple[str, ...]], splits: Sequence[str], name: str
         others = shortened(sorted(set(forms) - set(of_images)), 3)
         what = f"{of_images[0]!r} is taken for a class beside {others}; if it holds all images"
         warnings.warn(f"{name}: {what}, give this folder as the data set", stacklevel=2)
-    return classes if len(set(zip(splits, classes, strict=True))) > len(set(splits)) else [None] * len(places)
+    return classes
 
 
 def classes_in_names(files: Sequence[str]) -> str | None:
