@@ -57,7 +57,6 @@ def test_images_that_nothing_opens_are_images_without_an_ending_too(tmp_path, im
         ("t10k-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "an IDX file, as of MNIST; write its images"),
         ("data_batch_1", b"\x80\x02}q", "a pickle; write its images"),
         ("data_batch_1.bin", b"", "numbers without a shape, as of CIFAR; write its images"),
-        ("labels.xlsx", b"PK\x03\x04", "a table, which is used as a metadata.csv"),
         ("train.pt", b"PK\x03\x04", "a file of PyTorch; write its images"),
     ],
 )
@@ -69,6 +68,13 @@ def test_files_that_may_hold_many_images_are_named_with_what_to_do(tmp_path, ima
     save(image, tmp_path / "0.png")
     with pytest.warns(UserWarning, match=rf"files that are not used \(1\): {name} \({told}"):
         assert len(load_pictures(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "captions_train2017.json", "labels.XLSX", "train.tsv"])
+def test_tables_of_other_names_are_told_how_to_be_used(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    ((file, why),) = list_files(tmp_path).others
+    assert file.place == name and why.startswith("a table, which is used as a metadata.csv or metadata.jsonl with")
 
 
 @pytest.mark.parametrize("name", ["download", "0.jpg_large", "0.dat", "0.png.1", "0.txt", "image.php"])

@@ -218,21 +218,26 @@ def _classes(places: Sequence[tuple[str, ...]], splits: Sequence[str], name: str
     classes = [composed(place[differing[-1]]) if len(place) == depth else None for place in places]
     if len(set(zip(splits, classes, strict=True))) <= len(set(splits)):
         return [None] * len(places)
-    forms = Counter(composed(folder) for folder in {place[differing[-1]] for place in folders})
+    _warn_of_classes({place[differing[-1]] for place in folders}, name)
+    return classes
+
+
+def _warn_of_classes(folders: set[str], name: str) -> None:
+    """Names class folders that look like one class, like splits, or like all images beside something else."""
+    forms = Counter(composed(folder) for folder in folders)
     if alike := sorted(form for form, count in forms.items() if count > 1):
         what = f"folders whose names differ only in how Unicode writes them are one class: {shortened(alike)}"
-        warnings.warn(f"{name}: {what}; rename one if they are two", stacklevel=2)
+        warnings.warn(f"{name}: {what}; rename one if they are two", stacklevel=4)
     starts = {label: re.match("(?i:train|test|val)(?![a-z])", label) for label in sorted(forms, reverse=True)}
     begun = {start[0].lower(): label for label, start in starts.items() if start}
     if len(begun) > 1:
         what = f"{' and '.join(map(repr, begun.values()))} are taken for classes; if they are splits"
-        warnings.warn(f"{name}: {what}, put each into a folder called after its split", stacklevel=2)
+        warnings.warn(f"{name}: {what}, put each into a folder called after its split", stacklevel=4)
     of_images = [label for label in forms if _OF_IMAGES.fullmatch(label)]
     if len(of_images) == 1 < len(forms):
         others = shortened(sorted(set(forms) - set(of_images)), 3)
         what = f"{of_images[0]!r} is taken for a class beside {others}; if it holds all images"
-        warnings.warn(f"{name}: {what}, give this folder as the data set", stacklevel=2)
-    return classes
+        warnings.warn(f"{name}: {what}, give this folder as the data set", stacklevel=4)
 
 
 def classes_in_names(files: Sequence[str]) -> str | None:
