@@ -26,6 +26,7 @@ KINDS = {
         tiny_unet(in_channels=4, out_channels=4), AncestralDDPMScheduler(clip_sample=False), tiny_vae()
     ),
 }
+AUTO_MAP = {"AutoModel": "denoising_unet.DenoisingUNet2DModel"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -52,6 +53,14 @@ def change(file, **settings):
         ("classes", "unet/config.json", {"sample_size": [10**5, 10**5]}, r"sample_size is \[100000, 100000\]"),
         ("classes", "unet/config.json", {"attention_head_dim": 0}, "its config does not define a Denoising"),
         ("classes", "unet/config.json", {"auto_map": {"AutoModel": "evil.Evil"}}, "'auto_map' names code"),
+        ("classes", "unet/config.json", {"auto_map": {"AutoModel": "evil.DenoisingUNet2DModel"}}, "names code"),
+        ("classes", "unet/config.json", {"auto_map": {"AutoModel": "user/evil--denoising_unet.X"}}, "names code"),
+        ("classes", "unet/config.json", {"auto_map": {**AUTO_MAP, "AutoModelForImages": "evil.Evil"}}, "names code"),
+        ("classes", "scheduler/scheduler_config.json", {"auto_map": AUTO_MAP}, "names code"),
+        ("classes", "model_index.json", {"auto_map": {"AutoModel": "evil.Evil"}}, "'auto_map' names code"),
+        ("classes", "model_index.json", {"auto_map": None}, "'auto_map' names code"),
+        ("text", "text_encoder/config.json", {"auto_map": AUTO_MAP}, "names code"),
+        ("latent", "vae/config.json", {"auto_map": {"AutoModel": "autoencoder_kl.AutoencoderKL"}}, "names code"),
         (
             "classes",
             "scheduler/scheduler_config.json",

@@ -7,9 +7,12 @@ import pytest
 import torch
 from bare_machine import BareMachine, fingerprint
 from checkpoint_cases import NAMES, OURS, PACKAGE, PIPELINES, TEXT_PIPELINES, index_of
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, AutoModel, DiffusionPipeline
+from tiny import tiny_vae
 
 from hf_genmod.checkpoints.bundle import bundle
+from hf_genmod.models.image_model import COMPONENT
+from hf_genmod.pipelines.autoencoder import AutoencoderPipeline
 from hf_genmod.pipelines.classifier_free_guided import ClassifierFreeGuidedPipeline
 from hf_genmod.pipelines.unconditional import UnconditionalPipeline
 
@@ -78,7 +81,7 @@ class TestEachWayOfText(TestEachWay):
     def test_text_encoder_and_tokenizer_are_those_of_transformers(self, folder):
         index = index_of(folder)
         assert index["text_encoder"][0] == index["tokenizer"][0] == "transformers"
-        assert not list(folder.glob("t*/*.py"))
+        assert [file.name for file in folder.glob("t*/*.py")] == ["component.py"]
 
 
 def test_opens_with_the_package_where_transformers_is_not_installed(folder, pipeline, hub, tmp_path):
@@ -94,20 +97,21 @@ class TestShippedCode:
         assert copies == {
             "classifier_free_guided.py": bundle(PACKAGE / "pipelines/classifier_free_guided.py"),
             "unet/denoising_unet.py": bundle(PACKAGE / "models/denoising_unet.py"),
+            "unet/component.py": COMPONENT,
             "scheduler/ancestral_ddpm.py": bundle(PACKAGE / "schedulers/ancestral_ddpm.py"),
         }
 
     def test_of_two_versions_each_pipeline_keeps_its_own(self, folder, elsewhere, tmp_path):
         other = tmp_path / "other"
         shutil.copytree(folder, other)
-        for file in other.rglob("*.py"):
+        for file in {*other.rglob("*.py")} - {other / "unet/component.py"}:  # whose text is in denoising_unet.py
             file.write_text(file.read_text() + "\n# another version\n")
         elsewhere.load_both_then_save_the_first(folder, other, tmp_path / "first")
         elsewhere.load_both_then_save_the_first(other, folder, tmp_path / "second")
         for file in folder.rglob("*.py"):
             path = file.relative_to(folder)
             assert (tmp_path / "first" / path).read_text() == file.read_text()
-            assert (tmp_path / "second" / path).read_text() == file.read_text() + "\n# another version\n"
+            assert (tmp_path / "second" / path).read_text() == (other / path).read_text()
 
 
 class TestWhatIsSaved:
@@ -117,6 +121,7 @@ class TestWhatIsSaved:
             "_diffusers_version": index_of(folder)["_diffusers_version"],
             "unet": ["denoising_unet", "DenoisingUNet2DModel"],
             "scheduler": ["ancestral_ddpm", "AncestralDDPMScheduler"],
+            "auto_map": {"AutoModel": "component.Component"},
             "vae": [None, None],
             "value_range": None,
             "id2label": {"0": "cat", "1": "dog", "2": "lizard"},
@@ -158,6 +163,50 @@ class TestWhatIsSaved:
         repo_id = hub.new_repo_id()
         pipeline.save_pretrained(str(tmp_path), push_to_hub=True, repo_id=repo_id)
         assert fingerprint(ClassifierFreeGuidedPipeline.from_pretrained(repo_id)) == fingerprint(pipeline)
+
+
+class TestAutoModel:
+    """`AutoModel` of diffusers loads each model of a checkpoint."""
+
+    @pytest.fixture(
+        params=["guided by a classifier in latent space", "in latent space"]  # of this package, and of diffusers
+        + [pytest.param(name, marks=pytest.mark.slow) for name in (*PIPELINES, "CLIP")]
+    )
+    def pipeline(self, request):
+        return (PIPELINES | TEXT_PIPELINES)[request.param]()
+
+    def loads(self, checkpoint, pipeline):
+        models = {name: model for name, model in pipeline.components.items() if isinstance(model, torch.nn.Module)}
+        for name, model in models.items():
+            loaded = AutoModel.from_pretrained(checkpoint, subfolder=name, trust_remote_code=True)
+            assert type(loaded).__name__ == type(model).__name__
+            is_own = type(model).__module__.startswith("hf_genmod.")
+            assert is_own == type(loaded).__module__.startswith("diffusers_modules.")
+            weights = loaded.state_dict()
+            assert weights.keys() == model.state_dict().keys()
+            assert all(torch.equal(weights[key], weight) for key, weight in model.state_dict().items())
+
+    def test_from_a_folder_and_from_the_hub(self, checkpoint, pipeline):
+        self.loads(checkpoint, pipeline)
+
+    def test_from_a_checkpoint_that_was_saved_again_by_its_own_code(self, folder, pipeline, tmp_path, caplog):
+        loaded = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+        assert not [record for record in caplog.records if "auto_map" in record.getMessage()]
+        loaded.save_pretrained(tmp_path / "again")
+        self.loads(str(tmp_path / "again"), pipeline)
+
+    def test_a_model_alone_or_its_config_in_a_checkpoint(self, folder, tmp_path):
+        unet = PIPELINES["guided"]().unet
+        unet.save_pretrained(tmp_path / "alone")
+        for model in (
+            AutoModel.from_pretrained(str(tmp_path / "alone"), trust_remote_code=True),
+            AutoModel.from_config(str(folder), subfolder="unet", trust_remote_code=True),
+        ):
+            assert type(model).__name__ == "DenoisingUNet2DModel"
+
+    def test_only_models_of_others_are_loaded_as_ever(self, tmp_path):
+        AutoencoderPipeline(tiny_vae()).save_pretrained(tmp_path)
+        assert isinstance(AutoModel.from_pretrained(str(tmp_path), subfolder="vae"), AutoencoderKL)
 
 
 def test_the_working_folder_does_not_matter(pipeline, folder, monkeypatch):

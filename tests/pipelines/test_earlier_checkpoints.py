@@ -93,6 +93,7 @@ def test_saving_it_again_where_it_lies_brings_it_up_to_date(earlier, expected, t
     check_code(folder)
     assert {file.name for file in folder.rglob("*.py")} == {
         "classifier_free_guided.py", "denoising_unet.py", "ancestral_ddpm.py", "variational_autoencoder.py",
+        "component.py",
     }  # fmt: skip
     check(load_pipeline(folder), earlier, expected, "latent")
 

@@ -106,8 +106,11 @@ def use_installed_classes(index: dict) -> None:
     Replaces the file of each own class in an index by this module, which has the installed classes.
 
     Raises:
-        ValueError: If a class is neither of this package nor of diffusers or transformers.
+        ValueError: If a class is neither of this package nor of diffusers or transformers, or `AutoModel` would be
+            given another file than that of this package.
     """
+    if index.pop("auto_map", own := {"AutoModel": "component.Component"}) != own:
+        raise ValueError("model_index.json: 'auto_map' names code from outside this package, which is not loaded")
     if isinstance(index.get("_class_name"), list):
         index["_class_name"] = index["_class_name"][1]
     for name, entry in index.items():

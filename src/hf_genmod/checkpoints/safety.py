@@ -17,6 +17,7 @@ from hf_genmod.checkpoints.bundle import bundle
 from hf_genmod.errors import first_line, refuse_lfs_pointers
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
 from hf_genmod.models.image_autoencoder import Autoencoder
+from hf_genmod.models.image_model import COMPONENT
 from hf_genmod.models.noisy_classifier import NoisyImageClassifier
 from hf_genmod.models.variational_autoencoder import VariationalAutoencoder
 
@@ -28,6 +29,8 @@ def check_code(folder: Path) -> None:
     package = Path(hf_genmod.__file__).parent
     for file in [*folder.glob("*.py"), *folder.glob("*/*.py")]:
         name = file.relative_to(folder)
+        if name.name == "component.py" and file.read_bytes() == COMPONENT.encode():
+            continue
         modules = [package / part / file.name for part in ("models", "pipelines", "schedulers")]
         modules = [module for module in modules if module.is_file()]
         if not modules:
@@ -40,6 +43,11 @@ def check_code(folder: Path) -> None:
                 f"{name} differs from the installed package, so the checkpoint may act differently without the "
                 "package; update the code by `load_pipeline(...).save_pretrained(...)`"
             )
+
+
+def auto_map_of(cls: type) -> dict[str, str]:
+    """What the config of a model of this package tells `AutoModel`: the file and the class."""
+    return {"AutoModel": f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"}
 
 
 def class_of_component(name: str, module: str, class_name: str) -> type:
@@ -82,7 +90,8 @@ def check_component(folder: Path, cls: type) -> None:
     for file, config in configs.items():
         for key, value in _settings_in(config):
             is_kernel = "implementation" in key and "/" in str(value)  # transformers would download and run it
-            if key in ("auto_map", "quantization_config", "custom_pipelines") or is_kernel:
+            is_own = key == "auto_map" and cls.__name__ in hf_genmod.__all__ and value == auto_map_of(cls)
+            if (key in ("auto_map", "quantization_config", "custom_pipelines") and not is_own) or is_kernel:
                 raise ValueError(f"{folder / file}: {key!r} names code from outside this package, which is not loaded")
     num_timesteps = configs.get("scheduler_config.json", {}).get("num_train_timesteps", 1)
     if not _is_at_most(num_timesteps, _MOST_TIMESTEPS):

@@ -1,7 +1,10 @@
 """What all networks share: the sizes of images and the widths of layers that they take, and how they are saved."""
 
 import functools
+import importlib
 import inspect
+import os
+from pathlib import Path
 
 from diffusers import ConfigMixin, ModelMixin
 
@@ -23,13 +26,58 @@ def in_safetensors_only(save):
     return save_safely
 
 
+def source_of(cls: type) -> tuple[str, str] | None:
+    """The name of the file, without its ending, and the source that a class is shipped with; `None` for others'."""
+    if not cls.__module__.startswith("hf_genmod."):
+        return vars(cls).get("_bundle")  # set at the end of a bundle
+    return importlib.import_module("hf_genmod.checkpoints.bundle").bundle_of(cls)
+
+
+# `AutoModel` reads the index of a checkpoint, which names one file and class for the models in all folders: this one.
+COMPONENT = '''"""The model in this folder, of the class that the index names."""
+
+import importlib
+
+from diffusers import DiffusionPipeline
+from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
+
+_OF_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+
+class Component:
+    @classmethod
+    def from_pretrained(cls, path, subfolder, **kwargs):
+        options = {name: kwargs[name] for name in _OF_HUB if kwargs.get(name) is not None}
+        module, name = DiffusionPipeline.load_config(path, **options)[subfolder]
+        if module in ("diffusers", "transformers"):
+            known = getattr(importlib.import_module(module), name)
+        else:
+            options |= {"class_name": name, "trust_remote_code": True}  # `AutoModel` has asked
+            known = get_class_from_dynamic_module(path, f"{module}.py", subfolder, **options)
+        return known.from_pretrained(path, subfolder=subfolder, **kwargs)
+'''
+
+
 class ImageModel(ModelMixin, ConfigMixin):
     """A network that folds patches of an image into channels and halves height and width from level to level."""
 
+    component_source = COMPONENT
+    _auto_class = "AutoModel"  # so that config.json names the file and the class
     save_pretrained = in_safetensors_only(ModelMixin.save_pretrained)
     push_to_hub = in_safetensors_only(ModelMixin.push_to_hub)
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm"]
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """Writes the config and, beside it, the source of the class."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if shipped := source_of(type(self)):
+            Path(save_directory, f"{shipped[0]}.py").write_text(shipped[1], encoding="utf-8", newline="\n")
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        """The arguments of the class in a config, without `auto_map`, which diffusers would warn of."""
+        return super().extract_init_dict({key: config_dict[key] for key in {*config_dict} - {"auto_map"}}, **kwargs)
 
     @property
     def size_factor(self) -> int:

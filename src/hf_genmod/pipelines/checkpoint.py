@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 
-from ..models.image_model import in_safetensors_only
+from ..models.image_model import in_safetensors_only, source_of
 from .pictures import PictureProcessor
 
 IS_INSTALLED = not __name__.startswith("diffusers_modules.")  # else this file was read from a checkpoint
-_PATHS = {"_name_or_path", "name_or_path", "is_local", "local_files_only"}  # where a component was loaded from
 
 
 def _of_vae(name: str):
@@ -56,44 +55,41 @@ class ImagePipeline(DiffusionPipeline):
         """(name in the index, class, file name, source) of the pipeline and its components whose source is saved."""
         for name, module in {"_class_name": self, **self.components}.items():
             cls = type(getattr(module, "_orig_mod", module))  # `_orig_mod`: compiled by torch
-            bundle = vars(cls).get("_bundle")  # set at the end of a bundle
-            if bundle is None and cls.__module__.startswith("hf_genmod."):
-                bundle = importlib.import_module("hf_genmod.checkpoints.bundle").bundle_of(cls)
-            if bundle is not None:
-                yield name, cls, *bundle
+            if shipped := source_of(cls):
+                yield name, cls, *shipped
 
     def to_json_string(self) -> str:
         """The index of the checkpoint: an own class is (file, class), a file that lies beside the weights."""
         index = json.loads(super().to_json_string())
         index.pop("_name_or_path", None)
-        for name, cls, stem, _ in self._shipped():
-            index[name] = [stem, cls.__name__]
+        index |= {name: [stem, cls.__name__] for name, cls, stem, _ in self._shipped()}
+        if any(hasattr(model, "component_source") for model in self.components.values()):
+            index["auto_map"] = {"AutoModel": "component.Component"}
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
-        """Writes `model_index.json` and, where diffusers looks for it, the source of each own class; removes those of
-        an earlier save."""
-
-        def source_file(name, stem):
-            return Path(save_directory, "" if name == "_class_name" else name, f"{stem}.py")
-
+        """Writes `model_index.json` and the source of each own class; removes old sources, and paths in configs."""
+        roots = {name: Path(save_directory, name) for name in self.components} | {"_class_name": Path(save_directory)}
         index_file = Path(save_directory, self.config_name)
         index = json.loads(index_file.read_text(encoding="utf-8")) if index_file.is_file() else {}
-        for name, entry in index.items():
-            known = isinstance(entry, list) and name in ("_class_name", *self.components)
-            if known and str(entry[0]).isidentifier():  # a foreign index could name any path
-                source_file(name, entry[0]).unlink(missing_ok=True)
+        for name, root in roots.items():
+            if isinstance(old := index.get(name), list) and str(old[0]).isidentifier():  # foreign ones may be any path
+                (root / f"{old[0]}.py").unlink(missing_ok=True)
         for name, _, stem, source in self._shipped():
-            file = source_file(name, stem)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(source, encoding="utf-8", newline="\n")  # the same bytes on every system
-        for name in self.components:
-            for file in Path(save_directory, name).glob("*config.json"):
-                config = json.loads(file.read_text(encoding="utf-8"))
-                kept = {key: config[key] for key in {*config} - _PATHS}
-                if kept != config:
-                    file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            roots[name].mkdir(parents=True, exist_ok=True)
+            (roots[name] / f"{stem}.py").write_text(source, encoding="utf-8", newline="\n")  # alike on every system
+        sources = [model.component_source for model in self.components.values() if hasattr(model, "component_source")]
+        for file in [file for name in self.components for file in roots[name].glob("*config.json")]:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            kept = {*config} - {"_name_or_path", "name_or_path", "is_local", "local_files_only"}
+            file.write_text(json.dumps({key: config[key] for key in sorted(kept)}, indent=2) + "\n", encoding="utf-8")
+            if sources and file.name == "config.json":
+                file.with_name("component.py").write_text(sources[0], encoding="utf-8", newline="\n")
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):  # diffusers would warn of what is for `AutoModel`
+        return super().extract_init_dict({key: config_dict[key] for key in {*config_dict} - {"auto_map"}}, **kwargs)
 
     @classmethod
     def load_config(cls, *args, **kwargs):

@@ -61,6 +61,5 @@ class PictureProcessor(VaeImageProcessor):
             raise ValueError(f"images: some of their values are not finite; {REMEDY}")
         if is_measured:
             return self.pt_to_numpy(values) if output_type == "np" else values
-        if output_type == "pil" and values.shape[1] > 4:
-            values = values[:, :3]
+        values = values[:, :3] if output_type == "pil" and values.shape[1] > 4 else values
         return super().postprocess(values, output_type, do_denormalize)
