@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -45,7 +46,12 @@ def test_images_that_nothing_opens_are_images_without_an_ending_too(tmp_path, im
         ("birds.7z", b"", "packed; unpack it"),
         ("birds", b"Rar!\x1a\x07", "packed; unpack it"),
         ("train-images-idx3-ubyte.gz", b"", "packed; unpack it"),
-        ("birds.HDF5", b"", "an HDF5 file; install h5py and give the folder that it is in, or write its images into"),
+        pytest.param(
+            "birds.HDF5",
+            b"",
+            "an HDF5 file; install h5py and give the folder that it is in, or write its images into",
+            marks=pytest.mark.skipif(find_spec("h5py") is not None, reason="h5py is installed, so that it is read"),
+        ),
         (
             "birds-train.tfrecord-00000-of-00010",
             b"",

@@ -123,6 +123,11 @@ def test_tables_of_several_data_sets_are_refused(tmp_path, arrays):
         with pytest.raises(ValueError, match=f"several data sets: one/train.parquet has image, {told}"):
             load_pictures(tmp_path / kind)
         assert len(load_pictures(tmp_path / kind / "two")) == 2
+    (tmp_path / "splits").mkdir()
+    rows(images, label=of_words).to_parquet(tmp_path / "splits" / "train.parquet")
+    rows(images).to_parquet(tmp_path / "splits" / "test.parquet")
+    assert load_pictures(tmp_path / "splits").label_names == ["a", "b"]
+    assert load_pictures(tmp_path / "splits", split="test").labels is None
     for place in ("one", "two"):
         rows(images).save_to_disk(tmp_path / "saved" / place)
     with pytest.raises(

@@ -147,9 +147,13 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
         if (ending := os.path.splitext(file.name)[1]) != ending.lower():
             raise ValueError(f"{file.path}: datasets does not read {ending}; rename it to {ending.lower()}")
     refuse_lfs_pointers(path, *(file.path for file in tables), *(path.rglob("*.arrow") if is_saved else ()))
-    if not has_configurations:
-        _refuse_several(tables, name)
-    splits = _splits_by_datasets(path, name, config_name, is_saved)
+    own_tables = [] if has_configurations else tables
+    _refuse_several(own_tables, name)
+    try:
+        splits = _splits_by_datasets(path, name, config_name, is_saved)
+    except ValueError:
+        _refuse_several(own_tables, name, by_columns=True)
+        raise
     if found.images:
         _warn_of_unused(found, splits, name)
     return splits
@@ -178,10 +182,11 @@ def _splits_by_datasets(source: str | Path, name: str, config_name: str | None, 
         raise ValueError(f"{name}: it holds no data set that can be read ({cause}); {_KINDS}") from error
 
 
-def _refuse_several(tables: list[File], name: str) -> None:
+def _refuse_several(tables: list[File], name: str, by_columns: bool = False) -> None:
     """Raises a `ValueError` if tables are of several data sets: if `save_to_disk` wrote them into folders below, or
-    parquet files have other columns or other classes."""
-    kinds = {}
+    parquet files have other classes in a column or, with `by_columns`, other columns. (`datasets` reads a test split
+    that lacks a column of the training split.)"""
+    described, first_of = {}, {}
     for file in tables:
         folder = os.path.dirname(file.path)
         if file.folders and os.path.isfile(os.path.join(folder, "state.json")):
@@ -197,11 +202,14 @@ def _refuse_several(tables: list[File], name: str) -> None:
             columns = [
                 column + (f" ({shortened(names[column])})" if names[column] else "") for column in sorted(names)
             ]
-            kinds.setdefault(str(sorted(names.items())), f"{file.place} has {shortened(columns, 20)}")
-    if len(kinds) > 1:
-        remedy = "give the folder or file of one, or give all of them the same columns"
-        what = "its parquet files are of several data sets"
-        raise ValueError(f"{name}: {what}: {shortened([*kinds.values()], 2)}; {remedy}")
+            described[file.place] = f"{file.place} has {shortened(columns, 20)}"
+            kinds = {"": str(sorted(names))} if by_columns else {c: str(n) for c, n in names.items() if n}
+            for column, kind in kinds.items():
+                other, its = first_of.setdefault(column, (file.place, kind))
+                if its != kind:
+                    both = f"{described[other]}, {described[file.place]}"
+                    remedy = "give the folder or file of one, or give all of them the same columns and classes"
+                    raise ValueError(f"{name}: its parquet files are of several data sets: {both}; {remedy}")
 
 
 def _has_configurations(path: Path) -> bool:
