@@ -1,24 +1,32 @@
-"""What README and docs name exists: folders, files, modules, names and flags."""
+"""What README and docs name exists: folders, files, modules, names and flags. Their Python runs."""
 
 import ast
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from adapter_cases import trained
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+from small_pipelines import classifier_guided, guided, of_images, of_text, unconditional, upsampler
+from tiny import tiny_autoencoder, tiny_classifier, tiny_unet
 
 import hf_genmod
+from hf_genmod import AncestralDDPMScheduler
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "hf_genmod"
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "CONTRIBUTING.md",
     ROOT / "benchmarks/README.md",
 ]
 
-# Of argparse, torchrun and accelerate.
-FOREIGN_FLAGS = {"help", "num_processes", "nproc_per_node", "num_cpu_threads_per_process"}
+# Of argparse, torchrun, accelerate and SLURM.
+FOREIGN_FLAGS = {"help", "num_processes", "nproc_per_node", "num_cpu_threads_per_process", "nnodes", "rdzv_backend"}
+FOREIGN_FLAGS |= {"rdzv_endpoint", "signal", "ntasks", "gpus"}
 
 
 def text_of(page: Path) -> str:
@@ -29,19 +37,19 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text_of(page), flags=re.MULTILINE | re.DOTALL)
 
 
-def tree(title: str) -> dict[str, str]:
-    """The lines of the tree below a heading of README: what is said of each file or folder."""
-    section = text_of(ROOT / "README.md").split(f"## {title}\n")[1].split("\n## ")[0]
+def tree(page: str, title: str) -> dict[str, str]:
+    """The lines of the tree below a heading of a page: what is said of each file or folder."""
+    section = text_of(ROOT / page).split(f"## {title}\n")[1].split("\n## ")[0]
     return dict(re.findall(r"^      (\S+) +(\S.*)$", section, flags=re.MULTILINE))
 
 
-def test_the_tree_of_the_readme_names_every_folder_and_no_other():
+def test_the_architecture_names_every_folder_and_no_other():
     folders = {f"{file.parent.name}/" for file in PACKAGE.glob("*/__init__.py")}
-    assert set(tree("The architecture")) == folders
+    assert set(tree("CONTRIBUTING.md", "The architecture")) == folders
 
 
-def test_each_folder_imports_only_from_those_above_it_in_the_readme():
-    order = [folder.rstrip("/") for folder in tree("The architecture")]
+def test_each_folder_imports_only_from_those_above_it_in_the_architecture():
+    order = [folder.rstrip("/") for folder in tree("CONTRIBUTING.md", "The architecture")]
     for position, folder in enumerate(order):
         for file in (PACKAGE / folder).glob("*.py"):
             imported = re.findall(r"^\s*from (?:hf_genmod\.|\.\.)(\w+)[. ]", text_of(file), flags=re.MULTILINE)
@@ -50,7 +58,7 @@ def test_each_folder_imports_only_from_those_above_it_in_the_readme():
 
 
 def test_the_files_of_equations_exist():
-    files = tree("For the student")
+    files = tree("docs/equations.md", "The most important files")
     assert len(files) == 6
     for file in files:
         assert (PACKAGE / file).is_file(), file
@@ -95,3 +103,61 @@ def test_flags_that_a_page_names_exist():
         own = {name for block in python_blocks(page) for name in re.findall(r"^    (\w+): ", block, re.MULTILINE)}
         named = set(re.findall(r"(?<![\w-])--([a-z]\w+)", text_of(page)))
         assert not named - flags - own, f"{page.name}: {named - flags - own}"
+
+
+def test_every_public_name_has_its_place_in_the_api():
+    named = [
+        line for page in (ROOT / "docs/api").glob("*.md") for line in re.findall(r"^::: (.*)$", text_of(page), re.M)
+    ]
+    assert len(named) == len(set(named))
+    assert {f"hf_genmod.{module}.{name}" for name, module in hf_genmod._MODULES.items()} <= set(named)
+
+
+def animals(unet=None, **kwargs):
+    return guided(unet or tiny_unet(num_classes=2), sampler(), id2label={0: "cat", 1: "dog"}, **kwargs)
+
+
+def sampler():
+    scheduler = AncestralDDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    options = {"algorithm_type": "sde-dpmsolver++", "timestep_spacing": "trailing"}
+    return DPMSolverMultistepScheduler.from_config(scheduler.config, **options)
+
+
+KELVIN = {"low": [200.0] * 3, "high": [300.0] * 3}
+# The checkpoints that pages draw with; their models are tiny and random.
+CHECKPOINTS = {
+    "mine": animals,
+    "small": animals,
+    "shapes": lambda: guided(tiny_unet(num_classes=2), sampler(), id2label={0: "circle", 1: "star"}),
+    "plain": lambda: unconditional(scheduler=sampler()),
+    "fields": lambda: guided(scheduler=sampler(), id2label={0: "ring", 1: "b", 2: "c"}, value_range=KELVIN),
+    "guided": lambda: classifier_guided(classifier=tiny_classifier(num_classes=2), id2label={0: "cat", 1: "dog"}),
+    "text": lambda: of_text(scheduler=sampler()),
+    "vae": lambda: of_images(tiny_autoencoder(vector_latents=True, latent_channels=8)),
+    "upsampler": lambda: upsampler(tiny_unet(conditioning_channels=3), sampler(), None),
+    "upsampler-2x": lambda: upsampler(tiny_unet(sample_size=16, conditioning_channels=3), sampler(), None),
+}
+FAST = ("README.md", "samplers.md")
+WITH_PYTHON = [
+    pytest.param(page, marks=[] if page.name in FAST else pytest.mark.slow, id=page.relative_to(ROOT).as_posix())
+    for page in PAGES
+    if python_blocks(page)
+]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(python_blocks(page))
+    for name in set(re.findall(r'"runs/([\w-]+)"', code)):
+        if name in CHECKPOINTS:
+            CHECKPOINTS[name]().save_pretrained(f"runs/{name}")
+        elif name in ("zebra", "okapi"):  # adapters, each with a class of this name
+            trained(animals(), name=name).save_lora_weights(f"runs/{name}")
+    for file in ("a.png", "b.png", "mine.jpg"):
+        Image.new("RGB", (12, 8), "teal").save(file)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    code = code.replace('"cuda"', repr(str(accelerator)))
+    code = re.sub(r"num_inference_steps=\d+", "num_inference_steps=4", code)
+    code = code.replace("max_train_steps=1000", "max_train_steps=2, sampling_steps=0")
+    exec(compile(code, page, "exec"), {"__name__": "page"})

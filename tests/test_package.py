@@ -81,6 +81,7 @@ def test_every_example_tells_uv_what_it_needs():
 
 def test_the_repository_has_one_address():
     address = SETTINGS["project"]["urls"]["Homepage"]
+    assert f"repo_url: {address}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert f"repository-code: {address}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 

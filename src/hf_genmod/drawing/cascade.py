@@ -28,7 +28,7 @@ def draw_cascade(
         noise_level (`int`, or one for each upsampler): s, the noise that is added to the small images, so that an
             upsampler corrects what the stage before it has drawn.
         num_inference_steps, tile_size (`int`), output_type (`str`): As for the pipelines, the same for each stage.
-        request: Arguments of the first stage. Upsamplers with labels get its `class_labels`, too.
+        request (`dict`): Arguments of the first stage. Upsamplers with labels get its `class_labels`, too.
 
     Raises:
         ValueError: If the images of a stage do not have the size, channels or labels of the next stage, or the number

@@ -24,7 +24,7 @@ def draw_images(
         request (`dict`, *optional*): Arguments with one value per image, such as "class_labels" or "prompt".
         count (`int`): The number of images, where there is no `request`.
         shared (`bool`): `False` if only this process calls this function.
-        kwargs: Arguments of the pipeline that are the same for all images.
+        kwargs (`dict`): Arguments of the pipeline that are the same for all images.
 
     Raises:
         RuntimeError: On all of several processes, if drawing fails on one of them.

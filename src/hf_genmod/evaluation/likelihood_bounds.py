@@ -33,7 +33,8 @@ def variational_bound(
     Timesteps and noise are the same for every model, so that the difference of two models is paired.
 
     Args:
-        unet, scheduler: The model and its [`AncestralDDPMScheduler`]; x̂_0 is clipped if the config says so.
+        unet (`nn.Module`): The model.
+        scheduler ([`AncestralDDPMScheduler`]): Its process; x̂_0 is clipped if the config says so.
         images (`torch.Tensor`): (n, C, H, W), uint8, or latents.
         draws (`int`): Timesteps per image, 2 or more.
         likelihood (`str`): The likelihood of x_0, as `variational_bound_term` takes it; `"gaussian"` for latents.

@@ -118,7 +118,7 @@ class AutoencoderPipeline(ImagePipeline):
         Welling 2014, Figure 4).
 
         Args:
-            image: One image, as `reconstruct` takes it.
+            image (`PIL.Image`, array or tensor): One image, as `reconstruct` takes it.
             dims (`int` or a tuple of one or two): The latents, as indices into the flattened (c, h, w).
             values (`list[float]`): The values; latents of a variational autoencoder mostly lie within ±3.
             output_type, return_dict: As `__call__` takes them.

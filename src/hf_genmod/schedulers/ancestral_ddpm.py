@@ -322,7 +322,7 @@ class AncestralDDPMScheduler(SchedulerMixin, ConfigMixin):
         x_{t'} = μ̃_t(x_t, x̂_0) + √Σ_θ z,  z ~ N(0, I) for t > 0, z = 0 at t = 0
 
         Args:
-            model_output (`torch.Tensor` of shape `(n, C, ...)`, or `(n, 2C, ...)` if the variance is learned).
+            model_output (`torch.Tensor`): Of shape `(n, C, ...)`, or `(n, 2C, ...)` if the variance is learned.
             timestep (`int` or `torch.Tensor` with one element): t, one of `timesteps`.
             generator (`torch.Generator` or a list of n, *optional*): Draws z, in the dtype of `model_output`.
             check_finite (`bool`): Raise if the result is not finite; the host waits for the device to know.

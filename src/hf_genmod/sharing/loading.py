@@ -23,7 +23,7 @@ def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) ->
 
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
-        kwargs: As [`~diffusers.DiffusionPipeline.from_pretrained`] takes them (`torch_dtype`, `variant`, `revision`,
+        kwargs (`dict`): As [`~diffusers.DiffusionPipeline.from_pretrained`] takes them (`torch_dtype`, `variant`, `revision`,
             `token`, `scheduler=...`, ...).
 
     Raises:
@@ -46,7 +46,7 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
 
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
-        kwargs: As `from_pretrained` takes them (`torch_dtype`, `revision`, `token`, ...).
+        kwargs (`dict`): As `from_pretrained` takes them (`torch_dtype`, `revision`, `token`, ...).
 
     Raises:
         ValueError: If the autoencoder needs foreign code, files elsewhere or more memory than its weights.

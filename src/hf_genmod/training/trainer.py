@@ -145,7 +145,7 @@ class Trainer:
         Trains until the budget is used and saves the checkpoint to `output_dir`.
 
         Returns:
-            The pipeline with the averaged weights.
+            `ImagePipeline`: The pipeline with the averaged weights.
 
         Raises:
             SystemExit: After SIGINT (status 130) or SIGTERM (status 143), with the training state saved.
