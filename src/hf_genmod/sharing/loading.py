@@ -23,8 +23,8 @@ def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) ->
 
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
-        kwargs (`dict`): As [`~diffusers.DiffusionPipeline.from_pretrained`] takes them (`torch_dtype`, `variant`, `revision`,
-            `token`, `scheduler=...`, ...).
+        kwargs (`dict`): As [`~diffusers.DiffusionPipeline.from_pretrained`] takes them (`dtype`, `variant`,
+            `revision`, `token`, `scheduler=...`, ...).
 
     Raises:
         FileNotFoundError: If there is no checkpoint at the path, or the weights of a component are missing.
@@ -46,7 +46,7 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
 
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or the id of a repository on the Hub.
-        kwargs (`dict`): As `from_pretrained` takes them (`torch_dtype`, `revision`, `token`, ...).
+        kwargs (`dict`): As `from_pretrained` takes them (`dtype`, `revision`, `token`, ...).
 
     Raises:
         ValueError: If the autoencoder needs foreign code, files elsewhere or more memory than its weights.
