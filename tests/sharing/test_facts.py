@@ -139,7 +139,7 @@ def test_the_runs_before_come_first_as_far_as_they_are_here(tmp_path):
 
 def test_figures_that_show_images_of_the_data_set_are_not_shared(tmp_path):
     own = ["samples.png", "loss.png", "accuracy.png"]
-    given = ["evaluation/enlarged.png", "evaluation/closest_20_pixels.png"]
+    given = ["evaluation/enlarged.png", "reconstructions.png"]
     for pipeline, shared in ((classes(), [*own, *MEASURED]), (upsampler(), own)):
         folder = tmp_path / type(pipeline).__name__
         facts = save(pipeline, folder)
@@ -149,4 +149,4 @@ def test_figures_that_show_images_of_the_data_set_are_not_shared(tmp_path):
             Image.new("RGB", (8, 8)).save(folder / name)
         assert facts.figures(shared=True) == shared
         of_upsampler = given[:1] if facts.factor else []
-        assert facts.figures(shared=False) == [*own, *MEASURED, *of_upsampler, *given[1:]]
+        assert facts.figures(shared=False) == [*given[1:], *own, *MEASURED, *of_upsampler]

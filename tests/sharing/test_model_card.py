@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet, tiny_vae
@@ -87,7 +88,7 @@ KINDS = {
     "plain": (with_prior, "An autoencoder"),
     "upsampler": (
         lambda: SuperResolutionPipeline(tiny_unet(conditioning_channels=3), AncestralDDPMScheduler(), factor=4),
-        "that enlarges images to 4 times their height and width.\nIt makes images of 8×8 pixels, RGB.",
+        "that enlarges images to 4 times their height and width. It makes images of 8×8 pixels, RGB.",
     ),
 }
 TASKS = {"text": "text-to-image", "upsampler": "image-to-image"}
@@ -95,14 +96,15 @@ TASKS = {"text": "text-to-image", "upsampler": "image-to-image"}
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run that is over."""
+    """The folder of a run that is over, with samples unless these are to be drawn."""
 
-    def make(kind="classes"):
+    def make(kind="classes", has_samples=True):
         folder = tmp_path / kind
         KINDS[kind][0]().save_pretrained(folder)
         (folder / "provenance.json").write_text(json.dumps(PROVENANCE))
         (folder / "training_config.json").write_text(json.dumps(CONFIG))
-        Image.new("RGB", (8, 8)).save(folder / "loss.png")
+        for name in ["loss.png", "samples.png"][: 1 + (has_samples and kind != "upsampler")]:
+            Image.new("RGB", (8, 8)).save(folder / name)
         return folder
 
     return make
@@ -142,13 +144,13 @@ def report(folder, *settings):
     })  # fmt: skip
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "evaluation.json").write_text(text)
-    for name in ("guidance", "steps", "trajectory", "closest_DPM-20_pixels"):
+    for name in ("guidance", "steps", "trajectory", "closest_DPMSolverMultistepScheduler-20-1_pixels"):
         Image.new("RGB", (8, 8)).save(folder / "evaluation" / f"{name}.png")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_card_says_what_it_is_where_it_comes_from_and_how_to_use_it(kind, run, monkeypatch, tmp_path, hub):
-    folder = run(kind)
+    folder = run(kind, has_samples=False)
     card = write_card(folder, "mit")
     assert (folder / "README.md").read_text() == str(card)
     card.validate()
@@ -164,7 +166,8 @@ def test_a_card_says_what_it_is_where_it_comes_from_and_how_to_use_it(kind, run,
     count = sum(weight.numel() for file in weights for weight in file.values())
     assert f"It has {count:,} parameters" in card.text
     for fact in ("12.3 minutes", "6,789 steps", "some kind", "in bf16", "torch 2.13.0", "0123456789ab", "with changes",
-                 "1,500 images of `pets`", "2 images that could not be used", "`fedcba98`", "| cat | 1200 |",
+                 "1,500 images of `pets`", "2 images that could not be used", "`fedcba98`",
+                 "| training images | 1200 | 300 |",
                  "a moving average", "The loss on 99 held-out images", PROVENANCE["command"]):  # fmt: skip
         assert fact in card.text, fact
     assert not re.search(r"\{\{|\}\}|\bNone\b|\bnan\b|TODO|somebody", str(card))
@@ -186,14 +189,121 @@ def test_every_measure_is_in_the_card_and_in_what_the_hub_shows(run, hub):
     card.validate()
     for shown in ("DPMSolver, 20 steps, γ = 3", "3.21 (2.96–3.46)", "0.654 (0.404–0.904)", "80.0% (76.9–82.9%)",
                   "88.0% (84.9–90.9%)", "0.87 (0.62–1.12)", "| 40 | 0.271 (0.021–0.521) |",
-                  "| dog | 80.8% (77.7–83.7%)",
+                  "| DPMSolver, 20 steps, γ = 3 | 95.2% (92.1–98.1%) | 80.8% (77.7–83.7%) |",
                   "3.99 (3.74–4.24) bits per dimension", "Each setting has 500 samples, with the seeds 7 to 506",
                   "held-out images | 0.4 (0.15–0.65)", "evaluation/guidance.png"):  # fmt: skip
         assert shown in card.text, shown
     results = ModelCard.load(folder / "README.md").data.eval_results
-    assert len(results) == 2 * 7 and {result.dataset_name for result in results} == {"pets"}
-    (distance,) = [x for x in results if x.metric_type == "frechet-distance" and "γ = 3" in x.metric_name]
-    assert distance.metric_value == 3.21 and distance.metric_args == {"interval": [2.96, 3.46], "samples": 500}
+    assert {result.dataset_name for result in results} == {"pets"}
+    assert {result.metric_type: result.metric_value for result in results} == {
+        "frechet-distance": 3.21, "coverage": 0.7, "accuracy": 0.88,
+    }  # fmt: skip
+    assert results[0].metric_name == "Fréchet distance (DPMSolver, 20 steps, γ = 1, 500 images, 95%: 2.96–3.46)"
+
+
+def test_a_card_begins_with_three_measures_of_the_best_setting(run):
+    folder = run()
+    report(folder, measured(1), measured(3) | {"frechet_distance": around(2.5), "recognised_share": share(450, 500)})
+    text = write_card(folder, "mit").text
+    assert (
+        "| | Fréchet distance ↓ | coverage ↑ | recognised ↑ |\n|---|---|---|---|\n"
+        "| DPMSolver, 20 steps, γ = 3 | **2.5** | **70.0%** | **90.0%** |\n"
+        "| held-out images | 0.4 | 96.0% | 88.0% |\n\n![Samples"
+    ) in text
+
+
+@pytest.mark.parametrize("kind", ["classes", "guided", "twelve"])
+def test_a_card_of_two_settings_has_less_than_120_lines_and_shows_the_closest_images_once(kind, run, hub):
+    folder, names = run(kind), [f"class {i}" for i in range(12)] if kind == "twelve" else list(NAMES.values())
+    by_class = {"recognised_share_by_class": dict.fromkeys(names, share(80, 100))}
+    report(folder, measured(1) | by_class, measured(3, copies=100) | by_class)
+    of_classes = PROVENANCE | {"class_balance": dict.fromkeys(names, 100), "dataset_id": "somebody/pets"}
+    (folder / "provenance.json").write_text(json.dumps(of_classes))
+    if kind == "guided":
+        built_on = {"built_on": {"diffusion model": str(run("unconditional"))}}
+        (folder / "training_config.json").write_text(json.dumps(CONFIG | built_on))
+    for setting in (1, 3):
+        for space in ("pixels", "features"):
+            name = f"evaluation/closest_DPMSolverMultistepScheduler-20-{setting}_{space}.png"
+            Image.new("RGB", (8, 8)).save(folder / name)
+    card = write_card(folder, "mit")
+    assert len(str(card).splitlines()) < 120
+    assert re.findall(r"closest_[^)]*", card.text) == ["closest_DPMSolverMultistepScheduler-20-3_pixels.png"]
+    assert card.text.count("<details>") == card.text.count("</details>") == 1
+    assert not re.search(r"\n\|[^\n]*\n[^|\n]", card.text)  # a table ends with an empty line
+    assert not re.search(r"\n[^|\n][^\n]*\n\|", card.text)  # and begins after one
+
+
+def test_the_hub_is_told_the_data_set_and_shown_samples_and_results(run):
+    folder = run(has_samples=False)
+    report(folder, measured(1))
+    (folder / "provenance.json").write_text(json.dumps(PROVENANCE | {"dataset_id": "somebody/pets"}))
+    card = write_card(folder, "mit", repo_id="user/pets")
+    card.validate()
+    assert card.data.datasets == ["somebody/pets"] and card.data.eval_results[0].dataset_type == "somebody/pets"
+    assert [example["text"] for example in card.data.widget] == ["cat", "dog"]
+    for example in card.data.widget:
+        assert min(Image.open(folder / example["output"]["url"]).size) >= 256
+    entries = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results" / "pets.yaml").read_text()))
+    assert {(entry.dataset_id, entry.task_id): entry.value for entry in entries} == {
+        ("somebody/pets", "frechet-distance"): 3.21,
+        ("somebody/pets", "coverage"): 0.7,
+        ("somebody/pets", "accuracy"): 0.88,
+    }
+    assert entries[0].source_url == "https://huggingface.co/user/pets"
+
+
+def test_a_data_set_that_is_not_on_the_hub_or_not_the_one_measured_on_has_no_results_there(run):
+    for kind, dataset_id, name in (("classes", None, "/home/somebody/pets"), ("guided", "somebody/pets", "others")):
+        folder = run(kind)
+        report(folder, measured(1))
+        (folder / "provenance.json").write_text(json.dumps(PROVENANCE | {"dataset_id": dataset_id}))
+        pictures = {"pictures": CONFIG["pictures"] | {"name": name}}
+        (folder / "training_config.json").write_text(json.dumps(CONFIG | pictures))
+        card = write_card(folder, "mit")
+        assert card.data.datasets == ([dataset_id] if dataset_id else None)
+        assert card.data.eval_results[0].dataset_type == "f0"
+        assert not (folder / ".eval_results").exists()
+
+
+@pytest.mark.parametrize("name", ["/home/somebody/pets", "shapes"])
+def test_the_card_of_an_autoencoder_begins_with_reconstructions(name, run):
+    folder = run("plain")
+    (folder / "training_config.json").write_text(
+        json.dumps(CONFIG | {"pictures": CONFIG["pictures"] | {"name": name}})
+    )
+    (folder / "samples").mkdir()
+    for step in (5, 10):
+        Image.new("RGB", (step, step)).save(folder / "samples" / f"step-{step:06d}.png")
+    text = write_card(folder, "mit").text
+    assert Image.open(folder / "reconstructions.png").size == (10, 10)
+    assert re.findall(r"\]\((\S*\.png)\)", text)[:2] == ["reconstructions.png", "samples.png"]
+    shared = write_card(folder, repo_id="user/pets").text  # images of the data set are not shared
+    assert ("reconstructions.png" in shared) == (name == "shapes")
+
+
+@pytest.mark.parametrize(
+    "tracker, space, link",
+    [("trackio", "user/runs", "spaces/user/runs)"), ("trackio", None, "docs/trackio)"), ("tensorboard", None, None)],
+)
+def test_a_run_that_trackio_has_tracked_has_its_badge(tracker, space, link, run):
+    folder = run("unconditional")
+    config = CONFIG | {"training": CONFIG["training"] | {"report_to": tracker}}
+    (folder / "training_config.json").write_text(json.dumps(config))
+    (folder / "provenance.json").write_text(json.dumps(PROVENANCE | {"trackio_space": space}))
+    card = write_card(folder, "mit")
+    assert ("badge.png" in card.text) == ("trackio" in card.data.tags) == (link is not None)
+    assert link is None or f"](https://huggingface.co/{link}" in card.text
+
+
+def test_the_models_on_the_hub_that_it_is_built_on_are_named(run, hub):
+    folder = run("latent")
+    HfApi().create_repo(known := hub.new_repo_id())
+    for base, repo_id, named in (
+        (known, "user/model", known), ("runs/vae", "user/model", None), (str(run("plain")), None, None),
+    ):  # fmt: skip
+        (folder / "training_config.json").write_text(json.dumps(CONFIG | {"built_on": {"autoencoder": base}}))
+        assert write_card(folder, "mit", repo_id).data.base_model == named
 
 
 def test_limits_follow_from_what_was_measured(run):
@@ -204,7 +314,7 @@ def test_limits_follow_from_what_was_measured(run):
     assert "their Fréchet distance is at best 8.0 times that of held-out images (DPMSolver, 20 steps, γ = 1)" in text
     assert "coverage is 70.0% (66.9–72.9%), that of held-out images 96.0% (92.9–98.9%)" in text
     assert "recognised less often than the average: dog" in text
-    assert "**Some samples are copies" in text and "| 20.0% (16.9–22.9%) | **yes** |" in text
+    assert "**Some samples are copies" in text and "| 20.0% (16.9–22.9%), **flagged** |" in text
     assert "not known" not in text
 
     good = run("guided")
@@ -242,7 +352,7 @@ def test_the_card_of_an_upsampler_compares_it_with_interpolation_and_shows_pictu
 def test_a_card_for_the_hub_shows_no_training_pictures(run):
     folder = run()
     report(folder, measured(1))
-    assert "closest_DPM-20_pixels.png" in write_card(folder, "mit").text
+    assert "closest_DPMSolverMultistepScheduler-20-1_pixels.png" in write_card(folder, "mit").text
     shared = write_card(folder, repo_id="user/pets")
     assert "closest_" not in shared.text and 'from_pretrained("user/pets"' in shared.text
     assert "The closest pairs are not shown here" in shared.text
@@ -254,7 +364,7 @@ def test_the_runs_before_it_are_told_too(run):
     config = CONFIG | {"built_on": {"diffusion model": str(base)}}
     (folder / "training_config.json").write_text(json.dumps(config))
     text = write_card(folder, "mit").text
-    assert "The diffusion model:\n\n```\npython train_unconditional.py\n```" in text
+    assert re.search(r"The diffusion model: 1,500 images .*\n\n```\npython train_unconditional.py\n```", text)
     assert text.index("train_unconditional.py") < text.index(PROVENANCE["command"])
 
 
@@ -360,4 +470,5 @@ def test_the_card_of_a_guided_model_says_which_images_are_whose(run):
     (base / "training_config.json").write_text(json.dumps(CONFIG | {"pictures": pictures}))
     (folder / "training_config.json").write_text(json.dumps(CONFIG | {"built_on": {"diffusion model": str(base)}}))
     text = write_card(folder, "mit").text
-    assert "The diffusion model: 9,000 images of `somebody/all`.\nThe classifier: 1,500 images of `pets`.\n" in text
+    assert "The diffusion model: 9,000 images of `somebody/all`." in text
+    assert "The classifier: 1,500 images of `pets`." in text

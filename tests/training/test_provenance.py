@@ -40,6 +40,7 @@ def test_the_origin_of_latents_and_of_an_adapter_is_that_of_their_images():
         tiny_unet(num_classes=2), AncestralDDPMScheduler(), id2label={0: "a", 1: "b"}
     )
     facts = {"num_pictures": 3, "fingerprint": images.fingerprint, "class_balance": {"b": 2, "a": 1}, "captions": [],
+             "dataset_id": None,
              "request": {"class_labels": "b"}}  # fmt: skip
     latents, mixed = LatentDataset(images, tiny_autoencoder()), PriorSamples(images, pipeline, 0, {})
     assert [origin(dataset, pipeline) for dataset in (images, latents, mixed)] == [facts] * 3
@@ -88,3 +89,14 @@ def test_below_the_checkout_of_another_project_there_is_no_commit(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, **run)
     assert done.stdout.strip() == "None"
+
+
+def test_a_data_set_that_no_folder_here_has_is_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "pets").mkdir(parents=True)
+    pipeline = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+    names = {"user/pets": "user/pets", "user/pets (train)": "user/pets", "data/pets": None, "pets": None,
+             "shapes": None, "a/b/c": None, str(tmp_path / "pets"): None}  # fmt: skip
+    for name, expected in names.items():
+        pictures = PictureDataset([Image.new("RGB", (8, 8))], name)
+        assert origin(pictures, pipeline)["dataset_id"] == expected

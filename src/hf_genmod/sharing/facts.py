@@ -1,6 +1,7 @@
 """What the folder of a run says about its checkpoint or adapter."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from hf_genmod.checkpoints.reading import component_names
 from hf_genmod.checkpoints.safety import read_json, shapes_in
 from hf_genmod.evaluation.report import Report
 from hf_genmod.training.run_folder import PROVENANCE, RunFolder
+
+_MOST_EXAMPLES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,16 +157,74 @@ class Facts:
                 stages += [*before, (kind, facts)]
         return [*stages, (None, self)]
 
+    @property
+    def dataset_id(self) -> str | None:
+        """The id on the Hub of the data set, if it was loaded from there."""
+        return self.provenance.get("dataset_id")
+
+    @property
+    def measured_id(self) -> str | None:
+        """The id on the Hub of the data set that the report compares samples with."""
+        is_same = self.report and self.report.dataset["name"] == self.settings.get("pictures", {}).get("name")
+        return self.dataset_id if is_same else None
+
+    @property
+    def uses_trackio(self) -> bool:
+        return self.settings.get("training", {}).get("report_to") == "trackio"
+
+    @property
+    def example_request(self) -> tuple[list[str], dict[str, list]]:
+        """What the images in `images/` are of, in words and as arguments with one value per image, which are empty if
+        the images differ by their seeds alone."""
+        if self.class_names:
+            names = self.class_names[:_MOST_EXAMPLES]
+            return names, {"class_labels": list(range(len(names)))}
+        if count := self.configs.get("classifier", self.configs.get("unet", {})).get("num_classes"):
+            labels = list(range(min(count, _MOST_EXAMPLES)))
+            return [f"class {label}" for label in labels], {"class_labels": labels}
+        if self.captions:
+            captions = self.captions[:_MOST_EXAMPLES]
+            return captions, {"prompt": captions}
+        return [f"seed {i}" for i in range(_MOST_EXAMPLES)], {}
+
+    @property
+    def examples(self) -> list[tuple[str, str]]:
+        """The images that the Hub shows of the model: (what is asked for, file)."""
+        if self.base:
+            found = [(str(value), "samples.png") for value in self.learned.values()]
+        else:
+            found = [(name, f"images/{i}.png") for i, name in enumerate(self.example_request[0])]
+        return [(name, file) for name, file in found if (self.folder / file).is_file()]
+
     def figures(self, shared: bool) -> list[str]:
         """The figures for the card that are in the folder; for a card that is shared, those that show no images of
-        the data set. The figures of an upsampler do."""
-        names = ["samples.png", "loss.png", "accuracy.png"]
-        if not (shared and self.factor):
+        the data set, unless the package draws these. The figures of an upsampler do."""
+        is_open = not shared or self.settings.get("pictures", {}).get("name") == "shapes"
+        names = ["reconstructions.png"] if is_open else []
+        names += ["samples.png", "loss.png", "accuracy.png"]
+        if is_open or not self.factor:
             names += [f"evaluation/{name}.png" for name in ("guidance", "steps", "trajectory")]
-        if not shared:
-            names += ["evaluation/enlarged.png"] if self.factor else []
-            names += sorted(f"evaluation/{file.name}" for file in self.folder.glob("evaluation/closest_*.png"))
+        names += ["evaluation/enlarged.png"] if is_open and self.factor else []
+        closest = self.closest
+        names += [closest] if closest and not shared else []
         return [name for name in names if (self.folder / name).is_file()]
+
+    @property
+    def closest(self) -> str | None:
+        """The figure of the samples that are closest to training images: of the setting, and of the space, with most
+        samples nearer than the threshold."""
+        found = [
+            (found["share"].value, _file_name(setting), space)
+            for setting in (self.report.settings if self.report else [])
+            for space, found in setting["memorisation"].items()
+        ]
+        _, name, space = max(found, key=lambda entry: entry[0], default=(0, None, None))
+        return name and f"evaluation/closest_{name}_{space}.png"
+
+
+def _file_name(setting: dict) -> str:
+    """The name of the files of a setting, of the arguments that come before its measures."""
+    return "-".join(str(value) for _, value in itertools.takewhile(lambda item: item[0] != "seconds", setting.items()))
 
 
 def _literal(value: str | int) -> str:

@@ -1,6 +1,7 @@
 """The card of a checkpoint, `README.md`: its words are in the template beside this file, its values in the folder."""
 
 import hashlib
+import math
 import os
 import re
 import shlex
@@ -8,27 +9,19 @@ import shutil
 from pathlib import Path
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
+from PIL import Image
 
 from hf_genmod.drawing.grids import draw_checkpoint
+from hf_genmod.drawing.samples import draw_images
 from hf_genmod.errors import shortened
 from hf_genmod.evaluation.estimates import Estimate, Share
 from hf_genmod.evaluation.report import Report, setting_name
 from hf_genmod.processes import processes
 from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.loading import load_pipeline
+from hf_genmod.sharing.metadata import METRICS, card_metadata, headline, shared_name, write_eval_results
 from hf_genmod.training.run_folder import RunFolder
-
-# Name in evaluation.json -> heading in the card, and metric on the Hub.
-_METRICS = {
-    "frechet_distance": ("Fréchet distance", "frechet-distance"),
-    "kernel_distance": ("kernel distance", "kernel-distance"),
-    "precision": ("precision", "precision"),
-    "recall": ("recall", "recall"),
-    "density": ("density", "density"),
-    "coverage": ("coverage", "coverage"),
-    "recognised_share": ("recognised", "accuracy"),
-}
 
 
 def write_card(
@@ -58,10 +51,10 @@ def write_card(
         return ModelCard.load(file)
     facts = facts or Facts.read(folder)
     license = check_license(license) if license else license_of(folder)
-    if not (facts.folder / "samples.png").is_file():
-        _draw_samples(facts)
+    _draw_samples(facts)
     text = _fill_template(facts, license, repo_id, revision)
     file.write_text(f"{text}\n<!-- {_digest(text)} -->\n", encoding="utf-8")
+    write_eval_results(facts, repo_id)
     return ModelCard.load(file)
 
 
@@ -95,12 +88,13 @@ def _digest(text: str) -> str:
 
 
 def _draw_samples(facts: Facts):
-    """Draws `samples.png`; for an adapter it is the last image that its run has drawn."""
-    file = facts.folder / "samples.png"
-    if facts.base:
-        drawn = sorted(facts.folder.glob("samples/step-*.png"))
-        if drawn:
-            shutil.copyfile(drawn[-1], file)
+    """Draws `samples.png` and the images that the Hub shows, if they are missing. The reconstructions of an
+    autoencoder and the samples of an adapter are the last that its run has drawn."""
+    file, drawn = facts.folder / "samples.png", sorted(facts.folder.glob("samples/step-*.png"))
+    last = file if facts.base else facts.folder / "reconstructions.png"
+    if drawn and "unet" not in facts.configs and not last.is_file():
+        shutil.copyfile(drawn[-1], last)
+    if facts.base or file.is_file():
         return
     pipeline = load_pipeline(facts.folder).to(processes().device)
     request = pipeline.example_request()
@@ -108,17 +102,29 @@ def _draw_samples(facts: Facts):
         return  # an upsampler, which enlarges given images, or an autoencoder without a prior
     pipeline.set_progress_bar_config(disable=True)
     draw_checkpoint(pipeline, facts.captions).save(file)
+    names, each = facts.example_request
+    options = {"num_inference_steps": 20} if pipeline.denoises else request
+    (facts.folder / "images").mkdir(exist_ok=True)
+    for i, image in enumerate(draw_images(pipeline, each, len(names), shared=False, **options)):
+        scale = math.ceil(256 / min(image.size))
+        enlarged = image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
+        enlarged.save(facts.folder / "images" / f"{i}.png")
 
 
 def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: str | None) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    filters = {"interval": _interval, "shortened": shortened, "shared_name": _shared_name, "thousands": "{:,}".format}
+    filters = {"interval": _interval, "shortened": shortened, "shared_name": shared_name, "thousands": "{:,}".format}
+    filters |= {"cell": lambda text: text.replace("|", "¦"), "value": lambda measure: str(measure).split(" (")[0]}
     environment.filters |= filters | {"shared_command": _shared_command}
     template = Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")
     report, settings = facts.report, facts.report.settings if facts.report else []
     balance = facts.provenance.get("class_balance", {})
+    columns = {"held-out images": report.held_out} if report else {}
+    columns = {setting_name(setting): setting for setting in settings} | columns
+    recognised = {name: found["recognised_share_by_class"] for name, found in columns.items()
+                  if "recognised_share_by_class" in found}  # fmt: skip
     text = environment.from_string(template).render(
-        metadata=_metadata(facts, license, repo_id).to_yaml(),
+        metadata=card_metadata(facts, license, repo_id).to_yaml(),
         title=repo_id or facts.name,
         facts=facts,
         usage=facts.usage(repo_id or facts.folder.as_posix(), revision),
@@ -126,58 +132,28 @@ def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: st
         figures=facts.figures(shared=repo_id is not None),
         is_shared=repo_id is not None,
         report=report,
-        metrics={name: heading for name, (heading, _) in _METRICS.items() if any(name in x for x in settings)},
+        metrics={name: heading for name, (heading, _) in METRICS.items() if any(name in x for x in settings)},
         name_of=setting_name,
+        best=report.best if settings else None,
+        headline=headline(facts),
         limits=_limits(report) if settings else {},
+        recognised=recognised,
+        classes=list(balance or next(iter(recognised.values()), {})),
+        balance=balance,
         rare_classes=[name for name, count in balance.items() if count < sum(balance.values()) / len(balance) / 2],
     )
     text = text.encode(errors="surrogateescape").decode(errors="replace")  # paths that the locale cannot decode
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _metadata(facts: Facts, license: str, repo_id: str | None) -> ModelCardData:
-    is_on_hub = facts.base is not None and not os.path.isdir(facts.base)
-    is_text = "tokenizer" in facts.configs or "prompt" in facts.learned
-    task = "image-to-image" if facts.factor else "text-to-image" if is_text else "unconditional-image-generation"
-    results = [
-        EvalResult(
-            task_type=task,
-            dataset_type=facts.report.dataset["fingerprint"],
-            dataset_name=_shared_name(facts.report.dataset["name"]),
-            metric_type=metric,
-            metric_name=f"{heading} ({setting_name(setting)})",
-            metric_value=_rounded(setting[name].value),
-            metric_args={
-                "interval": [_rounded(setting[name].low), _rounded(setting[name].high)],
-                "samples": setting[name].count,
-            },
-        )
-        for setting in (facts.report.settings if facts.report else [])
-        for name, (heading, metric) in _METRICS.items()
-        if name in setting
-    ]
-    return ModelCardData(
-        license=license,
-        library_name="diffusers",
-        pipeline_tag=task,
-        tags=["diffusers", "hf_genmod", *(["lora"] if facts.base else [])],
-        base_model=facts.base if is_on_hub else None,
-        base_model_relation="adapter" if is_on_hub else None,
-        model_name=(repo_id or facts.name).split("/")[-1] if results else None,
-        eval_results=results or None,
-    )
-
-
 def _limits(report: Report) -> dict:
-    """What the measures show of the best setting, the one of the lowest Fréchet distance."""
-    held_out = report.held_out
-    best = report.best
+    """What the measures show of the best setting."""
+    held_out, best = report.held_out, report.best
     distance, perfect = best["frechet_distance"], held_out["frechet_distance"]
     is_comparable = distance.count == perfect.count and perfect.value > 0
     is_worse = is_comparable and distance.low > perfect.high
     classes = best.get("recognised_share_by_class", {})
     return {
-        "best": best,
         "distance_ratio": distance.value / perfect.value if is_worse else None,
         "is_less_varied": best["coverage"].high < held_out["coverage"].low,
         "unrecognised": [name for name, share in classes.items() if share.high < best["recognised_share"].value],
@@ -188,17 +164,6 @@ def _limits(report: Report) -> dict:
 def _interval(estimate: Estimate | Share | None) -> str:
     """An estimate without the number of images, which the card names once."""
     return "" if estimate is None else estimate.interval
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def _shared_name(name: str) -> str:
-    """The name of a data set without the path on this machine: an id, or the last part of a path, and the split."""
-    path, bracket, split = name.partition(" (")
-    is_path = Path(path).expanduser().exists() or Path(path).is_absolute() or path.startswith((".", "~"))
-    return f"{Path(path).name if is_path else path}{bracket}{split}"
 
 
 def _shared_command(command: str) -> str:

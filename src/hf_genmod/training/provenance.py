@@ -13,26 +13,30 @@ from pathlib import Path
 import torch
 
 from hf_genmod import __version__
+from hf_genmod.hub import can_be_id
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "huggingface_hub", "peft")
 
 
 def provenance(num_processes: int = 1) -> dict:
     """The "command" of this process, to paste into a shell, with the home folder as `~`; the "versions" of packages;
-    the "commit" of this package, `None` outside a git checkout; and the "hardware", in words."""
+    the "commit" of this package, `None` outside a git checkout; the "hardware", in words; and the "trackio_space" that
+    the environment names for Trackio."""
     versions = {"hf_genmod": __version__, "python": platform.python_version()}
     return {
         "command": _command(num_processes),
         "versions": versions | {package: importlib.metadata.version(package) for package in _PACKAGES},
         "commit": _commit(),
         "hardware": _hardware(num_processes),
+        "trackio_space": os.environ.get("TRACKIO_SPACE_ID"),
     }
 
 
 def origin(dataset: torch.utils.data.Dataset, pipeline) -> dict:
-    """What a pipeline was trained on, with three of the captions, and the "request": what the pipeline is asked by to
-    draw the first image, but for an "image" to enlarge."""
+    """What a pipeline was trained on, with the "dataset_id" of a data set on the Hub and three captions, and the
+    "request": what the pipeline is asked by to draw the first image, but for an "image" to enlarge."""
     pictures, names = dataset.pictures, dataset.pictures.label_names or []
+    name = pictures.name.partition(" (")[0]  # without the split
     balance = collections.Counter(pictures.labels.tolist() if names else ())
     request = {name: values[0] for name, values in pipeline.request_for(pictures, [0]).items() if name != "image"}
     if names and "class_labels" in request:
@@ -40,6 +44,7 @@ def origin(dataset: torch.utils.data.Dataset, pipeline) -> dict:
     return {
         "num_pictures": len(pictures),
         "fingerprint": pictures.fingerprint,
+        "dataset_id": name if "/" in name and can_be_id(name) and not Path(name).exists() else None,
         "class_balance": {name: balance[label] for label, name in enumerate(names) if balance[label]},
         "captions": (pictures.captions or [])[:3],
         "request": request,
