@@ -11,7 +11,7 @@ import pytest
 from example_scripts import SMALL
 
 from hf_genmod import __version__
-from hf_genmod.__main__ import EXAMPLES, SCRIPTS, TASKS
+from hf_genmod.__main__ import EXAMPLES, SCRIPTS, TASKS, main
 
 # Runs the command in a process that then says what it has imported.
 COMMAND = """
@@ -56,14 +56,29 @@ def answer(*arguments) -> str:
             ["train", "cfg", "--accelerate_config", "fsdp.yaml"],
             "error: accelerate_config: there is no file fsdp",
         ),
-        (["train", "cfg", "--num_processes", "9999"], "error: num_processes: 9999 is not within 1 ... "),
-        (["doctor", ""], "error: path: it is empty; give the folder of a data set or of a run"),
-        (["push", " ", "user/name"], "error: path: it is empty; give"),
         (["train", "cfg", "pets"], "error: pets: belongs to no flag; put its flag in front, such as --dataset pets"),
     ],
 )
 def test_a_mistake_is_answered_with_what_there_is(arguments, expected):
     assert answer(*arguments).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["train", "cfg", "--num_processes", "9999"], "error: num_processes: 9999 is not within 1 ... "),
+        (["doctor", ""], "error: path: it is empty; give the folder of a data set or of a run"),
+        (["push", " ", "user/name"], "error: path: it is empty; give"),
+    ],
+)
+def test_a_mistake_that_is_found_with_all_libraries_is_answered_too(arguments, expected, capsys, monkeypatch):
+    """In this process, as importing them takes seconds."""
+    monkeypatch.setenv("HF_GENMOD_COMMAND", "")  # which the command sets, and which is put back
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(expected)
 
 
 def test_every_script_is_a_command():

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -8,29 +9,38 @@ import torch
 from hf_genmod.processes import check_processes, threads_of
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-PROGRAM = "import torch; from hf_genmod.processes import use_cores; use_cores({}); print(torch.get_num_threads())"
 LAUNCHED = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
+CASES = [  # the environment, what is asked for, and the number of threads
+    ({**LAUNCHED, "OMP_NUM_THREADS": "1"}, None, max(1, CORES // 2)),  # what torchrun sets where nobody did
+    ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}, None, CORES),
+    ({**LAUNCHED, "LOCAL_WORLD_SIZE": f"{CORES}", "OMP_NUM_THREADS": "2"}, None, min(2, CORES)),
+    ({"OMP_NUM_THREADS": "1"}, None, 1),  # of a person
+    ({**LAUNCHED, "OMP_NUM_THREADS": "1"}, 1, 1),
+]
+# One process for the cases of each OMP_NUM_THREADS, as torch reads it once, when it is imported.
+PROGRAM = """
+import json, os, sys, torch
+from hf_genmod.processes import use_cores
+inherited, at_first = dict(os.environ), torch.get_num_threads()
+for environment, num_threads in json.loads(sys.argv[1]):
+    os.environ.clear()
+    os.environ.update(inherited | environment)
+    torch.set_num_threads(at_first)
+    use_cores(num_threads)
+    print(torch.get_num_threads())
+"""
 
 
-@pytest.mark.parametrize(
-    "environment, num_threads, expected",
-    [
-        ({**LAUNCHED, "OMP_NUM_THREADS": "1"}, None, max(1, CORES // 2)),  # what torchrun sets where nobody did
-        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}, None, CORES),
-        ({**LAUNCHED, "LOCAL_WORLD_SIZE": f"{CORES}", "OMP_NUM_THREADS": "2"}, None, min(2, CORES)),
-        ({"OMP_NUM_THREADS": "1"}, None, 1),  # of a person
-        ({**LAUNCHED, "OMP_NUM_THREADS": "1"}, 1, 1),
-    ],
-)
-def test_a_launched_process_takes_its_share_of_the_cores_unless_a_person_says_otherwise(
-    environment, num_threads, expected
-):
+@pytest.mark.parametrize("omp_num_threads", ["1", "2"])
+def test_a_launched_process_takes_its_share_of_the_cores_unless_a_person_says_otherwise(omp_num_threads):
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "TORCH", "MKL"))
     }
-    command = [sys.executable, "-c", PROGRAM.format(num_threads)]
-    done = subprocess.run(command, env=inherited | environment, capture_output=True, text=True, timeout=300)
-    assert int(done.stdout) == expected, done.stderr
+    cases = [case for case in CASES if case[0]["OMP_NUM_THREADS"] == omp_num_threads]
+    command = [sys.executable, "-c", PROGRAM, json.dumps([case[:2] for case in cases])]
+    environment = inherited | {"OMP_NUM_THREADS": omp_num_threads}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert [int(line) for line in done.stdout.split()] == [expected for _, _, expected in cases], done.stderr
 
 
 def test_processes_share_the_cores():

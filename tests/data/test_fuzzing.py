@@ -80,27 +80,30 @@ def mutant(data: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-# What a machine with little memory makes of a folder: how many pictures it has, and how many are left out.
+# What a machine with little memory makes of folders: how many pictures each has, and how many are left out.
 LOAD = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
 import json
 from hf_genmod.data.loading import load_pictures
-try:
-    pictures = load_pictures(sys.argv[1], resolution=8, on_bad_image=sys.argv[3])
-    batch = pictures.__getitems__(range(len(pictures)))["images"]
-    print(json.dumps([len(batch), len(pictures.skipped), list(batch.shape[2:]), bool(batch.isfinite().all())]))
-except ValueError as error:
-    print(json.dumps(str(error)))
+for folder, on_bad_image in json.loads(sys.argv[2]):
+    try:
+        pictures = load_pictures(folder, resolution=8, on_bad_image=on_bad_image)
+        batch = pictures.__getitems__(range(len(pictures)))["images"]
+        print(json.dumps([len(batch), len(pictures.skipped), list(batch.shape[2:]), bool(batch.isfinite().all())]))
+    except ValueError as error:
+        print(json.dumps(str(error)))
 """
 
 
-def load(folder, cache, on_bad_image="skip"):
-    command = [sys.executable, "-c", LOAD, str(folder), str(8 * GIGABYTE), on_bad_image]
+def load(cache, *folders):
+    """The answers for folders, each with what to do about an unusable image, by one process."""
+    folders = json.dumps([(str(folder), on_bad_image) for folder, on_bad_image in folders])
+    command = [sys.executable, "-c", LOAD, str(8 * GIGABYTE), folders]
     environment = {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=550, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def write_mutants(folder, files, count, seed):
@@ -120,8 +123,8 @@ def of_kind(measured):
     return kinds[measured]
 
 
-def check_folder(folder, cache, count):
-    answer = load(folder, cache)
+def check(answer, count):
+    """Checks what a folder of mutants gave; returns how many were left out."""
     if isinstance(answer, str):  # a mutant became a sound file of another kind, which is named
         assert "\n" not in answer and ("several kinds" in answer or "value" in answer), answer
         return 0
@@ -131,27 +134,35 @@ def check_folder(folder, cache, count):
     return skipped
 
 
+def check_folder(folder, cache, count):
+    (answer,) = load(cache, (folder, "skip"))
+    check(answer, count)
+
+
 class TestPictures:
     def test_sound_files_all_load(self, tmp_path):
         for measured in (False, True):
-            folder = tmp_path / str(measured)
-            folder.mkdir()
-            files = of_kind(measured)
-            for i, (ending, data) in enumerate(files):
-                (folder / f"{i}.{ending}").write_bytes(data)
-            assert load(folder, tmp_path / "cache")[:2] == [len(files), 0]
+            (tmp_path / str(measured)).mkdir()
+            for i, (ending, data) in enumerate(of_kind(measured)):
+                (tmp_path / str(measured) / f"{i}.{ending}").write_bytes(data)
+        answers = load(tmp_path / "cache", *((tmp_path / str(measured), "skip") for measured in (False, True)))
+        assert [answer[:2] for answer in answers] == [[len(of_kind(measured)), 0] for measured in (False, True)]
 
-    @pytest.mark.parametrize("measured", [False, True])
-    def test_mutants_load_or_are_left_out(self, tmp_path, measured):
-        write_mutants(tmp_path / "pictures", of_kind(measured), 300 if not measured else 60, seed=0)
-        assert check_folder(tmp_path / "pictures", tmp_path / "cache", 300 if not measured else 60) > 10
-        answer = load(tmp_path / "pictures", tmp_path / "cache", on_bad_image="error")
-        assert isinstance(answer, str) and "\n" not in answer
+    def test_mutants_load_or_are_left_out(self, tmp_path):
+        counts = {False: 300, True: 60}
+        for measured, count in counts.items():
+            write_mutants(tmp_path / str(measured), of_kind(measured), count, seed=0)
+        folders = [(tmp_path / str(measured), mode) for measured in counts for mode in ("skip", "error")]
+        of_pictures, error_of_pictures, of_values, error_of_values = load(tmp_path / "cache", *folders)
+        assert check(of_pictures, counts[False]) > 10 and check(of_values, counts[True]) > 10
+        for answer in (error_of_pictures, error_of_values):
+            assert isinstance(answer, str) and "\n" not in answer
 
-    @pytest.mark.parametrize("seed", range(3))
-    def test_mutants_of_arrays_load_or_are_left_out(self, tmp_path, seed):
-        write_mutants(tmp_path / "arrays", [sound_files()[13]], 40, seed)
-        check_folder(tmp_path / "arrays", tmp_path / "cache", 40)
+    def test_mutants_of_arrays_load_or_are_left_out(self, tmp_path):
+        for seed in range(3):
+            write_mutants(tmp_path / str(seed), [sound_files()[13]], 40, seed)
+        for answer in load(tmp_path / "cache", *((tmp_path / str(seed), "skip") for seed in range(3))):
+            check(answer, 40)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(1, 21))

@@ -102,7 +102,8 @@ def test_an_adapter_is_trained_by_two_processes_as_by_one(base, bases, few_pictu
 def test_an_adapter_for_another_text_encoder_is_another_run(bases, few_pictures, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(bases / "text", base)
-    flags = ["--base", base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS]
+    flags = ["--base", base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS,
+             "--sampling_steps", 0]  # fmt: skip
     assert run("finetune_lora.py", *flags, "--caption", "a zorb").returncode == 0
     weights = load_file(base / "text_encoder" / "model.safetensors")
     save_file({name: weight + 1 for name, weight in weights.items()}, base / "text_encoder" / "model.safetensors")
@@ -110,13 +111,15 @@ def test_an_adapter_for_another_text_encoder_is_another_run(bases, few_pictures,
 
 
 def test_a_push_that_failed_leaves_the_run_complete_and_is_made_up_for_by_the_same_command(
-    bases, few_pictures, tmp_path, hub
+    bases, few_pictures, tmp_path, hub, monkeypatch
 ):
     """And whatever its script calls its arguments."""
+    # The proof takes seconds.
+    monkeypatch.setattr("hf_genmod.sharing.push.sample_without_package", lambda where, **options: "sha256:0")
     base, repo_id = hub.new_repo_id("base"), hub.new_repo_id("adapter")
     load_pipeline(bases / "classes").push_to_hub(base)
     flags = ["--base", base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS,
-             "--class_name", "zebra", "--license", "mit", "--push_to_hub"]  # fmt: skip
+             "--sampling_steps", 0, "--class_name", "zebra", "--license", "mit", "--push_to_hub"]  # fmt: skip
     failed = run("finetune_lora.py", *flags, "--hub_model_id", "org-of-others/adapter", renamed=True)
     assert failed.returncode == 0 and "the push to org-of-others/adapter failed (" in failed.stderr
     done = run("finetune_lora.py", *flags, "--hub_model_id", repo_id, renamed=True)

@@ -24,8 +24,9 @@ def captioned_folder(tmp_path_factory):
 
 
 def test_training_on_captions_leaves_a_model_with_a_text_encoder_of_its_own(captioned_folder, tmp_path):
-    flags = ["--dataset", captioned_folder, *SMALL, "--sampling_steps", 2]
-    done = run("train_text_to_image.py", *flags, "--output_dir", tmp_path / "own", "--max_train_steps", 3)
+    flags = ["--dataset", captioned_folder, *SMALL]
+    own = ["--output_dir", tmp_path / "own", "--max_train_steps", 3, "--sampling_steps", 3]
+    done = run("train_text_to_image.py", *flags, *own)
     assert done.returncode == 0, done.stderr
     pipe = load_pipeline(tmp_path / "own")
     (image,) = pipe("a small red circle", num_inference_steps=2).images

@@ -18,10 +18,14 @@ def test_training_an_upsampler_on_full_size_pictures_leaves_one_of_them(class_fo
     assert not (upsampler_run / "samples.png").exists()  # whose pictures would it show?
 
 
-def test_an_upsampler_is_trained_on_crops_of_what_is_larger(tmp_path):
+def test_an_upsampler_is_trained_on_crops_of_what_is_larger(class_folders, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        picture_of(class_folders).convert("RGB").resize((48, 32)).save(tmp_path / "pictures" / f"{i}.png")
     flags = ["--resolution", "32x48", "--crop_size", "16", "--factor", "4", "--max_noise_level", "0"]
     small = ["--block_out_channels", "16", "32", "--batch_size", "4", "--sampling_steps", "0"]
-    done = run("train_upsampler.py", *flags, *small, "--max_train_steps", 1, "--output_dir", tmp_path / "run")
+    command = ["train_upsampler.py", "--dataset", tmp_path / "pictures", "--output_dir", tmp_path / "run"]
+    done = run(*command, *flags, *small, "--max_train_steps", 1)
     assert done.returncode == 0, done.stderr
     pipe = load_pipeline(tmp_path / "run")
     assert (pipe.picture_shape, pipe.config.max_noise_level) == ((3, 32, 48), 0)
@@ -46,7 +50,7 @@ def test_the_default_of_an_upsampler_is_no_attention(upsampler_run):
         (["--vae", "runs/vae"], "error: --vae: no such flag"),
     ],
 )
-def test_an_upsampler_that_cannot_be_trained_is_refused_in_one_sentence(flags, error, tmp_path):
-    command = ["train_upsampler.py", "--output_dir", tmp_path / "run", "--max_train_steps", 1, "--resolution", "32"]
-    assert error_of(*command, *flags).startswith(error)
+def test_an_upsampler_that_cannot_be_trained_is_refused_in_one_sentence(flags, error, class_folders, tmp_path):
+    command = ["train_upsampler.py", "--dataset", class_folders, "--output_dir", tmp_path / "run"]
+    assert error_of(*command, "--max_train_steps", 1, "--resolution", "32", *flags).startswith(error)
     assert not (tmp_path / "run").exists()

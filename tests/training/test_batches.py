@@ -1,11 +1,9 @@
-import os
-import subprocess
-import sys
+import multiprocessing
 
 import psutil
 import pytest
 import torch
-from runs import FOLDERS, assert_same_state, make_trainer, metrics
+from runs import assert_same_state, make_trainer, metrics
 
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
@@ -59,26 +57,14 @@ def test_an_error_of_the_data_set_is_shown_and_not_taken_for_a_dead_process(tmp_
     assert "has died" not in capsys.readouterr().err
 
 
-WITH_START_METHOD = """
-import multiprocessing, sys
-sys.path[:0] = {folders!r}
-from runs import make_trainer
-from hf_genmod.data.loading import load_pictures
-from hf_genmod.data.shapes import ShapesDataset
-
-if __name__ == "__main__":
-    multiprocessing.set_start_method(sys.argv[1])
-    pictures = load_pictures(ShapesDataset(40, resolution=16))
-    make_trainer(pictures, sys.argv[2], max_train_steps=3, num_workers=1).train()
-"""
-
-
 @pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
-def test_processes_that_load_images_can_be_started_by_any_method(dataset, tmp_path, method):
-    (tmp_path / "script.py").write_text(WITH_START_METHOD.format(folders=FOLDERS))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which rounding depends on
-    command = [sys.executable, tmp_path / "script.py", method, tmp_path / "run"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "has died" not in done.stderr, done.stderr
+def test_processes_that_load_images_can_be_started_by_any_method(dataset, tmp_path, method, capsys):
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        make_trainer(dataset, tmp_path / "run", max_train_steps=3, num_workers=1).train()
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert "has died" not in capsys.readouterr().err
     make_trainer(dataset, tmp_path / "here", max_train_steps=3).train()
     assert metrics(tmp_path / "run") == metrics(tmp_path / "here")

@@ -263,7 +263,8 @@ def train_in_processes(process, count, folder):
 
 def test_processes_share_the_work_and_take_the_same_step(tmp_path):
     count = 3
-    torch.multiprocessing.spawn(train_in_processes, (count, tmp_path), nprocs=count)
+    torch.multiprocessing.set_forkserver_preload([Muon.__module__])  # imports the libraries once for all of them
+    torch.multiprocessing.start_processes(train_in_processes, (count, tmp_path), count, start_method="forkserver")
     for in_bf16, tolerance in ((False, 1e-12), (True, 1e-6)):
         alone = trained(in_bf16=in_bf16)
         runs = [torch.load(tmp_path / f"{process}-{in_bf16}.pt") for process in range(count)]
