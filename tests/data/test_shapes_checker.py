@@ -43,8 +43,9 @@ def share_read_right(dataset: ShapesDataset, noise: float = 0.0) -> float:
     return right / len(dataset)
 
 
-def test_check_reads_single_objects():
-    assert share_read_right(ShapesDataset(4000, seed=1)) >= 0.999
+@pytest.mark.parametrize("num_images", [1000, pytest.param(4000, marks=pytest.mark.slow)])
+def test_check_reads_single_objects(num_images):
+    assert share_read_right(ShapesDataset(num_images, seed=1)) >= 0.999
 
 
 @pytest.mark.parametrize("resolution", [16, 24, 28, 48, 64, (24, 40), (40, 32)])

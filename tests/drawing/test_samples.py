@@ -1,9 +1,7 @@
 """Samples drawn by several processes together, and kept."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
+import socket
 
 import numpy as np
 import pytest
@@ -13,36 +11,7 @@ from tiny import tiny_unet
 
 from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline, UnconditionalPipeline
 from hf_genmod.drawing.samples import CHUNK, draw_images, draw_to_folder, to_bytes
-
-DRAW = """
-import sys
-sys.path[:0] = {paths!r}
-import torch
 from hf_genmod.processes import processes
-from hf_genmod.drawing.samples import draw_images
-from test_samples import tiny_pipeline
-
-state = processes()
-images = draw_images(tiny_pipeline(), {{"class_labels": [0, 1, 2, 0, 1]}}, seed=3, num_inference_steps=3)
-for i, image in enumerate(images):
-    image.save(f"{folder}/{{state.process_index}}-{{i}}.png")
-
-latents = draw_images(tiny_pipeline(), {{"class_labels": [0, 1, 2, 0]}}, num_inference_steps=4, output_type="latent")
-for z in latents:
-    assert z.device.type == "cpu" and z.untyped_storage().nbytes() == z.nbytes, "sent with the rest of its batch"
-
-class Broken:
-    def __call__(self, class_labels, **kwargs):
-        if 1 in class_labels:
-            raise ZeroDivisionError("no picture")
-        return tiny_pipeline()(class_labels, num_inference_steps=2, **kwargs)
-
-try:
-    draw_images(Broken(), {{"class_labels": [0, 1]}})
-except RuntimeError as error:
-    open(f"{folder}/error-{{state.process_index}}", "w").write(str(error))
-state.destroy_process_group()
-"""
 
 
 def tiny_pipeline():
@@ -51,17 +20,38 @@ def tiny_pipeline():
     return pipeline
 
 
+class Broken:
+    def __call__(self, class_labels, **kwargs):
+        if 1 in class_labels:
+            raise ZeroDivisionError("no picture")
+        return tiny_pipeline()(class_labels, num_inference_steps=2, **kwargs)
+
+
+def draw_in_processes(process, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(process), "LOCAL_RANK": str(process)}
+    state = processes()
+    images = draw_images(tiny_pipeline(), {"class_labels": [0, 1, 2, 0, 1]}, seed=3, num_inference_steps=3)
+    for i, image in enumerate(images):
+        image.save(f"{folder}/{process}-{i}.png")
+
+    request = {"class_labels": [0, 1, 2, 0]}
+    for z in draw_images(tiny_pipeline(), request, num_inference_steps=4, output_type="latent"):
+        assert z.device.type == "cpu" and z.untyped_storage().nbytes() == z.nbytes, "sent with the rest of its batch"
+
+    with pytest.raises(RuntimeError, match="^ZeroDivisionError: no picture$"):
+        draw_images(Broken(), {"class_labels": [0, 1]})
+    state.destroy_process_group()
+
+
 def test_two_processes_share_the_drawing_of_the_same_pictures(tmp_path):
-    paths = [str(folder) for folder in Path(__file__).parents[:2]]
-    script = tmp_path / "draw.py"
-    script.write_text(DRAW.format(paths=paths, folder=tmp_path))
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
-        check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.set_forkserver_preload([draw_images.__module__])  # imports the libraries once for both
+    torch.multiprocessing.start_processes(draw_in_processes, (port, tmp_path), 2, start_method="forkserver")
     alone = draw_images(tiny_pipeline(), {"class_labels": [0, 1, 2, 0, 1]}, seed=3, num_inference_steps=3)
     for process in (0, 1):
-        assert (tmp_path / f"error-{process}").read_text() == "ZeroDivisionError: no picture"
         for i, image in enumerate(alone):
             other = np.asarray(Image.open(tmp_path / f"{process}-{i}.png"), dtype=int)
             assert abs(other - np.asarray(image)).max() <= 1  # of 255, as rounding differs with the size of a batch
