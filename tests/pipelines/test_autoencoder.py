@@ -285,6 +285,13 @@ class TestAutoencoder:
             pipeline(2, generator=[seeded()] * 3)
         with pytest.raises(ValueError, match=re.escape("z: shape (1, 3, 4, 4) is not (n, 2, h, w)")):
             pipeline(latents=torch.zeros(1, 3, 4, 4))
+        for latents, given in (
+            (np.zeros((1, 2, 4, 4)), "numpy.ndarray"),
+            ([0.0], "list"),
+            (torch.zeros(2, 2, 4, 4), "(2, 2, 4, 4)"),
+        ):
+            with pytest.raises(ValueError, match=re.escape(f"latents: {given} is no tensor of floats (3, c, h, w)")):
+                pipeline(3, latents=latents)
 
     def test_tells_the_shape_of_its_pictures(self):
         assert autoencoder("plain", channels=4).picture_shape == (4, 8, 8)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from PIL import Image
 from small_pipelines import (
     SAMPLERS,
@@ -152,8 +152,12 @@ class TestSeeds:
         expected = draw(pipeline, 2, generator=[seeded(0), seeded(1)])
         assert torch.equal(draw(pipeline, 2, latents=noise), expected)
 
-    def test_latents_may_have_another_size(self):
-        assert draw(unconditional(), 2, latents=torch.zeros(2, 3, 16, 12)).shape == (2, 3, 16, 12)
+    def test_images_have_the_size_that_the_network_is_told(self):
+        pipeline = unconditional()
+        with pytest.raises(ValueError, match=re.escape("latents: (2, 3, 16, 12) is no tensor of floats (2, 3, 8, 8)")):
+            draw(pipeline, 2, latents=torch.zeros(2, 3, 16, 12))
+        pipeline.unet.register_to_config(sample_size=(16, 12))
+        assert draw(pipeline, 2).shape == draw(pipeline, 2, latents=torch.zeros(2, 3, 16, 12)).shape == (2, 3, 16, 12)
 
 
 class TestOutput:
@@ -320,7 +324,7 @@ class TestErrors:
             ({"output_type": "jpg"}, "output_type: 'jpg' is not one of 'pil', 'np', 'pt', 'latent'"),
             (
                 {"callback_on_step_end_tensor_inputs": ["latents", "noise"]},
-                "callback_on_step_end_tensor_inputs: 'noise' is not one of ['latents']",
+                "callback_on_step_end_tensor_inputs: ['latents', 'noise'] is no list of names from ['latents']",
             ),
             (
                 {"batch_size": 2, "generator": [seeded()] * 3},
@@ -328,17 +332,59 @@ class TestErrors:
             ),
             (
                 {"batch_size": 2, "latents": torch.zeros(3, 3, 8, 8)},
-                "latents: (3, 3, 8, 8) is no tensor (2, 3, height, width), noise of 2 images",
+                "latents: (3, 3, 8, 8) is no tensor of floats (2, 3, 8, 8), the number and size of the images",
             ),
-            ({"latents": torch.zeros(1, 4, 8, 8)}, "latents: (1, 4, 8, 8) is no tensor (1, 3, height, width)"),
-            ({"latents": torch.zeros(1, 3, 8, 8).numpy()}, "latents: ndarray is no tensor (1, 3, height, width)"),
-            ({"latents": torch.zeros(3, 8, 8)}, "latents: (3, 8, 8) is no tensor (1, 3, height, width)"),
-            ({"latents": torch.zeros(1, 3, 8, 7)}, "resolution 8x7: this network"),
+            ({"latents": torch.zeros(1, 4, 8, 8)}, "latents: (1, 4, 8, 8) is no tensor of floats (1, 3, 8, 8)"),
+            (
+                {"latents": torch.zeros(1, 3, 8, 8).numpy()},
+                "latents: numpy.ndarray is no tensor of floats (1, 3, 8, 8)",
+            ),
+            ({"latents": torch.zeros(3, 8, 8)}, "latents: (3, 8, 8) is no tensor of floats (1, 3, 8, 8)"),
+            ({"latents": torch.zeros(1, 3, 8, 7)}, "latents: (1, 3, 8, 7) is no tensor of floats (1, 3, 8, 8)"),
+            ({"latents": torch.zeros(1, 3, 8, 8).int()}, "latents: torch.IntTensor is no tensor of floats"),
+            ({"callback_on_step_end": 5}, "callback_on_step_end: 5 is no function; give one, or None"),
+            ({"callback_on_step_end": lambda *_: []}, "callback_on_step_end: it returned [], neither a dict nor None"),
+            (
+                {"callback_on_step_end": lambda *_: {"latents": [0]}},
+                "latents: list is no tensor of floats (1, 3, 8, 8)",
+            ),
+            (
+                {"callback_on_step_end_tensor_inputs": None},
+                "callback_on_step_end_tensor_inputs: None is no list of names",
+            ),
         ],
     )
     def test_of_a_request(self, arguments, message):
         with pytest.raises(ValueError, match=re.escape(message)):
             unconditional()(**arguments)
+
+    @pytest.mark.parametrize(
+        "process, message",
+        [
+            ("cosine", "process: 'cosine' is no dict; give process_of(scheduler.config) of"),
+            ({}, "process: {} has no prediction_type; give"),
+            (
+                {"prediction_type": "epsilon"},
+                "process: {'prediction_type': 'epsilon'} has no num_train_timesteps; give",
+            ),
+            ({"beta_schedule": "cosine"}, "makes no scheduler (cosine is not implemented for"),
+            ({"beta_end": None}, "makes no scheduler (linspace()"),
+        ],
+    )
+    def test_of_the_process_of_the_training(self, process, message):
+        of_training = unconditional().config.process
+        if "makes no" in message:
+            process = of_training | process
+        with pytest.raises(ValueError, match=re.escape(message)):
+            unconditional(process=process)
+        unconditional(process=dict(of_training))
+
+    @pytest.mark.parametrize("scheduler", [AncestralDDPMScheduler, DDPMScheduler])
+    def test_of_a_variance_that_the_network_has_not_learned(self, scheduler):
+        pipeline = unconditional(scheduler=scheduler(variance_type="learned_range"))
+        message = "scheduler: its variance_type is learned, but not by this unet; use 'fixed_small'"
+        with pytest.raises(ValueError, match=message):
+            pipeline(num_inference_steps=2)
 
     @pytest.mark.parametrize("interval", [(2.0, 1.0), (-1.0, 1.0), (1.0,), (1.0, 2.0, 3.0), 1.0])
     def test_of_a_guidance_interval(self, interval):

@@ -11,6 +11,7 @@ from checkpoint_cases import WEIGHTS, index_of
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from huggingface_hub import HfApi
 
+from hf_genmod import load_pipeline, load_vae
 from hf_genmod.pipelines.classifier_free_guided import ClassifierFreeGuidedPipeline
 from hf_genmod.pipelines.unconditional import UnconditionalPipeline
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
@@ -107,6 +108,18 @@ class TestOptions:
         loaded = ClassifierFreeGuidedPipeline.from_pretrained(checkpoint, dtype=torch.bfloat16)
         assert loaded.unet.dtype == torch.bfloat16
         assert torch.equal(loaded.unet.conv_in.weight, pipeline.unet.conv_in.weight.bfloat16())
+
+    @pytest.mark.parametrize("dtype", ["float16", "torch.float16", {"unet": "float16"}])
+    def test_a_dtype_may_be_named(self, folder, dtype):
+        assert load_pipeline(folder, dtype=dtype).unet.dtype == torch.float16
+
+    @pytest.mark.parametrize("dtype", ["fp16", "int8", "auto", "nn", 16, torch.int64])
+    def test_what_is_no_dtype_of_floats_is_refused(self, folder, dtype):
+        for name in ("dtype", "torch_dtype"):
+            message = f"{name}: {dtype!r} is no dtype of floats; give torch.float16, torch.bfloat16 or torch.float32"
+            for load in (load_pipeline, load_vae, ClassifierFreeGuidedPipeline.from_pretrained):
+                with pytest.raises(ValueError, match=message):
+                    load(folder, **{name: dtype})
 
     @pytest.mark.parametrize("sampler", [DDIMScheduler, EulerDiscreteScheduler])
     def test_another_sampler_stays(self, pipeline, sampler, elsewhere, tmp_path):

@@ -1,5 +1,6 @@
 """What the pipelines of diffusers have in common, ours have, too."""
 
+import contextlib
 import inspect
 
 import pytest
@@ -71,6 +72,18 @@ class TestComponents:
         settings = {name: value for name, value in pipeline.config.items() if name in parameters}
         again = quiet(type(pipeline)(**(settings | pipeline.components)))
         assert_rounded_alike(draw(again, kind), draw(pipeline, kind))
+
+    def test_are_shared_with_another_pipeline(self, kind, pipeline):
+        pipeline.register_to_config(value_range={"low": [0.0, -1.0, 5.0], "high": [1.0, 2.0, 9.0]})
+        pipeline.to(torch.bfloat16)
+        shared = quiet(type(pipeline).from_pipe(pipeline))
+        assert all(shared.components[name] is part for name, part in pipeline.components.items())
+        assert shared.dtype == pipeline.dtype == torch.bfloat16
+        kept = {"value_range", "process", "id2label", "factor", "max_noise_level"} & pipeline.config.keys()
+        assert {key: shared.config[key] for key in kept} == {key: pipeline.config[key] for key in kept}
+        if pipeline.denoises:
+            scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+            assert type(pipeline).from_pipe(pipeline, scheduler=scheduler).scheduler is scheduler
 
     @pytest.mark.parametrize("kind", ["unconditional", "classifier guided", "upsampler", "autoencoder"])
     def test_come_back_from_a_folder_and_draw_the_same(self, kind, pipeline, tmp_path):
@@ -179,6 +192,26 @@ class TestCallbacks:
 
         expected = draw(pipeline, kind, output_type="latent", callback_on_step_end=replace, **{argument: 4.0})
         assert_rounded_alike(changed[2], expected)
+
+    def test_may_call_the_pipeline_which_keeps_the_values_of_both_calls_apart(self, kind, pipeline):
+        argument = pipeline.guidance_argument or "guidance_scale"
+        scales = {argument: 2.0} if pipeline.guidance_argument else {}
+        expected, seen = draw(pipeline, kind, **scales), []
+
+        def call(pipe, i, t, tensors):
+            for inner in ({}, {"callback_on_step_end": fail}):
+                with contextlib.suppress(ArithmeticError):
+                    draw(pipe, kind, 1, num_inference_steps=2, **(inner | {name: 5.0 for name in scales}))
+            seen.append((getattr(pipe, argument), pipe.num_timesteps, pipe.interrupt))
+
+        def fail(pipe, *_):
+            assert getattr(pipe, argument) == (5.0 if scales else None) and pipe.num_timesteps == 2
+            pipe._interrupt = True
+            raise ArithmeticError
+
+        assert_rounded_alike(draw(pipeline, kind, callback_on_step_end=call, **scales), expected)
+        assert seen == [(scales.get(argument), 3, False)] * 3
+        assert (getattr(pipeline, argument), pipeline.num_timesteps) == (scales.get(argument), 3)
 
     def test_of_diffusers_name_their_own_tensors(self, kind, pipeline):
         class Half(PipelineCallback):

@@ -62,7 +62,7 @@ class TestLabels:
             ({"catt": 1.0}, "class_labels: 'catt' is not a label of this model; did you mean 'cat'?"),
             ({"cat": "1"}, "class_labels: the weight '1' of 'cat' is not a finite number"),
             ({"cat": float("nan")}, "class_labels: the weight nan of 'cat' is not a finite number"),
-            ({"cat": 1e300}, "class_labels: the weights {'cat': 1e+300} are too large"),
+            ({"cat": 1e300}, "class_labels: {'cat': 1e+300} gives no label a weight, or one that is too large"),
             ({"cat": 0.0}, "class_labels: {'cat': 0.0} gives no label a weight"),
             ({}, "class_labels: {} gives no label a weight"),
         ],

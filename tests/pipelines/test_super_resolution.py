@@ -256,7 +256,7 @@ def test_a_learned_variance_is_used():
         ({"noise_level": True}, "noise_level: True is not"),
         ({"tile_size": 4}, "tile_size: 4 is less than 8"),
         ({"tile_size": "all"}, "tile_size: 'all' is not a positive whole number"),
-        ({"latents": torch.zeros(2, 3, 4, 4)}, r"latents: \(4, 4\) is not \(8, 8\), the size of the result"),
+        ({"latents": torch.zeros(2, 3, 4, 4)}, r"latents: \(2, 3, 4, 4\) is no tensor of floats \(2, 3, 8, 8\)"),
         ({"num_inference_steps": 0}, "num_inference_steps: 0 is not a positive"),
         ({"guidance_scale": math.nan}, "guidance_scale: nan is not a finite number"),
         ({"generator": [torch.Generator()]}, "generator: a list of 1 for 2 images"),
@@ -275,6 +275,8 @@ def test_mistakes_are_named(request_, message):
 def test_what_it_is_made_of_has_to_fit():
     with pytest.raises(ValueError, match="unet: its conditioning_channels are 0, and not the 3 of its images"):
         upsampler(tiny_unet())
+    with pytest.raises(ValueError, match="factor: 2.0 is not one of 2, 4, 8"):
+        upsampler(factor=2.0)
     with pytest.raises(ValueError, match="factor: 3 is not one of 2, 4, 8"):
         upsampler(factor=3)
     with pytest.raises(ValueError, match="max_noise_level: 1001 is not a whole number from 0 to 1000"):

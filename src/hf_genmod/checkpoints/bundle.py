@@ -53,7 +53,7 @@ def bundle(file: Path) -> str:
     parts, last = [f'"""{docstring}"""\n\n' + "\n".join(_import_lines(imports, used))], None
     for statement in statements:
         if statement in needed:
-            title = f"# ---- {statement.file.parent.name}/{statement.file.name} ----\n\n"
+            title = f"# ---- {statement.file.parent.name}/{statement.file.name} ----\n"
             parts.append((title if statement.file != last else "") + statement.text)
             last = statement.file
     classes = [name for name, meaning in meanings.items() if meaning == f"a class of {file}"]

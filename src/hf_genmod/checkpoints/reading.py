@@ -4,6 +4,7 @@ import inspect
 import os
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # noqa: F401 (see `__getattr__`)
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -26,6 +27,7 @@ def checked(cls: type, path: str | os.PathLike, kwargs: dict) -> tuple[str | os.
             component that the pipeline does not have.
     """
     kwargs = {name: value for name, value in kwargs.items() if name not in ("trust_remote_code", "use_safetensors")}
+    kwargs = with_dtypes(kwargs)
     folder, known = complete_folder(path, kwargs), inspect.signature(cls.__init__).parameters
     index = cls.load_config(folder)
     for name in component_names(index):
@@ -37,6 +39,22 @@ def checked(cls: type, path: str | os.PathLike, kwargs: dict) -> tuple[str | os.
         config = read_json(Path(folder, "scheduler", "scheduler_config.json"))
         kwargs = {"process": {key: config[key] for key in TRAINING_KEYS & config.keys()}} | kwargs
     return folder, kwargs | {"use_safetensors": True}
+
+
+def with_dtypes(kwargs: dict) -> dict:
+    """The keyword arguments of a call of `from_pretrained`, whose `torch_dtype` or `dtype` may be the name of one."""
+
+    def dtype_of(name, value):
+        if isinstance(value, dict):  # of each component
+            return {component: dtype_of(name, dtype) for component, dtype in value.items()}
+        dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+        if value is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            return dtype
+        raise ValueError(
+            f"{name}: {value!r} is no dtype of floats; give torch.float16, torch.bfloat16 or torch.float32"
+        )
+
+    return {name: dtype_of(name, x) if name in ("torch_dtype", "dtype") else x for name, x in kwargs.items()}
 
 
 def complete_folder(path: str | os.PathLike, kwargs: dict) -> str | os.PathLike:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin
+from diffusers import AutoencoderKL, DDPMScheduler, SchedulerMixin
 from safetensors import SafetensorError, safe_open
 
 import hf_genmod
@@ -48,6 +48,20 @@ def check_code(folder: Path) -> None:
 def auto_map_of(cls: type) -> dict[str, str]:
     """What the config of a model of this package tells `AutoModel`: the file and the class."""
     return {"AutoModel": f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"}
+
+
+def check_process(process: dict) -> None:
+    """Raises a ValueError if the `process` of a pipeline describes no noise and prediction."""
+    keys = ("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
+    remedy = "give process_of(scheduler.config) of the scheduler of the training, or leave it out"
+    if not isinstance(process, dict):
+        raise ValueError(f"process: {process!r:.60} is no dict; {remedy}")
+    if missing := [key for key in keys if key not in process]:
+        raise ValueError(f"process: {process!r:.60} has no {missing[0]}; {remedy}")
+    try:
+        DDPMScheduler.from_config(process)
+    except Exception as error:  # of torch and diffusers, about values
+        raise ValueError(f"process: {process!r:.60} makes no scheduler ({first_line(error)}); {remedy}") from error
 
 
 def class_of_component(name: str, module: str, class_name: str) -> type:

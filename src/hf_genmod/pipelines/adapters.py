@@ -122,8 +122,7 @@ class AdapterMixin(LoraBaseMixin):
         self.write_lora_layers(state, save_directory, True, weight_name, None, True, metadata)
 
     def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs):
-        """Adds the active adapters, times `lora_scale`, to the weights. `unfuse_lora` undoes this; after
-        `unload_lora_weights` it is permanent."""
+        """Adds the active adapters, times `lora_scale`, to the weights, which `unfuse_lora` undoes."""
         super().fuse_lora(components or self._adapted_components(), lora_scale, **kwargs)
         self._fused_scale = lora_scale
 

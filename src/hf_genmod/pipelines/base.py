@@ -1,16 +1,25 @@
 """The sampling loop that all diffusion pipelines share."""
 
+import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers import SchedulerMixin
 
 from ..models.image_model import pair
 from .adapters import AdapterMixin
-from .checkpoint import ImagePipeline
+from .checkpoint import IS_INSTALLED, ImagePipeline
 from .pictures import REMEDY, in_enough_precision
-from .requests import OfCall, check_output_type, check_positive, one_generator_each, standard_normal
+from .requests import (
+    call_of,
+    check_output_type,
+    check_positive,
+    checked_latents,
+    of_call,
+    one_generator_each,
+    standard_normal,
+)
 from .samplers import Sampler, check_process, check_sampler, process_of
 
 
@@ -23,8 +32,8 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
     _scales = ()  # the arguments that make predictions infinite if they are too large
-    # Of the call of a thread; `callback_on_step_end` may change the first two for the next steps.
-    _guidance_scale, _interrupt, _num_timesteps = OfCall(), OfCall(), OfCall()
+    # Of one call; `callback_on_step_end` may change the first two for the next steps.
+    _guidance_scale, _interrupt, _num_timesteps = map(of_call, ("guidance_scale", "interrupt", "num_timesteps"))
     guidance_scale = property(lambda self: self._guidance_scale, doc="γ of the call of this thread.")
     do_classifier_free_guidance = property(lambda self: self._guidance_scale not in (None, 0, 1), doc="γ is not off.")
     interrupt = property(lambda self: self._interrupt, doc="Whether the call of this thread stops after this step.")
@@ -32,20 +41,13 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
 
     def __init__(self, scheduler: SchedulerMixin, process: dict | None):
         super().__init__()
+        self._calls = {}  # of each thread, see `of_call`
+        if IS_INSTALLED and process is not None:
+            importlib.import_module("hf_genmod.checkpoints.safety").check_process(process)
         self.register_to_config(process=process or process_of(scheduler.config))  # what the network was trained with
 
     def _generate(
-        self,
-        predict: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor],
-        batch_size: int,
-        num_inference_steps: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-        output_type: str,
-        return_dict: bool,
-        callback: tuple[Callable | None, list[str]],
-        shift: Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor], torch.Tensor] | None = None,
-        clip: bool = True,
+        self, predict, n, steps, generator, x_T, output_type, return_dict, callback, shift=None, clip=True, size=None
     ):
         """
         Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239) with any scheduler: x_T ~ N(0, I), then
@@ -53,33 +55,38 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         the network's input, √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(scheduler, x_t, t, σ,
         prediction)`, which is added to x_{t-1}. With `clip=False` the scheduler does not clip x̂_0.
         """
-        on_step_end, tensor_inputs = callback
+        on_step_end, tensor_inputs, scales = callback  # which may change the scales
         tensor_inputs = getattr(on_step_end, "tensor_inputs", tensor_inputs)  # of a callback of diffusers
-        self._check_request(batch_size, num_inference_steps, output_type, tensor_inputs, latents)
-        generators = one_generator_each(generator, batch_size)
-        if latents is None:
-            latents = standard_normal((self.unet.config.in_channels, *pair(self.unet.config.sample_size)), generators)
+        self._check_request(n, steps, output_type, on_step_end, tensor_inputs)
+        generators = one_generator_each(generator, n)
+        shape = (n, self.unet.config.in_channels, *pair(size or self.unet.config.sample_size))
+        x_T = checked_latents(standard_normal(shape[1:], generators) if x_T is None else x_T, shape)
         check_process(self.scheduler, self.config.process)
-        check_sampler(self.scheduler, num_inference_steps)
+        check_sampler(self.scheduler, steps)
         changes, takes_variance = self._config_changes(clip)
-        sampler = Sampler(self.scheduler, num_inference_steps, **changes)
+        if takes_variance and self.unet.config.out_channels == shape[1]:
+            raise ValueError("scheduler: its variance_type is learned, but not by this unet; use 'fixed_small'")
+        sampler = Sampler(self.scheduler, steps, **changes)
         scheduler = sampler.scheduler
-        x_t = latents.to(self._execution_device).float() * scheduler.init_noise_sigma
+        x_t = x_T.to(self._execution_device).float() * scheduler.init_noise_sigma
         finite = []  # for each step, on the device
-        self._interrupt, self._num_timesteps = False, len(scheduler.timesteps)
 
-        for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
-            model_input, sigma = scheduler.scale_model_input(x_t, t), sampler.sigmas[i]
-            prediction = predict(model_input, t, sigma)[:, : None if takes_variance else x_t.shape[1]]
-            x_t = sampler.step(i, prediction, x_t, generators)
-            if shift is not None:
-                x_t = x_t + shift(scheduler, model_input, t, sigma, prediction)
-            finite.append(prediction.isfinite().all() & x_t.isfinite().all())
+        with call_of(self, interrupt=False, num_timesteps=len(scheduler.timesteps), **scales):
+            for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
+                model_input, sigma = scheduler.scale_model_input(x_t, t), sampler.sigmas[i]
+                prediction = predict(model_input, t, sigma)[:, : None if takes_variance else x_t.shape[1]]
+                x_t = sampler.step(i, prediction, x_t, generators)
+                if shift is not None:
+                    x_t = x_t + shift(scheduler, model_input, t, sigma, prediction)
+                finite.append(prediction.isfinite().all() & x_t.isfinite().all())
 
-            if on_step_end is not None:
-                x_t = (on_step_end(self, i, t, {name: x_t for name in tensor_inputs}) or {}).get("latents", x_t)
-                if self._interrupt:
-                    break
+                if on_step_end is not None:
+                    changed = on_step_end(self, i, t, {name: x_t for name in tensor_inputs})
+                    if not isinstance(changed, dict | None):
+                        raise ValueError(f"callback_on_step_end: it returned {changed!r:.40}, neither a dict nor None")
+                    x_t = checked_latents((changed or {}).get("latents", x_t), shape).to(x_t)
+                    if self._interrupt:
+                        break
 
         finite = torch.stack(finite).tolist()
         if not all(finite):
@@ -123,13 +130,11 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         return in_enough_precision(self.vae, lambda z: self.vae.decode(z).sample, z)
 
-    def _check_request(self, batch_size, num_inference_steps, output_type, tensor_inputs, latents):
-        check_positive(batch_size=batch_size, num_inference_steps=num_inference_steps)
+    def _check_request(self, n, num_inference_steps, output_type, on_step_end, tensor_inputs):
+        check_positive(batch_size=n, num_inference_steps=num_inference_steps)
         check_output_type(output_type)
+        if not (on_step_end is None or callable(on_step_end)):
+            raise ValueError(f"callback_on_step_end: {on_step_end!r:.40} is no function; give one, or None")
         known = self._callback_tensor_inputs
-        if unknown := [name for name in tensor_inputs if name not in known]:
-            raise ValueError(f"callback_on_step_end_tensor_inputs: {unknown[0]!r} is not one of {known}")
-        n, channels = batch_size, self.unet.config.in_channels
-        given = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
-        if latents is not None and (len(given) != 4 or given[:2] != (n, channels)):
-            raise ValueError(f"latents: {given} is no tensor ({n}, {channels}, height, width), noise of {n} images")
+        if not isinstance(tensor_inputs, (list, tuple)) or not {*map(str, tensor_inputs)} <= {*known}:
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {tensor_inputs!r} is no list of names from {known}")

@@ -1,6 +1,7 @@
 """Checkpoints that carry the code of their own classes."""
 
 import importlib
+import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -114,6 +115,12 @@ class ImagePipeline(DiffusionPipeline):
             reading = importlib.import_module("hf_genmod.checkpoints.reading")
             pretrained_model_name_or_path, kwargs = reading.checked(cls, pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
+        """A pipeline that shares the components of another one and has its config, except for those in `kwargs`."""
+        given = {**pipeline.config, **pipeline.components}
+        return cls(**{name: given[name] for name in inspect.signature(cls).parameters if name in given} | kwargs)
 
     @property
     def image_processor(self) -> PictureProcessor:

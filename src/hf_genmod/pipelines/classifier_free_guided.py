@@ -81,13 +81,13 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         """
         labels = self._weighted_labels(class_labels, num_images_per_prompt)
         check_guidance(guidance_interval, guidance_scale=guidance_scale)
-        self._guidance_scale = guidance_scale
 
         def predict(x_t, t, sigma):
             gamma = self._guidance_scale if is_within(sigma, guidance_interval) else 1.0
             return self._classifier_free_guidance(x_t, t, labels, gamma)
 
-        n, callback = labels.num_images, (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, {"guidance_scale": guidance_scale})
+        n = labels.num_images
         return self._generate(predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback)
 
     def add_class(self, name: str, embedding: torch.Tensor | None = None, adapter_name: str | None = None) -> int:

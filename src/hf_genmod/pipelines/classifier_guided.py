@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, ImagePipelineOutput, ModelMixin, SchedulerM
 
 from ..models.image_model import pair
 from .labels import ClassConditionalPipeline
-from .requests import OfCall, check_guidance, is_within
+from .requests import check_guidance, is_within, of_call
 from .samplers import check_process
 
 MOST_NOISE = 20.0  # the σ up to which a classifier guides unless told otherwise
@@ -40,7 +40,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
 
     _scales = ("classifier_scale", "guidance_scale")
     guidance_argument = "classifier_scale"
-    _classifier_scale = OfCall()
+    _classifier_scale = of_call("classifier_scale")
     classifier_scale = property(lambda self: self._classifier_scale, doc="s of the call of this thread.")
     _exclude_from_cpu_offload = ["classifier"]  # the backward pass needs its weights
 
@@ -121,7 +121,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
                 "the classifier is classifier_scale"
             )
 
-        self._guidance_scale, self._classifier_scale = guidance_scale, classifier_scale
+        scales = {"guidance_scale": guidance_scale, "classifier_scale": classifier_scale}
         interval = (0.0, MOST_NOISE) if guidance_interval is None else guidance_interval
         never_guides = classifier_scale == 0 and callback_on_step_end is None
 
@@ -152,7 +152,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             )
             return log_variance.exp() * guidance(x_t, t, sigma)
 
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, scales)
         form = {"shift": shift if is_mean else None, "clip": is_mean or never_guides}
         n = labels.num_images
         return self._generate(

@@ -39,8 +39,7 @@ class ClassConditionalPipeline(GenerationPipeline):
 
     def _register_names(self, id2label, value_range):
         if id2label is not None:
-            # JSON makes the keys strings and sorts them as strings.
-            id2label = dict(sorted((int(index), name) for index, name in id2label.items()))
+            id2label = dict(sorted((int(index), name) for index, name in id2label.items()))  # strings in JSON
         self.register_to_config(id2label=id2label, value_range=value_range)
 
     def request_for(self, pictures, indices):
@@ -88,10 +87,8 @@ class ClassConditionalPipeline(GenerationPipeline):
                 if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
                     raise ValueError(f"class_labels: the weight {weight!r} of {label!r} is not a finite number")
                 row[self._label_index(label)] += weight
-            if not row.isfinite().all():
-                raise ValueError(f"class_labels: the weights {request!r} are too large")
-            if not row.any():
-                raise ValueError(f"class_labels: {request!r} gives no label a weight")
+            if not (row.isfinite().all() and row.any()):
+                raise ValueError(f"class_labels: {request!r} gives no label a weight, or one that is too large")
         image, label = weights.nonzero(as_tuple=True)
         weight = weights[image, label]
         share = weight.abs() / weights.abs().sum(dim=1)[image]

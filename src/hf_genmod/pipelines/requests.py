@@ -1,5 +1,6 @@
 """Checks of a pipeline's arguments, one random generator per image, and what belongs to a call."""
 
+import contextlib
 import math
 import threading
 from numbers import Integral, Real
@@ -7,18 +8,24 @@ from numbers import Integral, Real
 import torch
 
 
-class OfCall:
-    """An attribute of a pipeline with one value for each thread; a thread without one sees that of another thread."""
+def of_call(name: str) -> property:
+    """An attribute of a pipeline with one value for each call; a thread without a call sees that of another thread."""
 
-    def __set_name__(self, owner, name):
-        self.name = name
+    def values(pipeline):
+        return pipeline._calls.get(threading.get_ident(), [{}, *sum(pipeline._calls.values(), [])])[-1]
 
-    def __get__(self, pipeline, owner=None):
-        values = {} if pipeline is None else vars(pipeline).get(self.name, {})
-        return values.get(threading.get_ident(), [None, *values.values()][-1])
+    return property(lambda self: values(self).get(name), lambda self, value: values(self).update({name: value}))
 
-    def __set__(self, pipeline, value):
-        vars(pipeline).setdefault(self.name, {})[threading.get_ident()] = value
+
+@contextlib.contextmanager
+def call_of(pipeline, **values):
+    """A call with `values`. They stay until the next call of the thread, unless the call is within another one."""
+    calls = pipeline._calls.setdefault(threading.get_ident(), [{}])  # the last call, and those that are running
+    calls.append(values)
+    try:
+        yield
+    finally:
+        del calls[0 if len(calls) == 2 else -1]
 
 
 def plain(value):
@@ -31,6 +38,13 @@ def check_positive(**numbers) -> None:
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
             raise ValueError(f"{name}: {number!r} is not a positive whole number")
+
+
+def checked_latents(z, shape: tuple[int, ...]) -> torch.Tensor:
+    given = tuple(z.shape) if torch.is_tensor(z) and z.is_floating_point() else torch.typename(z)
+    if given != shape:
+        raise ValueError(f"latents: {given} is no tensor of floats {shape}, the number and size of the images")
+    return z
 
 
 def check_output_type(output_type) -> None:

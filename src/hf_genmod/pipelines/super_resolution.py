@@ -65,10 +65,10 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
                 f"unet: its conditioning_channels are {unet.config.conditioning_channels}, and not the "
                 f"{unet.config.in_channels} of its images"
             )
-        if factor not in (2, 4, 8):
+        if type(factor) is not int or factor not in (2, 4, 8):
             raise ValueError(f"factor: {factor!r} is not one of 2, 4, 8")
         T = scheduler.config.num_train_timesteps
-        if not isinstance(max_noise_level, int) or not 0 <= max_noise_level <= T:
+        if type(max_noise_level) is not int or not 0 <= max_noise_level <= T:
             raise ValueError(f"max_noise_level: {max_noise_level!r} is not a whole number from 0 to {T}")
         self.register_modules(unet=unet, scheduler=scheduler)
         self._register_names(id2label, value_range)
@@ -124,9 +124,6 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         labels = None if class_labels is None else self._weighted_labels(class_labels, num_images_per_prompt)
         check_guidance(guidance_interval, guidance_scale=guidance_scale)
         self._check_enlargement(n, labels, guidance_scale, noise_level, tile_size)
-        self._guidance_scale = guidance_scale
-        if latents is not None and tuple(latents.shape[2:]) != larger:
-            raise ValueError(f"latents: {tuple(latents.shape[2:])} is not {larger}, the size of the result")
 
         generators = one_generator_each(generator, n)
         if latents is None:
@@ -149,8 +146,10 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
 
             return blend_tiles(of_tile, (x_t, seen), tile_size, self.unet.size_factor)
 
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        return self._generate(predict, n, num_inference_steps, generators, latents, output_type, return_dict, callback)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, {"guidance_scale": guidance_scale})
+        return self._generate(
+            predict, n, num_inference_steps, generators, latents, output_type, return_dict, callback, size=larger
+        )
 
     @property
     def guidance_argument(self) -> str | None:

@@ -1,7 +1,7 @@
 """Text-to-image generation."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
 from ..models.conditioning import tokenize
 from .base import GenerationPipeline
-from .requests import OfCall, check_guidance, check_positive, is_within
+from .requests import check_guidance, check_positive, is_within, of_call
 
 _TOKENIZING = threading.Lock()  # the fast tokenizers of transformers fail if several threads use one at once
 
@@ -37,7 +37,7 @@ class TextToImagePipeline(GenerationPipeline):
 
     _scales = ("guidance_scale",)
     guidance_argument = "guidance_scale"
-    _guidance_rescale = OfCall()
+    _guidance_rescale = of_call("guidance_rescale")
     guidance_rescale = property(lambda self: self._guidance_rescale, doc="φ of the call of this thread.")
 
     def __init__(
@@ -132,13 +132,13 @@ class TextToImagePipeline(GenerationPipeline):
             for parts in zip(*_padded_alike(negative, positive), strict=True)
         )  # (2n, tokens, d) and (2n, tokens), of ∅ and then of y
 
-        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
+        scales = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
 
         def predict(x_t, t, sigma):
             gamma = self._guidance_scale if is_within(sigma, guidance_interval) else 1.0
             return self._guided_by_text(x_t, t, tokens, mask, gamma, self._guidance_rescale)
 
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, scales)
         n = count * num_images_per_prompt
         return self._generate(predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback)
 
@@ -146,7 +146,8 @@ class TextToImagePipeline(GenerationPipeline):
     def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """The hidden states, (n, tokens, cross_attention_dim), and the attention mask, (n, tokens), of n prompts. A
         prompt with more tokens than the text encoder takes is truncated, with a warning."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        is_one = isinstance(prompt, (str, dict)) or not isinstance(prompt, Iterable)
+        prompts = [prompt] if is_one else list(prompt)
         if not prompts or not all(isinstance(text, str) for text in prompts):
             raise ValueError(f"prompt: {prompt!r} is neither a string nor a list of one or more")
         with _TOKENIZING:
@@ -173,6 +174,9 @@ class TextToImagePipeline(GenerationPipeline):
                 raise ValueError(f"{name}_attention_mask: it belongs to {name}_embeds, and none are given")
             embeds, mask = self.encode_prompt(prompt)
         width = self.unet.config.cross_attention_dim
+        for part, given in ((f"{name}_embeds", embeds), (f"{name}_attention_mask", mask)):
+            if not isinstance(given, torch.Tensor | None):
+                raise ValueError(f"{part}: {type(given).__name__} is no torch.Tensor; give what encode_prompt returns")
         if embeds.ndim != 3 or embeds.shape[2] != width or 0 in embeds.shape:
             raise ValueError(f"{name}_embeds: shape {tuple(embeds.shape)} is not (prompts, tokens, {width})")
         mask = torch.ones(embeds.shape[:2]) if mask is None else mask

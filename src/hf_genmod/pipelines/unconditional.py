@@ -79,6 +79,6 @@ class UnconditionalPipeline(GenerationPipeline):
         def predict(x_t, t, sigma):
             return self._denoise(x_t, t)
 
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, {})
         n = number_of_images(batch_size, num_images_per_prompt)
         return self._generate(predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback)

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, ModelMixin
 from huggingface_hub import snapshot_download
 
 import hf_genmod
-from hf_genmod.checkpoints.reading import complete_folder
+from hf_genmod.checkpoints.reading import complete_folder, with_dtypes
 from hf_genmod.checkpoints.safety import check_component
 from hf_genmod.errors import first_line
 from hf_genmod.hub import why_missing
@@ -53,7 +53,7 @@ def load_vae(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Mode
         FileNotFoundError: If the path has no [`Autoencoder`], [`VariationalAutoencoder`] or `AutoencoderKL`, or the
             weights are missing.
     """
-    path = str(pretrained_model_name_or_path)
+    path, kwargs = str(pretrained_model_name_or_path), with_dtypes(kwargs)
     options = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in kwargs}
     of_hub = {name: options[name] for name in ("cache_dir", "token") if name in options}
     is_local = os.path.isdir(path) or options.get("local_files_only", False)
