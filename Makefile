@@ -34,7 +34,7 @@ lint: $(VENV)/.installed
 
 # The pages of docs/ as a site, in site/. A link to nowhere, or an argument that only its docstring has, is an error.
 docs: $(VENV)/.installed
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The wheel and the source distribution, as PyPI takes them, in dist/.
 dist: $(VENV)/.installed
