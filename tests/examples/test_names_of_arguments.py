@@ -12,6 +12,8 @@ from hf_genmod.sharing.doctor import examine
 
 def test_cards_doctor_pushes_and_resuming_know_no_names_of_arguments(class_folders, tmp_path, hub, monkeypatch):
     """Three runs, each built on the one before, whose arguments all have other names."""
+    for module in ("push", "doctor"):  # drawing where the package is not installed takes seconds
+        monkeypatch.setattr(f"hf_genmod.sharing.{module}.sample_without_package", lambda where, **options: "sha256:0")
     vae, model, guided = (tmp_path / name for name in ("vae", "model", "guided"))
     common = ["--dataset", class_folders, "--max_train_steps", 2, "--license", "mit"]
     runs = [
@@ -38,8 +40,6 @@ def test_cards_doctor_pushes_and_resuming_know_no_names_of_arguments(class_folde
     assert load_pipeline(guided)("circle", num_inference_steps=1).images[0].size == (16, 16)
     assert not [finding for finding in examine(str(guided)) if "training_config" in finding or "card" in finding]
 
-    # The proof takes seconds.
-    monkeypatch.setattr("hf_genmod.sharing.push.sample_without_package", lambda where, **options: "sha256:0")
     repo_id = hub.new_repo_id("guided")
     pushed = run(*last, "--push_to_hub", "--hub_model_id", repo_id, renamed=True)
     assert pushed.returncode == 0 and "loads and draws what" in pushed.stderr, pushed.stderr
