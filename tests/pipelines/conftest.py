@@ -15,7 +15,7 @@ def sampler(request):
     return request.param, lambda config: cls.from_config(config, **options)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def elsewhere(hub, tmp_path_factory):
     """A machine with torch and diffusers and not this package, and with a cache of its own."""
     absent = ["hf_genmod", "transformers", "peft", "accelerate"]
@@ -24,7 +24,7 @@ def elsewhere(hub, tmp_path_factory):
         yield machine
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def elsewhere_with_transformers(hub, tmp_path_factory):
     """One with transformers, which text needs."""
     environment = hub.environment(tmp_path_factory.mktemp("elsewhere"))

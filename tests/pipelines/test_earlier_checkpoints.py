@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from bare_machine import BareMachine
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
@@ -75,12 +74,10 @@ def test_opens_by_its_own_code(kind, earlier, expected):
     check(pipeline, earlier, expected, kind)
 
 
-def test_opens_where_nothing_is_installed_and_is_saved_again(earlier, expected, hub, tmp_path):
-    absent = ["hf_genmod", "transformers", "peft", "accelerate"]
-    with BareMachine(hub.environment(tmp_path / "home"), absent) as machine:
-        for kind in sorted(set(KINDS) - {"text_to_image"}):
-            machine.save_again(earlier / kind, tmp_path / kind)
-            check(load_pipeline(tmp_path / kind), earlier, expected, kind)
+def test_opens_where_nothing_is_installed_and_is_saved_again(earlier, expected, elsewhere, tmp_path):
+    for kind in sorted(set(KINDS) - {"text_to_image"}):
+        elsewhere.save_again(earlier / kind, tmp_path / kind)
+        check(load_pipeline(tmp_path / kind), earlier, expected, kind)
 
 
 def test_saving_it_again_where_it_lies_brings_it_up_to_date(earlier, expected, tmp_path):
