@@ -114,7 +114,7 @@ def _fault(cls: type[SchedulerMixin], config: str, n: int) -> str | None:
     trailing = Sampler(DDPMScheduler.from_config(config, timestep_spacing="trailing"), n)
     at = torch.tensor([*trailing.sigmas, 0.0]).clamp(max=1e6)[:, None]
     of_ddim = (s**2 + at[0] ** 2).sqrt() * ((s**2 + at[:-1] * at[1:]) / (s**2 + at[:-1] ** 2)).prod(0)
-    least, most = min(0.85, 1 - 2 / n) * of_ddim, 1.3 * s + 0.1  # Algorithm 2 gives a little more than s
+    least, most = min(0.85, 1 - 2 / n) * of_ddim, 1.3 * s + min(0.1, 2 / n)  # Algorithm 2 gives a little more than s
     is_right = ((mean - m).abs() < 0.2 * s) & (least < deviation) & (deviation < most)
     if not is_right.all():
         i = int(is_right.int().argmin())
