@@ -229,6 +229,7 @@ def test_a_card_of_two_settings_has_less_than_120_lines_and_shows_the_closest_im
     card = write_card(folder, "mit")
     assert len(str(card).splitlines()) < 120
     assert re.findall(r"closest_[^)]*", card.text) == ["closest_DPMSolverMultistepScheduler-20-3_pixels.png"]
+    assert "these images: DPMSolver, 20 steps, γ = 3, by pixels]" in card.text
     assert card.text.count("<details>") == card.text.count("</details>") == 1
     assert not re.search(r"\n\|[^\n]*\n[^|\n]", card.text)  # a table ends with an empty line
     assert not re.search(r"\n[^|\n][^\n]*\n\|", card.text)  # and begins after one

@@ -5,6 +5,9 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -265,3 +268,30 @@ class TestPushCheckpoint:
         monkeypatch.chdir(tmp_path)
         exec(snippet, {})  # as pasted
         assert (tmp_path / "sample.png").is_file()
+
+
+@pytest.mark.slow
+def test_commands_of_the_hub_and_of_diffusers_read_the_repository(hub, tmp_path):
+    CHECKPOINTS["classes"]().save_pretrained(tmp_path / "run")
+    report = push_checkpoint(tmp_path / "run", repo_id := hub.new_repo_id(), license="mit")
+    environment = hub.environment(tmp_path / "home")
+
+    def output_of(*words):
+        command = [Path(sys.executable).with_name(words[0]), *words[1:]]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "# How to use it" in output_of("hf", "models", "card", repo_id)
+    assert all(name in output_of("hf", "models", "ls", repo_id, "-R") for name in report.files)
+    assert set(report.files) <= {
+        file["rfilename"] for file in json.loads(output_of("hf", "models", "info", repo_id))["siblings"]
+    }
+    output_of("hf", "download", repo_id, "--local-dir", str(tmp_path / "copy"))
+    assert load_pipeline(tmp_path / "copy").labels == {"cat": 0, "dog": 1}
+    request = json.dumps({"class_labels": "dog", "num_inference_steps": 20})
+    output_of(
+        "diffusers-cli", "run", "-m", repo_id, "--trust-remote-code", "--pipeline-kwargs", request, "-o",
+        str(tmp_path / "dog.png"),
+    )  # fmt: skip
+    assert Image.open(tmp_path / "dog.png").size == (8, 8)

@@ -182,10 +182,10 @@ class Facts:
         if count := self.configs.get("classifier", self.configs.get("unet", {})).get("num_classes"):
             labels = list(range(min(count, _MOST_EXAMPLES)))
             return [f"class {label}" for label in labels], {"class_labels": labels}
-        if self.captions:
-            captions = self.captions[:_MOST_EXAMPLES]
+        if captions := self.captions[:_MOST_EXAMPLES]:
             return captions, {"prompt": captions}
-        return [f"seed {i}" for i in range(_MOST_EXAMPLES)], {}
+        seeds = [f"seed {i}" for i in range(_MOST_EXAMPLES)]
+        return seeds, {"prompt": [""] * len(seeds)} if "tokenizer" in self.index else {}
 
     @property
     def examples(self) -> list[tuple[str, str]]:
@@ -205,26 +205,20 @@ class Facts:
         if is_open or not self.factor:
             names += [f"evaluation/{name}.png" for name in ("guidance", "steps", "trajectory")]
         names += ["evaluation/enlarged.png"] if is_open and self.factor else []
-        closest = self.closest
-        names += [closest] if closest and not shared else []
+        names += [self.closest[0]] if self.closest and not shared else []
         return [name for name in names if (self.folder / name).is_file()]
 
     @property
-    def closest(self) -> str | None:
-        """The figure of the samples that are closest to training images: of the setting, and of the space, with most
+    def closest(self) -> tuple[str, dict, str] | None:
+        """The figure of the samples that are closest to training images, and its setting and space: those with most
         samples nearer than the threshold."""
-        found = [
-            (found["share"].value, _file_name(setting), space)
-            for setting in (self.report.settings if self.report else [])
-            for space, found in setting["memorisation"].items()
-        ]
-        _, name, space = max(found, key=lambda entry: entry[0], default=(0, None, None))
-        return name and f"evaluation/closest_{name}_{space}.png"
-
-
-def _file_name(setting: dict) -> str:
-    """The name of the files of a setting, of the arguments that come before its measures."""
-    return "-".join(str(value) for _, value in itertools.takewhile(lambda item: item[0] != "seconds", setting.items()))
+        settings = self.report.settings if self.report else []
+        audits = [(setting, space) for setting in settings for space in setting["memorisation"]]
+        if not audits:
+            return None
+        setting, space = max(audits, key=lambda audit: audit[0]["memorisation"][audit[1]]["share"].value)
+        arguments = itertools.takewhile(lambda item: item[0] != "seconds", setting.items())  # then come measures
+        return f"evaluation/closest_{'-'.join(str(value) for _, value in arguments)}_{space}.png", setting, space
 
 
 def _literal(value: str | int) -> str:

@@ -114,7 +114,7 @@ def _draw_samples(facts: Facts):
 def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: str | None) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     filters = {"interval": _interval, "shortened": shortened, "shared_name": shared_name, "thousands": "{:,}".format}
-    filters |= {"cell": lambda text: text.replace("|", "¦"), "value": lambda measure: str(measure).split(" (")[0]}
+    filters |= {"cell": lambda text: text.replace("|", "¦"), "value": _value}
     environment.filters |= filters | {"shared_command": _shared_command}
     template = Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")
     report, settings = facts.report, facts.report.settings if facts.report else []
@@ -159,6 +159,12 @@ def _limits(report: Report) -> dict:
         "unrecognised": [name for name, share in classes.items() if share.high < best["recognised_share"].value],
         "copies": any(found["flagged"] for setting in report.settings for found in setting["memorisation"].values()),
     }
+
+
+def _value(estimate: Estimate | Share | None) -> str:
+    """An estimate without its interval."""
+    is_large = estimate is not None and abs(estimate.value) >= 1000
+    return f"{estimate.value:,.0f}" if is_large else _interval(estimate).split(" (")[0]
 
 
 def _interval(estimate: Estimate | Share | None) -> str:
