@@ -17,6 +17,7 @@ from hf_genmod import (
     load_pipeline,
     load_vae,
 )
+from hf_genmod.checkpoints.safety import check_code
 
 KINDS = {
     "classes": lambda: ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler()),
@@ -199,3 +200,12 @@ def test_a_setting_of_the_pipeline_cannot_be_made_a_component(checkpoint):
     (folder / "value_range").mkdir()
     with pytest.raises(ValueError, match="'UNet2DModel' of diffusers is not a class for the component 'value_range'"):
         load_pipeline(folder)
+
+
+def test_the_file_for_automodel_is_that_of_this_package(checkpoint):
+    folder = checkpoint("latent")
+    check_code(folder)
+    with open(folder / "vae" / "component.py", "a") as file:
+        file.write("\nraise SystemExit('this ran')\n")
+    with pytest.raises(ValueError, match="vae/component.py is not a file of this package"):
+        check_code(folder)

@@ -106,7 +106,7 @@ class TestPushCheckpoint:
         code = f"{type(CHECKPOINTS[kind]()).__module__.rsplit('.', 1)[1]}.py"
         assert {"README.md", "loss.png", "model_index.json", code} <= set(files)
         assert ("samples.png" in files) == (kind != "upsampler")  # of whose pictures?
-        examples = [example["output"]["url"] for example in ModelCard.load(repo_id).data.widget or []]
+        examples = [example["output"]["url"] for example in ModelCard.load(repo_id).data.get("widget", [])]
         assert len(examples) == (0 if kind == "upsampler" else 2 if kind == "classes" else 3)
         assert set(examples) <= set(files)
         assert not set(files) & {*NOT_FOR_THE_HUB, "training_config.json", "metrics.jsonl", "push_report.json"}
