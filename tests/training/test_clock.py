@@ -16,10 +16,12 @@ def test_pauses_take_a_tenth_of_a_budget_of_minutes():
     assert of_a_minute.has_time_for("validating")
     of_a_minute.last_pauses = {"drawing samples": 5.0}
     assert of_a_minute.has_time_for("validating") and not of_a_minute.has_time_for("drawing samples")
-    of_a_minute.paused = 5.0
+    of_a_minute.progress.paused = 5.0
     assert not of_a_minute.has_time_for("validating")
+    continued = Clock(of_a_minute.config, of_a_minute.progress, of_a_minute.accelerator)
+    assert not continued.has_time_for("validating")
     of_steps = clock(30.0, max_train_steps=10)
-    of_steps.paused = 25.0
+    of_steps.progress.paused = 25.0
     assert of_steps.has_time_for("validating")
 
 
@@ -27,7 +29,7 @@ def test_a_pause_that_lasts_longer_is_ended_unless_the_budget_is_used():
     model, x = torch.nn.Linear(1, 1), torch.zeros(1, 1)
     clocks = [clock(30.0, max_train_minutes=1), clock(90.0, max_train_minutes=1), clock(30.0, max_train_steps=10)]
     for each in clocks:
-        each.paused = 7.0
+        each.progress.paused = 7.0
     with pytest.raises(TimeoutError, match="a tenth of the budget"), clocks[0].pause("validating", model):
         model(x)
     for each in clocks[1:]:
@@ -42,4 +44,4 @@ def test_the_time_of_pauses_is_summed():
         with each.pause(what, model):
             pass
     assert each.last_pauses.keys() == {"validating", "drawing samples"}
-    assert each.paused > sum(each.last_pauses.values()) > 0
+    assert each.progress.paused > sum(each.last_pauses.values()) > 0

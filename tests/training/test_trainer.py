@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import FOLDERS, assert_same_state, averaged_weights, make_trainer, metrics, raw_weights
 
 from hf_genmod import load_pipeline
@@ -77,6 +78,27 @@ def test_a_budget_of_minutes_ends_with_the_schedules_at_their_end(dataset, tmp_p
         assert math.isclose(line["learning_rate"], expected, rel_tol=1e-3, abs_tol=1e-6)
 
 
+def test_samples_and_validation_wait_for_the_end_if_a_tenth_of_the_minutes_is_used(
+    dataset, held_out, tmp_path, capsys
+):
+    drawn_at = []
+
+    def draw_samples(pipeline):
+        drawn_at.append(trainer.clock.fraction)
+        return Image.new("RGB", (8, 8))
+
+    due = {"sampling_steps": 1, "validation_steps": 1}
+    trainer = make_trainer(
+        dataset, tmp_path, draw_samples=draw_samples, held_out=held_out, max_train_minutes=0.02, **due
+    )
+    trainer.progress.paused = 0.5  # seconds
+    trainer.train()
+    lines = metrics(tmp_path)
+    assert len(lines) > 1 == len(drawn_at) <= drawn_at[0]
+    assert [line for line in lines if "validation_loss" in line] == lines[-1:]
+    assert "failed" not in capsys.readouterr().err
+
+
 def test_processes_that_do_not_know_each_other_are_refused(dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE is 2 but Accelerate sees 1 process"):
@@ -122,8 +144,8 @@ def test_skipped_steps_are_counted_at_the_next_line_and_leave_the_same_weights(d
         ends.append((trainer, metrics(tmp_path / str(logging_steps))))
     (often, of_often), (seldom, of_seldom) = ends
     assert_same_state(seldom, often)
-    assert seldom.averaged_model.n_averaged == 5 and vars(seldom.progress) | {"elapsed": 0} == {
-        "step": 8, "elapsed": 0, "bad_steps": 3, "bad_steps_in_a_row": 0
+    assert seldom.averaged_model.n_averaged == 5 and vars(seldom.progress) | {"elapsed": 0, "paused": 0} == {
+        "step": 8, "elapsed": 0, "paused": 0, "bad_steps": 3, "bad_steps_in_a_row": 0
     }  # fmt: skip
     assert [line["bad_steps"] for line in of_seldom] == [1, 3]
     for line, steps in zip(of_seldom, (of_often[1:4], of_often[6:]), strict=True):

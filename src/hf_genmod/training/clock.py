@@ -18,6 +18,7 @@ class Progress:
 
     step: int = 0
     elapsed: float = 0.0  # seconds
+    paused: float = 0.0  # seconds of these, for samples and validation
     bad_steps: int = 0  # skipped, as their loss or gradient was not finite
     bad_steps_in_a_row: int = 0
 
@@ -56,7 +57,7 @@ class Clock:
         self.signals: list[int] = []  # that this process has received
         self.is_stopping = False
         self.told, self.look_every = None, 1
-        self.paused, self.last_pauses = 0.0, {}  # seconds of samples and validation, of all and of the last by name
+        self.last_pauses = {}  # seconds, by what they were for
         self.fraction = self._fraction()
 
     def tell(self, bad: torch.Tensor) -> torch.Tensor:
@@ -88,7 +89,7 @@ class Clock:
         """Whether to pause the training for something: in a budget of minutes, all pauses take a tenth of the time."""
         if self.config.max_train_minutes is None:
             return True
-        has_time = self.paused + self.last_pauses.get(what, 0.0) <= PAUSES * self._elapsed()
+        has_time = self.progress.paused + self.last_pauses.get(what, 0.0) <= PAUSES * self._elapsed()
         return broadcast_object_list([has_time])[0]
 
     @contextlib.contextmanager
@@ -104,7 +105,7 @@ class Clock:
             if (
                 budget is not None
                 and self.fraction < 1
-                and self.paused + self._elapsed() - started > PAUSES * 60 * budget
+                and self.progress.paused + self._elapsed() - started > PAUSES * 60 * budget
             ):
                 raise TimeoutError("a tenth of the budget is used up by samples and validation")
 
@@ -116,7 +117,7 @@ class Clock:
         finally:
             hook.remove()
             self.last_pauses[what] = self._elapsed() - started
-            self.paused += self.last_pauses[what]
+            self.progress.paused += self.last_pauses[what]
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self.started
