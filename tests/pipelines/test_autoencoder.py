@@ -292,6 +292,8 @@ class TestAutoencoder:
         ):
             with pytest.raises(ValueError, match=re.escape(f"latents: {given} is no tensor of floats (3, c, h, w)")):
                 pipeline(3, latents=latents)
+        with pytest.raises(ValueError, match=re.escape("latents: () is no tensor of floats (1, c, h, w)")):
+            pipeline(latents=torch.tensor(0.0))
 
     def test_tells_the_shape_of_its_pictures(self):
         assert autoencoder("plain", channels=4).picture_shape == (4, 8, 8)

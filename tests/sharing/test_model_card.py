@@ -24,6 +24,7 @@ from hf_genmod import (
 )
 from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.model_card import is_as_written, license_of, write_card
+from hf_genmod.sharing.push import _files_to_push
 
 NAMES = {0: "cat", 1: "dog"}
 PROVENANCE = {
@@ -252,6 +253,10 @@ def test_the_hub_is_told_the_data_set_and_shown_samples_and_results(run):
         ("somebody/pets", "accuracy"): 0.88,
     }
     assert entries[0].source_url == "https://huggingface.co/user/pets"
+    assert ".eval_results/pets.yaml" in _files_to_push(Facts.read(folder))
+    others = {"pictures": CONFIG["pictures"] | {"name": "others"}}  # not those of the measures
+    (folder / "training_config.json").write_text(json.dumps(CONFIG | others))
+    assert ".eval_results/pets.yaml" not in _files_to_push(Facts.read(folder))
 
 
 def test_a_data_set_that_is_not_on_the_hub_or_not_the_one_measured_on_has_no_results_there(run):

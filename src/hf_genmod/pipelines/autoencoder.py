@@ -64,7 +64,8 @@ class AutoencoderPipeline(ImagePipeline):
         if latents is None:
             generators = one_generator_each(generator, n)
             latents = self._sample_prior(prior, generators)
-        if not isinstance(latents, torch.Tensor) or not latents.is_floating_point() or n not in (1, len(latents)):
+        are_floats = torch.is_tensor(latents) and latents.is_floating_point()
+        if not are_floats or latents.ndim != 4 or n not in (1, len(latents)):
             given = tuple(latents.shape) if isinstance(latents, torch.Tensor) else torch.typename(latents)
             raise ValueError(f"latents: {given} is no tensor of floats ({n}, c, h, w)")
         return self._decoded(latents.to(self._execution_device), output_type, return_dict)

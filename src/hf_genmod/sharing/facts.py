@@ -169,6 +169,11 @@ class Facts:
         return self.dataset_id if is_same else None
 
     @property
+    def results_file(self) -> str | None:
+        """Where the measures lie of which the Hub makes the leaderboard of that data set, in the folder."""
+        return f".eval_results/{self.measured_id.split('/')[-1]}.yaml" if self.measured_id else None
+
+    @property
     def uses_trackio(self) -> bool:
         return self.settings.get("training", {}).get("report_to") == "trackio"
 

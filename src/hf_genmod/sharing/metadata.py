@@ -81,11 +81,11 @@ def write_eval_results(facts: Facts, repo_id: str | None) -> None:
         EvalResultEntry(facts.measured_id, metric, _rounded(measure.value), notes=_how(facts, measure), **source)
         for _, metric, measure, _ in headline(facts)
     ]
-    if facts.measured_id and entries:
-        folder = facts.folder / ".eval_results"
-        folder.mkdir(exist_ok=True)
+    if facts.results_file and entries:
+        file = facts.folder / facts.results_file
+        file.parent.mkdir(exist_ok=True)
         text = yaml.dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
-        (folder / f"{facts.measured_id.split('/')[-1]}.yaml").write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
 
 
 def _how(facts: Facts, measure: Estimate) -> str:

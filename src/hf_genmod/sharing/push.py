@@ -148,7 +148,7 @@ def _check_edited_card(card: ModelCard, license: str, usage_here: str) -> None:
 def _files_to_push(facts: Facts) -> list[str]:
     """The card, its figures and results, and the checkpoint or adapter."""
     files = ["README.md", *facts.figures(shared=True), *(file for _, file in facts.examples if "/" in file)]
-    files += [f".eval_results/{file.name}" for file in facts.folder.glob(".eval_results/*.yaml")]
+    files += [name for name in [facts.results_file] if name and (facts.folder / name).is_file()]
     if not facts.index:
         return sorted([*files, LORA_WEIGHT_NAME_SAFE])
     files += ["model_index.json", f"{facts.index['_class_name'][0]}.py"]
