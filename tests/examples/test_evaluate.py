@@ -114,7 +114,8 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
     expected |= {"guidance.png"} if scales else {"enlarged.png"} if kind == "upsampler" else set()
     assert expected <= figures and len(figures - expected) == 2 * len(report["settings"])  # the closest
     card = (tmp_path / "README.md").read_text()
-    assert all(f"evaluation/{name}" in card for name in figures)
+    assert all(f"evaluation/{name}" in card for name in expected)
+    assert len([name for name in figures - expected if f"evaluation/{name}" in card]) == 1
     assert f"{report['settings'][0]['frechet_distance']['value']:.3g} (" in card
 
 

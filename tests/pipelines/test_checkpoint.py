@@ -195,20 +195,22 @@ class TestAutoModel:
         loaded.save_pretrained(tmp_path / "again")
         self.loads(str(tmp_path / "again"), pipeline)
 
-    def test_a_model_alone_or_its_config_in_a_checkpoint(self, folder, tmp_path, hub):
-        unet = PIPELINES["guided"]().unet
-        unet.save_pretrained(tmp_path / "alone")
-        unet.push_to_hub(repo_id := hub.new_repo_id())
-        for model in (
-            AutoModel.from_pretrained(str(tmp_path / "alone"), trust_remote_code=True),
-            AutoModel.from_pretrained(repo_id, trust_remote_code=True),
-            AutoModel.from_config(str(folder), subfolder="unet", trust_remote_code=True),
-        ):
-            assert type(model).__name__ == "DenoisingUNet2DModel"
 
-    def test_only_models_of_others_are_loaded_as_ever(self, tmp_path):
-        AutoencoderPipeline(tiny_vae()).save_pretrained(tmp_path)
-        assert isinstance(AutoModel.from_pretrained(str(tmp_path), subfolder="vae"), AutoencoderKL)
+def test_automodel_loads_a_model_alone_or_its_config_in_a_checkpoint(folder, tmp_path, hub):
+    unet = PIPELINES["guided"]().unet
+    unet.save_pretrained(tmp_path / "alone")
+    unet.push_to_hub(repo_id := hub.new_repo_id())
+    for model in (
+        AutoModel.from_pretrained(str(tmp_path / "alone"), trust_remote_code=True),
+        AutoModel.from_pretrained(repo_id, trust_remote_code=True),
+        AutoModel.from_config(str(folder), subfolder="unet", trust_remote_code=True),
+    ):
+        assert type(model).__name__ == "DenoisingUNet2DModel"
+
+
+def test_automodel_loads_models_of_others_as_ever(tmp_path):
+    AutoencoderPipeline(tiny_vae()).save_pretrained(tmp_path)
+    assert isinstance(AutoModel.from_pretrained(str(tmp_path), subfolder="vae"), AutoencoderKL)
 
 
 def test_the_working_folder_does_not_matter(pipeline, folder, monkeypatch):
