@@ -19,6 +19,10 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal has come which ends what is going on, and not the process."""
+
+
 def on_each(compute: Callable[[], T]) -> list[T]:
     """
     What `compute` returns on each process, on all of them. It must not wait for other processes.
@@ -31,7 +35,7 @@ def on_each(compute: Callable[[], T]) -> list[T]:
     result, error = None, None
     try:
         result = compute()
-    except (Exception, KeyboardInterrupt) as caught:  # the other processes wait for this one
+    except (Exception, Interrupted) as caught:  # the other processes wait for this one
         error = f"{type(caught).__name__}: {caught}"
     pairs = gather_object([(result, error)])
     for _, error in pairs:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from hf_genmod.processes import upload
+from hf_genmod.processes import Interrupted, upload
 from hf_genmod.training.config import TrainingConfig
 
 
@@ -35,10 +35,6 @@ class Progress:
 
 
 PAUSES = 0.1  # the most that samples and validation take of a budget of minutes
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal has come while the training paused."""
 
 
 class Clock:
