@@ -72,8 +72,11 @@ def conditions(pipeline, class_labels: list[str], prompts: list[str]) -> tuple[s
         return takes, prompts, prompts
     if takes is None:
         return takes, [""], []
-    names = [str(name) for name in class_labels or list(pipeline.labels) or range(pipeline.num_classes)]
-    return takes, names, [int(x) if x not in pipeline.labels and x.isdecimal() else x for x in names]
+    given = class_labels or list(pipeline.labels) or map(str, range(pipeline.num_classes))
+    are_numbers = bool(pipeline.labels) and all(name.isdecimal() for name in pipeline.labels)  # the names of classes
+    values = [x if x in pipeline.labels or are_numbers or not x.isdecimal() else int(x) for x in given]
+    name_of = {label: name for name, label in pipeline.labels.items()}
+    return takes, [str(name_of.get(value, value)) for value in values], values
 
 
 def unknown_words(tokenizer, prompts: list[str]) -> list[str]:

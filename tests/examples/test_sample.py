@@ -48,12 +48,23 @@ def test_the_images_of_a_folder_are_those_that_the_pipeline_draws(labelled, tmp_
     done = run("sample.py", *command, *STEPS, "--output", tmp_path / "out")
     assert done.stdout == f"6 images in {tmp_path / 'out'}\n"
     files = {
-        f"{name}-{seed}.png" for name, seed in zip(["dog"] * 2 + ["7"] * 2 + ["0"] * 2, range(5, 11), strict=True)
+        f"{name}-{seed}.png" for name, seed in zip(["dog"] * 2 + ["7"] * 2 + ["cat"] * 2, range(5, 11), strict=True)
     }
     assert {file.name for file in (tmp_path / "out").iterdir()} == files
-    for name, label, seed in (("dog", 1, 6), ("7", 2, 7), ("0", 0, 10)):
+    for name, label, seed in (("dog", 1, 6), ("7", 2, 7), ("cat", 0, 10)):
         image = np.asarray(Image.open(tmp_path / "out" / f"{name}-{seed}.png"), dtype=int)
         assert abs(image - drawn(labelled, seed, class_labels=[label], guidance_scale=3.0)).max() <= 1  # rounding
+
+
+def test_numbers_are_names_where_all_classes_have_numbers_for_names(labelled, tmp_path):
+    pipeline = load_pipeline(labelled)
+    pipeline.register_to_config(id2label={0: "1", 1: "2", 2: "10"})
+    pipeline.save_pretrained(tmp_path / "numbers")
+    command = ["--model", tmp_path / "numbers", "--num", 1, *STEPS, "--output", tmp_path / "out", "--class_labels"]
+    assert "class_labels: '0' is not a label of this model" in error_of("sample.py", *command, "0")
+    run("sample.py", *command, "2")
+    image = np.asarray(Image.open(tmp_path / "out" / "2-0.png"), dtype=int)
+    assert abs(image - drawn(labelled, 0, class_labels=[1])).max() <= 1
 
 
 def test_a_picture_has_a_named_row_for_each_class(labelled, tmp_path):
