@@ -1,6 +1,7 @@
 """Archives are read as the folders that were packed, once."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -207,6 +208,19 @@ def test_a_web_dataset_has_its_labels(tmp_path, arrays, ending, is_read):
         assert len(pictures) == 3 and ("row" in pictures.where(0)) == is_read
         if ending == ".cls":
             assert pictures.labels.tolist() == [2, 1, 0] and pictures.captions == ["number 0", "number 1", "number 2"]
+
+
+@pytest.mark.parametrize("has_texts", [False, True])
+def test_a_web_dataset_has_the_labels_and_captions_of_its_json(tmp_path, arrays, has_texts):
+    for i in range(3):
+        save(picture(arrays[i]), tmp_path / "data" / f"{i}.png")
+        fields = {"caption": f"field {i}", "label": 2 - i, "size": {"width": 8}}
+        (tmp_path / "data" / f"{i}.json").write_text(json.dumps(fields))
+        if has_texts:
+            (tmp_path / "data" / f"{i}.txt").write_text(f"text {i}")
+    pictures = load_pictures(pack(tmp_path / "data", tmp_path / "shards" / "train-0.tar").parent)
+    assert pictures.labels.tolist() == [2, 1, 0] and pictures.label_names == ["0", "1", "2"]
+    assert pictures.captions == [f"{'text' if has_texts else 'field'} {i}" for i in range(3)]
 
 
 def test_a_tar_of_class_folders_with_a_json_of_each_image_is_none_of_datasets(class_folders, tmp_path):

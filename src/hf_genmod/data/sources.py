@@ -19,6 +19,7 @@ from hf_genmod.data.arrays import separated
 from hf_genmod.data.files import ARCHIVE, ARRAYS, File, Listing, dangling
 from hf_genmod.data.folder import read_folder
 from hf_genmod.data.formats import container
+from hf_genmod.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS
 from hf_genmod.errors import first_line, refuse_lfs_pointers, shortened
 from hf_genmod.hub import can_be_id, why_missing
 
@@ -89,7 +90,8 @@ def find_splits(
     if reason := why_missing(name, "dataset"):
         raise FileNotFoundError(f"{name}: there is no such folder, and {reason}")
     refuse_unused(name, array_axes=array_axes)
-    return Found(_splits_by_datasets(name, name, config_name), name)
+    splits = _splits_by_datasets(name, name, config_name)
+    return Found({split: _with_fields(rows) for split, rows in splits.items()}, name)
 
 
 def refuse_unused(name: str, config_name: str | None = None, array_axes: str | None = None) -> None:
@@ -156,7 +158,7 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
         raise
     if found.images:
         _warn_of_unused(found, splits, name)
-    return splits
+    return {split: _with_fields(rows) for split, rows in splits.items()}
 
 
 def _splits_by_datasets(source: str | Path, name: str, config_name: str | None, is_saved: bool = False):
@@ -180,6 +182,17 @@ def _splits_by_datasets(source: str | Path, name: str, config_name: str | None, 
             message = f"there is no such folder, and the Hub has no such data set that can be read ({cause})"
             raise FileNotFoundError(f"{name}: {message}") from error
         raise ValueError(f"{name}: it holds no data set that can be read ({cause}); {_KINDS}") from error
+
+
+def _with_fields(rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows of a WebDataset with a column for each field of its .json files, of which other files may hold one."""
+    if "__key__" not in rows.features or not isinstance(rows.features.get("json"), dict):
+        return rows
+    taken = set(rows.column_names)
+    taken |= {name for names in (CAPTION_COLUMNS, LABEL_COLUMNS) if taken & set(names) for name in names}
+    rows = rows.flatten()
+    fields = {column: column.removeprefix("json.") for column in rows.column_names if column.startswith("json.")}
+    return rows.rename_columns({column: field for column, field in fields.items() if field not in taken})
 
 
 def _refuse_several(tables: list[File], name: str, by_columns: bool = False) -> None:
