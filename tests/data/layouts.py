@@ -63,7 +63,8 @@ def draw(rng: random.Random) -> Layout:
     splits = rng.sample(sorted(SPLITS), rng.choice((2, 3))) if rng.random() < 0.4 else ["train"]
     called = {split: rng.choice(SPLITS[split]) for split in splits}
     if len(splits) > 1 and rng.random() < 0.2:
-        called = {split: rng.choice(("{}_images", "my-{}", "{}2017")).format(split) for split in splits}
+        form = rng.choice(("{}_images", "my-{}", "{}2017"))
+        called = {split: form.format(split) for split in splits}
     names = [None]
     if rng.random() < 0.7:
         kind = rng.choice(("ordinary", "odd", "numbers"))

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import warnings
 
 import datasets
 import numpy as np
@@ -156,23 +157,72 @@ def test_what_is_no_array_of_numbers(tmp_path):
         "objects": np.array([[None]]),
         "words": np.array([["a"]]),
         "complex": np.ones((4, 4), complex),
+        "phases": np.ones((4, 5, 6), complex),
+        "empty": np.ones((0, 4, 4)),
         "row": np.ones(4),
     }
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
     (tmp_path / "pickle.npy").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
+    np.save(tmp_path / "long.npy", np.ones((4, 4)))
+    content = (tmp_path / "long.npy").read_bytes()
+    for length in (0, 8, 40, 150):
+        (tmp_path / f"cut{length}.npy").write_bytes(content[:length])
+    (tmp_path / "long.npy").unlink()
     (tmp_path / "pointer.npy").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     np.save(tmp_path / "sound.npy", np.ones((4, 4)))
     reasons = {
         reason.split(".npy: ")[0].split("/")[-1]: reason
         for reason in load_pictures(tmp_path, on_bad_image="skip").skipped
     }
-    assert set(reasons) == {*arrays, "pickle", "pointer"}
+    cut = {f"cut{length}" for length in (0, 8, 40, 150)}
+    assert set(reasons) == {*arrays, "pickle", "pointer", *cut}
+    assert all("the file is cut off; copy" in reasons[name] for name in cut) and "which is empty" in reasons["empty"]
+    assert all("of the type" in reasons[name] for name in ("complex", "phases", "words"))
     assert "numbers" in reasons["objects"] and "numbers" in reasons["pickle"] and "git lfs pull" in reasons["pointer"]
     assert "complex128" in reasons["complex"] and "(4,) holds no image; if these are labels" in reasons["row"]
     np.savez(tmp_path / "a.npz", images=np.ones((4, 4)))
     with pytest.raises(ValueError, match="a.npz: a zip archive, as .npz is one; save the array .* as .npy"):
         load_pictures(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name, told", [("phases", "of the type complex64; save one of real"), ("empty", "is empty")])
+@pytest.mark.parametrize("axes", [None, "NHW"])
+def test_an_array_alone_is_not_blamed_for_its_shape(tmp_path, name, told, axes):
+    np.save(tmp_path / "a.npy", np.ones((5, 40, 3), "c8") if name == "phases" else np.ones((0, 16, 16)))
+    with pytest.raises(ValueError, match=f"1 of 1 image .* an array .*{told}"):
+        load_pictures(tmp_path, array_axes=axes)
+
+
+@pytest.mark.parametrize("shape, axes", [((60, 9, 7), "NCHW"), ((60, 9, 7), "NHWC"), ((50, 784), "NHW")])
+def test_axes_of_many_images_that_do_not_fit(tmp_path, shape, axes):
+    np.save(tmp_path / "a.npy", distinct(*shape))
+    told = (
+        rf"a.npy as {axes}: an array of shape \({', '.join(map(str, shape))}\) .* not \({', '.join(axes)}\); correct"
+    )
+    with pytest.raises(ValueError, match=told):
+        load_pictures(tmp_path, array_axes=axes)
+
+
+@pytest.mark.parametrize("folders", [("", ""), ("train/", "test/")])
+def test_all_arrays_of_three_axes_are_many_images_where_one_can_be_nothing_else(tmp_path, folders):
+    for folder, name, count in zip(folders, ("train", "test"), (100, 10), strict=True):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        np.save(tmp_path / folder / f"{name}.npy", distinct(count, 28, 28))
+    for split, count in (("train", 100), ("test", 10)):
+        dataset = load_pictures(tmp_path, split=split)
+        assert (len(dataset), dataset.channels) == (count, 1)
+
+
+@pytest.mark.parametrize("count, is_told", [(2, True), (10, False)])
+def test_few_images_of_many_channels_may_be_many_of_one(tmp_path, count, is_told):
+    for i in range(count):
+        np.save(tmp_path / f"{i}.npy", distinct(6, 16, 16))
+    with warnings.catch_warnings(record=True) as caught:
+        assert load_pictures(tmp_path).channels == 6
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == is_told and all("0.npy: its shape (6, 16, 16) is taken for one image" in text for text in told)
+    assert len(load_pictures(tmp_path, array_axes="NHW")) == 6 * count
 
 
 def test_axes_that_do_not_fit(tmp_path):

@@ -221,6 +221,26 @@ def test_numbers_that_are_not_the_labels_are_named(tmp_path, arrays, names, told
         quietly_read(folder)
 
 
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        ("steam_train test_tube", "'steam_train' and 'test_tube' are taken for the splits train and test; if they"),
+        ("Test Pilot,Train Driver", "'test pilot' and 'train driver' are taken for the splits test and train; if"),
+        ("train2017 val2017 test-2018", None),
+        ("birds-train birds-test", None),
+        ("training_images test_images", None),
+        ("train-clean/a train-clean/b test-other/a", None),
+    ],
+)
+def test_splits_whose_names_may_be_those_of_classes_are_told(tmp_path, arrays, names, told):
+    folder = folder_of(tmp_path, arrays, *(f"{name}/0.png" for name in names.split("," if "," in names else None)))
+    if told:
+        with pytest.warns(UserWarning, match=told):
+            load_pictures(folder)
+    else:
+        assert "test" in quietly_read(folder)
+
+
 def test_one_name_in_both_forms_of_unicode_is_one_class(tmp_path, arrays):
     folder = folder_of(tmp_path, arrays, "train/\u00e9/0.png", "train/b/1.png", "test/e\u0301/2.png")
     assert load_pictures(folder, split="test").label_names == ["b", "\u00e9"]

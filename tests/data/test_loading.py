@@ -89,6 +89,13 @@ def test_label_columns(arrays):
     assert loaded.labels.tolist() == [2] and loaded.label_names == ["apple", "fig", "pear"]
 
 
+@pytest.mark.parametrize("kind, labels", [("string", ["2", "10"]), ("int64", [10, 2]), ("names", [0, 1])])
+def test_numbers_that_are_not_the_labels_are_named(arrays, kind, labels):
+    feature = datasets.ClassLabel(names=["2", "10"]) if kind == "names" else datasets.Value(kind)
+    with pytest.warns(UserWarning, match="the data set: labels count from 0: label 0 is the class '2'"):
+        load_pictures(rows([coded(picture(array)) for array in arrays[:2]], label=(feature, labels)))
+
+
 @pytest.mark.parametrize("feature", [datasets.ClassLabel(names=["a", "b"]), datasets.Value("int64")])
 def test_unlabelled_pictures(arrays, feature):
     dataset = rows([coded(picture(array)) for array in arrays[:3]], label=(feature, [0, -1, None]))

@@ -18,6 +18,7 @@ from hf_genmod.data.archives import shown
 from hf_genmod.errors import LFS_POINTER, LFS_REMEDY
 
 AXES = {2: ("HW",), 3: ("HWC", "CHW", "NHW"), 4: ("NHWC", "NCHW")}  # by the number of axes
+_NUMBERS = "fiub"  # the kinds of types of real numbers
 _MANY = 10  # files, from which on each of two axes is one image
 _FLAT = 64  # values of a flat image, at least
 _RATIO = 4  # of the sides of an image, at most, where the shape is to say what the axes are
@@ -46,8 +47,21 @@ def separated(splits: dict[str, datasets.Dataset], axes: str | None = None) -> d
     number = len(sum(files, []))
     alone, few = number == len({os.path.dirname(file) for file in sum(files, [])}), number < _MANY
     types = {}
+    shapes = {file: _shape(file, types) for file in sum(files, [])}
+    # All arrays are read alike: where one can only be many images, the others are.
+    are_many = any(len(shape) == 3 and _likely(shape) == ["NHW"] for shape in shapes.values())
+    parts, doubtful = {}, None
+    for file, shape in shapes.items():
+        its_axes = axes or _axes_of(file, shape, alone, few, are_many)
+        parts[file] = _parts(shape, its_axes, is_given=axes is not None)
+        if axes is None and its_axes in ("CHW", "HWC") and "NHW" in _likely(shape) and min(shape[0], shape[2]) > 4:
+            doubtful = doubtful or file
+    if doubtful and few:
+        what = f"its shape {shapes[doubtful]} is taken for one image of several channels"
+        remedy = f"if it holds {shapes[doubtful][0]} images, give --array_axes NHW"
+        warnings.warn(f"{shown(doubtful)}: {what}; {remedy}", stacklevel=2)
     for (split, table), its_files in zip(tables.items(), files, strict=True):
-        images = [[f"{file}{part}" for part in _parts(file, axes, alone, few, types)] for file in its_files]
+        images = [[f"{file}{part}" for part in parts[file]] for file in its_files]
         table = table.take([row for row, paths in enumerate(images) for _ in paths])
         columns = {column: table[column].to_pylist() for column in table.column_names}
         columns["image"] = [{"bytes": None, "path": path} for paths in images for path in paths]
@@ -60,43 +74,54 @@ def separated(splits: dict[str, datasets.Dataset], axes: str | None = None) -> d
     return splits
 
 
-def _parts(file: str, axes: str | None, alone: bool, few: bool, types: dict[str, str]) -> list[str]:
-    """What follows the path of a file in the path of each of its images. `types` gets a first file of each type."""
+def _shape(file: str, types: dict[str, str]) -> tuple[int, ...]:
+    """The shape of the numbers in a file, () if it has none. `types` gets a first file of each type."""
     try:
         array = _load(file)
-        shape = array.shape
         types.setdefault("float" if array.dtype.kind == "f" else array.dtype.name, file)
+        return array.shape if array.dtype.kind in _NUMBERS and array.size else ()
     except Exception:  # NumPy raises nearly every type of error on broken files; they are named when they are opened
-        shape = ()
-    suffix = f" as {axes.removeprefix('N')}" if axes else ""
-    axes = axes or _axes_of(file, shape, alone, few)
-    if axes and axes[0] == "N" and len(axes) == len(shape):
-        return [f"[{index}]{suffix}" for index in range(shape[0])]
-    return [suffix]
+        return ()
 
 
-def _axes_of(file: str, shape: tuple[int, ...], alone: bool, few: bool) -> str | None:
+def _parts(shape: tuple[int, ...], axes: str | None, is_given: bool) -> list[str]:
+    """What follows the path of a file in the path of each of its images. Axes that do not fit the shape stay as they
+    are, and are named when the image is opened."""
+    is_many = axes is not None and axes[0] == "N" and len(axes) == len(shape)
+    suffix = f" as {axes[is_many:]}" if is_given else ""
+    return [f"[{index}]{suffix}" for index in range(shape[0])] if is_many else [suffix]
+
+
+def _axes_of(file: str, shape: tuple[int, ...], alone: bool, few: bool, are_many: bool) -> str | None:
     """What the axes of an array are, `None` if it holds no images."""
-    if len(shape) not in AXES or 0 in shape:
+    if len(shape) not in AXES:
         return None
     is_long = len(shape) == 2 and max(shape) > _RATIO * min(shape)
     if len(shape) == 2 and few and (is_long or (shape[0] != shape[1] >= _FLAT)):
         remedy = "give --array_axes HW if they are one image, or reshape those of many to (N, height, width)"
         raise ValueError(f"{file}: values of the shape {shape} can be a flat image in each row; {remedy}")
-    for ratio in (_RATIO, math.inf):
-        likely = [axes for axes in AXES[len(shape)] if len(shape) == 2 or _is_likely(axes, shape, ratio)]
-        if shape[0] == 1 and "CHW" in likely:  # the same as NHW
-            likely = [axes for axes in likely if axes != "NHW"]
-        images = [axes for axes in likely if axes[0] != "N"]
-        if len(likely) == 1 or (images and not alone):
-            return (images or likely)[0]
-        if likely:
-            break
+    likely = _likely(shape)
+    images = [axes for axes in likely if axes[0] != "N"]
+    if are_many and "NHW" in likely:
+        return "NHW"
+    if len(likely) == 1 or (images and not alone):
+        return (images or likely)[0]
     choices = " or ".join(f"--array_axes {axes}" for axes in likely or AXES[len(shape)])
     raise ValueError(
         f"{file}: the axes of its shape {shape} can be read in several ways; give {choices} (N images, C channels, "
         "H height, W width)"
     )
+
+
+def _likely(shape: tuple[int, ...]) -> list[str]:
+    """What the axes of an array can be; images with a very long side only if there are no others."""
+    for ratio in (_RATIO, math.inf):
+        likely = [axes for axes in AXES[len(shape)] if len(shape) == 2 or _is_likely(axes, shape, ratio)]
+        if shape[0] == 1 and "CHW" in likely:  # the same as NHW
+            likely = [axes for axes in likely if axes != "NHW"]
+        if likely:
+            break
+    return likely
 
 
 def _is_likely(axes: str, shape: tuple[int, ...], ratio: float) -> bool:
@@ -128,10 +153,12 @@ def _load(file: str | io.BytesIO) -> np.ndarray:
     """The array in a .npy file, read from the disk when it is used."""
     try:
         return np.load(file, mmap_mode=None if isinstance(file, io.BytesIO) else "r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         start = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()[: len(LFS_POINTER)]
         if start.startswith(LFS_POINTER):
             raise ValueError(f"a pointer of Git LFS; {LFS_REMEDY}") from error
+        if re.search("^mmap length|^EOF|^No data left", str(error)):
+            raise ValueError("the file is cut off; copy or download it again") from error
         if "pickle" in str(error) or "objects" in str(error):
             raise ValueError("no array of numbers, or no .npy file; save an array of numbers by np.save") from error
         raise
@@ -140,13 +167,18 @@ def _load(file: str | io.BytesIO) -> np.ndarray:
 def measured_values(array: np.ndarray, axes: str | None = None) -> np.ndarray:
     """Measured values as `float32` (C, H, W). Without `axes`, an image of three axes is HWC if the last axis is
     shorter than the first, else CHW."""
+    if array.dtype.kind not in _NUMBERS:
+        raise ValueError(f"an array of the type {array.dtype}; save one of real numbers")
+    if not array.size:
+        raise ValueError(f"an array of shape {array.shape}, which is empty; fill or remove it")
     if array.ndim == 1:
         remedy = "if these are labels, put the .npy files of each class into a folder of its name"
         raise ValueError(f"an array of shape {array.shape} holds no image; {remedy}")
     shapes = [axes] if axes else ["HW", "CHW", "HWC"]
-    if array.ndim not in map(len, shapes) or not array.size or array.dtype.kind not in "fiub":
+    if array.ndim not in map(len, shapes):
         expected = " or ".join(f"({', '.join(shape)})" for shape in shapes)
-        raise ValueError(f"an array of shape {array.shape} and type {array.dtype}, not {expected}")
+        remedy = "; correct or leave out --array_axes" if axes else ""
+        raise ValueError(f"an array of shape {array.shape} and type {array.dtype}, not {expected}{remedy}")
     if array.ndim == 2:
         array = array[None]
     elif axes == "HWC" or (axes is None and array.shape[2] < array.shape[0]):

@@ -22,7 +22,7 @@ _LIKE_A_SPLIT = re.compile(rf"(?:.*[-._ 0-9])?({'|'.join(_SPLITS)})(?:[-._ 0-9].
 
 _OF_IMAGES = re.compile(r"([a-z]+[-_ ]?)?(images?|imgs?|photos?|pictures?)", re.IGNORECASE)  # names of folders
 
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")  # of any size, without 1e3 and nan, which are names
+NUMBER = re.compile(r"-?\d+(\.\d+)?")  # of any size, without 1e3 and nan, which are names
 
 
 def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
@@ -60,7 +60,9 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
         what = f"labels are those of the column {column!r}, not the names of the folders; remove the column for these"
         warnings.warn(f"{name}: {what}", stacklevel=2)
     elif names and not column:
-        arrays["label"], features["label"] = _labels(classes, names, name), datasets.ClassLabel(names=names)
+        index = {label: i for i, label in enumerate(names)}
+        arrays["label"] = pa.array([index.get(label) for label in classes], pa.int64())
+        features["label"] = datasets.ClassLabel(names=names)
     _warn_of_others(found, name)
     rows_of = {split: [] for split in _SPLITS.values()}
     for row, split in enumerate(splits):
@@ -74,7 +76,7 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
 
 def in_order(names) -> list:
     """Names of classes in alphabetical order, or in the order of the numbers if all are numbers."""
-    by_number = all(isinstance(name, str) and _NUMBER.fullmatch(name) for name in names)
+    by_number = all(isinstance(name, str) and NUMBER.fullmatch(name) for name in names)
     return sorted(names, key=lambda name: (Decimal(name), name) if by_number else name)
 
 
@@ -154,6 +156,8 @@ def _split_places(images: Sequence[File], name: str) -> list[tuple[str, tuple[st
                         f"{name}: the split {split} {what}; if they are one split, "
                         f"call them all {split}, and if they are classes, {split}/CLASS"
                     )
+            if not any(inner for _, inner, _ in places.values()):  # as class folders would be
+                _warn_of_splits({folder: split for split, _, folder in places.values()}, name)
             return [places[image.folders][:2] for image in images]
     if not any(loose.values()):
         splits = [_loosely(os.path.splitext(image.name)[0]) for image in images]
@@ -199,6 +203,19 @@ def _loosely(name: str) -> str | None:
     """The split that a name such as my-train_2 contains."""
     match = _LIKE_A_SPLIT.fullmatch(name.lower())
     return _SPLITS[match[1]] if match else None
+
+
+def _warn_of_splits(split_of: dict[str, str], name: str) -> None:
+    """Names folders that are taken for splits, and whose names have other words, too, as classes have."""
+    others = {}
+    for folder in sorted(split_of):
+        word = _LIKE_A_SPLIT.fullmatch(folder)
+        if rest := re.sub(r"[\W\d_]", "", folder[: word.start(1)] + folder[word.end(1) :]):
+            others[rest] = folder
+    if len(others) > 1:
+        first, second, *_ = others.values()
+        what = f"{first!r} and {second!r} are taken for the splits {split_of[first]} and {split_of[second]}"
+        warnings.warn(f"{name}: {what}; if they are classes, put both into a folder train", stacklevel=4)
 
 
 def _classes(places: Sequence[tuple[str, ...]], splits: Sequence[str], name: str) -> list[str | None]:
@@ -250,16 +267,6 @@ def classes_in_names(files: Sequence[str]) -> str | None:
     command = 'for f in *[-._][0-9]*; do d=${f%%[-._][0-9]*}; mkdir -p "$d" && mv "$f" "$d"; done'
     what = f"the names of its images begin with what may be classes ({shortened(names)})"
     return f"{what}; if so, sort them into class folders by running in their folder: {command}"
-
-
-def _labels(classes: list[str | None], names: list[str], name: str) -> pa.Array:
-    """The label of each class, counted from 0. A warning tells where the names are other numbers."""
-    index = {label: i for i, label in enumerate(names)}
-    other = next((label for label in names if _NUMBER.fullmatch(label) and Decimal(label) != index[label]), None)
-    if other and all(map(_NUMBER.fullmatch, names)):
-        what = f"labels count from 0: label {index[other]} is the class {other!r}"
-        warnings.warn(f"{name}: {what}", stacklevel=3)
-    return pa.array([index.get(label) for label in classes], pa.int64())
 
 
 def _caption(image: File, found: Listing) -> str | None:

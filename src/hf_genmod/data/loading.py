@@ -5,6 +5,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,7 @@ import torch
 from datasets.utils import tqdm
 
 from hf_genmod.data.entries import Entries
-from hf_genmod.data.folder import classes_in_names, in_order
+from hf_genmod.data.folder import NUMBER, classes_in_names, in_order
 from hf_genmod.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
@@ -103,6 +104,12 @@ def load_pictures(
     if alike := [repr(label) for label in label_names or () if forms[_form(label)] > 1]:
         what = f"classes whose names differ by case, blanks or how Unicode writes them alone: {shortened(alike)}"
         warnings.warn(f"{source}: {what}; rename one if they are one class", stacklevel=2)
+    other = next(
+        (i for i, label in enumerate(label_names or ()) if NUMBER.fullmatch(label) and Decimal(label) != i), -1
+    )
+    if other >= 0 and all(map(NUMBER.fullmatch, label_names)):
+        what = f"labels count from 0: label {other} is the class {label_names[other]!r}"
+        warnings.warn(f"{source}: {what}", stacklevel=1)  # once for all splits
     captions = _captions(rows, name, caption_column, require_captions, where)
     return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory, on_bad_image)
 
