@@ -78,7 +78,8 @@ def test_label_columns(arrays):
     with pytest.warns(UserWarning, match="without a label .* 1 of 4 images, such as row 2"):
         assert load_pictures(rows(images, label=(text, ["a", "b", "", "a"]))).labels is None
     two = {key: (datasets.ClassLabel(names=["a", "b"]), [0, 1, 1, 0]) for key in ("coarse", "fine")}
-    assert load_pictures(rows(images, **two)).labels is None
+    with pytest.warns(UserWarning, match=r"labels \(coarse, fine\), so labels are not used; choose one by --label"):
+        assert load_pictures(rows(images, **two)).labels is None
     with pytest.raises(ValueError, match=r"several of its columns hold class labels \(coarse, fine\); choose one by"):
         load_pictures(rows(images, **two), require_labels=True)
     assert load_pictures(rows(images, **two), label_column="fine").labels.tolist() == [0, 1, 1, 0]

@@ -143,10 +143,19 @@ def test_names_of_splits_do_not_hide_pictures(tmp_path, arrays):
         load_pictures(tmp_path / "vehicles")
 
 
-def test_missing_and_empty_places(tmp_path):
+def test_missing_and_empty_places(tmp_path, monkeypatch):
     for bad in ("./nowhere", str(tmp_path / "nowhere"), "a/b/c"):
         with pytest.raises(FileNotFoundError, match="there is no such folder or file; check"):
             load_pictures(bad)
+    (tmp_path / "birds" / "robins").mkdir(parents=True)
+    (tmp_path / "birds" / "wren.tar.gz").touch()
+    for bad, near in (("bids/robins", "birds"), ("birds/robbins", "birds/robins"), ("birds/wren.zip", "wren.tar.gz")):
+        with pytest.raises(FileNotFoundError, match=rf"check the path \(there is .*/{near}\)$"):
+            load_pictures(tmp_path / bad)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_genmod.data.sources.why_missing", lambda *_: "the Hub has none")
+    with pytest.raises(FileNotFoundError, match=r"^birds/robbins: there is .* \(there is birds/robins\), and the Hub"):
+        load_pictures("birds/robbins")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="it holds no data set that can be read.*it should hold images"):
         load_pictures(tmp_path / "empty")

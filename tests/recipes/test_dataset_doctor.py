@@ -94,6 +94,11 @@ def test_images_of_one_class_have_none(tmp_path):
     assert report.findings[-1].startswith("all images are of one class, 'cat', so labels tell a model nothing; train")
 
 
+def test_a_single_file_is_in_no_class_folder(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(640.0).reshape(10, 8, 8))
+    assert report_of(tmp_path / "a.npy").contents[1] == "classes   none"
+
+
 def test_small_images_are_found(tmp_path):
     save_pictures(tmp_path / "tiny", count=4, size=(3, 3))
     (finding,) = [finding for finding in report_of(tmp_path / "tiny").findings if finding.startswith("small")]

@@ -176,10 +176,12 @@ def _labels(
         usual = [key for key in LABEL_COLUMNS if key in rows.column_names]
         column = classes[0] if len(classes) == 1 else next(iter(usual), None)
     if column is None:
+        several = f"{name}: several of its columns hold class labels ({shortened(classes)})"
+        if len(classes) > 1 and not required:
+            warnings.warn(f"{several}, so labels are not used; choose one by --label_column", stacklevel=3)
         if required:
             if len(classes) > 1:
-                remedy = "choose one by --label_column"
-                raise ValueError(f"{name}: several of its columns hold class labels ({shortened(classes)}); {remedy}")
+                raise ValueError(f"{several}; choose one by --label_column")
             remedy = (
                 "sort the images into two or more class folders, all at one depth, write a metadata.csv with the "
                 "columns file_name and label, or name a column by --label_column"

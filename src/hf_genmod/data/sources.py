@@ -1,6 +1,7 @@
 """Finds the images of a folder, file or data set on the Hub."""
 
 import contextlib
+import difflib
 import os
 import re
 import warnings
@@ -86,12 +87,23 @@ def find_splits(
     if "://" in name:
         raise FileNotFoundError(f"{name}: an address; download what is there, and give its path")
     if not can_be_id(name):
-        raise FileNotFoundError(f"{name}: there is no such folder or file; check the path")
+        raise FileNotFoundError(f"{name}: there is no such folder or file; check the path{_near(name)}")
     if reason := why_missing(name, "dataset"):
-        raise FileNotFoundError(f"{name}: there is no such folder, and {reason}")
+        raise FileNotFoundError(f"{name}: there is no such folder{_near(name)}, and {reason}")
     refuse_unused(name, array_axes=array_axes)
     splits = _splits_by_datasets(name, name, config_name)
     return Found({split: _with_fields(rows) for split, rows in splits.items()}, name)
+
+
+def _near(name: str) -> str:
+    """What there is in place of a path that is not there, in brackets, if something is called almost so."""
+    path = Path(os.path.expanduser(name))
+    while not path.parent.exists():
+        path = path.parent
+    with contextlib.suppress(OSError):
+        if near := difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.5):
+            return f" (there is {path.parent / near[0]})"
+    return ""
 
 
 def refuse_unused(name: str, config_name: str | None = None, array_axes: str | None = None) -> None:
@@ -179,8 +191,8 @@ def _splits_by_datasets(source: str | Path, name: str, config_name: str | None, 
             _check_configuration(str(source), name, config_name)
         cause = first_line(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
         if not isinstance(source, Path):
-            message = f"there is no such folder, and the Hub has no such data set that can be read ({cause})"
-            raise FileNotFoundError(f"{name}: {message}") from error
+            message = f"there is no such folder{_near(name)}, and the Hub has no such data set that can be read"
+            raise FileNotFoundError(f"{name}: {message} ({cause})") from error
         raise ValueError(f"{name}: it holds no data set that can be read ({cause}); {_KINDS}") from error
 
 

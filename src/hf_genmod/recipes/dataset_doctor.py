@@ -89,8 +89,9 @@ def _contents(pictures: PictureDataset, counts: dict[str, int], arguments: Capti
     names, labels = pictures.label_names, pictures.labels
     if names is None:
         folders = {os.path.dirname(pictures.where(index)) for index in (0, -1)}  # the images are in their order
-        is_one = len(folders) == 1 and os.path.isdir(folder := folders.pop())
-        is_inside = is_one and not os.path.samefile(folder, os.path.expanduser(arguments.dataset))
+        given = os.path.expanduser(arguments.dataset)
+        is_one = len(folders) == 1 and os.path.isdir(folder := folders.pop()) and os.path.isdir(given)
+        is_inside = is_one and not os.path.samefile(folder, given)
         yield "classes   none" + (f": all images are in the folder {os.path.basename(folder)!r}" if is_inside else "")
     else:
         numbers = torch.bincount(labels, minlength=len(names)).tolist()
