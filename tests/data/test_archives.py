@@ -218,6 +218,11 @@ def test_a_web_dataset_has_the_labels_and_captions_of_its_json(tmp_path, arrays,
         (tmp_path / "data" / f"{i}.json").write_text(json.dumps(fields))
         if has_texts:
             (tmp_path / "data" / f"{i}.txt").write_text(f"text {i}")
+    told = (
+        "data: 'label'" + (" in the" if has_texts else " and 'caption' in the") + " .json files of its images are not"
+    )
+    with pytest.warns(UserWarning, match=told):
+        assert load_pictures(tmp_path / "data").labels is None
     pictures = load_pictures(pack(tmp_path / "data", tmp_path / "shards" / "train-0.tar").parent)
     assert pictures.labels.tolist() == [2, 1, 0] and pictures.label_names == ["0", "1", "2"]
     assert pictures.captions == [f"{'text' if has_texts else 'field'} {i}" for i in range(3)]

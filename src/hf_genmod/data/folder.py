@@ -1,11 +1,14 @@
 """A folder of images as a data set, with the splits, classes and captions that its folders and metadata give."""
 
+import contextlib
+import json
 import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -64,6 +67,8 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
         arrays["label"] = pa.array([index.get(label) for label in classes], pa.int64())
         features["label"] = datasets.ClassLabel(names=names)
     _warn_of_others(found, name)
+    if not columns:
+        _warn_of_fields(images[0], LABEL_COLUMNS + (() if found.captions else CAPTION_COLUMNS), name)
     rows_of = {split: [] for split in _SPLITS.values()}
     for row, split in enumerate(splits):
         rows_of[split].append(row)
@@ -304,3 +309,12 @@ def _warn_of_others(found: Listing, name: str) -> None:
         others = shortened([f"{file.place} ({why})" for file, why in found.others])
         what = f"files that are not used ({len(found.others)}): {others}; leave them if none of them is needed"
         warnings.warn(f"{name}: {what}", stacklevel=2)
+
+
+def _warn_of_fields(image: File, fields: Sequence[str], name: str) -> None:
+    """Names labels and captions in a .json file called after an image, which are read in a WebDataset alone."""
+    with contextlib.suppress(OSError, ValueError):  # there is none, or none that can be read
+        content = json.loads(Path(image.path).with_suffix(".json").read_text("utf-8"))
+        if unused := [field for field in fields if isinstance(content, dict) and field in content]:
+            what = f"{' and '.join(map(repr, unused))} in the .json files of its images are not used"
+            warnings.warn(f"{name}: {what}; write them, with file_name, into a metadata.jsonl", stacklevel=3)
