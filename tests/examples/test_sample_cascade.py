@@ -27,7 +27,8 @@ class TestSamplingACascade:
         command = ["sample_cascade.py", "--base", base, "--upsamplers", upsampler_run, "--output_dir", tmp_path]
         done = run(*command, *flags)
         assert done.returncode == 0, done.stderr
-        names = [f"{name}-{i}-16x16.png" for name in ("1", "circle") for i in range(2)]
+        (first,) = (name for name, label in load_pipeline(base).labels.items() if label == 1)
+        names = sorted(f"{name}-{i}-16x16.png" for name in (first, "circle") for i in range(2))
         assert sorted(file.name for file in tmp_path.iterdir()) == [*names, "stages.png"]
         assert Image.open(tmp_path / "stages.png").size == (4 * 100, 16 + 2 * (100 + 16))
         assert done.stdout.strip() == f"4 images in {tmp_path}, and stages.png"

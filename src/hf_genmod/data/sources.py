@@ -97,11 +97,11 @@ def find_splits(
 
 def _near(name: str) -> str:
     """What there is in place of a path that is not there, in brackets, if something is called almost so."""
-    path = Path(os.path.expanduser(name))
+    path, cutoff = Path(os.path.expanduser(name)), 0.5
     while not path.parent.exists():
-        path = path.parent
+        path, cutoff = path.parent, 0.75  # it may be an id, of a user
     with contextlib.suppress(OSError):
-        if near := difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.5):
+        if near := difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=cutoff):
             return f" (there is {path.parent / near[0]})"
     return ""
 
