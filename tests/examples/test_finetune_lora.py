@@ -57,7 +57,7 @@ FEW_STEPS = ["--max_train_steps", "2", "--batch_size", "4", "--prior_samples", "
     "base, arguments, asked",
     [
         ("classes", ["--class_name", "zebra"], {"class_labels": "zebra"}),
-        ("latents", ["--class_name", "zebra"], {"class_labels": "zebra"}),
+        pytest.param("latents", ["--class_name", "zebra"], {"class_labels": "zebra"}, marks=pytest.mark.slow),
         ("none", [], {}),
         ("text", ["--caption", "a zorb", "--train_text_encoder"], {"prompt": "a zorb"}),
     ],

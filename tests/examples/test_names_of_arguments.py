@@ -1,3 +1,5 @@
+import pytest
+
 """Nothing but a script knows what it calls its arguments."""
 
 import json
@@ -10,6 +12,7 @@ from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline, load
 from hf_genmod.sharing.doctor import examine
 
 
+@pytest.mark.slow
 def test_cards_doctor_pushes_and_resuming_know_no_names_of_arguments(class_folders, tmp_path, hub, monkeypatch):
     """Three runs, each built on the one before, whose arguments all have other names."""
     for module in ("push", "doctor"):  # drawing where the package is not installed takes seconds

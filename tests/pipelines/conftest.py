@@ -8,7 +8,8 @@ from checkpoint_cases import guided
 from small_pipelines import SAMPLERS
 
 
-@pytest.fixture(params=SAMPLERS)
+# Those of diffusers that compute a thousand steps whenever they are made are slow.
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * name.startswith("KDPM2")) for name in SAMPLERS])
 def sampler(request):
     """A name, and a function from the config of a scheduler to the sampler."""
     cls, options = SAMPLERS[request.param]
@@ -50,7 +51,7 @@ def repo_id(pipeline, hub):
     return repo_id
 
 
-@pytest.fixture(params=["folder", "hub"])
+@pytest.fixture(params=["folder", pytest.param("hub", marks=pytest.mark.slow)])
 def checkpoint(request):
     """Where a checkpoint is: a folder, or a repository on the Hub."""
     return str(request.getfixturevalue({"folder": "folder", "hub": "repo_id"}[request.param]))

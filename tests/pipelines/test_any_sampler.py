@@ -154,7 +154,7 @@ def test_those_that_draw_sometimes_do(kind):
     assert_draws(picture, scheduler, n)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
 def test_a_process_that_ends_before_pure_noise_is_tried_from_its_end(prediction_type):
     options = PROCESS | {"beta_schedule": "linear", "prediction_type": prediction_type}
     process = AncestralDDPMScheduler(num_train_timesteps=100, **options)

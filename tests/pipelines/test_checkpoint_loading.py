@@ -86,7 +86,13 @@ class TestTrust:
 
 
 class TestOptions:
-    @pytest.mark.parametrize("options", [{"variant": "fp16"}, {"max_shard_size": "50KB"}], ids=["variant", "shards"])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            pytest.param({"variant": "fp16"}, id="variant", marks=pytest.mark.slow),
+            pytest.param({"max_shard_size": "50KB"}, id="shards"),
+        ],
+    )
     def test_variants_and_shards_open_everywhere(self, pipeline, options, elsewhere, hub, tmp_path):
         expected = fingerprint(pipeline)
         repo_id, variant = hub.new_repo_id(), {k: v for k, v in options.items() if k == "variant"}

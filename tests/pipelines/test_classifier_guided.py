@@ -95,7 +95,7 @@ class TestClassifierGuidance:
             torch.testing.assert_close(guided_state, state, rtol=1e-3, atol=1e-3)
 
     @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-    @pytest.mark.parametrize("num_inference_steps", [30, 50])
+    @pytest.mark.parametrize("num_inference_steps", [30, pytest.param(50, marks=pytest.mark.slow)])
     def test_the_forms_shift_the_mean_by_amounts_in_the_ratio_of_the_algebra(
         self, prediction_type, num_inference_steps
     ):

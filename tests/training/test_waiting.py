@@ -110,9 +110,8 @@ RUNS = {
 SLOW = ("text", "adapter", "autoencoder", "learned variance")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RUNS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_fifty_steps_between_two_lines_wait_for_nothing(dataset, tmp_path, name):
     make = make_other_trainer if "kind" in RUNS[name] else make_trainer
     off = {"logging_steps": 51, "sampling_steps": 0, "checkpointing_steps": 0}
