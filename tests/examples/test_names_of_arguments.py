@@ -1,10 +1,9 @@
-import pytest
-
 """Nothing but a script knows what it calls its arguments."""
 
 import json
 import shutil
 
+import pytest
 from example_scripts import SMALL_AUTOENCODER, SMALL_LATENT, run
 from tiny import tiny_unet
 

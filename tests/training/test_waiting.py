@@ -107,9 +107,6 @@ RUNS = {
 }
 
 
-SLOW = ("text", "adapter", "autoencoder", "learned variance")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_fifty_steps_between_two_lines_wait_for_nothing(dataset, tmp_path, name):
