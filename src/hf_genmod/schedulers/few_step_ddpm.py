@@ -27,6 +27,7 @@ class FewStepDDPMScheduler(AncestralDDPMScheduler):
     Config, methods and `from_config` are those of [`AncestralDDPMScheduler`], except that `timestep_spacing` and
     `steps_offset` are ignored: n steps are spaced evenly in arctan ⁴√σ, σ² = (1 − ᾱ_t) / ᾱ_t, from σ = 80 (Karras et
     al. 2022, arXiv:2206.00364) to 0.02 or the ends of the schedule. This lies between log σ and arctan σ.
+    Two steps are the first two of three.
     """
 
     _before = None  # x̂_0 and δ of the previous step
@@ -40,7 +41,8 @@ class FewStepDDPMScheduler(AncestralDDPMScheduler):
         alpha_bar = self.alphas_cumprod.cpu().double()
         angles = torch.arctan(((1 - alpha_bar) / alpha_bar) ** (1 / 8))  # (T,), of σ^(1/4)
         ends = torch.arctan(torch.tensor([80.0, 0.02]).double() ** (1 / 4)).tolist()
-        chosen = (torch.linspace(*ends, num_inference_steps).double()[:, None] - angles).abs().argmin(dim=1)
+        even = torch.linspace(*ends, max(3, num_inference_steps))[:num_inference_steps]
+        chosen = (even.double()[:, None] - angles).abs().argmin(dim=1)
         # For a large n some timesteps are chosen twice; the later ones then move to the next.
         i = torch.arange(num_inference_steps)
         self.timesteps = torch.maximum((chosen + i).cummin(dim=0).values - i, i.flip(0)).to(device)
