@@ -21,7 +21,6 @@ class AdapterMixin(LoraBaseMixin):
     A pipeline whose classes can grow overrides `_add_classes_of`."""
 
     _lora_loadable_modules = ["unet", "text_encoder"]
-    _brought = {}  # the names of the classes of each adapter
 
     def load_lora_weights(
         self,

@@ -41,7 +41,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
 
     def __init__(self, scheduler: SchedulerMixin, process: dict | None):
         super().__init__()
-        self._calls = {}  # of each thread, see `of_call`
+        self._calls, self._brought = {}, {}  # of each thread, see `of_call`; names of the classes of each adapter
         if IS_INSTALLED and process is not None:
             importlib.import_module("hf_genmod.checkpoints.safety").check_process(process)
         self.register_to_config(process=process or process_of(scheduler.config))  # what the network was trained with
@@ -57,7 +57,13 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         """
         on_step_end, tensor_inputs, scales = callback  # which may change the scales
         tensor_inputs = getattr(on_step_end, "tensor_inputs", tensor_inputs)  # of a callback of diffusers
-        self._check_request(n, steps, output_type, on_step_end, tensor_inputs)
+        check_positive(batch_size=n, num_inference_steps=steps)
+        check_output_type(output_type)
+        if not (on_step_end is None or callable(on_step_end)):
+            raise ValueError(f"callback_on_step_end: {on_step_end!r:.40} is no function; give one, or None")
+        known = self._callback_tensor_inputs
+        if not isinstance(tensor_inputs, (list, tuple)) or not {*map(str, tensor_inputs)} <= {*known}:
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {tensor_inputs!r} is no list of names from {known}")
         generators = one_generator_each(generator, n)
         shape = (n, self.unet.config.in_channels, *pair(size or self.unet.config.sample_size))
         x_T = checked_latents(standard_normal(shape[1:], generators) if x_T is None else x_T, shape)
@@ -129,12 +135,3 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         config = self.vae.config
         z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         return in_enough_precision(self.vae, lambda z: self.vae.decode(z).sample, z)
-
-    def _check_request(self, n, num_inference_steps, output_type, on_step_end, tensor_inputs):
-        check_positive(batch_size=n, num_inference_steps=num_inference_steps)
-        check_output_type(output_type)
-        if not (on_step_end is None or callable(on_step_end)):
-            raise ValueError(f"callback_on_step_end: {on_step_end!r:.40} is no function; give one, or None")
-        known = self._callback_tensor_inputs
-        if not isinstance(tensor_inputs, (list, tuple)) or not {*map(str, tensor_inputs)} <= {*known}:
-            raise ValueError(f"callback_on_step_end_tensor_inputs: {tensor_inputs!r} is no list of names from {known}")

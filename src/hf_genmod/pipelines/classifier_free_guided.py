@@ -43,7 +43,6 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             raise ValueError("unet: it was made without num_classes; use UnconditionalPipeline")
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self._register_names(id2label, value_range)
-        self._brought = {}
 
     @torch.no_grad()
     def __call__(

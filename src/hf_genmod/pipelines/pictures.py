@@ -6,7 +6,6 @@ from collections.abc import Callable
 import torch
 from diffusers import ModelMixin
 from diffusers.image_processor import VaeImageProcessor
-from torch import nn
 
 from ..data.value_range import from_model_range, to_model_range
 
@@ -24,10 +23,10 @@ def in_enough_precision(vae: ModelMixin, compute: Callable[[torch.Tensor], torch
             if dtype.itemsize > 2 or result.isfinite().all():
                 return result
         try:
-            nn.Module.to(vae, torch.float32)  # that of diffusers would warn
+            torch.nn.Module.to(vae, torch.float32)  # that of diffusers would warn
             return compute(x.float())
         finally:
-            nn.Module.to(vae, dtype)
+            torch.nn.Module.to(vae, dtype)
 
 
 class PictureProcessor(VaeImageProcessor):

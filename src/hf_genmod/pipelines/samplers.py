@@ -37,11 +37,9 @@ class Sampler:
         self.scheduler.set_timesteps(self.n, device="cpu")  # a step never waits for the accelerator
         if hasattr(scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)  # else looked up by the timestep, which Karras' sigmas repeat
-        steps = [inspect.signature(cls.step) for cls in type(scheduler).__mro__ if "step" in vars(cls)]
-        self.options = {"generator", "check_finite"}
-        for name in [*self.options]:  # `step` names it, or has **kwargs for the `step` of a base class, which names it
-            if not next((name in s.parameters for s in steps if name in s.parameters or "**" not in str(s)), True):
-                self.options.remove(name)
+        steps = [inspect.signature(cls.step).parameters for cls in type(scheduler).__mro__ if "step" in vars(cls)]
+        options = ("generator", "check_finite")  # `step` names them, or has **kwargs for a `step` below, which does
+        self.options = [x for x in options if next((x in s for s in steps if x in s or "**" not in str(s)), True)]
         log_sigmas = (1 / scheduler.alphas_cumprod.cpu().double() - 1).log() / 2
         # σ = √((1−ᾱ_t)/ᾱ_t) of the network's input in each step; t may lie between two timesteps of training.
         self.sigmas = np.exp(np.interp(self.scheduler.timesteps, range(len(log_sigmas)), log_sigmas)).tolist()

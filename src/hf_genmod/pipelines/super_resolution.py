@@ -139,10 +139,8 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
                 condition = {"conditioning_image": seen, "conditioning_timestep": s}
                 if self.num_classes is None:
                     return self._denoise(x_t, t, **condition)
-                if labels is None:
-                    null = torch.full((n,), self.num_classes, device=x_t.device)
-                    return self._denoise(x_t, t, class_labels=null, **condition)
-                return self._classifier_free_guidance(x_t, t, labels, gamma, **condition)
+                strength = 0 if labels is None else gamma  # at 0 there is the null label alone
+                return self._classifier_free_guidance(x_t, t, labels, strength, **condition)
 
             return blend_tiles(of_tile, (x_t, seen), tile_size, self.unet.size_factor)
 
