@@ -45,11 +45,6 @@ def check_code(folder: Path) -> None:
             )
 
 
-def auto_map_of(cls: type) -> dict[str, str]:
-    """What the config of a model of this package tells `AutoModel`: the file and the class."""
-    return {"AutoModel": f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"}
-
-
 def check_process(process: dict) -> None:
     """Raises a ValueError if the `process` of a pipeline describes no noise and prediction."""
     keys = ("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
@@ -101,10 +96,11 @@ def check_component(folder: Path, cls: type) -> None:
             if not (folder / shard).is_file():
                 raise FileNotFoundError(f"{folder / shard}: this part of the weights is missing")
     configs = {file.name: read_json(file) for file in folder.glob("*config.json")}
+    own = {"AutoModel": f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"}  # the file and the class
     for file, config in configs.items():
         for key, value in _settings_in(config):
             is_kernel = "implementation" in key and "/" in str(value)  # transformers would download and run it
-            is_own = key == "auto_map" and cls.__name__ in hf_genmod.__all__ and value == auto_map_of(cls)
+            is_own = key == "auto_map" and cls.__name__ in hf_genmod.__all__ and value == own
             if (key in ("auto_map", "quantization_config", "custom_pipelines") and not is_own) or is_kernel:
                 raise ValueError(f"{folder / file}: {key!r} names code from outside this package, which is not loaded")
     num_timesteps = configs.get("scheduler_config.json", {}).get("num_train_timesteps", 1)

@@ -67,10 +67,9 @@ def separated(splits: dict[str, datasets.Dataset], axes: str | None = None) -> d
         columns["image"] = [{"bytes": None, "path": path} for paths in images for path in paths]
         splits = splits | {split: datasets.Dataset.from_dict(columns, splits[split].features)}
     if len(types) > 1:
-        what = (
-            "arrays of several types (" + ", ".join(f"{kind} in {shown(file)}" for kind, file in types.items()) + ")"
-        )
-        warnings.warn(f"{what}, whose values count alike; save all in one type and range", stacklevel=2)
+        some = ", ".join(f"{kind} in {shown(file)}" for kind, file in types.items())
+        what = f"arrays of several types ({some}), whose values count alike"
+        warnings.warn(f"{what}; save all in one type and range", stacklevel=2)
     return splits
 
 

@@ -262,8 +262,10 @@ def _warn_of_classes(folders: set[str], name: str) -> None:
         warnings.warn(f"{name}: {what}, give this folder as the data set", stacklevel=4)
 
 
-def classes_in_names(files: Sequence[str]) -> str | None:
-    """What to do about images whose names begin with classes, as cat.0.png and dog.0.png; `None` if they do not."""
+def classes_in_names(where: Callable[[int], str], count: int) -> str | None:
+    """What to do about images whose names begin with classes, as cat.0.png and dog.0.png; `None` if they do not.
+    `where(i)` is the path of image i; a thousand of them are looked at."""
+    files = [where(i) for i in range(0, count, -(-count // 1000))]
     starts = [re.split("[-._](?=[0-9])", os.path.basename(file), maxsplit=1) for file in files]
     names = sorted({name for name, *_ in starts if re.search(r"[^\W\d_]", name)})
     are_named = all(len(start) == 2 and start[0] in names for start in starts)

@@ -100,15 +100,14 @@ def load_pictures(
     where = Entries(pictures, name).where
     require_labels, require_captions = require_labels or bool(label_column), require_captions or bool(caption_column)
     labels, label_names = _labels(splits, rows, name, label_column, require_labels, where)
-    forms = Counter(map(_form, label_names or ()))
-    if alike := [repr(label) for label in label_names or () if forms[_form(label)] > 1]:
+    classes = label_names or []
+    forms = Counter(map(_form, classes))
+    if alike := [repr(label) for label in classes if forms[_form(label)] > 1]:
         what = f"classes whose names differ by case, blanks or how Unicode writes them alone: {shortened(alike)}"
         warnings.warn(f"{source}: {what}; rename one if they are one class", stacklevel=2)
-    other = next(
-        (i for i, label in enumerate(label_names or ()) if NUMBER.fullmatch(label) and Decimal(label) != i), -1
-    )
-    if other >= 0 and all(map(NUMBER.fullmatch, label_names)):
-        what = f"labels count from 0: label {other} is the class {label_names[other]!r}"
+    numbers = [Decimal(label) for label in classes if NUMBER.fullmatch(label)]
+    if len(numbers) == len(classes) and (others := [i for i, number in enumerate(numbers) if number != i]):
+        what = f"labels count from 0: label {others[0]} is the class {classes[others[0]]!r}"
         warnings.warn(f"{source}: {what}", stacklevel=1)  # once for all splits
     captions = _captions(rows, name, caption_column, require_captions, where)
     return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory, on_bad_image)
@@ -186,7 +185,7 @@ def _labels(
                 "sort the images into two or more class folders, all at one depth, write a metadata.csv with the "
                 "columns file_name and label, or name a column by --label_column"
             )
-            hint = classes_in_names([where(row) for row in range(0, len(rows), -(-len(rows) // 1000))])
+            hint = classes_in_names(where, len(rows))
             none = f"none of its columns ({shortened(rows.column_names, 20)}) is known to hold class labels"
             raise ValueError(f"{name}: {none}; {hint or remedy}")
         return None, None

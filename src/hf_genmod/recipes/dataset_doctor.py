@@ -200,7 +200,7 @@ def _findings(pictures: PictureDataset, size: tuple[int, int]) -> Iterator[str]:
             "files of boxes or labels have them; move these files to another folder, if they are no captions"
         )
     if pictures.labels is None:
-        if told := classes_in_names([pictures.where(i) for i in range(0, count, -(-count // 1000))]):
+        if told := classes_in_names(pictures.where, count):
             yield told
     else:
         numbers = torch.bincount(pictures.labels, minlength=len(pictures.label_names))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 
 import torch
@@ -92,17 +93,14 @@ class Clock:
     def pause(self, what: str, model: torch.nn.Module):
         """Around what pauses the training and computes with a `model`, which a signal ends, and so does a tenth of a
         budget of minutes (with a `TimeoutError`)."""
-        started = self._elapsed()
-        budget = self.config.max_train_minutes
+        started, minutes = self._elapsed(), self.config.max_train_minutes
+        is_free = minutes is None or self.fraction >= 1  # at the end of the budget nothing waits
+        most = math.inf if is_free else PAUSES * 60 * minutes - self.progress.paused
 
         def check(*_):
             if self.signals:
                 raise Interrupted
-            if (
-                budget is not None
-                and self.fraction < 1
-                and self.progress.paused + self._elapsed() - started > PAUSES * 60 * budget
-            ):
+            if self._elapsed() - started > most:
                 raise TimeoutError("a tenth of the budget is used up by samples and validation")
 
         hook = model.register_forward_pre_hook(check)

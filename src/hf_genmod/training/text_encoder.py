@@ -18,9 +18,7 @@ from hf_genmod.errors import first_line, refuse_lfs_pointers
 from hf_genmod.hub import why_missing
 
 MAX_TOKENS = 77  # as CLIP has; a longer caption raises the number
-
-
-VOCAB_SIZE = 8192
+VOCAB_SIZE = 8192  # most tokens
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
