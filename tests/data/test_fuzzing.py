@@ -103,7 +103,9 @@ def load(cache, *folders):
     environment = {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=550, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(json.loads(folders))
+    return answers
 
 
 def write_mutants(folder, files, count, seed):

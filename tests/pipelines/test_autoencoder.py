@@ -288,6 +288,7 @@ class TestAutoencoder:
         for latents, given in (
             (np.zeros((1, 2, 4, 4)), "numpy.ndarray"),
             ([0.0], "list"),
+            (torch.zeros(3, 2, 4, 4).int(), "torch.IntTensor"),
             (torch.zeros(2, 2, 4, 4), "(2, 2, 4, 4)"),
         ):
             with pytest.raises(ValueError, match=re.escape(f"latents: {given} is no tensor of floats (3, c, h, w)")):

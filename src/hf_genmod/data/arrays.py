@@ -44,10 +44,9 @@ def separated(splits: dict[str, datasets.Dataset], axes: str | None = None) -> d
         raise ValueError(f"array_axes: {axes!r} is none of {', '.join(sum(AXES.values(), ()))}")
     tables = {split: rows.with_format("arrow")[:] for split, rows in splits.items()}
     files = [[entry["path"] for entry in table["image"].to_pylist()] for table in tables.values()]
-    number = len(sum(files, []))
-    alone, few = number == len({os.path.dirname(file) for file in sum(files, [])}), number < _MANY
-    types = {}
-    shapes = {file: _shape(file, types) for file in sum(files, [])}
+    every, types = sum(files, []), {}
+    alone, few = len(every) == len({*map(os.path.dirname, every)}), len(every) < _MANY
+    shapes = {file: _shape(file, types) for file in every}
     # All arrays are read alike: where one can only be many images, the others are.
     are_many = any(len(shape) == 3 and _likely(shape) == ["NHW"] for shape in shapes.values())
     parts, doubtful = {}, None

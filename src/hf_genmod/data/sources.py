@@ -224,9 +224,7 @@ def _refuse_several(tables: list[File], name: str, by_columns: bool = False) -> 
                 reason = f"no parquet file that can be read ({first_line(error)})"
                 raise ValueError(f"{file.path}: {reason}; write it again") from error
             names = {column: getattr(feature, "names", None) for column, feature in features.items()}
-            columns = [
-                column + (f" ({shortened(names[column])})" if names[column] else "") for column in sorted(names)
-            ]
+            columns = [f"{column} ({shortened(its)})" if its else column for column, its in sorted(names.items())]
             described[file.place] = f"{file.place} has {shortened(columns, 20)}"
             kinds = {"": str(sorted(names))} if by_columns else {c: str(n) for c, n in names.items() if n}
             for column, kind in kinds.items():

@@ -62,11 +62,10 @@ class AutoencoderPipeline(ImagePipeline):
         """
         n = number_of_images(batch_size, num_images_per_prompt)
         if latents is None:
-            generators = one_generator_each(generator, n)
-            latents = self._sample_prior(prior, generators)
+            latents = self._sample_prior(prior, one_generator_each(generator, n))
         are_floats = torch.is_tensor(latents) and latents.is_floating_point()
         if not are_floats or latents.ndim != 4 or n not in (1, len(latents)):
-            given = tuple(latents.shape) if isinstance(latents, torch.Tensor) else torch.typename(latents)
+            given = tuple(latents.shape) if are_floats else torch.typename(latents)
             raise ValueError(f"latents: {given} is no tensor of floats ({n}, c, h, w)")
         return self._decoded(latents.to(self._execution_device), output_type, return_dict)
 

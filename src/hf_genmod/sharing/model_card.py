@@ -119,10 +119,9 @@ def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: st
     template = Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")
     report, settings = facts.report, facts.report.settings if facts.report else []
     balance = facts.provenance.get("class_balance", {})
-    columns = {"held-out images": report.held_out} if report else {}
-    columns = {setting_name(setting): setting for setting in settings} | columns
-    recognised = {name: found["recognised_share_by_class"] for name, found in columns.items()
-                  if "recognised_share_by_class" in found}  # fmt: skip
+    columns, key = {setting_name(setting): setting for setting in settings}, "recognised_share_by_class"
+    columns |= {"held-out images": report.held_out} if report else {}
+    recognised = {name: found[key] for name, found in columns.items() if key in found}
     text = environment.from_string(template).render(
         metadata=card_metadata(facts, license, repo_id).to_yaml(),
         title=repo_id or facts.name,
