@@ -127,7 +127,8 @@ def use_installed_classes(index: dict) -> None:
         ValueError: If a class is neither of this package nor of diffusers or transformers, or `AutoModel` would be
             given another file than that of this package.
     """
-    if index.pop("auto_map", own := {"AutoModel": "component.Component"}) != own:
+    own = {"AutoModel": "component.Component"}  # as `ImagePipeline.to_json_string` writes it
+    if index.pop("auto_map", own) != own:
         raise ValueError("model_index.json: 'auto_map' names code from outside this package, which is not loaded")
     if isinstance(index.get("_class_name"), list):
         index["_class_name"] = index["_class_name"][1]

@@ -100,15 +100,7 @@ def load_pictures(
     where = Entries(pictures, name).where
     require_labels, require_captions = require_labels or bool(label_column), require_captions or bool(caption_column)
     labels, label_names = _labels(splits, rows, name, label_column, require_labels, where)
-    classes = label_names or []
-    forms = Counter(map(_form, classes))
-    if alike := [repr(label) for label in classes if forms[_form(label)] > 1]:
-        what = f"classes whose names differ by case, blanks or how Unicode writes them alone: {shortened(alike)}"
-        warnings.warn(f"{source}: {what}; rename one if they are one class", stacklevel=2)
-    numbers = [Decimal(label) for label in classes if NUMBER.fullmatch(label)]
-    if len(numbers) == len(classes) and (others := [i for i, number in enumerate(numbers) if number != i]):
-        what = f"labels count from 0: label {others[0]} is the class {classes[others[0]]!r}"
-        warnings.warn(f"{source}: {what}", stacklevel=1)  # once for all splits
+    _warn_of_names(label_names or [], source)
     captions = _captions(rows, name, caption_column, require_captions, where)
     return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory, on_bad_image)
 
@@ -117,9 +109,17 @@ def _at_even_distances(count: int, limit: int | None) -> Sequence[int]:
     return range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
 
 
-def _form(label: str) -> str:
-    """A name in the form that alike names share."""
-    return unicodedata.normalize("NFKC", label).strip().casefold()
+def _warn_of_names(names: list[str], source: str) -> None:
+    """Tells of names that may be of one class, and of numbers that are not the labels."""
+    forms = [unicodedata.normalize("NFKC", name).strip().casefold() for name in names]
+    counts = Counter(forms)
+    if alike := [repr(name) for name, form in zip(names, forms, strict=True) if counts[form] > 1]:
+        what = f"classes whose names differ by case, blanks or how Unicode writes them alone: {shortened(alike)}"
+        warnings.warn(f"{source}: {what}; rename one if they are one class", stacklevel=3)
+    numbers = [Decimal(name) for name in names if NUMBER.fullmatch(name)]
+    if len(numbers) == len(names) and (others := [i for i, number in enumerate(numbers) if number != i]):
+        what = f"labels count from 0: label {others[0]} is the class {names[others[0]]!r}"
+        warnings.warn(f"{source}: {what}", stacklevel=1)  # once for all splits
 
 
 def _height_width(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
@@ -174,20 +174,19 @@ def _labels(
         classes = [key for key, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
         usual = [key for key in LABEL_COLUMNS if key in rows.column_names]
         column = classes[0] if len(classes) == 1 else next(iter(usual), None)
-    if column is None:
+    if column is None and len(classes) > 1:
         several = f"{name}: several of its columns hold class labels ({shortened(classes)})"
-        if len(classes) > 1 and not required:
-            warnings.warn(f"{several}, so labels are not used; choose one by --label_column", stacklevel=3)
         if required:
-            if len(classes) > 1:
-                raise ValueError(f"{several}; choose one by --label_column")
-            remedy = (
-                "sort the images into two or more class folders, all at one depth, write a metadata.csv with the "
-                "columns file_name and label, or name a column by --label_column"
-            )
-            hint = classes_in_names(where, len(rows))
-            none = f"none of its columns ({shortened(rows.column_names, 20)}) is known to hold class labels"
-            raise ValueError(f"{name}: {none}; {hint or remedy}")
+            raise ValueError(f"{several}; choose one by --label_column")
+        warnings.warn(f"{several}, so labels are not used; choose one by --label_column", stacklevel=3)
+    elif column is None and required:
+        none = f"none of its columns ({shortened(rows.column_names, 20)}) is known to hold class labels"
+        remedy = classes_in_names(where, len(rows)) or (
+            "sort the images into two or more class folders, all at one depth, write a metadata.csv with the columns "
+            "file_name and label, or name a column by --label_column"
+        )
+        raise ValueError(f"{name}: {none}; {remedy}")
+    if column is None:
         return None, None
     feature, values = rows.features[column], column_of(rows, column).to_pylist()
     dtype = getattr(feature, "dtype", type(feature).__name__)
@@ -219,11 +218,8 @@ def _labels(
         what = f"{name}: images outside its class folders ({shortened(label_names)}), or at another depth in them"
         remedy = "put all images into class folders of one depth, or remove the others"
     else:
-        what, remedy = (
-            f"{name}: images without a label (-1, none or empty) in the column {column!r}",
-            "label or remove them",
-        )
-        remedy += ", or use another split" * (len(splits) > 1)
+        what = f"{name}: images without a label (-1, none or empty) in the column {column!r}"
+        remedy = "label or remove them" + ", or use another split" * (len(splits) > 1)
     if required:
         raise ValueError(f"{what}: {some}; {remedy}")
     if len(unlabelled) < len(labels):
