@@ -12,10 +12,10 @@ from .adapters import AdapterMixin
 from .checkpoint import IS_INSTALLED, ImagePipeline
 from .pictures import REMEDY, in_enough_precision
 from .requests import (
-    call_of,
     check_output_type,
     check_positive,
     checked_latents,
+    new_call,
     of_call,
     one_generator_each,
     standard_normal,
@@ -77,7 +77,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         x_t = x_T.to(self._execution_device).float() * scheduler.init_noise_sigma
         finite = []  # for each step, on the device
 
-        with call_of(self, interrupt=False, num_timesteps=len(scheduler.timesteps), **scales):
+        with new_call(self, interrupt=False, num_timesteps=len(scheduler.timesteps), **scales):
             for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
                 model_input, sigma = scheduler.scale_model_input(x_t, t), sampler.sigmas[i]
                 prediction = predict(model_input, t, sigma)[:, : None if takes_variance else x_t.shape[1]]

@@ -18,7 +18,7 @@ def of_call(name: str) -> property:
 
 
 @contextlib.contextmanager
-def call_of(pipeline, **values):
+def new_call(pipeline, **values):
     """A call with `values`. They stay until the next call of the thread, unless the call is within another one."""
     calls = pipeline._calls.setdefault(threading.get_ident(), [{}])  # the last call, and those that are running
     calls.append(values)
