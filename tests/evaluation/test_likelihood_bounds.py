@@ -18,7 +18,10 @@ from hf_genmod import (
 )
 from hf_genmod.data.randomness import BatchRandom
 from hf_genmod.data.value_range import to_model_range
+from hf_genmod.evaluation.estimates import Estimate
 from hf_genmod.evaluation.likelihood_bounds import bits_per_dimension, importance_log_likelihood, variational_bound
+from hf_genmod.evaluation.probability_flow import probability_flow_bits
+from hf_genmod.objectives.likelihoods import log_likelihood
 
 
 def value_and_error(estimate):
@@ -178,12 +181,16 @@ class TestBitsPerDimension:
 
     def test_of_a_diffusion_model_knows_what_the_model_is_told(self):
         unet = tiny_unet(in_channels=1, out_channels=1, num_classes=2)
-        pipe = ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler())
+        pipe = ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(num_train_timesteps=10))
         labels = torch.arange(20) % 2
-        (bits,) = bits_per_dimension(pipe, self.pictures, class_labels=labels).values()
-        assert bits == variational_bound(unet, pipe.scheduler, self.pictures, class_labels=labels)
-        (others,) = bits_per_dimension(pipe, self.pictures, class_labels=1 - labels).values()
-        assert others != bits
+        bits = bits_per_dimension(pipe, self.pictures, num_by_flow=5, class_labels=labels)
+        assert [*bits] == ["probability-flow ODE", "variational bound"]
+        assert bits["variational bound"] == variational_bound(unet, pipe.scheduler, self.pictures, class_labels=labels)
+        some = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:5]
+        flow = probability_flow_bits(unet, pipe.scheduler, self.pictures[some], class_labels=labels[some])
+        assert bits["probability-flow ODE"] == Estimate.of(flow)
+        others = bits_per_dimension(pipe, self.pictures, num_by_flow=5, class_labels=1 - labels)
+        assert all(others[name] != bits[name] for name in bits)
 
     @pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (0.6, 0.3)])
     def test_of_latents_whose_prior_is_exactly_normal_is_the_evidence_lower_bound(self, scale, shift):
@@ -199,16 +206,28 @@ class TestBitsPerDimension:
 
         pipe.unet.forward = exact
         pictures = self.pictures.repeat(20, 1, 1, 1)
-        (bound,) = bits_per_dimension(pipe, pictures).values()
-        lower = importance_log_likelihood(vae, to_model_range(pictures), 1, likelihood="discretised_gaussian")
+        x = to_model_range(pictures)
+        bits = bits_per_dimension(pipe, pictures, num_by_flow=400)
+        bound, flow = bits["variational bound"], bits["probability-flow ODE"]
+        lower = importance_log_likelihood(vae, x, 1, likelihood="discretised_gaussian")
         expected = -lower.mean().item()
         if scale != 1:  # the other prior in the place of N(0, I)
-            z = vae.encode(to_model_range(pictures)).latent_dist.sample(torch.Generator().manual_seed(0))
+            z = vae.encode(x).latent_dist.sample(torch.Generator().manual_seed(0))
             priors = [torch.distributions.Normal(mean, std) for mean, std in ((0.0, 1.0), (shift, 1 / scale))]
             at_home, other = (prior.log_prob(z).flatten(1).sum(dim=1).mean().item() for prior in priors)
             expected += at_home - other
         expected /= 64 * math.log(2)
         assert abs(bound.value - expected) < 3 * (bound.high - bound.value) + 0.02
+
+        # The ODE gives the density itself, here of the same z.
+        with torch.no_grad():
+            q = vae.encode(x).latent_dist
+            z = q.mean + q.std * BatchRandom(0, 0, range(400), 400).normal(q.mean.shape[1:])
+            log_ratio = torch.distributions.Normal(shift, 1 / scale).log_prob(z)
+            log_ratio -= torch.distributions.Normal(q.mean, q.std).log_prob(z)
+            log_p = log_likelihood("discretised_gaussian", x, vae.decode(z)) + log_ratio.flatten(1).sum(dim=1)
+        assert abs(flow.value + log_p.mean().item() / 64 / math.log(2)) < 0.01
+        assert flow.count == 400
 
     def test_models_without_a_likelihood_of_eight_bits_have_none(self):
         plain = AutoencoderPipeline(tiny_autoencoder(Autoencoder, in_channels=1))

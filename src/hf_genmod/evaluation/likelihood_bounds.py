@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from hf_genmod.data.randomness import BatchRandom
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.evaluation.estimates import Estimate
+from hf_genmod.evaluation.probability_flow import probability_flow_bits
 from hf_genmod.objectives.likelihoods import log_likelihood, variational_bound_term
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
@@ -117,20 +118,34 @@ def importance_log_likelihood(
     return torch.cat(estimates)
 
 
-def bits_per_dimension(pipeline, images: Tensor, num_latents: int = 64, **condition: Tensor) -> dict[str, Estimate]:
+def bits_per_dimension(
+    pipeline, images: Tensor, num_latents: int = 64, num_by_flow: int = 64, **condition: Tensor
+) -> dict[str, Estimate]:
     """
-    Upper bounds of −log p(x) in bits per dimension, for images of 8 bits that the model was not trained on: for a
-    diffusion model the variational bound, given `condition` as in [`variational_bound`]; for a variational autoencoder
-    the evidence lower bound, and the tighter bound from `num_latents` z per image. A Gaussian p(x | z) is integrated
-    over the 8-bit bins. For a Bernoulli p(x | z) the images are thresholded, and have one bit. The names are
-    "variational bound", "evidence lower bound" and "importance-sampled bound (64 z)"; other models have no bounds.
+    Upper bounds of −log p(x) in bits per dimension, for images of 8 bits that the model was not trained on. A Gaussian
+    p(x | z) is integrated over the 8-bit bins. For a Bernoulli p(x | z) the images are thresholded, and have one bit.
+
+    - A diffusion model, given `condition` as in [`variational_bound`]: "probability-flow ODE", of `num_by_flow` random
+      images of `images`, as [`probability_flow_bits`] computes it; "variational bound", of all images.
+    - A variational autoencoder: "evidence lower bound"; "importance-sampled bound (64 z)", tighter, from `num_latents`
+      z per image.
+    - Other models have no bounds.
+
+    The last bound is the headline of a card.
     """
     if pipeline.config.get("value_range") is not None:  # measured values have no 8 bits
         return {}
     unet, vae = pipeline.components.get("unet"), pipeline.vae
-    scheduler = None if unet is None else AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
+    if unet is not None:
+        scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
+        some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:num_by_flow]
     if vae is None:
-        return {"variational bound": variational_bound(unet, scheduler, images, **condition)}
+        conditions = {name: values[some] for name, values in condition.items()}
+        flow = Estimate.of(probability_flow_bits(unet, scheduler, images[some], **conditions))
+        return {
+            "probability-flow ODE": flow,
+            "variational bound": variational_bound(unet, scheduler, images, **condition),
+        }
     likelihood, x = vae.config.get("likelihood"), to_model_range(images)
     if likelihood is None:
         return {}
@@ -139,7 +154,7 @@ def bits_per_dimension(pipeline, images: Tensor, num_latents: int = 64, **condit
     else:
         likelihood = "discretised_gaussian"
     if unet is not None:
-        return {"variational bound": _bound_through_latents(vae, unet, scheduler, x, likelihood, **condition)}
+        return _bounds_through_latents(vae, unet, scheduler, x, likelihood, some, **condition)
     bits = {}
     for name, k in (("evidence lower bound", 1), (f"importance-sampled bound ({num_latents} z)", num_latents)):
         log_p = importance_log_likelihood(vae, x, k, torch.Generator().manual_seed(0), likelihood=likelihood)
@@ -148,14 +163,15 @@ def bits_per_dimension(pipeline, images: Tensor, num_latents: int = 64, **condit
 
 
 @torch.no_grad()
-def _bound_through_latents(vae, unet, scheduler, x, likelihood, **condition) -> Estimate:
+def _bounds_through_latents(vae, unet, scheduler, x, likelihood, some, **condition) -> dict[str, Estimate]:
     """
     The evidence lower bound of an autoencoder whose prior is a diffusion model of its latents (Vahdat et al. 2021,
     https://arxiv.org/abs/2106.05931, Eq. 1), in bits per dimension:
 
-        −log p(x) ≤ E [ log q(z | x) − log p(x | z) − log p(z) ],   −log p(z) ≤ Σ_t L_t + L_T − d log s
+        −log p(x) ≤ E [ log q(z | x) − log p(x | z) − log p(z) ],   log p(z) = log p(z̃) + d log s
 
-    with z ~ q(z | x), the L_t of s (z − shift), which the U-Net sees, and s the `scaling_factor`.
+    with z ~ q(z | x), s the `scaling_factor`, and z̃ = s (z − shift), which the U-Net sees. −log p(z̃) is that of the
+    probability-flow ODE, for the images `some`, and for all images it is bounded by Σ_t L_t + L_T.
     """
     latents, rest, bits = [], [], x[0].numel() * math.log(2)
     for part in torch.arange(len(x)).split(256):
@@ -166,8 +182,12 @@ def _bound_through_latents(vae, unet, scheduler, x, likelihood, **condition) -> 
         log_p = log_likelihood(likelihood, x[part], vae.decode(z))
         latents.append((z - vae.config.shift_factor) * vae.config.scaling_factor)
         rest.append((log_q - log_p).cpu().double() / bits)
-    latents, rest = torch.cat(latents), Estimate.of(torch.cat(rest))
-    prior = variational_bound(unet, scheduler, latents, likelihood="gaussian", **condition)
+    latents = torch.cat(latents)
     share = latents[0].numel() / x[0].numel()  # d / D
-    value = rest.value + share * (prior.value - math.log2(vae.config.scaling_factor))
-    return Estimate.with_error(value, len(x), math.hypot(rest.standard_error, share * prior.standard_error))
+    rest = torch.cat(rest) - share * math.log2(vae.config.scaling_factor)
+    conditions = {name: values[some] for name, values in condition.items()}
+    flow = Estimate.of(rest[some] + share * probability_flow_bits(unet, scheduler, latents[some], **conditions))
+    prior, rest = variational_bound(unet, scheduler, latents, likelihood="gaussian", **condition), Estimate.of(rest)
+    error = math.hypot(rest.standard_error, share * prior.standard_error)
+    bound = Estimate.with_error(rest.value + share * prior.value, len(x), error)
+    return {"probability-flow ODE": flow, "variational bound": bound}
