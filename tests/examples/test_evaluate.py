@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -134,6 +135,7 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
         (["--model", "{missing}"], "missing' is not a folder"),
         (["--license", "MIT"], "license: 'MIT' is not the name of a licence"),
         (["--features", "{few}"], "is of 3 other classes"),
+        (["--reference", "{missing}"], "reference: it is for --measures; give both, such as --measures standard"),
     ],
 )
 def test_mistakes_about_reports_get_one_sentence(arguments, message, measured_model, class_folders, tmp_path):
@@ -144,3 +146,10 @@ def test_mistakes_about_reports_get_one_sentence(arguments, message, measured_mo
     flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path]
     error = error_of("evaluate.py", *flags, *(argument.format(**paths) for argument in arguments))
     assert message.format(**paths) in error
+
+
+def test_standard_measures_that_cannot_be_had_are_told_before_samples_are_drawn(measured_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity.utils", None)  # as where it is not installed
+    flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path]
+    assert "measures: torch-fidelity is missing" in error_of("evaluate.py", *flags, "--measures", "standard")
+    assert not list(tmp_path.iterdir())

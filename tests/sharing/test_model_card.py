@@ -355,6 +355,16 @@ def test_the_card_of_an_upsampler_compares_it_with_interpolation_and_shows_pictu
     assert Facts.read(folder).figures(shared=True) == ["loss.png"]
 
 
+def test_the_measures_of_papers_are_named_by_the_number_of_samples(run):
+    folder = run()
+    report(folder, measured(1) | {"standard": {"samples": 1000, "reference_images": 9, "fid": 12.5, "kid": 0.01}})
+    card = write_card(folder, "mit").text
+    assert re.search(
+        r"\n\n\| \| FID-1k \| KID-1k \|\n\|---\|---\|---\|\n\| DPMSolver.* \| 12.5 \| 0.01 \|\n\n",
+        card.replace("|  |", "| |"),
+    )
+
+
 def test_a_card_for_the_hub_shows_no_training_pictures(run):
     folder = run()
     report(folder, measured(1))

@@ -30,6 +30,16 @@ class EvaluationConfig:
         help="Network whose features are compared: a vision model of transformers, a folder or an id, or "
         "features-*.safetensors of another report. Default: a small network that is trained on the data set.",
     )
+    measures: list[str] = HfArg(
+        default_factory=list,
+        help="What to measure besides, by the networks of papers: standard, or only fid (also KID, precision, recall) "
+        "or fd_dinov2.",
+    )
+    reference: str | None = HfArg(
+        default=None,
+        help="File of the statistics of the training images for these measures, which others can use for the same "
+        "data; it is made if it is missing. Default: reference-*.safetensors in the folder of the report.",
+    )
     seed: int = HfArg(default=0, help="Seed of the first sample; the next has seed + 1.")
 
     def settings_for(self, pipeline) -> list[dict]:

@@ -32,6 +32,7 @@ from hf_genmod.evaluation.features import (
 from hf_genmod.evaluation.likelihood_bounds import bits_per_dimension
 from hf_genmod.evaluation.neighbours import audit_memorisation, nearest_of, neighbourhoods
 from hf_genmod.evaluation.recognition import recognised
+from hf_genmod.evaluation.standard import StandardMeasures, standard_table
 from hf_genmod.processes import processes
 
 # Measures that are shares, or that hold shares by the name of a class.
@@ -72,7 +73,8 @@ class Report:
         settings (`list[dict]`): For each setting the arguments by which samples were drawn ("sampler",
             "num_inference_steps", "guidance_scale", "classifier_scale", "noise_level" or "prior") and the measures:
             "seconds" and "forward_passes" per sample, those of [`evaluate_features`], those of [`recognised`] if
-            samples have labels, and "memorisation" as [`audit`] returns it.
+            samples have labels, "memorisation" as [`audit`] returns it, and "standard" as
+            [`StandardMeasures`] measures it.
         held_out (`dict`): The same measures of held-out images.
         bits_per_dimension (`dict`): Upper bounds by their names.
         interpolated (`dict`, *optional*): The same measures of bicubic interpolation, if the model is an upsampler.
@@ -88,7 +90,8 @@ class Report:
     interpolated: dict | None = None
 
     def __str__(self) -> str:
-        """A table with a line for each setting, the best one named, and one for held-out images."""
+        """Tables with a line for each setting, the best one named, and one for held-out images: of own measures, and
+        of standard ones if there are any."""
         names = [name for name in _COLUMNS if any(name in setting for setting in self.settings)]
         lines = [[setting_name(setting), setting] for setting in self.settings]
         if len(lines) > 1:
@@ -98,8 +101,7 @@ class Report:
         for text, measures in lines:
             found = [measures.get(name) for name in names]
             table.append([text, *("" if estimate is None else estimate.interval for estimate in found)])
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+        return "\n\n".join(_aligned(rows) for rows in (table, standard_table(dict(lines))) if rows)
 
     @property
     def best(self) -> dict:
@@ -120,6 +122,11 @@ class Report:
             return cls(**_measures(read_json(file))) if file.is_file() else None
         except TypeError as error:
             raise ValueError(f"{file}: not a report as this version writes it ({error}); evaluate again") from error
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _measures(found, is_share: bool = False):
@@ -165,6 +172,10 @@ def evaluate(
     if config.features is not None:
         load = FeatureClassifier.load if config.features.endswith(".safetensors") else PretrainedFeatures
         network = load(config.features)
+    if config.reference is not None and not config.measures:
+        raise ValueError("reference: it is for --measures; give both, such as --measures standard")
+    reference = config.reference or folder / f"reference-{pictures.fingerprint}.safetensors"
+    standard = StandardMeasures(config.measures, pictures, reference) if config.measures else None
     _say(f"reading {len(pictures):,} images and {len(held_out):,} held-out ones")
     real, unseen = all_bytes(pictures), all_bytes(held_out)
     is_upsampler = "image" in pipeline.example_request()
@@ -200,6 +211,12 @@ def evaluate(
     dataset |= {"held_out_is_unseen": not held_out.may_have_been_trained_on, "fingerprint": pictures.fingerprint}
     report = Report(model, dataset, config.features or "a network trained on the data set", config.seed, settings)
     report.held_out = evaluate_features(of_unseen, of_real)
+    if standard is not None:
+        _say("measuring by the networks of papers")
+        standard.prepare(real)
+        for measures, images in [*zip(settings, (samples["images"] for samples in drawn), strict=True),
+                                 (report.held_out, unseen)]:  # fmt: skip
+            measures["standard"] = standard.measure(images)
     if labels is not None:
         report.held_out |= recognised(classifier, unseen, held_out.labels, pictures.label_names)
     if is_upsampler:

@@ -17,6 +17,7 @@ from hf_genmod.drawing.samples import draw_images
 from hf_genmod.errors import shortened
 from hf_genmod.evaluation.estimates import Estimate, Share
 from hf_genmod.evaluation.report import Report, setting_name
+from hf_genmod.evaluation.standard import standard_table
 from hf_genmod.processes import processes
 from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.loading import load_pipeline
@@ -137,6 +138,7 @@ def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: st
         headline=headline(facts),
         limits=_limits(report) if settings else {},
         recognised=recognised,
+        standard=standard_table(columns),
         classes=list(balance or next(iter(recognised.values()), {})),
         balance=balance,
         rare_classes=[name for name, count in balance.items() if count < sum(balance.values()) / len(balance) / 2],
