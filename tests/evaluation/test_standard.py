@@ -194,7 +194,7 @@ class TestWithoutTheLibrary:
 
     @pytest.fixture
     def pictures(self):
-        return PictureDataset(to_pil(pictures_of(3, 3, 0)), "pets")
+        return PictureDataset(to_pil(pictures_of(3, 3, 0)), "away/pets")
 
     def test_other_weights_are_refused(self, tmp_path):
         for network in (INCEPTION, DINOV2):

@@ -108,7 +108,8 @@ class StandardMeasures:
             )
         networks = {network.name: network for measure in measures for network in chosen[measure]}
         self.pictures, self.file, self.tensors = pictures, Path(file), {}
-        self.written = {"dataset": f"{pictures.name}, {len(pictures):,} images", "fingerprint": pictures.fingerprint}
+        name = Path(pictures.name).name  # others shall not read the path on this machine
+        self.written = {"dataset": f"{name}, {len(pictures):,} images", "fingerprint": pictures.fingerprint}
         if self.file.exists():
             self._read(networks.values())
         with processes().main_process_first():
@@ -120,7 +121,7 @@ class StandardMeasures:
             with safe_open(self.file, framework="pt") as opened:
                 found = opened.metadata() or {}
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dict)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ValueError(f"reference: {self.file} is no file of safetensors ({first_line(error)})") from error
         remedy = "give another file, which is then made of these images"
         if "fingerprint" not in found:
