@@ -59,7 +59,7 @@ def answered(errors: str) -> str:
         (["train", "text_to_imag"], "error: text-to-imag: no such task; did you mean text-to-image?"),
         (
             ["train", "cfg", "--accelerate_config", "fsdp.yaml"],
-            "error: accelerate_config: there is no file fsdp",
+            "error: accelerate_config: there is no file fsdp.yaml, and no ",
         ),
         (["train", "cfg", "pets"], "error: pets: belongs to no flag; put its flag in front, such as --dataset pets"),
     ],
@@ -89,6 +89,26 @@ def test_every_script_is_a_command():
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     trained = {f"train_{task.replace('-', '_')}" for task in TASKS} - {"train_lora"} | {"finetune_lora"}
     assert trained | set(SCRIPTS.values()) == scripts - {"demo"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_path, precision", [(False, "no"), (True, "bf16")])
+def test_settings_of_accelerate_are_found_by_name_and_by_path(is_path, precision, tmp_path):
+    file = tmp_path / "accelerate" / "mine.yaml"
+    file.parent.mkdir()
+    settings = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n"
+    file.write_text(f"{settings}mixed_precision: '{precision}'\nnum_machines: 1\nmachine_rank: 0\n")
+    name = str(file) if is_path else "mine"
+    command = ["train", "cfg", "--accelerate_config", name, *SMALL, "--max_train_steps", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_genmod", *command, "--output_dir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"HF_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"^training on .*, mixed precision '{precision}'", done.stderr, re.M)
 
 
 @pytest.mark.slow

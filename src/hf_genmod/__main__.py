@@ -18,7 +18,7 @@ with a trained model
 
 `hf_genmod COMMAND --help` lists the flags of a command. Each command that trains or measures also takes
     --num_processes N         the number of processes, such as GPUs, that share the work
-    --accelerate_config FILE  settings of `accelerate config` to start them by
+    --accelerate_config NAME  settings to start them by: a file, or the name of one in Accelerate's folder
 """
 
 import argparse
@@ -72,13 +72,16 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
         print("loading PyTorch", file=sys.stderr, flush=True)  # which takes seconds
     os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run
     if launch.accelerate_config is not None:
-        if not Path(launch.accelerate_config).is_file():
-            missing = f"accelerate_config: there is no file {launch.accelerate_config}"
-            raise ValueError(f"{missing}; `accelerate config --config_file FILE` writes one")
+        from accelerate.commands.config.config_args import cache_dir
         from accelerate.commands.launch import launch_command, launch_command_parser
 
+        named = Path(cache_dir, f"{launch.accelerate_config}.yaml")
+        settings = next((path for path in (Path(launch.accelerate_config), named) if path.is_file()), None)
+        if settings is None:
+            missing = f"accelerate_config: there is no file {launch.accelerate_config}, and no {named}"
+            raise ValueError(f"{missing}; `accelerate config --config_file FILE` writes one")
         processes = [] if launch.num_processes is None else ["--num_processes", str(launch.num_processes)]
-        words = ["--config_file", launch.accelerate_config, *processes, file, *flags]
+        words = ["--config_file", str(settings), *processes, file, *flags]
         launch_command(launch_command_parser().parse_args(words))
     elif launch.num_processes is not None:
         from torch.distributed.run import main
