@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import tiny_unet
+from tiny import tiny_autoencoder
 
-from hf_genmod import AncestralDDPMScheduler, UnconditionalPipeline
+from hf_genmod import AutoencoderPipeline
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.evaluation import standard
 from hf_genmod.evaluation.config import EvaluationConfig
@@ -164,8 +164,8 @@ def test_an_evaluation_measures_samples_and_held_out_pictures(networks, tmp_path
     )
     FeatureClassifier(3, 2).save(tmp_path / "features.safetensors")
     features = str(tmp_path / "features.safetensors")
-    config = EvaluationConfig(samples=130, num_inference_steps=[2], features=features, measures=["fd_dinov2"])
-    pipeline = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+    config = EvaluationConfig(samples=130, features=features, measures=["fd_dinov2"])
+    pipeline = AutoencoderPipeline(tiny_autoencoder(sample_size=8, in_channels=3))
     report = evaluate(pipeline, pictures, held_out, tmp_path / "report", config, "model")
     (setting,) = report.settings
     distance = setting["standard"]["fd_dinov2"]
