@@ -112,7 +112,7 @@ def _fault(cls: type[SchedulerMixin], config: str, n: int) -> str | None:
     trailing = Sampler(DDPMScheduler.from_config(config, timestep_spacing="trailing"), n)
     at = torch.tensor([*trailing.sigmas, 0.0]).clamp(max=1e6)[:, None]
     of_ddim = (s**2 + at[0] ** 2).sqrt() * ((s**2 + at[:-1] * at[1:]) / (s**2 + at[:-1] ** 2)).prod(0)
-    least, most = min(0.85, max(0.3, 1 - 2 / n)) * of_ddim - 0.001, 1.2 * s + min(0.1, 2 / n)
+    least, most = min(0.85, max(0.3, 1 - 2 / n)) * of_ddim - 0.001, 1.2 * s + min(0.05, 1 / n)
     is_right = ((mean - m).abs() < 0.2 * s) & (least < deviation) & (deviation < most)
     if not is_right.all():
         i = int(is_right.int().argmin())
