@@ -181,15 +181,15 @@ class TestBitsPerDimension:
 
     def test_of_a_diffusion_model_knows_what_the_model_is_told(self):
         unet = tiny_unet(in_channels=1, out_channels=1, num_classes=2)
-        pipe = ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(num_train_timesteps=10))
+        pipe = ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(num_train_timesteps=5))
         labels = torch.arange(20) % 2
-        bits = bits_per_dimension(pipe, self.pictures, num_by_flow=5, class_labels=labels)
+        bits = bits_per_dimension(pipe, self.pictures, num_by_flow=3, class_labels=labels)
         assert [*bits] == ["probability-flow ODE", "variational bound"]
         assert bits["variational bound"] == variational_bound(unet, pipe.scheduler, self.pictures, class_labels=labels)
-        some = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:5]
+        some = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:3]
         flow = probability_flow_bits(unet, pipe.scheduler, self.pictures[some], class_labels=labels[some])
         assert bits["probability-flow ODE"] == Estimate.of(flow)
-        others = bits_per_dimension(pipe, self.pictures, num_by_flow=5, class_labels=1 - labels)
+        others = bits_per_dimension(pipe, self.pictures, num_by_flow=3, class_labels=1 - labels)
         assert all(others[name] != bits[name] for name in bits)
 
     @pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (0.6, 0.3)])

