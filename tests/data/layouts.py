@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+from made_images import rows
 from PIL import Image
 
 ENDINGS = ("png", "bmp", "gif", "ppm", "tif", "webp", "jpg", "PNG", "Jpeg", "JPG", "tiff")
@@ -37,6 +38,7 @@ class Layout:
     links: dict[tuple[str, ...], str] = dataclasses.field(default_factory=dict)
     folders: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
     archives: dict[tuple[str, ...], dict[tuple[str, ...], int]] = dataclasses.field(default_factory=dict)
+    tables: dict[tuple[str, ...], int] = dataclasses.field(default_factory=dict)  # parquet files of one row
     expected: dict[int, tuple] = dataclasses.field(default_factory=dict)  # (split, label, caption) of a grey level
     named: set[str] = dataclasses.field(default_factory=set)  # what warnings name
     refused: str | None = None  # what the error names
@@ -223,7 +225,8 @@ def _lay_beside(layout, rng, number):
         return
     classes = {found[1] for found in layout.expected.values()}
     fault = rng.choice(
-        (None,) * 8 + ("empty", "archive", "foreign", "broken", "locked", "beside", "bytes", "row", "no ending")
+        (None,) * 8
+        + ("empty", "archive", "foreign", "broken", "locked", "beside", "bytes", "row", "no ending", "table")
     )
     layout.story.append(f"fault: {fault}")
     if fault == "empty":
@@ -242,6 +245,9 @@ def _lay_beside(layout, rng, number):
     elif fault == "locked":  # the images in it are not those beside it, or they would not be needed
         layout.texts[("original.zip",)] = _locked({("other", "foreign.png"): b"secret"})
         layout.refused = "original.zip"
+    elif fault == "table":
+        name = rng.choice(("pics.parquet", "train.parquet", "extra/x.parquet"))
+        layout.tables[(*name.split("/"),)] = number
     elif fault in ("bytes", "row"):
         tables = [path for path in layout.texts if path[-1].startswith("metadata")]
         for path in tables[:1]:
@@ -289,6 +295,10 @@ def write(layout: Layout, root: Path, pool: Path, rng: random.Random) -> None:
             place(path).write_bytes(what)
         else:
             os.link(_pooled(path, what, pool), place(path))
+    for path, number in layout.tables.items():
+        image = {"bytes": (pool / f"{number}.png").read_bytes(), "path": None}
+        place(path)
+        rows([image]).to_parquet(root.joinpath(*path))
     for path, target in layout.links.items():
         goal = elsewhere.joinpath(*path) if target == "elsewhere" else root if target == "." else root / target
         root.joinpath(*path[:-1]).mkdir(parents=True, exist_ok=True)

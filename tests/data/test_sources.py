@@ -1,5 +1,7 @@
 """The images of folders, files and splits are found, or what is missing is named."""
 
+import re
+import shutil
 from pathlib import Path
 
 import datasets
@@ -134,6 +136,66 @@ def test_tables_of_several_data_sets_are_refused(tmp_path, arrays):
         ValueError, match="one/data-.* belongs to a data set that `save_to_disk` wrote; give the folder one itself"
     ):
         load_pictures(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    "beside, kept",
+    [
+        (("0.png", "1.png", "pics.parquet"), "pics.parquet"),
+        (("extra/0.png", "extra/1.png", "x.parquet"), "x.parquet"),
+        (("train/0.png", "test/1.png", "x.parquet"), "x.parquet"),
+        (("train.parquet", "more.parquet"), "more.parquet"),
+        (("__old/x.parquet", "train.parquet"), "__old/x.parquet"),
+        (("a.parquet", "b.parquet", "c.arrow"), "c.arrow"),
+    ],
+)
+def test_tables_that_are_not_read_are_refused(tmp_path, arrays, beside, kept):
+    """The package datasets leaves them out without a word."""
+    for name in beside:
+        save(picture(arrays[0]), path) if (path := tmp_path / name).suffix == ".png" else write_table(path, arrays)
+    for load in (load_pictures, splits_of):
+        with pytest.raises(ValueError, match=f"{kept}: a table that is not read beside .*; give this file alone"):
+            load(tmp_path)
+
+
+def write_table(path, arrays):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = rows([coded(picture(array)) for array in arrays])
+    if path.suffix == ".parquet":
+        data.to_parquet(path)
+    else:
+        data.save_to_disk(path.parent / "saved")
+        next((path.parent / "saved").glob("*.arrow")).rename(path)
+        shutil.rmtree(path.parent / "saved")
+    return path
+
+
+def test_files_beside_tables_and_saved_data_are_named(tmp_path, arrays):
+    data = rows([coded(picture(array)) for array in arrays])
+    write_table(tmp_path / "table" / "train.parquet", arrays)
+    data.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict(train=data, test=data).save_to_disk(tmp_path / "both")
+    for kind in ("table", "saved", "both"):
+        (tmp_path / kind / "more.csv").write_text("image,label\n0.png,1\n")
+        (tmp_path / kind / "notes.pdf").write_text("%PDF")
+        (tmp_path / kind / "cache-0123456789abcdef.arrow").write_text("what `map` of datasets leaves")
+        save(picture(arrays[0]), tmp_path / kind / "extra" / "0.png")
+        with pytest.warns(UserWarning) as caught:
+            assert len(load_pictures(tmp_path / kind)) == 6
+        told = [str(warning.message) for warning in caught]
+        assert len(told) == 2 and "images that are not used" in told[0] and "(1): extra/0.png;" in told[0]
+        assert re.search(r"files that are not used \(2\): more.csv \(a table.*notes.pdf \(a PDF", told[1])
+
+
+def test_a_table_in_no_configuration_is_named(tmp_path, arrays):
+    for name in ("one/train.parquet", "two/train.parquet", "three.parquet"):
+        write_table(tmp_path / name, arrays)
+    files = [f"- {{config_name: {name}, data_files: {name}/*}}" for name in ("one", "two", "gone")]
+    (tmp_path / "README.md").write_text("\n".join(["---", "configs:", *files, "---"]))
+    with pytest.warns(UserWarning) as caught:
+        assert len(load_pictures(tmp_path, config_name="one")) == 6
+    (told,) = [str(warning.message) for warning in caught]
+    assert "files that are not used (1): three.parquet (in no configuration of the README)" in told
 
 
 def test_names_of_splits_do_not_hide_pictures(tmp_path, arrays):

@@ -28,7 +28,7 @@ OF_TOOLS = set(
 _BESIDE = re.compile(r"\.(aae|dop|exif|info|json|meta|pp3|thm|txt|xml|xmp|ya?ml)", re.IGNORECASE)
 _PLAIN = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|changelog|authors|contributing)([^a-z].*)?|icon\r|(eh)?thumbs\.db|"
-    r"dataset_(infos?|dict)\.json|(md5|sha\d+)sums?(\.txt)?|.*\.(md|rst|ini|log|md5|sha\d+)",
+    r"dataset_(infos?|dict)\.json|state\.json|cache-\w+\.arrow|(md5|sha\d+)sums?(\.txt)?|.*\.(md|rst|ini|log|md5|sha\d+)",
     re.IGNORECASE,
 )
 _BACKUP = re.compile(r"(.+)(~|\.bak|\.backup|\.orig|\.old|\.swp|\.tmp|_original)", re.IGNORECASE | re.DOTALL)

@@ -66,7 +66,8 @@ def read_folder(found: Listing, name: str) -> dict[str, datasets.Dataset]:
         index = {label: i for i, label in enumerate(names)}
         arrays["label"] = pa.array([index.get(label) for label in classes], pa.int64())
         features["label"] = datasets.ClassLabel(names=names)
-    _warn_of_others(found, name)
+    _warn_of_empty_folders(found, name)
+    warn_of_others(found.others, name)
     if not columns:
         _warn_of_fields(images[0], LABEL_COLUMNS + (() if found.captions else CAPTION_COLUMNS), name)
     rows_of = {split: [] for split in _SPLITS.values()}
@@ -299,17 +300,21 @@ def _array(values: Sequence, column: str, name: str) -> pa.Array:
         ) from error
 
 
-def _warn_of_others(found: Listing, name: str) -> None:
-    """Names the files that are not used, and the folders without images."""
+def _warn_of_empty_folders(found: Listing, name: str) -> None:
+    """Names the folders without images."""
     full = {image.folders[:depth] for image in found.images for depth in range(len(image.folders) + 1)}
     full |= {file.folders[:depth] for file, _ in found.others for depth in range(len(file.folders) + 1)}
     empty = sorted("/".join(place) for place in found.folders - full if place[:-1] in full)
     if empty:
         what = f"folders without images ({len(empty)}): {shortened(empty)}; fill or remove them"
         warnings.warn(f"{name}: {what}", stacklevel=2)
-    if found.others:
-        others = shortened([f"{file.place} ({why})" for file, why in found.others])
-        what = f"files that are not used ({len(found.others)}): {others}; leave them if none of them is needed"
+
+
+def warn_of_others(others: list[tuple[File, str]], name: str) -> None:
+    """Names the files that are not used, and why."""
+    if others:
+        some = shortened([f"{file.place} ({why})" for file, why in others])
+        what = f"files that are not used ({len(others)}): {some}; leave them if none of them is needed"
         warnings.warn(f"{name}: {what}", stacklevel=2)
 
 

@@ -5,6 +5,7 @@ import difflib
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from huggingface_hub import metadata_load
 from hf_genmod.data.archives import is_web_dataset, list_images, shown, unpacked
 from hf_genmod.data.arrays import separated
 from hf_genmod.data.files import ARCHIVE, ARRAYS, File, Listing, dangling
-from hf_genmod.data.folder import read_folder
+from hf_genmod.data.folder import read_folder, warn_of_others
 from hf_genmod.data.formats import container
 from hf_genmod.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS
 from hf_genmod.errors import first_line, refuse_lfs_pointers, shortened
@@ -132,7 +133,7 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
         found.images.append(File((), path.name, str(path)))
     elif is_archive and is_web:
         found.tables.append(File((), path.name, str(path)))
-    elif path.is_dir() and not is_saved:
+    elif path.is_dir():
         found = list_images(path)
     arrays = [file for file in found.images if file.path.lower().endswith(ARRAYS)]
     if arrays and len(arrays) < len(found.images):
@@ -157,35 +158,69 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
     if unread:
         what = f"an archive, which is not read with tables ({tables[0].place})"
         raise ValueError(f"{unread[0].path}: {what}; unpack it, or move it to another folder")
-    for file in [] if has_configurations else tables:
+    own_tables = [] if has_configurations or is_saved else tables
+    for file in own_tables:
         if (ending := os.path.splitext(file.name)[1]) != ending.lower():
             raise ValueError(f"{file.path}: datasets does not read {ending}; rename it to {ending.lower()}")
-    refuse_lfs_pointers(path, *(file.path for file in tables), *(path.rglob("*.arrow") if is_saved else ()))
-    own_tables = [] if has_configurations else tables
+    refuse_lfs_pointers(path, *(file.path for file in tables))
     _refuse_several(own_tables, name)
     try:
-        splits = _splits_by_datasets(path, name, config_name, is_saved)
+        splits = _splits_by_datasets(path, name, config_name, found, is_saved, has_configurations)
     except ValueError:
         _refuse_several(own_tables, name, by_columns=True)
         raise
-    if found.images:
-        _warn_of_unused(found, splits, name)
     return {split: _with_fields(rows) for split, rows in splits.items()}
 
 
-def _splits_by_datasets(source: str | Path, name: str, config_name: str | None, is_saved: bool = False):
+def _splits_by_datasets(
+    source: str | Path,
+    name: str,
+    config_name: str | None,
+    found: Listing | None = None,
+    is_saved: bool = False,
+    has_configurations: bool = False,
+):
     """The splits that `datasets` reads from a parquet file, a WebDataset, a folder of tables or one that
-    `save_to_disk` wrote, or an id on the Hub."""
-    try:
-        if is_saved:
-            loaded = datasets.load_from_disk(source)
-            return loaded if isinstance(loaded, dict) else {"train": loaded}
+    `save_to_disk` wrote, or an id on the Hub. Files of a folder that it does not read are named."""
+    with _explained(source, name, config_name):
         if isinstance(source, Path) and source.is_file():
             kind = "parquet" if source.suffix.lower() == ".parquet" else "webdataset"
             return datasets.load_dataset(kind, data_files={"train": str(source)})
-        if config_name is not None:
-            _check_configuration(str(source), name, config_name)
-        return datasets.load_dataset(str(source), config_name)
+        if is_saved:
+            loaded = datasets.load_from_disk(source)
+            splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+            files = [file["filename"] for rows in splits.values() for file in rows.cache_files]
+        else:
+            if config_name is not None:
+                _check_configuration(str(source), name, config_name)
+            builder = datasets.load_dataset_builder(str(source), config_name)
+            builders = [builder]
+            for other in datasets.get_dataset_config_names(str(source)) if has_configurations else ():
+                with contextlib.suppress(Exception):  # its files may not be there
+                    builders.append(datasets.load_dataset_builder(str(source), other))
+            files = [file for each in builders for files in (each.config.data_files or {}).values() for file in files]
+    read = {os.path.normpath(file) for file in files}
+    unread = [file for file in found.tables if file.path not in read] if found else []
+    if unread and not has_configurations:
+        other = next((file.place for file in (*found.tables, *found.images) if file.path in read), "other files")
+        remedy = "give this file alone as the data set, or move it to another folder"
+        raise ValueError(
+            f"{unread[0].path}: a table that is not read beside {other}, of another kind or split; {remedy}"
+        )
+    if not is_saved:
+        with _explained(source, name, config_name):
+            builder.download_and_prepare()
+            splits = builder.as_dataset()
+    if found:
+        _warn_of_unused(found, splits, read, name)
+    return splits
+
+
+@contextlib.contextmanager
+def _explained(source: str | Path, name: str, config_name: str | None) -> Iterator[None]:
+    """A context in which errors of `datasets` are one sentence."""
+    try:
+        yield
     except Exception as error:  # each format has a library with errors of its own
         if isinstance(error, ValueError) and "config" in str(error).lower():
             _check_configuration(str(source), name, config_name)
@@ -243,8 +278,8 @@ def _has_configurations(path: Path) -> bool:
     return False
 
 
-def _warn_of_unused(found: Listing, splits: dict[str, datasets.Dataset], name: str) -> None:
-    """Names the images of a folder that are in no split of what `datasets` read."""
+def _warn_of_unused(found: Listing, splits: dict[str, datasets.Dataset], read: set[str], name: str) -> None:
+    """Names the files of a folder that `datasets` did not read, and the images that are in no split."""
     used = set()
     for rows in splits.values():
         for column, feature in rows.features.items():
@@ -255,6 +290,9 @@ def _warn_of_unused(found: Listing, splits: dict[str, datasets.Dataset], name: s
         reason = "as its parquet files or its README define the data set"
         what = f"images that are not used, {reason} ({len(unused)}): {shortened(unused)}; move them to another folder"
         warnings.warn(f"{name}: {what}", stacklevel=3)
+    others = [(file, "metadata, which is read with images alone") for file in found.metadata]
+    others += [(file, "in no configuration of the README") for file in found.tables]
+    warn_of_others([(file, why) for file, why in (*found.others, *others) if file.path not in read], name)
 
 
 def column_of(rows: datasets.Dataset, column: str) -> pa.ChunkedArray:
