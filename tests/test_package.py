@@ -1,4 +1,5 @@
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -6,6 +7,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import hf_genmod
 
@@ -22,6 +25,25 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, hf_genmod; print({'torch', 'diffusers', 'transformers', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_what_the_package_imports_is_installed_with_it():
+    needed, left = set(), SETTINGS["project"]["dependencies"]
+    while left:
+        requirement = Requirement(left.pop())
+        name = canonicalize_name(requirement.name)
+        if name not in needed and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+            needed.add(name)
+            left += importlib.metadata.requires(name) or []
+    known = {"hf_genmod", *sys.stdlib_module_names, "torch_fidelity", "trackio"}  # the last two on demand
+    known |= {file.stem for file in (ROOT / "examples").glob("*.py")}
+    owners = importlib.metadata.packages_distributions()
+    for file in [*PACKAGE.rglob("*.py"), *(ROOT / "examples").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {name.split(".")[0] for name in names} - known:
+                assert needed & set(map(canonicalize_name, owners[name])), f"{file} imports {name}"
 
 
 def test_every_public_name_is_there_and_documented():

@@ -1,4 +1,4 @@
-"""Loss, accuracy and guidance curves, as PNG files. An `ImportError` is raised if matplotlib is not installed."""
+"""Loss, accuracy and guidance curves, as PNG files."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 def draw_losses(lines: list[dict], file: Path):
     """Draws the training loss and, if there is any, the held-out loss of the lines of `metrics.jsonl` over the steps.
     Scales are logarithmic; that of losses is linear if one falls below zero."""
-    from matplotlib import colormaps, ticker  # optional, and slow to import
+    from matplotlib import colormaps, ticker  # slow to import
 
     figure, axes = _figure()
     for name in sorted({name for line in lines for name, value in line.items() if value is not None}):
@@ -76,7 +76,7 @@ def draw_guidance(settings: list[dict], scale: str, file: Path):
 
 
 def _figure(num_panels: int | None = None):
-    from matplotlib.figure import Figure  # optional, and slow to import
+    from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(9, 5) if num_panels is None else (4 * num_panels, 4), layout="constrained")
     return figure, figure.subplots() if num_panels is None else figure.subplots(1, num_panels, squeeze=False)[0]

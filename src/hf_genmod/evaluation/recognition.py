@@ -71,5 +71,5 @@ def report_accuracy(classifier: NoisyImageClassifier, scheduler, held_out: Pictu
     try:
         draw_accuracy(levels, chance=1 / classifier.config.num_classes, file=file)
         print(f"{file} shows the curve")
-    except (ImportError, OSError) as error:
+    except OSError as error:
         print(f"the curve could not be drawn: {error}")

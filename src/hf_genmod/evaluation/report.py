@@ -229,7 +229,7 @@ def evaluate(
     _say("drawing the figures")
     try:
         draw_figures(pipeline, settings, request, held_out, folder)
-    except (ImportError, ValueError) as error:  # no matplotlib; strong guidance that diverges in few steps
+    except ValueError as error:  # strong guidance that diverges in few steps
         print(f"not all figures could be drawn: {error}")
     return report
 
