@@ -1,8 +1,11 @@
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
-from tiny import tiny_autoencoder, tiny_unet
+from tiny import tiny_autoencoder, tiny_tokenizer, tiny_unet
 
 from hf_genmod import (
     Autoencoder,
@@ -12,8 +15,11 @@ from hf_genmod import (
 )
 from hf_genmod.data.latents import LatentDataset, encode
 from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.evaluation.features import train_feature_classifier
 from hf_genmod.recipes.networks import AutoencoderArguments, ModelArguments, NetworkArguments, sampler_with_classifier
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.training.adapters import attach_adapter
+from hf_genmod.training.text_encoder import make_text_encoder
 
 
 def blank(resolution, channels=3):
@@ -48,6 +54,38 @@ def test_the_same_seed_makes_the_same_unet():
     first, again, other = (ModelArguments().make_unet(blank((8, 8)), seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.conv_in.weight, again.conv_in.weight)
     assert not torch.equal(first.conv_in.weight, other.conv_in.weight)
+
+
+UNET = tiny_unet()
+
+
+def adapted():
+    unet = copy.deepcopy(UNET)
+    attach_adapter(unet, rank=2)
+    return unet
+
+
+SMALL = ModelArguments(block_out_channels=[16])
+LABELLED = PictureDataset([Image.new("L", (8, 8))] * 2, "two", labels=torch.arange(2), label_names=["a", "b"])
+MAKES = {
+    "unet": lambda: SMALL.make_unet(LABELLED),
+    "classifier": lambda: SMALL.make_classifier(LABELLED, AncestralDDPMScheduler()),
+    "autoencoder": lambda: AutoencoderArguments(autoencoder_channels=[16, 16]).make_autoencoder(Autoencoder, LABELLED),
+    "text encoder": lambda: make_text_encoder(tiny_tokenizer(), hidden_size=16, num_layers=1),
+    "adapter": adapted,
+    "network of features": lambda: train_feature_classifier(LABELLED.images, LABELLED.labels, 2, max_train_steps=1),
+}
+
+
+@pytest.mark.parametrize("kind", MAKES)
+def test_the_same_weights_in_several_threads(kind):
+    expected = MAKES[kind]().state_dict()
+    torch.manual_seed(9)
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: MAKES[kind]().state_dict(), range(4)))
+    assert all(torch.equal(of_thread[name], expected[name]) for of_thread in made for name in expected)
+    assert torch.equal(torch.get_rng_state(), state)  # which other threads may use meanwhile
 
 
 def test_a_learned_variance_doubles_the_outputs_and_is_known_to_the_scheduler():

@@ -21,6 +21,7 @@ def draw_losses(lines: list[dict], file: Path):
         else:
             continue
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        style |= {"marker": "."} if len(points) == 1 else {}  # a line of one point has no length
         axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.set(xlabel="step", ylabel="loss", xscale="log")
     if all(y > 0 for line in axes.lines for y in line.get_ydata()):  # a likelihood of real values may not be

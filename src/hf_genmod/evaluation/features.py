@@ -17,6 +17,7 @@ from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.errors import first_line, refuse_lfs_pointers
 from hf_genmod.hub import why_missing
+from hf_genmod.models.initial_weights import SeededWeights
 
 FEATURE_DIM = 64  # of the small classifier
 
@@ -106,9 +107,9 @@ def train_feature_classifier(
         raise ValueError(f"labels: {len(labels)} for {len(images)} images; give one label per image")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels: {labels.min()}..{labels.max()} are not in 0..{num_classes - 1}; see num_classes")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = FeatureClassifier(images.shape[1], num_classes).to(images.device)
+    with SeededWeights(seed):
+        model = FeatureClassifier(images.shape[1], num_classes)
+    model = model.to(images.device)
     rng = torch.Generator().manual_seed(seed)
     num_epochs = math.ceil(max_train_steps * batch_size / len(images))
     order = torch.cat([torch.randperm(len(images), generator=rng) for _ in range(num_epochs)])

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from transformers.hf_argparser import HfArg
 
@@ -11,6 +10,7 @@ from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
+from hf_genmod.models.initial_weights import SeededWeights
 from hf_genmod.models.noisy_classifier import NoisyImageClassifier
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
@@ -84,8 +84,9 @@ class NetworkArguments:
         """A classifier of the images of a data set with the noise of a scheduler."""
         architecture = self.architecture(pictures.channels, pictures.resolution, pictures.vae is not None)
         schedule = {key: value for key, value in scheduler.config.items() if key in NOISE_SCHEDULE}
-        torch.manual_seed(seed)
-        return NoisyImageClassifier(**architecture, num_classes=len(pictures.label_names), noise_schedule=schedule)
+        num_classes = len(pictures.label_names)
+        with SeededWeights(seed):
+            return NoisyImageClassifier(**architecture, num_classes=num_classes, noise_schedule=schedule)
 
 
 @dataclasses.dataclass
@@ -129,17 +130,17 @@ class AutoencoderArguments:
         if len(widths) != num_levels:
             expected = f"a downsampling_factor of {factor}, which takes {num_levels}"
             raise ValueError(f"autoencoder_channels: {len(widths)} widths for {expected}")
-        torch.manual_seed(seed)
-        return kind(
-            sample_size=tuple(resolution),
-            in_channels=pictures.channels,
-            latent_channels=self.latent_channels,
-            block_out_channels=tuple(widths),
-            norm_num_groups=_norm_num_groups(widths),
-            patch_size=patch_size,
-            vector_latents=self.vector_latents,
-            **config,
-        )
+        with SeededWeights(seed):
+            return kind(
+                sample_size=tuple(resolution),
+                in_channels=pictures.channels,
+                latent_channels=self.latent_channels,
+                block_out_channels=tuple(widths),
+                norm_num_groups=_norm_num_groups(widths),
+                patch_size=patch_size,
+                vector_latents=self.vector_latents,
+                **config,
+            )
 
 
 def _norm_num_groups(widths) -> int:
@@ -180,14 +181,14 @@ class DiffusionArguments(NetworkArguments):
                 "vae: --learn_variance and --weighting vlb minimise the variational bound of images of 8 bits, which "
                 "latents do not have; leave these flags out"
             )
-        torch.manual_seed(seed)
-        return DenoisingUNet2DModel(
-            **self.architecture(channels, resolution, is_latent, has_text=cross_attention_dim is not None),
-            out_channels=channels * (2 if self.learn_variance else 1),
-            num_classes=num_classes,
-            cross_attention_dim=cross_attention_dim,
-            conditioning_channels=conditioning_channels,
-        )
+        with SeededWeights(seed):
+            return DenoisingUNet2DModel(
+                **self.architecture(channels, resolution, is_latent, has_text=cross_attention_dim is not None),
+                out_channels=channels * (2 if self.learn_variance else 1),
+                num_classes=num_classes,
+                cross_attention_dim=cross_attention_dim,
+                conditioning_channels=conditioning_channels,
+            )
 
     def make_scheduler(self) -> AncestralDDPMScheduler:
         """The diffusion process. It ends at pure noise, where sampling starts ("trailing")."""

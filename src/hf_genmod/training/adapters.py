@@ -6,6 +6,7 @@ from torch.nn.utils import parametrize
 
 from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
+from hf_genmod.models.initial_weights import SeededWeights
 from hf_genmod.pipelines.base import GenerationPipeline
 
 ADAPTER = "default"  # its name while it is trained
@@ -28,9 +29,9 @@ def attach_adapter(model: torch.nn.Module, rank: int, seed: int = 0, num_new_cla
     if rank < 1:
         raise ValueError(f"rank: {rank} is not positive")
     model.requires_grad_(False)
-    torch.manual_seed(seed)
     layers = _UNET_LAYERS if isinstance(model, DenoisingUNet2DModel) else "all-linear"
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), ADAPTER)
+    with SeededWeights(seed):
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), ADAPTER)
     if num_new_classes:
         embedding = model.class_embedding.requires_grad_(True)
         parametrize.register_parametrization(embedding, "weight", _NewRows(embedding.weight, num_new_classes))

@@ -16,6 +16,7 @@ from transformers import (
 
 from hf_genmod.errors import first_line, refuse_lfs_pointers
 from hf_genmod.hub import why_missing
+from hf_genmod.models.initial_weights import SeededWeights
 
 MAX_TOKENS = 77  # as CLIP has; a longer caption raises the number
 VOCAB_SIZE = 8192  # most tokens
@@ -48,7 +49,6 @@ def make_text_encoder(
 ) -> CLIPTextModel:
     """An untrained small text encoder with the architecture of CLIP's (Radford et al. 2021,
     https://arxiv.org/abs/2103.00020)."""
-    torch.manual_seed(seed)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -60,7 +60,8 @@ def make_text_encoder(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return CLIPTextModel(config)
+    with SeededWeights(seed):
+        return CLIPTextModel(config)
 
 
 def load_text_encoder(pretrained_model_name_or_path: str | os.PathLike):
