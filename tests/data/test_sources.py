@@ -158,6 +158,19 @@ def test_tables_that_are_not_read_are_refused(tmp_path, arrays, beside, kept):
             load(tmp_path)
 
 
+def test_splits_of_several_kinds_of_files_are_refused(tmp_path, arrays):
+    write_table(tmp_path / "images" / "x.parquet", arrays)
+    for name in ("train/0.png", "test/1.png"):
+        save(picture(arrays[0]), tmp_path / "images" / name)
+    (tmp_path / "images" / "test" / "1.txt").write_text("a cat")
+    (tmp_path / "images" / "test" / "1.png.txt").write_text("a cat")
+    write_table(tmp_path / "tables" / "train.parquet", arrays)
+    (tmp_path / "tables" / "test.csv").write_text("image,label\n0.png,1\n")
+    for kind, both in (("images", "x.parquet and test/1.png"), ("tables", "train.parquet and test.csv")):
+        with pytest.raises(ValueError, match=f"{kind}: its splits hold .* several kinds, such as {both}; keep one"):
+            load_pictures(tmp_path / kind)
+
+
 def write_table(path, arrays):
     path.parent.mkdir(parents=True, exist_ok=True)
     data = rows([coded(picture(array)) for array in arrays])

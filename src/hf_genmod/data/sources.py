@@ -166,8 +166,12 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
     _refuse_several(own_tables, name)
     try:
         splits = _splits_by_datasets(path, name, config_name, found, is_saved, has_configurations)
-    except ValueError:
+    except ValueError as error:
         _refuse_several(own_tables, name, by_columns=True)
+        if "the same data file format" in str(error):
+            others = (file.place for file in (*found.images, *(file for file, _ in found.others), *tables[1:]))
+            what = f"its splits hold files of several kinds, such as {tables[0].place} and {next(others)}"
+            raise ValueError(f"{name}: {what}; keep one kind, or give one file alone as the data set") from error
         raise
     return {split: _with_fields(rows) for split, rows in splits.items()}
 
