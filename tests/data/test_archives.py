@@ -169,6 +169,34 @@ def test_a_web_dataset_is_left_to_datasets(tmp_path, arrays):
         assert len(load_pictures(tmp_path / "data")) == 2
 
 
+@pytest.mark.parametrize(
+    "files, told",
+    [
+        ({"0.cls": b"1", "1.cls": b"cat", "2.cls": b"2"}, "1.cls holds b'cat', not a number from 0 on; write it"),
+        ({"0.cls": b"1", "2.cls": b"1"}, "the sample 1 has png, and others have cls, png; give all samples files of"),
+        ({"0.json": b"{}", "1.json": b"{", "2.json": b"{}"}, "1.json holds b'{', not JSON; write it"),
+        ({"0.cls": b"1", "1.cls": b"1", "2.cls": b"1", "1.txt": b"\xff", "0.txt": b"", "2.txt": b""}, "not UTF-8; wr"),
+        (
+            {"0.cls": b"1", "1.cls": b"1", "2.cls": b"1", "0.txt": b"after it"},
+            "sample 0 do not follow each other; pack",
+        ),
+    ],
+)
+def test_faulty_samples_of_a_web_dataset_are_named(tmp_path, arrays, files, told):
+    images = {f"{i}.png": coded(picture(arrays[i]))["bytes"] for i in range(3)}
+    names = sorted(images | files)
+    if b"after it" in files.values():
+        names.append(names.pop(names.index("0.txt")))
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        for name in ("._0.cls", *names):
+            info, content = tarfile.TarInfo(name), (images | files).get(name, b"of macOS")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    for place in (tmp_path, tmp_path / "b.tar"):
+        with pytest.raises(ValueError, match=f"b.tar: .*{told}"):
+            load_pictures(place)
+
+
 def test_backslashes_separate_folders(tmp_path, arrays):
     with zipfile.ZipFile(tmp_path / "birds.zip", "w") as archive:
         for i, name in enumerate(("robin\\0.png", "wren\\1.png")):

@@ -1,5 +1,6 @@
 """The images of folders, files and splits are found, or what is missing is named."""
 
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -156,6 +157,58 @@ def test_tables_that_are_not_read_are_refused(tmp_path, arrays, beside, kept):
     for load in (load_pictures, splits_of):
         with pytest.raises(ValueError, match=f"{kept}: a table that is not read beside .*; give this file alone"):
             load(tmp_path)
+
+
+def test_parquet_files_without_rows_or_of_several_types_are_named(tmp_path, arrays, caplog):
+    images = [coded(picture(array)) for array in arrays[:2]]
+    labels = {"int64": [0, 1], "string": ["a", "b"], "double": [0.5, 1.0]}
+
+    def write(name, kind, number=2):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        data = rows(images[:number], label=(datasets.Value(kind.replace("double", "float64")), labels[kind][:number]))
+        data.to_parquet(tmp_path / name)
+
+    write("empty/train.parquet", "int64")
+    write("empty/test.parquet", "int64", 0)
+    for place in (tmp_path / "empty", tmp_path / "empty" / "test.parquet"):
+        with pytest.raises(ValueError, match="empty/test.parquet: it has no rows; add them or remove the file"):
+            load_pictures(place)
+    logger = logging.getLogger("datasets.packaged_modules.parquet.parquet")
+    logger.addHandler(caplog.handler)
+    for kind in ("string", "double"):
+        write(f"{kind}/a.parquet", "int64")
+        write(f"{kind}/b.parquet", kind)
+        told = f"its column 'label' holds int64 in a.parquet and {kind} in b.parquet; give all files one type"
+        with pytest.raises(ValueError, match=told):
+            load_pictures(tmp_path / kind)
+    logger.removeHandler(caplog.handler)
+    assert not caplog.records and not logger.disabled
+
+
+@pytest.mark.parametrize(
+    "columns, told",
+    [
+        (
+            {"url": "https://a.b/0.png", "text": "x"},
+            r"\(url, text\) .*; the links in 'url' are not downloaded; write a column image with the bytes or",
+        ),
+        (
+            {"text": "x", "label": 0},
+            r"\(text, label\) is known to hold images; write a column image with the bytes or",
+        ),
+        ({"text": "x", "file": "0.PNG", "url": "s3://a/0.png"}, "; choose file by --image_column, if these are"),
+        ({"pixels": [[1, 2], [3, 4]]}, "; choose pixels by --image_column, if these are"),
+    ],
+)
+def test_tables_without_a_column_of_images(columns, told):
+    data = datasets.Dataset.from_list([columns] * 3)
+    with pytest.raises(ValueError, match=told):
+        load_pictures(data)
+    if "url" in columns:
+        with pytest.raises(
+            ValueError, match="://a.*/0.png: a link, which is not downloaded; download the images, and"
+        ):
+            load_pictures(data, image_column="url")
 
 
 def test_splits_of_several_kinds_of_files_are_refused(tmp_path, arrays):

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,9 @@ from filelock import FileLock
 
 from hf_genmod.data.files import ARCHIVE, OF_TOOLS, File, Listing, image_endings, list_files
 from hf_genmod.errors import counted, first_line, refuse_lfs_pointers, shortened
+
+# What `datasets` reads in the files of a WebDataset.
+_FORMS = {".cls": (int, "a number from 0 on"), ".json": (json.loads, "JSON"), ".txt": (bytes.decode, "UTF-8")}
 
 
 def list_images(root: str | os.PathLike, above: tuple[str, ...] = ()) -> Listing:
@@ -69,6 +73,36 @@ def is_web_dataset(archive: str) -> bool:
     labels = {_ending(parts) for parts in files if os.path.splitext("/".join(parts))[0] in images}
     # Images with a .json in folders of several names may be classes, which `datasets` would not see.
     return ".cls" in labels or (".json" in labels and len({os.path.dirname(image) for image in images}) == 1)
+
+
+def refuse_faulty_samples(archive: str) -> None:
+    """Raises a `ValueError` with the first file or sample of a WebDataset that `datasets` cannot read."""
+    contents, samples, last = [], {}, None
+    with _opened(archive) as opened:
+        for name, info in _checked(opened):
+            if info.isfile() and not name.rpartition("/")[2].startswith((".", "__")):
+                is_read = _ending((name,)) in _FORMS
+                contents.append((name, opened.extractfile(info).read() if is_read else None))
+    for name, content in contents:
+        if content is not None:
+            read, form = _FORMS[_ending((name,))]
+            try:
+                read(content)
+            except ValueError as error:
+                raise ValueError(f"{archive}: {name} holds {content[:20]!r}, not {form}; write it again") from error
+        folder, slash, file = name.rpartition("/")
+        stem, _, ending = file.partition(".")
+        sample = folder + slash + stem
+        if sample in samples and sample != last:
+            order = "pack the files in the order of their names (tar --sort=name)"
+            raise ValueError(f"{archive}: the files of the sample {sample} do not follow each other; {order}")
+        samples.setdefault(sample, set()).add(ending)
+        last = sample
+    usual = Counter(map(frozenset, samples.values())).most_common(1)[0][0]
+    for sample, endings in samples.items():
+        if endings != usual:
+            what = f"the sample {sample} has {', '.join(sorted(endings))}, and others have {', '.join(sorted(usual))}"
+            raise ValueError(f"{archive}: {what}; give all samples files of the same endings")
 
 
 def _ending(parts: tuple[str, ...]) -> str:

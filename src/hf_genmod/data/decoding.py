@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from hf_genmod.data.depth import deep_values
 from hf_genmod.data.formats import open_by_pillow
 from hf_genmod.data.value_range import to_mode
 
+LINK = re.compile(r"(https?|ftp|s3|gs|hf)://")
+
 
 def open_image(entry) -> Image.Image | np.ndarray:
     """The image of an entry, its pixels not decoded yet. Arrays and images of more than 8 bits are measured values,
@@ -34,6 +37,8 @@ def open_image(entry) -> Image.Image | np.ndarray:
         path, content = entry["path"] or "", entry["bytes"]
         if is_array(path):
             return open_array(path, content)
+        if content is None and LINK.match(path):
+            raise ValueError("a link, which is not downloaded; download the images, and give their bytes or paths")
         if content is None and "://" in path:  # in an archive
             with fsspec.open(path) as archived:
                 content = archived.read()

@@ -1,5 +1,6 @@
 """`load_pictures("path/to/folder", resolution=64)`: any source of images as a `PictureDataset`."""
 
+import os
 import re
 import unicodedata
 import warnings
@@ -13,7 +14,9 @@ import pyarrow as pa
 import torch
 from datasets.utils import tqdm
 
+from hf_genmod.data.decoding import LINK
 from hf_genmod.data.entries import Entries
+from hf_genmod.data.files import image_endings
 from hf_genmod.data.folder import NUMBER, classes_in_names, in_order
 from hf_genmod.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS
 from hf_genmod.data.picture_dataset import PictureDataset
@@ -144,8 +147,10 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
         images = [key for key, feature in rows.features.items() if _may_be_images(feature)]
         if len(images) != 1:
             several = f"several of its columns hold images ({', '.join(images)})"
+            if images:
+                raise ValueError(f"{name}: {several}; choose one by --image_column")
             none = f"none of its columns ({shortened(rows.column_names, 20)}) is known to hold images"
-            raise ValueError(f"{name}: {several if images else none}; choose one by --image_column")
+            raise ValueError(f"{name}: {none}; {_remedy_without_images(rows)}")
         column = images[0]
     pictures = rows.select_columns(column)
     if mode := getattr(rows.features[column], "mode", None):
@@ -157,6 +162,24 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"image_column: {column!r} of {name} holds no images; name another column") from error
     return pictures if column == "image" else pictures.rename_column(column, "image")
+
+
+def _remedy_without_images(rows: datasets.Dataset) -> str:
+    """What to do about a table without a column of images: which columns can be images, or that there are none."""
+    links, others = [], []
+    for column, feature in rows.features.items():
+        if getattr(feature, "dtype", None) in ("string", "large_string"):
+            first = str(next(filter(None, column_of(rows, column).to_pylist()), ""))
+            if LINK.match(first):
+                links.append(column)
+            elif os.path.splitext(first)[1].lower() in image_endings():
+                others.append(column)
+        elif isinstance(feature, datasets.List):
+            others.append(column)
+    if others:
+        return f"choose {' or '.join(others)} by --image_column, if these are images or their paths"
+    told = f"the links in {links[0]!r} are not downloaded; " if links else ""
+    return f"{told}write a column image with the bytes or the paths of the images"
 
 
 def _may_be_images(feature) -> bool:

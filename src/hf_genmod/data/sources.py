@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import metadata_load
 
-from hf_genmod.data.archives import is_web_dataset, list_images, shown, unpacked
+from hf_genmod.data.archives import is_web_dataset, list_images, refuse_faulty_samples, shown, unpacked
 from hf_genmod.data.arrays import separated
 from hf_genmod.data.files import ARCHIVE, ARRAYS, File, Listing, dangling
 from hf_genmod.data.folder import read_folder, warn_of_others
@@ -30,6 +30,7 @@ ARRAY_TYPES = (datasets.Array2D, datasets.Array3D)  # types of columns
 
 _TABLES = (".csv", ".json", ".jsonl", ".lance", ".tsv")  # which `datasets` may read
 _TABLES += (".h5", ".hdf5") if find_spec("h5py") else ()
+_LOGGING = ("arrow", "csv", "json", "parquet")  # modules of `datasets`
 _ADDRESS = re.compile(
     r"(?:(?:(?:https?://)?(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/)?|datasets/)([\w.-]+/[\w.-]+)"
 )
@@ -131,7 +132,7 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
     found = Listing()
     if is_array:
         found.images.append(File((), path.name, str(path)))
-    elif is_archive and is_web:
+    elif is_parquet or (is_archive and is_web):
         found.tables.append(File((), path.name, str(path)))
     elif path.is_dir():
         found = list_images(path)
@@ -141,7 +142,7 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
         kinds = f"both arrays, {arrays[0].place}, and images, {image.place}"
         raise ValueError(f"{name}: it holds {kinds}; keep one kind")
     has_configurations = _has_configurations(path)
-    by_datasets = is_parquet or is_saved or found.tables or has_configurations
+    by_datasets = is_saved or found.tables or has_configurations
     is_read_here = bool(found.images) and not by_datasets
     has_none = is_read_here or path.is_file() or is_saved  # configurations
     refuse_unused(name, config_name if has_none else None, None if is_read_here and arrays else array_axes)
@@ -159,7 +160,7 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
         what = f"an archive, which is not read with tables ({tables[0].place})"
         raise ValueError(f"{unread[0].path}: {what}; unpack it, or move it to another folder")
     own_tables = [] if has_configurations or is_saved else tables
-    for file in own_tables:
+    for file in own_tables if path.is_dir() else ():
         if (ending := os.path.splitext(file.name)[1]) != ending.lower():
             raise ValueError(f"{file.path}: datasets does not read {ending}; rename it to {ending.lower()}")
     refuse_lfs_pointers(path, *(file.path for file in tables))
@@ -168,6 +169,8 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
         splits = _splits_by_datasets(path, name, config_name, found, is_saved, has_configurations)
     except ValueError as error:
         _refuse_several(own_tables, name, by_columns=True)
+        for file in tables if any(is_web_dataset(file.path) for file in tables) else ():
+            refuse_faulty_samples(file.path)
         if "the same data file format" in str(error):
             others = (file.place for file in (*found.images, *(file for file, _ in found.others), *tables[1:]))
             what = f"its splits hold files of several kinds, such as {tables[0].place} and {next(others)}"
@@ -222,8 +225,11 @@ def _splits_by_datasets(
 
 @contextlib.contextmanager
 def _explained(source: str | Path, name: str, config_name: str | None) -> Iterator[None]:
-    """A context in which errors of `datasets` are one sentence."""
+    """A context in which errors of `datasets` are one sentence, and not logged, too."""
+    loggers = [datasets.logging.get_logger(f"datasets.packaged_modules.{kind}.{kind}") for kind in _LOGGING]
     try:
+        for logger in loggers:
+            logger.disabled = True
         yield
     except Exception as error:  # each format has a library with errors of its own
         if isinstance(error, ValueError) and "config" in str(error).lower():
@@ -233,6 +239,9 @@ def _explained(source: str | Path, name: str, config_name: str | None) -> Iterat
             message = f"there is no such folder{_near(name)}, and the Hub has no such data set that can be read"
             raise FileNotFoundError(f"{name}: {message} ({cause})") from error
         raise ValueError(f"{name}: it holds no data set that can be read ({cause}); {_KINDS}") from error
+    finally:
+        for logger in loggers:
+            logger.disabled = False
 
 
 def _with_fields(rows: datasets.Dataset) -> datasets.Dataset:
@@ -248,20 +257,23 @@ def _with_fields(rows: datasets.Dataset) -> datasets.Dataset:
 
 def _refuse_several(tables: list[File], name: str, by_columns: bool = False) -> None:
     """Raises a `ValueError` if tables are of several data sets: if `save_to_disk` wrote them into folders below, or
-    parquet files have other classes in a column or, with `by_columns`, other columns. (`datasets` reads a test split
-    that lacks a column of the training split.)"""
-    described, first_of = {}, {}
+    parquet files have other classes in a column or, with `by_columns`, other columns, other types or no rows.
+    (`datasets` reads a test split that lacks a column of the training split.)"""
+    described, first_of, first_type = {}, {}, {}
     for file in tables:
         folder = os.path.dirname(file.path)
         if file.folders and os.path.isfile(os.path.join(folder, "state.json")):
             remedy = f"give the folder {'/'.join(file.folders)} itself"
             raise ValueError(f"{name}: {file.place} belongs to a data set that `save_to_disk` wrote; {remedy}")
-        if file.name.endswith(".parquet"):
+        if file.name.lower().endswith(".parquet"):
             try:
-                features = datasets.Features.from_arrow_schema(pq.read_schema(file.path))
+                schema, num_rows = pq.read_schema(file.path), pq.read_metadata(file.path).num_rows
+                features = datasets.Features.from_arrow_schema(schema)
             except Exception as error:  # of Arrow, of the system, or of features that this version of `datasets` lacks
                 reason = f"no parquet file that can be read ({first_line(error)})"
                 raise ValueError(f"{file.path}: {reason}; write it again") from error
+            if by_columns and not num_rows:
+                raise ValueError(f"{file.path}: it has no rows; add them or remove the file")
             names = {column: getattr(feature, "names", None) for column, feature in features.items()}
             columns = [f"{column} ({shortened(its)})" if its else column for column, its in sorted(names.items())]
             described[file.place] = f"{file.place} has {shortened(columns, 20)}"
@@ -272,6 +284,11 @@ def _refuse_several(tables: list[File], name: str, by_columns: bool = False) -> 
                     both = f"{described[other]}, {described[file.place]}"
                     remedy = "give the folder or file of one, or give all of them the same columns and classes"
                     raise ValueError(f"{name}: its parquet files are of several data sets: {both}; {remedy}")
+            for field in schema if by_columns else ():
+                other, its = first_type.setdefault(field.name, (file.place, field.type))
+                if its != field.type:
+                    types = f"{its} in {other} and {field.type} in {file.place}"
+                    raise ValueError(f"{name}: its column {field.name!r} holds {types}; give all files one type")
 
 
 def _has_configurations(path: Path) -> bool:
