@@ -255,6 +255,23 @@ def test_captions_of_numbers_alone_are_found(tmp_path):
     assert finding.startswith("captions of numbers alone: 2 of 3 (such as that of ")
 
 
+def test_held_out_images_that_a_run_would_not_use_are_told(tmp_path):
+    for i in range(4):
+        for folder in (f"labels/{('train/a', 'train/b', 'test', 'test')[i]}", f"captions/{('train', 'test')[i % 2]}"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 50 * i).save(tmp_path / folder / f"{i}.png")
+    for split, column in (("train", "text"), ("test", "subtitle")):
+        lines = [f"{i}.png,a cat" for i in range(4) if ("train", "test")[i % 2] == split]
+        (tmp_path / "captions" / split / "metadata.csv").write_text("\n".join([f"file_name,{column}", *lines]))
+    for target in ("labels", "captions"):
+        arguments = CaptionedDataArguments(str(tmp_path / target))
+        told = f"{target} (test): its images have no {target}, so they are not held out"
+        report = examine_dataset(arguments)
+        assert [told in finding for finding in report.findings].count(True) == 1 and report.would_start
+        arguments = CaptionedDataArguments(str(tmp_path / target), validation_split="test")
+        assert not examine_dataset(arguments).would_start  # as it is asked for
+
+
 def test_of_a_split_that_is_not_there_it_tells_what_is(tmp_path):
     save_pictures(tmp_path / "test", count=4)
     report = report_of(tmp_path)

@@ -53,6 +53,9 @@ def examine_dataset(arguments: CaptionedDataArguments) -> DatasetReport:
             counts = splits_of(source, *options)
             contents.append(_images(counts))
             pictures, held_out = arguments.load()
+            for target in ("labels", "captions"):  # which a run may miss in the held-out images alone
+                if held_out and getattr(held_out, target) is None is not getattr(pictures, target):
+                    arguments.load(**{f"require_{target}": True})
         except ValueError as error:
             return DatasetReport(contents, [*_messages(caught), str(error)], [], would_start=False)
     findings = _messages(caught)
