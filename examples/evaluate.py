@@ -9,7 +9,7 @@
 Evaluates a checkpoint on the data set that it was trained on: draws samples, compares them with the training images,
 and writes `evaluation.json`, figures, and the card of the model. An interrupted command continues where it was.
 
-    hf_genmod evaluate runs/mine --dataset path/to/folder --guidance_scales 1 2 3 --license mit
+    hf_genmod evaluate runs/mine --guidance_scales 1 2 3 --license mit
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from hf_genmod.errors import one_line_errors
 from hf_genmod.evaluation.config import EvaluationConfig
 from hf_genmod.evaluation.report import evaluate
 from hf_genmod.recipes.arguments import parse_arguments
-from hf_genmod.recipes.pictures import CaptionedDataArguments
+from hf_genmod.recipes.pictures import MeasuredDataArguments
 from hf_genmod.sharing.model_card import check_license, license_of, write_card
 
 
@@ -39,7 +39,7 @@ class EvaluationArguments:
     )
 
 
-def main(data: CaptionedDataArguments, config: EvaluationConfig, arguments: EvaluationArguments):
+def main(data: MeasuredDataArguments, config: EvaluationConfig, arguments: EvaluationArguments):
     folder = Path(arguments.model)
     pipeline = load_pipeline(arguments.model)
     if not folder.is_dir() and (arguments.output_dir is None or arguments.license is not None):
@@ -52,7 +52,8 @@ def main(data: CaptionedDataArguments, config: EvaluationConfig, arguments: Eval
     else:
         writes_card = False
     output_dir = arguments.output_dir or folder / "evaluation"
-    report = evaluate(pipeline, *data.evaluation_pictures(pipeline), output_dir, config, arguments.model)
+    pictures, held_out = data.of_run(arguments.model).evaluation_pictures(pipeline)
+    report = evaluate(pipeline, pictures, held_out, output_dir, config, arguments.model)
     if report:  # on the first process
         print(f"{report}\n{output_dir}/evaluation.json holds all of it; closest_*.png shows the closest samples")
         if writes_card:
@@ -61,4 +62,4 @@ def main(data: CaptionedDataArguments, config: EvaluationConfig, arguments: Eval
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(*parse_arguments(CaptionedDataArguments, EvaluationConfig, EvaluationArguments))
+        main(*parse_arguments(MeasuredDataArguments, EvaluationConfig, EvaluationArguments))

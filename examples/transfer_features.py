@@ -28,7 +28,7 @@ from hf_genmod.evaluation.features import shifted, train_by_cross_entropy
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.processes import processes
 from hf_genmod.recipes.arguments import parse_arguments
-from hf_genmod.recipes.pictures import DataArguments
+from hf_genmod.recipes.pictures import MeasuredDataArguments
 
 ARMS = ("encoder, frozen", "encoder, fine-tuned", "from scratch", "linear on pixels")
 
@@ -99,7 +99,7 @@ def accuracy(model: Classifier, images, labels) -> float:
     return (predictions == labels).float().mean().item()
 
 
-def load_images(data: DataArguments, transfer: TransferArguments, vae):
+def load_images(data: MeasuredDataArguments, transfer: TransferArguments, vae):
     """(images, labels) to train on, to choose the learning rate on and to test on, and the number of classes."""
     data.resolution = data.resolution or vae.config.sample_size
     data.channels = data.channels or vae.config.in_channels
@@ -116,14 +116,14 @@ def load_images(data: DataArguments, transfer: TransferArguments, vae):
     return [(images.to(vae.device), labels.to(vae.device)) for images, labels in parts], len(training.label_names)
 
 
-def main(data: DataArguments, transfer: TransferArguments):
+def main(data: MeasuredDataArguments, transfer: TransferArguments):
     vae = load_vae(transfer.vae).to(processes().device, memory_format=torch.channels_last)
     if not isinstance(vae, ImageAutoencoder):
         raise ValueError(
             f"vae: a {type(vae).__name__} is not an autoencoder of this package, whose features are known; train one "
             "by train_autoencoder.py or train_vae.py"
         )
-    ((images, labels), validation, test), num_classes = load_images(data, transfer, vae)
+    ((images, labels), validation, test), num_classes = load_images(data.of_run(transfer.vae), transfer, vae)
     spread = f"mean ± standard deviation of {transfer.num_seeds} seeds"
     print(f"accuracy on {len(test[1])} images, {spread}, for n labelled images of each class")
     print(f"{'':20}", *(f"{f'n = {n}':>14}" for n in transfer.labels_per_class), flush=True)
@@ -147,4 +147,4 @@ def main(data: DataArguments, transfer: TransferArguments):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(*parse_arguments(DataArguments, TransferArguments))
+        main(*parse_arguments(MeasuredDataArguments, TransferArguments))

@@ -69,7 +69,7 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
     launch, flags = parser.parse_known_args(flags)
     file = str(EXAMPLES / f"{script}.py")
     if not {"-h", "--help"} & set(flags):
-        print("loading PyTorch", file=sys.stderr, flush=True)  # which takes seconds
+        _say_loading()
     os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run
     if launch.accelerate_config is not None:
         from accelerate.commands.config.config_args import cache_dir
@@ -95,6 +95,10 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
         sys.argv = [file, *flags]
         sys.path.insert(0, str(EXAMPLES))  # where Python looks first for what a script imports
         runpy.run_path(file, run_name="__main__")
+
+
+def _say_loading() -> None:
+    print("loading PyTorch", file=sys.stderr, flush=True)  # which takes seconds
 
 
 def doctor(arguments) -> int:
@@ -172,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments = parse_own(argv)
             if not arguments.path.strip():
                 raise ValueError("path: it is empty; give the folder of a data set or of a run")
+            _say_loading()
             return arguments.function(arguments)
         if command in SCRIPTS:
             if flags and not flags[0].startswith("-"):

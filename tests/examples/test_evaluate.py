@@ -94,8 +94,10 @@ def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_wa
 )
 def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, features, tmp_path):
     REPORTED[kind]().save_pretrained(tmp_path)
+    run_of = {"arguments": {"data": {"dataset": str(measured_model / "data"), "resolution": "8"}}}
+    (tmp_path / "training_config.json").write_text(json.dumps(run_of))
     scales = {"guided": [0, 2], "text": [1, 2]}.get(kind, [])
-    flags = ["--model", tmp_path, "--dataset", measured_model / "data", "--samples", 130, "--features", features,
+    flags = ["--model", tmp_path, "--samples", 130, "--features", features,
              "--num_inference_steps", 2, *(["--guidance_scales", *scales] if scales else []),
              *(["--noise_levels", 0, 50] if kind == "upsampler" else []), "--license", "mit"]  # fmt: skip
     done = run("evaluate.py", *flags)

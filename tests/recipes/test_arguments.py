@@ -13,9 +13,9 @@ from hf_genmod.training.config import TrainingConfig
 def test_flags_override_the_file_which_overrides_the_defaults(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("dataset: mine\nmax_train_steps: 7\nlearning_rate: 1e-4\nblock_out_channels: [16, 32]\n")
-    argv = ["--config", str(file), "--dataset", "other", "--horizontal_flip"]
+    argv = ["--config", str(file), "--dataset", str(tmp_path), "--horizontal_flip"]
     data, model, config = parse_arguments(DataArguments, ModelArguments, TrainingConfig, argv=argv)
-    assert data == DataArguments(dataset="other")
+    assert data == DataArguments(dataset=str(tmp_path))
     assert model == ModelArguments(block_out_channels=[16, 32])
     assert config == TrainingConfig(max_train_steps=7, learning_rate=1e-4, horizontal_flip=True)
 
@@ -48,6 +48,16 @@ def test_parts_of_settings_that_hold_each_other_s_names_are_read(tmp_path):
     file.write_text(json.dumps({"a": {"hub_model_id": "x", "b": "y"}, "hub_model_id": {"c": "z"}, "b": {"seed": 1}}))
     with pytest.raises(ValueError, match="settings that .* does not have: hub_model_id, b, c; is the file for"):
         parse_arguments(TrainingConfig, argv=["--config", str(file)])
+
+
+def test_a_data_set_that_is_not_there_is_told_before_a_missing_budget(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in (str(tmp_path / "photo"), "../no/photos"):
+        with pytest.raises(FileNotFoundError, match=f"^{name}: there is no such folder"):
+            parse_arguments(DataArguments, TrainingConfig, argv=["--dataset", name])
+    for name in (str(tmp_path / "photos"), "shapes"):
+        with pytest.raises(ValueError, match="^a run needs a budget; give one, such as --max_train_minutes 30 "):
+            parse_arguments(DataArguments, TrainingConfig, argv=["--dataset", name])
 
 
 @pytest.mark.parametrize("text, message", [("a: [1", "not a YAML file"), ("- a\n- b", "it holds no settings; give")])
@@ -146,6 +156,7 @@ def test_a_list_of_numbers_is_refused_if_one_is_not_finite():
 def test_a_tilde_in_a_path_is_the_home_folder_in_a_file_and_in_a_flag(tmp_path, monkeypatch, by_file):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "pets").mkdir()
     values = {"dataset": "~/pets", "output_dir": "~/runs/a", "vae": "~/runs/vae", "base": "~"}
     argv = ["--max_train_steps=1", *(f"--{name}={value}" for name, value in values.items())]
     if by_file:

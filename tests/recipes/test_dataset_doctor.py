@@ -41,8 +41,8 @@ def test_says_what_a_sound_data_set_holds_and_how_to_train_on_it(tmp_path, capsy
         "channels  3 (RGB)",
         "captions  none",
     ]
-    assert command.startswith(f"to train on it: hf_genmod train cfg --dataset {tmp_path} --output_dir")
-    assert last == f"{tmp_path}: no findings"
+    assert command.startswith(f"to train on it: hf_genmod train cfg --dataset {tmp_path} --max_train_minutes 30 ")
+    assert last == f"{tmp_path}: no findings" and printed.err.startswith("loading PyTorch\n")
     assert "ownload" not in printed.out + printed.err
 
 
@@ -55,7 +55,8 @@ def test_the_command_is_one_that_trains(tmp_path, monkeypatch):
     hf_genmod, train, task, *flags = shlex.split(command)
     assert (hf_genmod, train, *flags[:2]) == ("hf_genmod", "train", "--dataset", str(folder))
     assert flags[2:6] == ["--on_bad_image", "skip", "--resolution", "8x16"]
-    flags += "--max_train_steps 1 --sampling_steps 0 --block_out_channels 8 8".split()
+    flags[flags.index("30")] = "0.001"  # minutes: one step
+    flags += "--sampling_steps 0 --block_out_channels 8 8".split()
     monkeypatch.chdir(tmp_path)
     done = run(f"train_{task}.py", *flags)
     assert done.returncode == 0, done.stderr
@@ -204,7 +205,7 @@ def test_nothing_there_is_an_error_of_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["doctor", str(tmp_path / "no" / "where")])
     assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    _, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and line.endswith("there is no such folder or file; check the path")
 
 

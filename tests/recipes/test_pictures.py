@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import json
 import warnings
 
 import datasets
@@ -16,7 +17,7 @@ from hf_genmod import (
 )
 from hf_genmod.data.latents import LatentDataset, encode
 from hf_genmod.data.loading import load_pictures
-from hf_genmod.recipes.pictures import CaptionedDataArguments, DataArguments
+from hf_genmod.recipes.pictures import CaptionedDataArguments, DataArguments, MeasuredDataArguments
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
 
@@ -36,6 +37,17 @@ def test_held_out_pictures_are_those_of_the_test_split(tmp_path):
     training, held_out = DataArguments(dataset=str(tmp_path), split="test", validation_split="train").load()
     assert (len(training), len(held_out)) == (300, 6)
     assert DataArguments(dataset=str(tmp_path / "train")).load()[1] is None
+
+
+def test_a_model_is_measured_on_the_data_set_of_its_run(tmp_path):
+    trained = CaptionedDataArguments("photos", resolution="8", channels=1, split="all", on_bad_image="skip")
+    sections = {"arguments": {"data": dataclasses.asdict(trained)}, "pictures": {"name": "photos"}}
+    (tmp_path / "training_config.json").write_text(json.dumps(sections))
+    measured = MeasuredDataArguments(split="new").of_run(str(tmp_path))
+    assert measured == MeasuredDataArguments("photos", split="new", on_bad_image="skip")  # at the size of the model
+    assert MeasuredDataArguments("shapes").of_run(str(tmp_path)) == MeasuredDataArguments("shapes")
+    with pytest.raises(ValueError, match="^dataset: user/model does not say on what it was trained; give --dataset$"):
+        MeasuredDataArguments().of_run("user/model")
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

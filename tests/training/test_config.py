@@ -18,7 +18,7 @@ def test_learning_rate_rises_in_the_warm_up_and_falls_as_a_cosine():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({}, "max_train_steps: None with max_train_minutes: None"),
+        ({}, "a run needs a budget; give one, such as --max_train_minutes 30"),
         ({"max_train_steps": 5, "max_train_minutes": 1.0}, "max_train_steps: 5 with max_train_minutes: 1.0"),
         ({"max_train_steps": -3}, "max_train_steps: -3 is not positive"),
         ({"max_train_steps": 5, "batch_size": 0}, "batch_size: 0 is not positive"),

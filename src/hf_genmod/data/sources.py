@@ -75,15 +75,25 @@ def find_splits(
         refuse_unused("a data set in memory", config_name, array_axes)
         return Found(splits, "the data set")
     name, path = str(dataset), Path(os.path.realpath(os.path.expanduser(dataset)))
-    if not name.strip():
-        raise ValueError("dataset: it is empty; give a folder, a file or an id on the Hub")
-    if link := dangling(os.path.expanduser(dataset)):
-        raise FileNotFoundError(f"{name}: {link}; correct the link")
+    refuse_missing(name)
     if path.exists():
         try:
             return Found(_local_splits(path, name, config_name, array_axes), name)
         except ValueError as error:
             raise ValueError(shown(str(error))) from error
+    refuse_unused(name, array_axes=array_axes)
+    splits = _splits_by_datasets(name, name, config_name)
+    return Found({split: _with_fields(rows) for split, rows in splits.items()}, name)
+
+
+def refuse_missing(name: str) -> None:
+    """Raises if there is neither a folder or file of this name nor a data set on the Hub."""
+    if not name.strip():
+        raise ValueError("dataset: it is empty; give a folder, a file or an id on the Hub")
+    if os.path.exists(os.path.realpath(os.path.expanduser(name))):
+        return
+    if link := dangling(os.path.expanduser(name)):
+        raise FileNotFoundError(f"{name}: {link}; correct the link")
     if address := _ADDRESS.match(name):
         raise FileNotFoundError(f"{name}: there is no such folder; give the id of the data set, {address[1]}")
     if "://" in name:
@@ -92,9 +102,6 @@ def find_splits(
         raise FileNotFoundError(f"{name}: there is no such folder or file; check the path{_near(name)}")
     if reason := why_missing(name, "dataset"):
         raise FileNotFoundError(f"{name}: there is no such folder{_near(name)}, and {reason}")
-    refuse_unused(name, array_axes=array_axes)
-    splits = _splits_by_datasets(name, name, config_name)
-    return Found({split: _with_fields(rows) for split, rows in splits.items()}, name)
 
 
 def _near(name: str) -> str:

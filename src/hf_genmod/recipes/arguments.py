@@ -15,6 +15,7 @@ from huggingface_hub import get_token
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
+from hf_genmod.data.sources import refuse_missing
 from hf_genmod.errors import first_line, shortened
 from hf_genmod.processes import use_cores
 from hf_genmod.sharing.model_card import check_license
@@ -94,6 +95,7 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
         description (`str`, *optional*): The text on top of `--help`. By default the docstring of the script.
 
     Raises:
+        FileNotFoundError: If a flag `dataset` names neither a folder, a file nor a data set on the Hub.
         ValueError: If a flag or a setting of the file is unknown, or a value is out of its range.
         SystemExit: If a value has the wrong type (by argparse, status 2).
     """
@@ -124,6 +126,8 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"{name}: {value} is not finite; give finite numbers")
     values = {name: _at_home(value) for name, value in vars(values).items()}
+    if values.get("dataset") not in (None, "shapes"):
+        refuse_missing(values["dataset"])  # which is told before what a dataclass refuses
     use_cores(values.get("num_threads"))
     return tuple(
         dataclass_type(**{field.name: values[field.name] for field in dataclasses.fields(dataclass_type)})

@@ -157,7 +157,7 @@ def _commands(
         tasks["text-to-image"] = {"caption_column": arguments.caption_column}
     output_dir = "runs/" + (re.sub(r"[^\w.-]+", "-", Path(arguments.dataset).resolve().stem) or "model")
     for task, columns in (tasks or {"unconditional": {}}).items():
-        given = {**flags, **columns, "output_dir": output_dir}
+        given = {**flags, **columns, "max_train_minutes": 30, "output_dir": output_dir}
         text = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
         yield " ".join([f"hf_genmod train {task}", *text])
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import sys
 import warnings
+from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from transformers.hf_argparser import HfArg
 
+from hf_genmod.checkpoints.safety import read_json
 from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.latents import LatentDataset, standardised
 from hf_genmod.data.loading import load_pictures
@@ -18,6 +21,7 @@ from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.processes import processes
 from hf_genmod.sharing.loading import load_vae
 from hf_genmod.training.config import changeable
+from hf_genmod.training.run_folder import arguments_in
 
 
 @dataclasses.dataclass
@@ -166,6 +170,30 @@ class CaptionedDataArguments(DataArguments):
     caption_column: str | None = HfArg(
         default=None, help="Column, or key in a metadata.jsonl, of the captions. Default: text, caption or captions."
     )
+
+
+@dataclasses.dataclass
+class MeasuredDataArguments(CaptionedDataArguments):
+    """Images and captions."""
+
+    dataset: str | None = HfArg(
+        default=None, help="As training takes it. Default: that of the model's run, with its flags."
+    )
+
+    def of_run(self, model: str) -> "MeasuredDataArguments":
+        """These arguments. Without a `dataset` those of the run in the folder `model`, unless they are given here."""
+        if self.dataset is not None:
+            return self
+        file, names = Path(model, "training_config.json"), [field.name for field in dataclasses.fields(self)]
+        recorded = arguments_in(read_json(file)) if file.is_file() else {}
+        if not recorded.get("dataset"):
+            raise ValueError(f"dataset: {model} does not say on what it was trained; give --dataset")
+        if processes().is_main_process:
+            print(f"the data set of the run is {recorded['dataset']}", file=sys.stderr)
+        of_run = {name: recorded[name] for name in names if name in recorded}
+        given = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(type(self)(), name)}
+        of_model = {"resolution": None, "channels": None}
+        return type(self)(**of_run | of_model | given)
 
 
 def crop_size_for(resolution: tuple[int, int], factor: int, size_factor: int, crop_size: int | None) -> int | None:

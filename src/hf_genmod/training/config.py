@@ -62,7 +62,9 @@ class TrainingConfig:
         if self.mixed_precision is None:
             default = "bf16" if _multiplies_in_bf16() else "no"
             self.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", default)
-        if (self.max_train_steps is None) == (self.max_train_minutes is None):
+        if self.max_train_steps is None and self.max_train_minutes is None:
+            raise ValueError("a run needs a budget; give one, such as --max_train_minutes 30 (or --max_train_steps N)")
+        if self.max_train_steps is not None and self.max_train_minutes is not None:
             both = f"max_train_steps: {self.max_train_steps} with max_train_minutes: {self.max_train_minutes}"
             raise ValueError(f"{both}; a run has one budget, so give one of the two")
         for name in ("max_train_steps", "max_train_minutes", "batch_size", "gradient_accumulation_steps",
