@@ -72,6 +72,19 @@ def test_an_archive_beside_what_was_unpacked_from_it(class_folders, tmp_path):
         load_pictures(class_folders)
 
 
+@pytest.mark.parametrize("ending", ["zip", "tar.bz2"])
+@pytest.mark.parametrize("alike", [False, True])
+def test_an_image_that_is_not_unpacked_is_told_with_its_folder(tmp_path, arrays, ending, alike):
+    for i, folder in enumerate("ab"):
+        for number in (2, 3):
+            save(picture(arrays[0 if alike else 2 * i + number - 2]), tmp_path / "data" / folder / f"{number}.png")
+    file = pack(tmp_path / "data", tmp_path / f"all.{ending}")
+    shutil.move(file, tmp_path / "data")
+    (tmp_path / "data" / "b" / "3.png").unlink()
+    with pytest.raises(ValueError, match=f"all.{ending}: it holds 1 image, such as b/3.png, not unpacked beside it"):
+        load_pictures(tmp_path / "data")
+
+
 @pytest.mark.parametrize("ending", ["zip", "tar.gz"])
 def test_other_images_of_the_same_names_and_sizes_are_not_unpacked(tmp_path, arrays, ending):
     for i, split in enumerate(("train", "test")):

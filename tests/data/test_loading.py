@@ -63,7 +63,9 @@ def test_label_columns(arrays):
     ):
         loaded = load_pictures(dataset, label_column=column)
         assert loaded.labels.tolist() == labels and loaded.label_names == names
-    with pytest.raises(ValueError, match="the data set: its column 'score' holds float32, not classes; name"):
+    with pytest.raises(
+        ValueError, match="the data set: its column 'score' holds float32, not classes; write one integer or name for"
+    ):
         load_pictures(dataset, label_column="score")
     with pytest.raises(
         ValueError, match="label_column: 'kid' is no column of the data set; it has image, kind, digit"
@@ -71,7 +73,9 @@ def test_label_columns(arrays):
         load_pictures(dataset, label_column="kid")
 
     assert load_pictures(rows(images, label=(number, [1, 0, 1, 0]))).label_names == ["0", "1"]
-    with pytest.warns(UserWarning, match="its column 'label' holds float32, not classes, so labels are not used"):
+    with pytest.warns(
+        UserWarning, match="'label' holds float32, not classes, so labels are not used; write one integer"
+    ):
         assert load_pictures(rows(images, label=(real, [0.5, 0.5, 1, 1]))).labels is None
     with pytest.warns(UserWarning, match="its column 'text' holds no captions .*, so captions are not used"):
         assert load_pictures(rows(images, text=(number, [1, 2, 3, 4]))).captions is None

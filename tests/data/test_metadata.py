@@ -1,7 +1,9 @@
 """Tables of captions and labels beside images."""
 
 import json
+import shutil
 import warnings
+import zipfile
 
 import datasets
 import pyarrow as pa
@@ -255,6 +257,19 @@ def test_files_that_are_not_there_are_named_with_the_line_and_a_near_file(tmp_pa
     )
     with pytest.warns(UserWarning, match=told), pytest.raises(ValueError, match="0: No such file"):
         load_pictures(tmp_path)
+
+
+def test_a_file_of_the_name_in_another_folder_or_archive_is_named(tmp_path, arrays):
+    save(picture(arrays[0]), tmp_path / "images" / "0.png")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.write(tmp_path / "images" / "0.png", "0.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a\n")
+    for kind in ("folder", "archive"):
+        told = r"are not there \(1\): 0.png \(metadata.csv, line 2; there is images/0.png\); correct"
+        with pytest.warns(UserWarning, match=told), pytest.raises(ValueError, match="0.png: No such file"):
+            load_pictures(tmp_path)
+        if kind == "folder":
+            shutil.rmtree(tmp_path / "images")
 
 
 def test_labels_too_large_for_integers_are_names(tmp_path, arrays):

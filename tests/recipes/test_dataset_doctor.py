@@ -1,5 +1,6 @@
 """What `doctor` says of a data set."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -230,6 +231,17 @@ def test_outliers_that_set_the_range_of_a_channel_are_found(tmp_path):
     assert report.contents[3] == "channels  2, of measured values"
     (finding,) = report.findings
     assert finding.startswith("channel 1: 99% of its values lie in a tenth of its range, ")
+
+
+def test_measured_values_of_another_unit_are_not_called_one_colour(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        Image.fromarray(rng.integers(65536, size=(8, 8), dtype=np.uint16)).save(tmp_path / f"{index}.png")
+    Image.fromarray(rng.standard_normal((8, 8), dtype=np.float32)).save(tmp_path / "small.tif")
+    Image.fromarray(np.full((8, 8), 999, np.uint16)).save(tmp_path / "plain.png")
+    findings = "\n".join(report_of(tmp_path).findings)
+    assert re.search("images of one colour only: 1 .such as .*plain.png.*remove them", findings)
+    assert re.search("less than a sixtieth of those of all: 1 .such as .*small.tif.*in one unit", findings)
 
 
 def test_an_alpha_channel_that_is_opaque_everywhere_is_no_transparency(tmp_path):

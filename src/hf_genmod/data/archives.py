@@ -61,7 +61,12 @@ def _check_unpacked(archive: File, found: Listing) -> None:
                 beside[file.name, size, zlib.crc32(Path(file.path).read_bytes())] += 1
     missing = inside - beside
     if missing:
-        what = f"it holds {counted(missing.total(), 'image')}, such as {min(missing)[0]}, not unpacked beside it"
+        there = {
+            place[i:] for file in found.images for place in [(*file.folders, file.name)] for i in range(len(place))
+        }
+        lost = [parts for parts, size, crc in members if (parts[-1], size, crc) in missing]
+        first = "/".join(min(lost, key=lambda parts: (parts in there, parts)))
+        what = f"it holds {counted(missing.total(), 'image')}, such as {first}, not unpacked beside it"
         raise ValueError(f"{archive.path}: {what}; unpack it, or move it to another folder")
     found.others.append((archive, "its images lie unpacked beside it" if inside else "no images are in it"))
 

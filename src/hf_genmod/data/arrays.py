@@ -54,11 +54,12 @@ def separated(splits: dict[str, datasets.Dataset], axes: str | None = None) -> d
         its_axes = axes or _axes_of(file, shape, alone, few, are_many)
         parts[file] = _parts(shape, its_axes, is_given=axes is not None)
         if axes is None and its_axes in ("CHW", "HWC") and "NHW" in _likely(shape) and min(shape[0], shape[2]) > 4:
-            doubtful = doubtful or file
-    if doubtful and few:
-        what = f"its shape {shapes[doubtful]} is taken for one image of several channels"
-        remedy = f"if it holds {shapes[doubtful][0]} images, give --array_axes NHW"
-        warnings.warn(f"{shown(doubtful)}: {what}; {remedy}", stacklevel=2)
+            doubtful = doubtful or (file, its_axes)
+    if doubtful:
+        file, its_axes = doubtful
+        what = f"its shape {shapes[file]} is taken for one image of several channels"
+        remedy = f"give --array_axes {its_axes} if it is, or NHW if it holds {shapes[file][0]} images"
+        warnings.warn(f"{shown(file)}: {what}; {remedy}", stacklevel=2)
     for (split, table), its_files in zip(tables.items(), files, strict=True):
         images = [[f"{file}{part}" for part in parts[file]] for file in its_files]
         table = table.take([row for row, paths in enumerate(images) for _ in paths])

@@ -114,8 +114,9 @@ def _samples(found: Listing, name: str) -> tuple[str, list[tuple[File, dict]]]:
             others = {key: value for key, value in row.items() if not re.fullmatch(r"(.+_)?file_name", key)}
             samples.append((images[main], others | images))
     if absent:
-        near = {_stem(key): f"; there is {file.place}" for key, file in known.items()}
-        some = shortened([f"{'/'.join(place)} ({line}{near.get(_stem(place), '')})" for place, line in absent])
+        near = {_stem(key[start:]): f"; there is {file.place}" for start in (-1, 0) for key, file in known.items()}
+        hints = {place: near.get(_stem(place), near.get(_stem(place[-1:]), "")) for place, _ in absent}
+        some = shortened([f"{'/'.join(place)} ({line}{hints[place]})" for place, line in absent])
         what = f"files that its metadata names and that are not there ({len(absent)}): {some}"
         warnings.warn(f"{name}: {what}; correct the names, or add the files", stacklevel=3)
     left_out = []

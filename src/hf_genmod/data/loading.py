@@ -226,9 +226,10 @@ def _labels(
         label_names = [str(value) for value in classes]
     else:
         what = f"{name}: its column {column!r} holds {dtype}, not classes"
+        remedy = "write one integer or name for each image, or name another column by --label_column"
         if required:
-            raise ValueError(f"{what}; name another by --label_column")
-        warnings.warn(f"{what}, so labels are not used", stacklevel=3)
+            raise ValueError(f"{what}; {remedy}")
+        warnings.warn(f"{what}, so labels are not used; {remedy}", stacklevel=3)
         return None, None
     index = {value: i for i, value in enumerate(classes)}
     labels = torch.tensor([index.get(value, -1) for value in values])

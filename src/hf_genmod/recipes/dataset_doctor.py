@@ -227,7 +227,7 @@ def _findings(pictures: PictureDataset, size: tuple[int, int]) -> Iterator[str]:
 
 def _copies(pictures: PictureDataset) -> Iterator[str]:
     """Images that are the same at a small size, and images of a single colour."""
-    first_of, copies, contradictions, plain = {}, [], [], []
+    first_of, copies, contradictions, plain, flat = {}, [], [], [], []
     for start in range(0, len(pictures), 64):
         for index, x in enumerate(pictures.x_0(range(start, min(start + 64, len(pictures)))), start):
             digest = hashlib.blake2b(x.numpy().tobytes(), digest_size=16).digest()
@@ -236,8 +236,9 @@ def _copies(pictures: PictureDataset) -> Iterator[str]:
                 copies.append(f"{pictures.where(index)}, the same as {pictures.where(first)}")
                 if pictures.labels is not None and pictures.labels[first] != pictures.labels[index]:
                     contradictions.append(f"{pictures.where(index)} and {pictures.where(first)}")
-            if (x.amax((1, 2)) - x.amin((1, 2))).max() <= 4 / 127.5:
-                plain.append(pictures.where(index))
+            span = (x.amax((1, 2)) - x.amin((1, 2))).max()
+            if span <= 4 / 127.5:  # of measured values, those of other images may be far larger
+                (plain if pictures.value_range is None or span < 1e-6 else flat).append(pictures.where(index))
     if copies:
         yield (
             f"copies of other images: {len(copies)} (such as {copies[0]}), which a model draws more often and which, "
@@ -250,6 +251,11 @@ def _copies(pictures: PictureDataset) -> Iterator[str]:
         )
     if plain:
         yield f"images of one colour only: {len(plain)} (such as {plain[0]}), which a model then draws; remove them"
+    if flat:
+        yield (
+            f"images whose values span less than a sixtieth of those of all: {len(flat)} (such as {flat[0]}), which "
+            "are flat to a model; save all images in one unit, or remove these"
+        )
 
 
 def _values(pictures: PictureDataset) -> Iterator[str]:
