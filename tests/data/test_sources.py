@@ -126,6 +126,13 @@ def test_tables_of_several_data_sets_are_refused(tmp_path, arrays):
         with pytest.raises(ValueError, match=f"several data sets: one/train.parquet has image, {told}"):
             load_pictures(tmp_path / kind)
         assert len(load_pictures(tmp_path / kind / "two")) == 2
+    (tmp_path / "beside").mkdir()
+    rows(images, label=of_words).to_parquet(tmp_path / "beside" / "a.parquet")
+    datasets.Dataset.from_list([{"file_name": "0.png"}]).to_parquet(tmp_path / "beside" / "metadata.parquet")
+    with pytest.raises(
+        ValueError, match="data sets: a.parquet has image, label, metadata.parquet has file_name; give"
+    ):
+        load_pictures(tmp_path / "beside")
     (tmp_path / "splits").mkdir()
     rows(images, label=of_words).to_parquet(tmp_path / "splits" / "train.parquet")
     rows(images).to_parquet(tmp_path / "splits" / "test.parquet")
@@ -154,8 +161,9 @@ def test_tables_that_are_not_read_are_refused(tmp_path, arrays, beside, kept):
     """The package datasets leaves them out without a word."""
     for name in beside:
         save(picture(arrays[0]), path) if (path := tmp_path / name).suffix == ".png" else write_table(path, arrays)
+    remedy = "move it " if kept.endswith("arrow") else "give this file alone as the data set, or move it "
     for load in (load_pictures, splits_of):
-        with pytest.raises(ValueError, match=f"{kept}: a table that is not read beside .*; give this file alone"):
+        with pytest.raises(ValueError, match=f"{kept}: a table that is not read beside .*; {remedy}to another folder"):
             load(tmp_path)
 
 

@@ -175,13 +175,13 @@ def _local_splits(path: Path, name: str, config_name: str | None, array_axes: st
     try:
         splits = _splits_by_datasets(path, name, config_name, found, is_saved, has_configurations)
     except ValueError as error:
-        _refuse_several(own_tables, name, by_columns=True)
+        _refuse_several([*own_tables, *found.metadata], name, by_columns=True)
         for file in tables if any(is_web_dataset(file.path) for file in tables) else ():
             refuse_faulty_samples(file.path)
         if "the same data file format" in str(error):
             others = (file.place for file in (*found.images, *(file for file, _ in found.others), *tables[1:]))
             what = f"its splits hold files of several kinds, such as {tables[0].place} and {next(others)}"
-            raise ValueError(f"{name}: {what}; keep one kind, or give one file alone as the data set") from error
+            raise ValueError(f"{name}: {what}; keep one kind") from error
         raise
     return {split: _with_fields(rows) for split, rows in splits.items()}
 
@@ -217,7 +217,8 @@ def _splits_by_datasets(
     unread = [file for file in found.tables if file.path not in read] if found else []
     if unread and not has_configurations:
         other = next((file.place for file in (*found.tables, *found.images) if file.path in read), "other files")
-        remedy = "give this file alone as the data set, or move it to another folder"
+        alone = "give this file alone as the data set, or " * unread[0].name.endswith(".parquet")
+        remedy = f"{alone}move it to another folder"
         raise ValueError(
             f"{unread[0].path}: a table that is not read beside {other}, of another kind or split; {remedy}"
         )
