@@ -281,8 +281,8 @@ def test_held_out_images_that_a_run_would_not_use_are_told(tmp_path):
         told = f"{target} (test): its images have no {target}, so they are not held out"
         report = examine_dataset(arguments)
         assert [told in finding for finding in report.findings].count(True) == 1 and report.would_start
-        arguments = CaptionedDataArguments(str(tmp_path / target), validation_split="test")
-        assert not examine_dataset(arguments).would_start  # as it is asked for
+    arguments = CaptionedDataArguments(str(tmp_path / "labels"), validation_split="test")
+    assert not examine_dataset(arguments).would_start  # as it is asked for
 
 
 def test_of_a_split_that_is_not_there_it_tells_what_is(tmp_path):
