@@ -123,5 +123,5 @@ def test_two_processes_train_by_one_command_and_the_run_says_how_to_repeat_it(tm
     repeated = json.loads((run / "provenance.json").read_text(encoding="utf-8"))["command"]
     assert repeated == shlex.join(["hf_genmod", *command[:2], "--num_processes", "2", *command[4:]])
     assert re.search(
-        r"^training on .* in each of 2 processes, mixed precision '.*8 classes; .*; 2 steps$", done.stderr, re.M
+        r"^training on .* 2 processes of .*, mixed precision '.*8 classes; .*; 2 steps$", done.stderr, re.M
     )

@@ -33,7 +33,7 @@ PROVENANCE = {
     "command": "python examples/train_cfg.py --dataset pets --license mit",
     "versions": {"hf_genmod": "0.1.0.dev0", "torch": "2.13.0", "diffusers": "0.42.1"},
     "commit": "0123456789ab+",
-    "hardware": "2 CPU cores (some kind), 2 used",
+    "hardware": "2 CPU cores (some kind), 1 process of 2 threads",
     "minutes": 12.345,
     "steps": 6789,
     "class_balance": {"cat": 1200, "dog": 300},
@@ -166,8 +166,8 @@ def test_a_card_says_what_it_is_where_it_comes_from_and_how_to_use_it(kind, run,
     weights = [load_file(file) for file in folder.glob("*/*.safetensors")]
     count = sum(weight.numel() for file in weights for weight in file.values())
     assert f"It has {count:,} parameters" in card.text
-    for fact in ("12.3 minutes", "6,789 steps", "some kind", "in bf16", "torch 2.13.0", "0123456789ab", "with changes",
-                 "1,500 images of `pets`", "2 images that could not be used", "`fedcba98`",
+    for fact in ("12.3 minutes", "6,789 steps", "1 process of 2 threads, in bf16.", "torch 2.13.0", "0123456789ab",
+                 "with changes", "1,500 images of `pets`", "2 images that could not be used", "`fedcba98`",
                  "| training images | 1200 | 300 |",
                  "a moving average", "The loss on 99 held-out images", PROVENANCE["command"]):  # fmt: skip
         assert fact in card.text, fact
@@ -294,10 +294,11 @@ def test_the_card_of_an_autoencoder_begins_with_reconstructions(name, run):
 )
 def test_a_run_that_trackio_has_tracked_has_its_badge(tracker, space, link, run):
     folder = run("unconditional")
-    config = CONFIG | {"training": CONFIG["training"] | {"report_to": tracker}}
+    config = CONFIG | {"training": CONFIG["training"] | {"report_to": tracker, "mixed_precision": "no"}}
     (folder / "training_config.json").write_text(json.dumps(config))
     (folder / "provenance.json").write_text(json.dumps(PROVENANCE | {"trackio_space": space}))
     card = write_card(folder, "mit")
+    assert "2 threads, in fp32." in card.text
     assert ("badge.png" in card.text) == ("trackio" in card.data.tags) == (link is not None)
     assert link is None or f"](https://huggingface.co/{link}" in card.text
 

@@ -1,8 +1,12 @@
+import json
+
 import numpy as np
 import pytest
+import torch
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 from runs import make_trainer, metrics
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing import event_accumulator
 
 from hf_genmod import load_pipeline
@@ -59,3 +63,18 @@ def test_losses_and_samples_are_left_as_pictures_and_reach_the_tracker(dataset, 
     logged = [event.value for event in events.Scalars("validation_loss_0.4_0.6")]
     written = [line["validation_loss_0.4_0.6"] for line in metrics(tmp_path) if "validation_loss" in line]
     np.testing.assert_allclose(logged, written, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "budget, words", [({"max_train_steps": 1}, "1 step"), ({"max_train_minutes": 1e-4}, "0.0001 minutes")]
+)
+def test_a_run_says_and_records_what_it_uses(dataset, tmp_path, capsys, budget, words):
+    make_trainer(dataset, tmp_path, **budget).train()
+    facts = json.loads((tmp_path / "provenance.json").read_text(encoding="utf-8"))
+    weights = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    parameters = sum(weight.numel() for weight in weights.values())
+    expected = {"num_processes": 1, "num_threads": torch.get_num_threads(), "mixed_precision": "no",
+                "num_parameters": parameters, "budget": words, "num_pictures": len(dataset)}  # fmt: skip
+    assert facts | expected == facts
+    line = f"training on {facts['hardware']}, mixed precision 'no': {len(dataset)} images of 16x16, 8 classes; "
+    assert f"{line}{parameters / 1e6:.2f} M parameters; {words}\n" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import torch
 from transformers.hf_argparser import HfArg
 
 from hf_genmod.data.randomness import Augmentation
+from hf_genmod.errors import counted
 from hf_genmod.training.averaging import check_length
 
 
@@ -84,6 +85,13 @@ class TrainingConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
         check_length(self.ema_length)
+
+    @property
+    def budget(self) -> str:
+        """That of the run, in words."""
+        if self.max_train_steps is not None:
+            return counted(self.max_train_steps, "step")
+        return f"{self.max_train_minutes:g} minute{'s' * (self.max_train_minutes != 1)}"
 
     @property
     def augmentation(self) -> Augmentation:

@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_genmod.drawing.curves import draw_losses
+from hf_genmod.errors import counted
 from hf_genmod.training.clock import Clock
 from hf_genmod.training.config import TrainingConfig
 from hf_genmod.training.run_folder import RunFolder
@@ -32,16 +33,14 @@ class Monitor:
         if self.accelerator.is_main_process:
             tqdm.write(message, file=sys.stderr)
 
-    def announce(self, hardware: str, pictures: torch.utils.data.Dataset, model: torch.nn.Module):
+    def announce(self, provenance: dict, pictures: torch.utils.data.Dataset):
         """Says in a line what the run trains on what."""
         height, width = pictures.resolution
-        classes = f", {len(pictures.label_names)} classes" if pictures.label_names else ""
-        parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        steps, minutes = self.config.max_train_steps, self.config.max_train_minutes
-        budget = f"{steps:,} steps" if minutes is None else f"{minutes:g} minutes"
+        classes = f", {counted(len(pictures.label_names), 'class')}" if pictures.label_names else ""
         self.say(
-            f"training on {hardware}, mixed precision {self.config.mixed_precision!r}: {len(pictures):,} images of "
-            f"{height}x{width}{classes}; {parameters:.2f} M parameters; {budget}"
+            f"training on {provenance['hardware']}, mixed precision {provenance['mixed_precision']!r}: "
+            f"{counted(len(pictures), 'image')} of {height}x{width}{classes}; "
+            f"{provenance['num_parameters'] / 1e6:.2f} M parameters; {provenance['budget']}"
         )
 
     @contextlib.contextmanager

@@ -13,23 +13,33 @@ from pathlib import Path
 import torch
 
 from hf_genmod import __version__
+from hf_genmod.errors import counted
 from hf_genmod.hub import can_be_id
+from hf_genmod.training.config import TrainingConfig
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "huggingface_hub", "peft")
 
 
 def provenance(num_processes: int = 1) -> dict:
     """The "command" of this process, to paste into a shell, with the home folder as `~`; the "versions" of packages;
-    the "commit" of this package, `None` outside a git checkout; the "hardware", in words; and the "trackio_space" that
-    the environment names for Trackio."""
+    the "commit" of this package, `None` outside a git checkout; the "hardware", in words, with "num_processes" and the
+    "num_threads" of each; and the "trackio_space" that the environment names for Trackio."""
     versions = {"hf_genmod": __version__, "python": platform.python_version()}
     return {
         "command": _command(num_processes),
         "versions": versions | {package: importlib.metadata.version(package) for package in _PACKAGES},
         "commit": _commit(),
         "hardware": _hardware(num_processes),
+        "num_processes": num_processes,
+        "num_threads": torch.get_num_threads(),
         "trackio_space": os.environ.get("TRACKIO_SPACE_ID"),
     }
+
+
+def plan(config: TrainingConfig, model: torch.nn.Module) -> dict:
+    """How a run computes, for how long, and the size of its model."""
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"mixed_precision": config.mixed_precision, "budget": config.budget, "num_parameters": num_parameters}
 
 
 def origin(dataset: torch.utils.data.Dataset, pipeline) -> dict:
@@ -90,12 +100,15 @@ def _commit() -> str | None:
 
 
 def _hardware(num_processes):
+    return f"{_device()}, {counted(num_processes, 'process')} of {counted(torch.get_num_threads(), 'thread')}"
+
+
+def _device():
     if torch.cuda.is_available():
-        return f"{num_processes} × {torch.cuda.get_device_name()}"
+        return torch.cuda.get_device_name()
     if torch.accelerator.is_available():
-        return f"{num_processes} × {torch.accelerator.current_accelerator().type}"
+        return torch.accelerator.current_accelerator().type
     cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else ()
     name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), name)
-    each = f" in each of {num_processes} processes" if num_processes > 1 else ""
-    return f"{os.cpu_count()} CPU cores ({name}), {torch.get_num_threads()} used{each}"
+    return f"{counted(os.cpu_count(), 'CPU core')} ({name})"

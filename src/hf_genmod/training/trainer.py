@@ -22,7 +22,7 @@ from hf_genmod.training.config import TrainingConfig, fast_matrix_products
 from hf_genmod.training.interruptions import explained_memory, keep_freed_memory, stop_signals
 from hf_genmod.training.monitor import Monitor
 from hf_genmod.training.muon import Muon
-from hf_genmod.training.provenance import origin, provenance
+from hf_genmod.training.provenance import origin, plan, provenance
 from hf_genmod.training.run_folder import RunFolder, changeable_settings, run_settings
 from hf_genmod.training.state import TrainingState, check_all_alike
 from hf_genmod.training.validation import validation_metrics
@@ -124,7 +124,8 @@ class Trainer:
         """
         accelerator, dataset, arguments = self.accelerator, self.dataset, arguments or {}
         # Now, as files may change while it trains, and an error at the end would cost the run.
-        self.provenance = {**provenance(accelerator.num_processes), **origin(dataset, self._pipeline())}
+        facts = {**provenance(accelerator.num_processes), **plan(self.config, self.averaged_model)}
+        self.provenance = {**facts, **origin(dataset, self._pipeline())}
         if len(set(gather_object([dataset.fingerprint]))) > 1:
             reason = "a disk may have failed, so try again"
             raise ValueError(f"dataset: the processes have read different images from {dataset.name}; {reason}")
@@ -189,7 +190,7 @@ class Trainer:
 
     def _train(self):
         config, progress, monitor = self.config, self.progress, self.monitor
-        monitor.announce(self.provenance["hardware"], self.dataset.pictures, self.averaged_model)
+        monitor.announce(self.provenance, self.dataset.pictures)
         self.state.resume(self.folder)
         monitor.start_tracker()
         self.clock = clock = Clock(config, progress, self.accelerator)
