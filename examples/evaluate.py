@@ -61,5 +61,5 @@ def main(data: MeasuredDataArguments, config: EvaluationConfig, arguments: Evalu
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_errors(goes_on=True):
         main(*parse_arguments(MeasuredDataArguments, EvaluationConfig, EvaluationArguments))

@@ -18,6 +18,9 @@ def test_an_interrupted_set_up_ends_with_one_sentence(capsys):
         raise KeyboardInterrupt
     assert ended.value.code == 130
     assert capsys.readouterr().err == "stopped\n"
+    with pytest.raises(SystemExit), one_line_errors(goes_on=True):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "stopped; what is done is kept, and the same command goes on from there\n"
 
 
 def test_an_error_of_the_system_names_the_file_and_not_its_number(capsys, tmp_path):

@@ -91,6 +91,32 @@ def test_every_script_is_a_command():
     assert trained | set(SCRIPTS.values()) == scripts - {"demo"}
 
 
+STOPPED = """
+import atexit, os, sys
+import hf_genmod.__main__ as command
+
+class Large:
+    def __del__(self, write=os.write):
+        write(1, b"cleared")
+
+def main():
+    global large
+    large = Large()
+    atexit.register(print, "the tracker has ended, ", end="")
+    sys.exit(int(sys.argv[1]))
+
+command.main = main
+command.command()
+"""
+
+
+@pytest.mark.parametrize("status", [0, 2, 130, 143])
+def test_a_command_that_is_stopped_does_all_at_its_end_but_clear_its_memory(status):
+    done = subprocess.run([sys.executable, "-c", STOPPED, str(status)], capture_output=True, text=True)
+    assert done.returncode == status and done.stderr == ""
+    assert done.stdout == "the tracker has ended, " + "cleared" * (status < 130)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_path, precision", [(False, "no"), (True, "bf16")])
 def test_settings_of_accelerate_are_found_by_name_and_by_path(is_path, precision, tmp_path):

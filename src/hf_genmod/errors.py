@@ -46,7 +46,7 @@ def refuse_lfs_pointers(*places: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def one_line_errors(errors=(ValueError, OSError), status: int = 2):
+def one_line_errors(errors=(ValueError, OSError), status: int = 2, goes_on: bool = False):
     """
     A context in which errors end the script with one line on stderr instead of a traceback. Characters that the
     console does not have are printed as escapes.
@@ -54,13 +54,15 @@ def one_line_errors(errors=(ValueError, OSError), status: int = 2):
     Args:
         errors (`tuple`): The types of errors; by default those of wrong arguments and data.
         status (`int`): The exit status. After a Ctrl-C it is 130.
+        goes_on (`bool`): Whether the same command goes on after a Ctrl-C, which is said then.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # which stderr has always
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        then = "; what is done is kept, and the same command goes on from there" if goes_on else ""
+        print(f"stopped{then}", file=sys.stderr)
         sys.exit(130)
     except errors as error:
         of_file = isinstance(error, OSError) and error.filename is not None  # without its number

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,6 +83,29 @@ def test_a_signal_ends_samples_and_validation_at_their_next_forward_pass(dataset
     assert len(passes) == 2
     assert "stopping after this step" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-4"]
+
+
+@pytest.mark.parametrize("during", ["saving the checkpoint", "drawing samples", "the work after training"])
+def test_after_the_last_step_a_signal_ends_the_run_at_once_and_the_same_command_continues(
+    dataset, tmp_path, during, capsys
+):
+    def stop(*_):
+        raise KeyboardInterrupt  # as Python does after a Ctrl-C
+
+    def trainer():
+        return make_trainer(dataset, tmp_path, max_train_minutes=1e-4)
+
+    stopped = trainer()
+    setattr(stopped, {"saving the checkpoint": "save", "drawing samples": "draw_samples"}.get(during, "finish"), stop)
+    with pytest.raises(SystemExit) as ended:
+        stopped.train()
+    assert ended.value.code == 130
+    kept = "the state saved" if during == "saving the checkpoint" else "the checkpoint complete"
+    assert f"with {kept}; the same command continues the run" in capsys.readouterr().err
+    trainer().train()
+    shown = capsys.readouterr()
+    assert ("from step" if during == "saving the checkpoint" else "nothing left to train") in shown.out
+    assert all(int(percent) <= 100 for percent in re.findall(r"(\d+)%", shown.err))
 
 
 PAGE_FAULTS = """

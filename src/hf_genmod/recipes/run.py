@@ -48,7 +48,7 @@ def run(main: Callable, argv: list[str] | None = None):
         stages = made if inspect.isgenerator(made) else iter([made])
     trainer = None
     while True:
-        with one_line_errors():
+        with one_line_errors(goes_on=trainer is not None):
             stage = next(stages, None)  # a generator sets up its next stage here
             if stage is None:
                 break
@@ -93,6 +93,7 @@ def _next_steps(output_dir: str, dataset: str | None, sharing: SharingArguments)
     return "\n\n".join(parts)
 
 
+@one_line_errors((), goes_on=True)
 def _write_card(output_dir: str, license: str):
     try:
         write_card(output_dir, license)
@@ -100,6 +101,7 @@ def _write_card(output_dir: str, license: str):
         print(f"writing the card failed ({type(error).__name__}: {error})", file=sys.stderr)
 
 
+@one_line_errors((), goes_on=True)
 def _push(output_dir: str, repo_id: str, sharing: SharingArguments):
     try:
         private = sharing.hub_private_repo or None

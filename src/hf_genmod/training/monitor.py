@@ -64,7 +64,7 @@ class Monitor:
     def progress_bar(self, fraction: float) -> tqdm:
         bar_format = "{desc}{percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}"
         hidden = not self.accelerator.is_main_process
-        self.bar = tqdm(total=1.0, initial=fraction, bar_format=bar_format, disable=hidden)
+        self.bar = tqdm(total=1.0, initial=min(fraction, 1.0), bar_format=bar_format, disable=hidden)
         return self.bar
 
     @contextlib.contextmanager

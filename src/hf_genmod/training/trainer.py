@@ -167,10 +167,13 @@ class Trainer:
                 accelerator.print(f"{self.config.output_dir} is complete; there is nothing left to train")
             else:
                 self._train()
-                pipeline = self._save_checkpoint()
-            if self.finish is not None and accelerator.is_main_process:
-                with self.monitor.optional("the work after training"):
-                    self.finish(pipeline)
+            try:
+                pipeline = pipeline or self._save_checkpoint()
+                if self.finish is not None and accelerator.is_main_process:
+                    with self.monitor.optional("the work after training"):
+                        self.finish(pipeline)
+            except KeyboardInterrupt:
+                self._leave([signal.SIGINT])
         return pipeline
 
     def _finished_pipeline(self):
@@ -320,8 +323,9 @@ class Trainer:
 
     def _leave(self, stopped_by: list[int]):
         step, states = self.progress.step, [state.name for state in self.folder.saved_states()]
-        saved = "saved" if f"step-{step}" in states else "NOT saved"
-        self.monitor.say(f"\nstopped at step {step} with the state {saved}; the same command continues the run")
+        saved = "the state saved" if f"step-{step}" in states else "the state NOT saved"
+        saved = "the checkpoint complete" if self.folder.is_complete else saved
+        self.monitor.say(f"\nstopped at step {step} with {saved}; the same command continues the run")
         self.monitor.end_tracker()
         sys.exit(128 + (stopped_by[0] if stopped_by else signal.SIGTERM))
 
