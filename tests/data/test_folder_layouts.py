@@ -57,12 +57,12 @@ def check(seed, folder, pool):
 
 
 def test_layouts(tmp_path, pool):
-    for seed in range(150):
+    for seed in range(100):
         check(seed, tmp_path / str(seed), pool)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(150, 1000, 50))
+@pytest.mark.parametrize("start", range(100, 1000, 50))
 def test_many_layouts(tmp_path, pool, start):
     for seed in range(start, start + 50):
         check(seed, tmp_path / str(seed), pool)
