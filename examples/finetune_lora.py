@@ -85,7 +85,7 @@ def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceAr
         return pipeline
 
     def draw_samples(pipeline):
-        options = {"num_inference_steps": 20}
+        options = {}
         if encoder or num_known:
             options["guidance_scale"] = guidance.guidance_scale
         if encoder:

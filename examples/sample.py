@@ -40,7 +40,7 @@ class SampleArguments:
     prompts: list[str] = HfArg(default_factory=list, help="Prompts, --num images each.")
     num: int = HfArg(default=8, help="Images of each class or prompt, or in all.")
     seed: int = HfArg(default=0, help="Seed of the first image; the next has seed + 1.")
-    num_inference_steps: int | None = HfArg(default=None, help="Steps of the sampler. Default: those of the model.")
+    num_inference_steps: int | None = HfArg(default=None, help="Steps of the sampler. Default: 20.")
     guidance_scale: float | None = HfArg(
         default=None, help="Strength of the guidance, γ or the s of a classifier. Default: that of the model."
     )
@@ -72,7 +72,9 @@ def conditions(pipeline, class_labels: list[str], prompts: list[str]) -> tuple[s
         return takes, prompts, prompts
     if takes is None:
         return takes, [""], []
-    given = class_labels or list(pipeline.labels) or map(str, range(pipeline.num_classes))
+    given = class_labels or list(pipeline.labels) or [*map(str, range(pipeline.num_classes))]
+    alike = [[name for name in pipeline.labels if name.casefold() == text.casefold()] for text in given]
+    given = [names[0] if len(names) == 1 else text for text, names in zip(given, alike, strict=True)]
     are_numbers = bool(pipeline.labels) and all(name.isdecimal() for name in pipeline.labels)  # the names of classes
     values = [x if x in pipeline.labels or are_numbers or not x.isdecimal() else int(x) for x in given]
     name_of = {label: name for name, label in pipeline.labels.items()}
@@ -95,6 +97,7 @@ def unknown_words(tokenizer, prompts: list[str]) -> list[str]:
 
 def main(arguments: SampleArguments):
     pipeline = load_pipeline(arguments.model).to(processes().device)
+    pipeline.set_progress_bar_config(desc="drawing", disable=not processes().is_main_process)
     if arguments.adapter is not None:
         pipeline.load_lora_weights(arguments.adapter)
     if "image" in pipeline.example_request():

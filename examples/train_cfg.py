@@ -37,7 +37,7 @@ def make_trainer(
         return ClassifierFreeGuidedPipeline(unet, sampler, pictures.vae, id2label, pictures.value_range)
 
     def draw_samples(pipeline):
-        return class_rows(pipeline, guidance_scale=guidance.guidance_scale, num_inference_steps=20)
+        return class_rows(pipeline, guidance_scale=guidance.guidance_scale)
 
     return Trainer(unet, objective, pictures, config, make_pipeline, draw_samples, held_out)
 

@@ -51,7 +51,7 @@ def main(
         return ClassifierGuidedPipeline(*parts, pictures.value_range).to(classifier.device)
 
     def draw_samples(pipeline):
-        return class_rows(pipeline, classifier_scale=guidance.classifier_scale, num_inference_steps=20)
+        return class_rows(pipeline, classifier_scale=guidance.classifier_scale)
 
     def finish(pipeline):
         report_accuracy(pipeline.classifier, scheduler, held_out, Path(config.output_dir, "accuracy.png"))

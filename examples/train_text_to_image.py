@@ -57,7 +57,7 @@ def main(data: CaptionedDataArguments, model: ModelArguments, text: TextArgument
         return TextToImagePipeline(*models, tokenizer, sampler, pictures.vae, pictures.value_range)
 
     def draw_samples(pipeline):
-        options = {"guidance_scale": text.guidance_scale, "num_inference_steps": 20}
+        options = {"guidance_scale": text.guidance_scale}
         return caption_rows(pipeline, captions[:: -(-len(captions) // 8)], **options)
 
     depends_on = {} if is_trained else {"text_encoder": condition.fingerprint}

@@ -29,7 +29,7 @@ def main(data: DataArguments, model: ModelArguments, config: TrainingConfig) -> 
         return UnconditionalPipeline(unet, sampler, pictures.vae, value_range=pictures.value_range)
 
     def draw_samples(pipeline):
-        return sample_rows(pipeline, num_inference_steps=20)
+        return sample_rows(pipeline)
 
     return Trainer(unet, objective, pictures, config, make_pipeline, draw_samples, held_out)
 

@@ -12,7 +12,8 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 LAUNCHED = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
 CASES = [  # the environment, what is asked for, and the number of threads
     ({**LAUNCHED, "OMP_NUM_THREADS": "1"}, None, max(1, CORES // 2)),  # what torchrun sets where nobody did
-    ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}, None, CORES),
+    ({"ACCELERATE_DYNAMO_MODE": "default", "OMP_NUM_THREADS": "1"}, None, CORES),  # what `accelerate launch` sets
+    ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}, None, 1),  # of a person
     ({**LAUNCHED, "LOCAL_WORLD_SIZE": f"{CORES}", "OMP_NUM_THREADS": "2"}, None, min(2, CORES)),
     ({"OMP_NUM_THREADS": "1"}, None, 1),  # of a person
     ({**LAUNCHED, "OMP_NUM_THREADS": "1"}, 1, 1),

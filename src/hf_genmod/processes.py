@@ -72,7 +72,8 @@ def use_cores(num_threads: int | None = None) -> None:
     Sets the number of CPU threads of this process. By default, a process that `torchrun` or `accelerate launch` has
     started takes its share of the cores, as they set OMP_NUM_THREADS to 1 unless a person did; others change nothing.
     """
-    is_launched = not {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}.isdisjoint(os.environ)
+    # The second is of `accelerate launch` alone; ACCELERATE_MIXED_PRECISION, say, may be a person's.
+    is_launched = not {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_MODE"}.isdisjoint(os.environ)
     if num_threads is None and is_launched and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         num_threads = threads_of(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if num_threads is not None:

@@ -81,6 +81,14 @@ def test_a_model_without_conditions_draws_so_many_images(plain, tmp_path):
     assert abs(image - drawn(plain, 2, batch_size=1)).max() <= 1
 
 
+def test_a_class_is_found_whatever_its_case_if_only_one_is_alike():
+    conditions = runpy.run_path(str(EXAMPLES / "sample.py"))["conditions"]
+    unet = DenoisingUNet2DModel(**TINY_UNET, num_classes=3)
+    names = {0: "Cat", 1: "dog", 2: "Dog"}
+    pipeline = ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(), id2label=names)
+    assert conditions(pipeline, ["cat", "Dog", "DOG", "1"], [])[2] == ["Cat", "Dog", "DOG", 1]
+
+
 def test_a_class_asked_for_twice_is_drawn_twice(labelled, tmp_path):
     command = ["--model", labelled, "--class_labels", "cat", "cat", "--num", 1, *STEPS, "--output", tmp_path / "out"]
     assert run("sample.py", *command).returncode == 0

@@ -49,9 +49,9 @@ class TestLabels:
             ("catt", "class_labels: 'catt' is not a label of this model; did you mean 'cat'?"),
             (
                 "xylophone",
-                "'xylophone' is not a label of this model; give a whole number from 0 to 2 or a name",
+                "is not a label of this model; give a whole number from 0 to 2, or one of cat, dog, lizard",
             ),
-            (3, "class_labels: 3 is not a label of this model; give a whole number from 0 to 2 or a name from `pipe"),
+            (3, "class_labels: 3 is not a label of this model; give a whole number from 0 to 2, or one of cat"),
             (-1, "class_labels: -1 is not a label of this model; give a whole number from 0 to 2"),
             ([0, 5], "class_labels: 5 is not a label"),
             (True, "class_labels: True is not a label"),

@@ -11,7 +11,7 @@ def draw_cascade(
     stages: Sequence,
     seeds: Sequence[int],
     noise_level: int | Sequence[int] = 0,
-    num_inference_steps: int = 50,
+    num_inference_steps: int = 20,
     tile_size: int = 512,
     output_type: str = "pil",
     all_stages: bool = False,

@@ -84,14 +84,12 @@ def caption_rows(pipeline, captions: list[str], **kwargs) -> Image.Image:
 def draw_checkpoint(pipeline, captions: Sequence[str] = ()) -> Image.Image:
     """Samples of a checkpoint, not chosen, drawn on this process: a row for each class or caption, else 8 rows of 8;
     sample i has the seed i."""
-    request, options = pipeline.example_request(), {"shared": False}
-    if pipeline.denoises:
-        options["num_inference_steps"] = 20
+    request = pipeline.example_request()
     if "class_labels" in request:
-        return class_rows(pipeline, **options)
+        return class_rows(pipeline, shared=False)
     if "prompt" in request:
-        return caption_rows(pipeline, list(captions) or [""], **options)
-    return sample_rows(pipeline, **request, **options)  # the prior of an autoencoder
+        return caption_rows(pipeline, list(captions) or [""], shared=False)
+    return sample_rows(pipeline, **request, shared=False)  # the prior of an autoencoder
 
 
 def draw_reconstructions(
@@ -134,7 +132,7 @@ def draw_steps(pipeline, request: dict, choices: dict[str, list[float]], steps: 
     return grid(cells, names, [f"{count} steps" for count in steps])
 
 
-def draw_trajectory(pipeline, request: dict, count: int = 4, num_columns: int = 8, num_inference_steps: int = 50):
+def draw_trajectory(pipeline, request: dict, count: int = 4, num_columns: int = 8, num_inference_steps: int = 20):
     """A grid of x_t after `num_columns` of the steps, from the first to the last, decoded if they are latents; a row
     for each of up to 16 images. The `request` has one value for each, or is empty."""
     shown = torch.linspace(0, num_inference_steps - 1, num_columns).round().int().tolist()

@@ -331,7 +331,7 @@ def draw_figures(pipeline, settings: list[dict], request: dict[str, list], held_
     if len(settings) > 1 and all(argument in setting for setting in settings):
         draw_guidance(settings, argument, folder / "guidance.png")
     if "image" in request:
-        draw_enlarged(pipeline, held_out, shared=False, num_inference_steps=20).save(folder / "enlarged.png")
+        draw_enlarged(pipeline, held_out, shared=False).save(folder / "enlarged.png")
         argument = "noise_level"
         choices = [share * pipeline.config.max_noise_level // 4 for share in (0, 1, 2, 4)]
     values = sorted({setting[argument] for setting in settings if argument in setting} or set(choices))

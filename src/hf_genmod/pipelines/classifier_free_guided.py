@@ -50,7 +50,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         class_labels: str | int | dict | list[str | int | dict] | torch.Tensor,
         guidance_scale: float = 2.0,
         guidance_interval: tuple[float, float] | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",

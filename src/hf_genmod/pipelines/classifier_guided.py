@@ -73,7 +73,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         guidance_form: str = "noise",
         guidance_interval: tuple[float, float] | None = None,
         guidance_scale: float = 1.0,
-        num_inference_steps: int = 50,
+        num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",

@@ -100,6 +100,7 @@ class ClassConditionalPipeline(GenerationPipeline):
         if isinstance(index, Integral) and not isinstance(index, bool) and 0 <= index < self.num_classes:
             return index
         close = difflib.get_close_matches(str(label), self.labels, n=1, cutoff=0.5)
-        hint = f"a whole number from 0 to {self.num_classes - 1}{' or a name from `pipe.labels`' * bool(self.labels)}"
-        hint = f"did you mean {close[0]!r}?" if close else f"give {hint}"
+        names = [*self.labels][:10] + ["..."] * (len(self.labels) > 10)
+        known = f"a whole number from 0 to {self.num_classes - 1}" + f", or one of {', '.join(names)}" * bool(names)
+        hint = f"did you mean {close[0]!r}?" if close else f"give {known}"
         raise ValueError(f"class_labels: {label!r} is not a label of this model; {hint}")

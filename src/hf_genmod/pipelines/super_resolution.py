@@ -83,7 +83,7 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         guidance_interval: tuple[float, float] | None = None,
         noise_level: int = 0,
         tile_size: int = 512,
-        num_inference_steps: int = 50,
+        num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",

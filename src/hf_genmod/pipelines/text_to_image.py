@@ -73,7 +73,7 @@ class TextToImagePipeline(GenerationPipeline):
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
         num_images_per_prompt: int = 1,
-        num_inference_steps: int = 50,
+        num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,

@@ -44,7 +44,7 @@ class UnconditionalPipeline(GenerationPipeline):
     def __call__(
         self,
         batch_size: int = 1,
-        num_inference_steps: int = 50,
+        num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -56,7 +56,7 @@ class UnconditionalPipeline(GenerationPipeline):
         """
         Args:
             batch_size (`int`, defaults to 1): Number of images n.
-            num_inference_steps (`int`, defaults to 50): Steps of the scheduler.
+            num_inference_steps (`int`, defaults to 20): Steps of the scheduler.
             generator (`torch.Generator` or a list of n, *optional*): One per image. A single one is that of a single
                 image; of several images it draws the seeds, so that an image depends on its seed alone.
             latents (`torch.Tensor` of shape `(n, in_channels, height, width)`, *optional*): x_T, instead of noise.

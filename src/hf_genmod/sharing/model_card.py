@@ -104,7 +104,7 @@ def _draw_samples(facts: Facts):
     pipeline.set_progress_bar_config(disable=True)
     draw_checkpoint(pipeline, facts.captions).save(file)
     names, each = facts.example_request
-    options = {"num_inference_steps": 20} if pipeline.denoises else request
+    options = {} if pipeline.denoises else request
     (facts.folder / "images").mkdir(exist_ok=True)
     for i, image in enumerate(draw_images(pipeline, each, len(names), shared=False, **options)):
         scale = math.ceil(256 / min(image.size))

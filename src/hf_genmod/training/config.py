@@ -47,7 +47,7 @@ class TrainingConfig:
     compile: bool = HfArg(default=False, help="Compile the model with torch.compile.")
     seed: int = HfArg(default=0, help="Seed of all random numbers of the run.")
     num_threads: int | None = changeable(
-        None, help="CPU threads of each process. Default: OMP_NUM_THREADS, if it is more than 1, or all cores, shared."
+        None, help="CPU threads of each process. Default: OMP_NUM_THREADS, or all cores, shared."
     )
     num_workers: int = changeable(0, help="Processes that load images, if these do not fit in memory.")
     logging_steps: int = changeable(10, help="Steps between lines of metrics.jsonl.")

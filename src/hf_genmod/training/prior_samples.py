@@ -72,6 +72,6 @@ def unguided_samples(pipeline: GenerationPipeline, request: dict[str, list], cou
     """Samples x_0 without guidance, (count, c, h, w), as the U-Net sees them."""
     off = {"guidance_scale": 1.0, "classifier_scale": 0.0}
     guidance = {name: scale for name, scale in off.items() if name == pipeline.guidance_argument}
-    samples = draw_images(pipeline, request, count, seed, num_inference_steps=20, output_type="latent", **guidance)
+    samples = draw_images(pipeline, request, count, seed, output_type="latent", **guidance)
     samples = torch.stack(samples).cpu()
     return samples.clamp(-1, 1) if pipeline.vae is None else samples
