@@ -151,3 +151,4 @@ def test_two_processes_train_by_one_command_and_the_run_says_how_to_repeat_it(tm
     assert re.search(
         r"^training on .* 2 processes of .*, mixed precision '.*8 classes; .*; 2 steps$", done.stderr, re.M
     )
+    assert "UserWarning" not in done.stderr

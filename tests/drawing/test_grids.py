@@ -116,6 +116,14 @@ def test_a_grid_of_steps_shows_what_each_setting_draws():
                 assert cell(shown, i % 2, i // 2).tobytes() == enlarged(picture).tobytes()
 
 
+def test_a_grid_of_steps_without_guidance_names_its_images():
+    pipe = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    figure = draw_steps(pipe, {}, {}, steps=(2, 3))
+    assert figure.size == (2 * 204, 16 + 16 + 204)
+    assert ink(figure.crop((0, 16, 200, 32)))
+
+
 @pytest.mark.parametrize("kind", ["classes", "text", "none", "variational", "plain"])
 def test_what_a_checkpoint_makes_is_drawn_by_the_seeds_from_0(kind):
     vae = tiny_autoencoder(Autoencoder)

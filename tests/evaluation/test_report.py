@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import bars, randn, tiny_unet
 
-from hf_genmod import AncestralDDPMScheduler, SuperResolutionPipeline
+from hf_genmod import AncestralDDPMScheduler, SuperResolutionPipeline, UnconditionalPipeline
 from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.drawing.grids import draw_steps
 from hf_genmod.evaluation.distances import frechet_distance, kernel_distance
 from hf_genmod.evaluation.estimates import Estimate, Share
 from hf_genmod.evaluation.features import as_bytes, extract_features, train_feature_classifier
 from hf_genmod.evaluation.neighbours import nearest_of, neighbourhoods
-from hf_genmod.evaluation.report import Report, audit, evaluate_features
+from hf_genmod.evaluation.report import Report, audit, draw_figures, evaluate_features
 from hf_genmod.models.conditioning import enlarge, shrink
 
 
@@ -31,6 +32,13 @@ def test_the_figure_shows_the_closest_samples_above_the_pictures_that_they_copy(
     figure = Image.open(tmp_path / "closest_pixels.png")
     above, below = (figure.crop((0, y, figure.width, y + 96)) for y in (16, 132))  # below the name of each row
     assert above.tobytes() == below.tobytes()
+
+
+def test_the_figure_of_steps_has_the_numbers_that_were_asked_for(tmp_path):
+    pipe = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    draw_figures(pipe, [{"num_inference_steps": 3}, {"num_inference_steps": 2}], {}, None, tmp_path)
+    assert Image.open(tmp_path / "steps.png").tobytes() == draw_steps(pipe, {}, {}, steps=(2, 3)).tobytes()
 
 
 def test_an_upsampler_sees_images_made_small_and_enlarged_by_interpolation():

@@ -366,6 +366,17 @@ def test_the_measures_of_papers_are_named_by_the_number_of_samples(run):
     )
 
 
+@pytest.mark.parametrize(
+    "kind, rows", [("unconditional", ""), ("upsampler", "noise level and "), ("classes", "strength of guidance and ")]
+)
+def test_the_figure_of_steps_is_described_by_what_its_rows_are(kind, rows, run):
+    folder = run(kind)
+    (folder / "evaluation").mkdir()
+    for name in ("samples.png", "evaluation/steps.png"):
+        Image.new("RGB", (64, 64)).save(folder / name)
+    assert f"*The same noise by {rows}number of steps*" in write_card(folder, "mit").text
+
+
 def test_a_card_for_the_hub_shows_no_training_pictures(run):
     folder = run()
     report(folder, measured(1))

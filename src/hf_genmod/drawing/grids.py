@@ -129,7 +129,7 @@ def draw_steps(pipeline, request: dict, choices: dict[str, list[float]], steps: 
 
     cells = [[cell(num_inference_steps=count, **row) for count in steps] for row in rows]
     names = [f"{name.replace('_', ' ')} {value:g}" for row in rows for name, value in row.items()]
-    return grid(cells, names, [f"{count} steps" for count in steps])
+    return grid(cells, names or ["seeds 0 and 1, and below 2 and 3"], [f"{count} steps" for count in steps])
 
 
 def draw_trajectory(pipeline, request: dict, count: int = 4, num_columns: int = 8, num_inference_steps: int = 20):

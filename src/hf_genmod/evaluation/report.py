@@ -336,5 +336,7 @@ def draw_figures(pipeline, settings: list[dict], request: dict[str, list], held_
         choices = [share * pipeline.config.max_noise_level // 4 for share in (0, 1, 2, 4)]
     values = sorted({setting[argument] for setting in settings if argument in setting} or set(choices))
     few = {name: values[:4] for name, values in request.items()}
-    draw_steps(pipeline, few, {argument: values} if argument else {}).save(folder / "steps.png")
+    asked = sorted({setting["num_inference_steps"] for setting in settings})
+    steps = {"steps": asked} if len(asked) > 1 else {}
+    draw_steps(pipeline, few, {argument: values} if argument else {}, **steps).save(folder / "steps.png")
     draw_trajectory(pipeline, few).save(folder / "trajectory.png")

@@ -5,6 +5,7 @@ import hashlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -26,6 +27,9 @@ from hf_genmod.training.provenance import origin, plan, provenance
 from hf_genmod.training.run_folder import RunFolder, changeable_settings, run_settings
 from hf_genmod.training.state import TrainingState, check_all_alike
 from hf_genmod.training.validation import validation_metrics
+
+# Two strides say the same of the weights of a 1×1 convolution; their gradients are copied, which costs nothing.
+warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
 
 class Trainer:
