@@ -79,7 +79,8 @@ def test_images_of_several_sizes_are_shown_at_that_of_the_largest():
 
 
 def test_a_row_of_samples_has_the_name_of_its_class():
-    pipe = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), AncestralDDPMScheduler(), id2label={0: "x", 2: "z"})
+    names = {0: "x", 1: "y", 2: "z"}
+    pipe = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), AncestralDDPMScheduler(), id2label=names)
     pipe.set_progress_bar_config(disable=True)
     options = {"num_columns": 2, "num_inference_steps": 2}
     figure = class_rows(pipe, [2, 1], **options)
@@ -87,8 +88,11 @@ def test_a_row_of_samples_has_the_name_of_its_class():
     assert figure.size == (200, 2 * 116)
     for i, picture in enumerate(pictures):
         assert cell(figure, i % 2, i // 2, top=16).tobytes() == enlarged(picture).tobytes()
-    named = grid([pictures[:2], pictures[2:]], ["z", "class 1"])
+    named = grid([pictures[:2], pictures[2:]], ["z", "y"])
     assert named.tobytes() == figure.tobytes()
+    pipe.register_to_config(id2label=None)
+    numbered = grid([pictures[:2], pictures[2:]], ["class 2", "class 1"])
+    assert class_rows(pipe, [2, 1], **options).tobytes() == numbered.tobytes()
     assert class_rows(pipe, max_rows=1, **options).size == (200, 116)
 
 

@@ -56,7 +56,7 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
     def __init__(self, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon", sample_size=64):
         super().__init__()
         self.dummy = torch.nn.Parameter(torch.zeros(()))
-        self.register_to_config(in_channels=1, num_classes=None)
+        self.register_to_config(in_channels=1, out_channels=1, num_classes=None)
         alpha_bar = AncestralDDPMScheduler(beta_schedule=beta_schedule).alphas_cumprod.double().numpy()
         self.log_sigmas, self.timesteps = np.log((1 - alpha_bar) / alpha_bar) / 2, np.arange(1000)
 

@@ -396,4 +396,4 @@ class TestErrors:
         with pytest.raises(ValueError, match="unet: it has 3 classes; use ClassifierFreeGuidedPipeline"):
             unconditional(tiny_unet(num_classes=3))
         with pytest.raises(ValueError, match="unet: it was made without num_classes; use UnconditionalPipeline"):
-            guided(tiny_unet())
+            guided(tiny_unet(), id2label=None)

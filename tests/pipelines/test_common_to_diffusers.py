@@ -195,6 +195,13 @@ class TestCallbacks:
         expected = draw(pipeline, kind, output_type="latent", callback_on_step_end=replace, **{argument: 4.0})
         assert_rounded_alike(changed[2], expected)
 
+    @pytest.mark.parametrize("value", ["x", None, float("nan"), [2.0]])
+    def test_a_scale_that_is_no_number_is_refused(self, kind, pipeline, value):
+        if pipeline.guidance_argument is not None:
+            name = f"_{pipeline.guidance_argument}"
+            with pytest.raises(ValueError, match=f"^{name[1:]}: .* is not a finite number"):
+                draw(pipeline, kind, callback_on_step_end=lambda pipe, *_: setattr(pipe, name, value))
+
     def test_may_call_the_pipeline_which_keeps_the_values_of_both_calls_apart(self, kind, pipeline):
         argument = pipeline.guidance_argument or "guidance_scale"
         scales = {argument: 2.0} if pipeline.guidance_argument else {}

@@ -40,7 +40,7 @@ class TestLabels:
 
     def test_names_are_a_dictionary_to_numbers(self, pipeline):
         assert pipeline.labels == {"cat": 0, "dog": 1, "lizard": 2}
-        assert guided(id2label={"0": "cat", "1": "dog"}).labels == {"cat": 0, "dog": 1}
+        assert guided(id2label={"1": "dog", "0": "cat", "2": "bee"}).labels == {"cat": 0, "dog": 1, "bee": 2}
         assert guided(id2label=None).labels == {}
 
     @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class Local(ModelMixin, ConfigMixin):
     size_factor = 4
 
     @register_to_config
-    def __init__(self, sample_size=8, in_channels=3, conditioning_channels=3, num_classes=None):
+    def __init__(self, sample_size=8, in_channels=3, out_channels=3, conditioning_channels=3, num_classes=None):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor([0.3, -0.7]))
         self.shown = []

@@ -150,7 +150,8 @@ class TestPicturesForAModel:
         plain = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
         with pytest.raises(ValueError, match="it holds measured values of 5 channels, which stay as they are"):
             DataArguments(dataset=str(tmp_path)).training_pictures_for(plain, **LABELLED)
-        other = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler(), value_range=ranges)
+        of_three = {"low": [0.0] * 3, "high": [100.0] * 3}
+        other = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler(), value_range=of_three)
         with pytest.raises(ValueError, match="trained on images of 3 channels, and these have 5"):
             DataArguments(dataset=str(tmp_path)).training_pictures_for(other, **LABELLED)
 

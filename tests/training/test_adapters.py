@@ -118,7 +118,7 @@ class TestNames:
 
     def test_a_class_that_a_pipeline_cannot_learn_is_refused(self):
         names, scheduler = {0: "a", 1: "zebra"}, AncestralDDPMScheduler()
-        guided = ClassifierGuidedPipeline(tiny_unet(), tiny_classifier(), scheduler, id2label=names)
+        guided = ClassifierGuidedPipeline(tiny_unet(), tiny_classifier(num_classes=2), scheduler, id2label=names)
         assert with_names_for(guided, pictures(2, **self.LABELS)).labels.tolist() == [0, 1]
         upsampler = SuperResolutionPipeline(tiny_unet(num_classes=2, conditioning_channels=3), scheduler, names)
         for pipeline in (guided, upsampler):

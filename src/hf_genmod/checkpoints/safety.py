@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, SchedulerMixin
+from diffusers import AutoencoderKL, SchedulerMixin
 from safetensors import SafetensorError, safe_open
 
 import hf_genmod
@@ -43,20 +43,6 @@ def check_code(folder: Path) -> None:
                 f"{name} differs from the installed package, so the checkpoint may act differently without the "
                 "package; update the code by `load_pipeline(...).save_pretrained(...)`"
             )
-
-
-def check_process(process: dict) -> None:
-    """Raises a ValueError if the `process` of a pipeline describes no noise and prediction."""
-    keys = ("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
-    remedy = "give process_of(scheduler.config) of the scheduler of the training, or leave it out"
-    if not isinstance(process, dict):
-        raise ValueError(f"process: {process!r:.60} is no dict; {remedy}")
-    if missing := [key for key in keys if key not in process]:
-        raise ValueError(f"process: {process!r:.60} has no {missing[0]}; {remedy}")
-    try:
-        DDPMScheduler.from_config(process)
-    except Exception as error:  # of torch and diffusers, about values
-        raise ValueError(f"process: {process!r:.60} makes no scheduler ({first_line(error)}); {remedy}") from error
 
 
 def class_of_component(name: str, module: str, class_name: str) -> type:

@@ -21,6 +21,7 @@ def in_safetensors_only(save):
     def save_safely(self, *args, **kwargs):
         if not inspect.signature(save).bind(self, *args, **kwargs).arguments.get("safe_serialization", True):
             raise ValueError("safe_serialization: False would write pickles, which are not loaded again; leave it out")
+        self._check_config()
         return save(self, *args, **kwargs)
 
     return save_safely

@@ -30,9 +30,7 @@ class AutoencoderPipeline(ImagePipeline):
     _processor = PictureReader
 
     def __init__(self, vae: ModelMixin, value_range: dict[str, list[float]] | None = None):
-        super().__init__()
-        self.register_modules(vae=vae)
-        self.register_to_config(value_range=value_range)
+        super().__init__({"vae": vae}, value_range=value_range)
 
     @torch.no_grad()
     def __call__(

@@ -1,17 +1,16 @@
 """The sampling loop that all diffusion pipelines share."""
 
-import importlib
 import inspect
 from collections.abc import Sequence
 
 import torch
-from diffusers import SchedulerMixin
 
 from ..models.image_model import pair
 from .adapters import AdapterMixin
-from .checkpoint import IS_INSTALLED, ImagePipeline
+from .checkpoint import ImagePipeline
 from .pictures import REMEDY, in_enough_precision
 from .requests import (
+    check_guidance,
     check_output_type,
     check_positive,
     checked_latents,
@@ -39,12 +38,10 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     interrupt = property(lambda self: self._interrupt, doc="Whether the call of this thread stops after this step.")
     num_timesteps = property(lambda self: self._num_timesteps, doc="Number of steps of the call of this thread.")
 
-    def __init__(self, scheduler: SchedulerMixin, process: dict | None):
-        super().__init__()
+    def __init__(self, components: dict, value_range: dict | None, process: dict | None, **config):
+        super().__init__(components, value_range=value_range, process=process, **config)
         self._calls, self._brought = {}, {}  # of each thread, see `of_call`; names of the classes of each adapter
-        if IS_INSTALLED and process is not None:
-            importlib.import_module("hf_genmod.checkpoints.safety").check_process(process)
-        self.register_to_config(process=process or process_of(scheduler.config))  # what the network was trained with
+        self.register_to_config(process=process or process_of(self.scheduler.config))  # that of the network's training
 
     def _generate(
         self, predict, n, steps, generator, x_T, output_type, return_dict, callback, shift=None, clip=True, size=None
@@ -91,6 +88,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
                     if not isinstance(changed, dict | None):
                         raise ValueError(f"callback_on_step_end: it returned {changed!r:.40}, neither a dict nor None")
                     x_t = checked_latents((changed or {}).get("latents", x_t), shape).to(x_t)
+                    check_guidance(None, **{name: getattr(self, f"_{name}") for name in scales})
                     if self._interrupt:
                         break
 

@@ -43,6 +43,16 @@ class ImagePipeline(DiffusionPipeline):
     enable_vae_slicing, disable_vae_slicing = _of_vae("enable_slicing"), _of_vae("disable_slicing")
     enable_vae_tiling, disable_vae_tiling = _of_vae("enable_tiling"), _of_vae("disable_tiling")
 
+    def __init__(self, components: dict, **config):
+        super().__init__()
+        self._check_config(components, config)
+        self.register_modules(**components)
+        self.register_to_config(**config)
+
+    def _check_config(self, *parts):
+        if IS_INSTALLED:
+            importlib.import_module("hf_genmod.checkpoints.parts").check_parts(self, *parts)
+
     def request_for(self, pictures, indices: Sequence[int]) -> dict[str, list]:
         """What asks the pipeline for images like some of a [`PictureDataset`]: for each argument of `__call__` a list
         with one value per image; empty where images differ by their seeds alone."""

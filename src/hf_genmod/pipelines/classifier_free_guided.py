@@ -38,11 +38,9 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
     ):
-        super().__init__(scheduler, process)
+        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae}, value_range, process, id2label)
         if unet.config.num_classes is None:
             raise ValueError("unet: it was made without num_classes; use UnconditionalPipeline")
-        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self._register_names(id2label, value_range)
 
     @torch.no_grad()
     def __call__(

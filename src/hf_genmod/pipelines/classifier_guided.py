@@ -54,10 +54,9 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
     ):
-        super().__init__(scheduler, process)
+        components = {"unet": unet, "classifier": classifier, "scheduler": scheduler, "vae": vae}
+        super().__init__(components, value_range, process, id2label)
         classifier.requires_grad_(False)  # only the gradient in x_t is needed
-        self.register_modules(unet=unet, classifier=classifier, scheduler=scheduler, vae=vae)
-        self._register_names(id2label, value_range)
         self._check_classifier()
 
     @property

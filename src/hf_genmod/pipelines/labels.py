@@ -27,6 +27,10 @@ class ClassConditionalPipeline(GenerationPipeline):
 
     guidance_argument = "guidance_scale"
 
+    def __init__(self, components: dict, value_range, process, id2label: dict | None, **config):
+        super().__init__(components, value_range, process, id2label=id2label, **config)
+        self.register_to_config(id2label=id2label and {int(i): id2label[i] for i in sorted(id2label, key=int)})  # JSON
+
     @property
     def num_classes(self) -> int | None:
         """The number of labels; `None` for an upsampler without labels."""
@@ -36,11 +40,6 @@ class ClassConditionalPipeline(GenerationPipeline):
     def labels(self) -> dict[str, int]:
         """The label of each name, such as `{"airplane": 0, ...}`; empty where the checkpoint has no names."""
         return {name: index for index, name in (self.config.id2label or {}).items()}
-
-    def _register_names(self, id2label, value_range):
-        if id2label is not None:
-            id2label = dict(sorted((int(index), name) for index, name in id2label.items()))  # strings in JSON
-        self.register_to_config(id2label=id2label, value_range=value_range)
 
     def request_for(self, pictures, indices):
         return {} if self.num_classes is None else {"class_labels": pictures.labels[indices].tolist()}

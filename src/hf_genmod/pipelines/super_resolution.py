@@ -59,7 +59,11 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
     ):
-        super().__init__(scheduler, process)
+        components, config = (
+            {"unet": unet, "scheduler": scheduler},
+            {"factor": factor, "max_noise_level": max_noise_level},
+        )
+        super().__init__(components, value_range, process, id2label, **config)
         if unet.config.conditioning_channels != unet.config.in_channels:
             raise ValueError(
                 f"unet: its conditioning_channels are {unet.config.conditioning_channels}, and not the "
@@ -67,12 +71,9 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
             )
         if type(factor) is not int or factor not in (2, 4, 8):
             raise ValueError(f"factor: {factor!r} is not one of 2, 4, 8")
-        T = scheduler.config.num_train_timesteps
+        T = scheduler.config.get("num_train_timesteps", 0)
         if type(max_noise_level) is not int or not 0 <= max_noise_level <= T:
             raise ValueError(f"max_noise_level: {max_noise_level!r} is not a whole number from 0 to {T}")
-        self.register_modules(unet=unet, scheduler=scheduler)
-        self._register_names(id2label, value_range)
-        self.register_to_config(factor=factor, max_noise_level=max_noise_level)
 
     @torch.no_grad()
     def __call__(

@@ -50,7 +50,8 @@ class TextToImagePipeline(GenerationPipeline):
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
     ):
-        super().__init__(scheduler, process)
+        of_text = {"text_encoder": text_encoder, "tokenizer": tokenizer}
+        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae, **of_text}, value_range, process)
         width = unet.config.cross_attention_dim
         if width is None:
             raise ValueError("unet: it was made without cross_attention_dim, so that it takes no text")
@@ -61,8 +62,6 @@ class TextToImagePipeline(GenerationPipeline):
             )
         if tokenizer.pad_token is None:
             raise ValueError("tokenizer: it has no padding token; set tokenizer.pad_token")
-        self.register_modules(unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler, vae=vae)
-        self.register_to_config(value_range=value_range)
 
     @torch.no_grad()
     def __call__(

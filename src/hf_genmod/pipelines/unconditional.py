@@ -31,14 +31,12 @@ class UnconditionalPipeline(GenerationPipeline):
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
     ):
-        super().__init__(scheduler, process)
+        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae}, value_range, process)
         if unet.config.num_classes is not None:
             raise ValueError(
                 f"unet: it has {unet.config.num_classes} classes; use ClassifierFreeGuidedPipeline, which at "
                 "guidance_scale=0 ignores them"
             )
-        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self.register_to_config(value_range=value_range)
 
     @torch.no_grad()
     def __call__(
