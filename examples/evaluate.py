@@ -58,6 +58,9 @@ def main(data: MeasuredDataArguments, config: EvaluationConfig, arguments: Evalu
         print(f"{report}\n{output_dir}/evaluation.json holds all of it; closest_*.png shows the closest samples")
         if writes_card:
             write_card(folder, arguments.license)
+            print(f"{folder}/README.md is the card with these measures\n\nNext:\n\n    hf_genmod push {folder} NAME")
+        elif folder.is_dir():
+            print("\nNext: give --license LICENCE for a card with these measures, which `hf_genmod push` shares")
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ def main(arguments: CascadeArguments):
     for path, stage in zip(arguments.upsamplers, stages[-len(arguments.upsamplers) :], strict=True):
         if "image" not in stage.example_request():
             raise ValueError(f"{path}: a {type(stage).__name__} does not enlarge; give what `train upsampler` made")
+    for stage in stages:
+        stage.set_progress_bar_config(desc="enlarging" if "image" in stage.example_request() else "drawing")
     seed, out = arguments.seed, Path(arguments.output_dir)
     for names, request in requests(arguments, stages[0]):
         drawn = draw_cascade(

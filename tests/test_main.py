@@ -28,6 +28,7 @@ finally:
     "arguments, words",
     [
         (["--help"], ["train TASK", "latent-cfg", "sample MODEL", "enlarge", "evaluate", "doctor", "push"]),
+        (["help"], ["train TASK", "push"]),
         (["train", "--help"], ["text-to-image", "upsampler"]),
         (["push", "--help"], ["--license", "--create_pr"]),
         (["--version"], [__version__]),
@@ -56,6 +57,9 @@ def answered(errors: str) -> str:
     "arguments, expected",
     [
         (["trian", "cfg"], "error: trian: no such command; did you mean train?"),
+        (["--verison"], "error: --verison: no such command; did you mean --version?"),
+        (["doctor"], "error: the following arguments are required: path; --help tells what flags take"),
+        (["train", "cfg", "--num_processes", "two"], "error: --num_processes: invalid int value: 'two'; --help tells"),
         (["train", "text_to_imag"], "error: text-to-imag: no such task; did you mean text-to-image?"),
         (
             ["train", "cfg", "--accelerate_config", "fsdp.yaml"],

@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 
 from hf_genmod import __version__
-from hf_genmod.errors import counted, one_line_errors
+from hf_genmod.errors import OneLineParser, counted, one_line_errors
 
 TASKS = {
     "cfg": "a class-conditional model with classifier-free guidance",
@@ -50,6 +50,7 @@ PACKAGE = Path(__file__).parent
 EXAMPLES = PACKAGE / "examples"  # where the wheel puts them
 if not EXAMPLES.is_dir():  # in a checkout
     EXAMPLES = PACKAGE.parents[1] / "examples"
+HELP = ("-h", "--help", "help")
 DATA_FLAGS = ("image_column", "label_column", "caption_column", "config_name", "array_axes")
 
 
@@ -64,7 +65,7 @@ def known(name: str, names, what: str) -> str:
 
 def run_script(command: str, script: str, flags: list[str]) -> None:
     """Runs an example script in this process or, with --num_processes or --accelerate_config, in several."""
-    parser = argparse.ArgumentParser(usage=f"hf_genmod {command} ...", add_help=False, allow_abbrev=False)
+    parser = OneLineParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_processes", type=int)
     parser.add_argument("--accelerate_config")
     launch, flags = parser.parse_known_args(flags)
@@ -142,7 +143,7 @@ def push(arguments) -> int:
 
 def parse_own(argv: list[str]) -> argparse.Namespace:
     """The arguments of the commands that are no example script."""
-    parser = argparse.ArgumentParser(prog="hf_genmod")
+    parser = OneLineParser(prog="hf_genmod")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("doctor", help="Find problems of a data set, a run or a checkpoint, and what to do.")
     command.set_defaults(function=doctor)
@@ -164,7 +165,7 @@ def parse_own(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     tasks = "\n".join(f"    {task:<21} {text}" for task, text in TASKS.items())
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in HELP:
         print(__doc__.format(tasks=tasks).strip())
         return 0
     if argv[0] == "--version":
@@ -172,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with one_line_errors():
         command, *flags = argv
-        known(command, ["train", *SCRIPTS, "doctor", "push"], "command")
+        known(command, ["train", *SCRIPTS, "doctor", "push", "--help", "--version"], "command")
         if command in ("doctor", "push"):
             arguments = parse_own(argv)
             if not arguments.path.strip():
@@ -184,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
                 flags = [FIRST[command], *flags]
             run_script(command, SCRIPTS[command], flags)
             return 0
-        if not flags or flags[0] in ("-h", "--help"):
+        if not flags or flags[0] in HELP:
             print(f"hf_genmod train TASK [--FLAG VALUE ...], with the task one of\n{tasks}")
             return 0
         task = known(flags[0].replace("_", "-"), TASKS, "task")

@@ -1,7 +1,9 @@
 """Errors that are one sentence."""
 
+import argparse
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +13,14 @@ LFS_REMEDY = "run `git lfs pull` in the repository of the file"
 
 class TrainingError(RuntimeError):
     """Raised when a run cannot go on. The message is one sentence with the reason."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that raises a `ValueError` of one sentence about flags that it cannot read, instead of ending."""
+
+    def error(self, message: str):
+        once = re.sub(r"/--[\w-]+", "", message.removeprefix("argument "))  # --one_flag/--one-flag
+        raise ValueError(f"{once}; --help tells what flags take")
 
 
 def first_line(error: Exception) -> str:

@@ -102,6 +102,8 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
              *(["--noise_levels", 0, 50] if kind == "upsampler" else []), "--license", "mit"]  # fmt: skip
     done = run("evaluate.py", *flags)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"Next:\n\n    hf_genmod push {tmp_path} NAME\n") and "Loading" not in done.stderr
+    assert ("drawing a figure" in done.stderr) == (kind != "autoencoder")
     report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert report["features"] == str(features)
     scale = "classifier_scale" if kind == "guided" else "guidance_scale"

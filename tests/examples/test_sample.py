@@ -46,7 +46,7 @@ def test_the_images_of_a_folder_are_those_that_the_pipeline_draws(labelled, tmp_
     """The label "7" is the name of a class and not a number."""
     command = ["--model", labelled, "--class_labels", "dog", "7", "0", "--num", 2, "--seed", 5, "--guidance_scale", 3]
     done = run("sample.py", *command, *STEPS, "--output", tmp_path / "out")
-    assert done.stdout == f"6 images in {tmp_path / 'out'}\n"
+    assert done.stdout == f"6 images in {tmp_path / 'out'}\n" and "drawing: 100%" in done.stderr
     files = {
         f"{name}-{seed}.png" for name, seed in zip(["dog"] * 2 + ["7"] * 2 + ["cat"] * 2, range(5, 11), strict=True)
     }

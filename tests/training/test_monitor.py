@@ -18,11 +18,15 @@ def curves():
 
 
 def test_samples_that_cannot_be_drawn_cost_nothing(dataset, tmp_path, capsys):
+    bars = []
+
     def draw_samples(pipeline):
+        bars.append(pipeline._progress_bar_config)
         raise ZeroDivisionError("no picture")
 
     make_trainer(dataset, tmp_path, max_train_steps=4, sampling_steps=2, draw_samples=draw_samples).train()
     assert "drawing samples failed (ZeroDivisionError: no picture); the run goes on" in capsys.readouterr().err
+    assert [(bar["desc"], bar["disable"]) for bar in bars] == [("drawing samples", True), ("drawing samples", False)]
     assert load_pipeline(tmp_path).unet.null_label == 8
 
 

@@ -227,6 +227,7 @@ def evaluate(
     report.bits_per_dimension = bits_per_dimension(pipeline, unseen.to(state.device), **conditions)
     report.save(folder)
     _say("drawing the figures")
+    pipeline.set_progress_bar_config(desc="drawing a figure", leave=False)
     try:
         draw_figures(pipeline, settings, request, held_out, folder)
     except ValueError as error:  # strong guidance that diverges in few steps

@@ -10,13 +10,16 @@ import sys
 import typing
 from pathlib import Path
 
+import diffusers
+import transformers
 import yaml
 from huggingface_hub import get_token
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from hf_genmod.data.sources import refuse_missing
-from hf_genmod.errors import first_line, shortened
+from hf_genmod.errors import OneLineParser, first_line, shortened
 from hf_genmod.processes import use_cores
 from hf_genmod.sharing.model_card import check_license
 from hf_genmod.training.config import changeable
@@ -84,6 +87,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return f"{flags} {self._format_args(action, action.dest.upper())}".strip()
 
 
+class _Parser(OneLineParser, HfArgumentParser):
+    """The parser of dataclasses, with errors of one sentence."""
+
+
 def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, description: str | None = None) -> tuple:
     """
     Reads an instance of each dataclass from command-line flags, or from a YAML file, which the flags override. A path
@@ -96,10 +103,10 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
 
     Raises:
         FileNotFoundError: If a flag `dataset` names neither a folder, a file nor a data set on the Hub.
-        ValueError: If a flag or a setting of the file is unknown, or a value is out of its range.
-        SystemExit: If a value has the wrong type (by argparse, status 2).
+        ValueError: If a flag or a setting of the file is unknown or missing, or a value is out of its range or of
+            another type.
     """
-    parser = HfArgumentParser(
+    parser = _Parser(
         [_flags_of(dataclass_type) for dataclass_type in dataclass_types],
         prog=os.environ.get("HF_GENMOD_COMMAND"),
         usage="%(prog)s [--FLAG VALUE ...]",
@@ -110,7 +117,7 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     parser.add_argument("--config", help="YAML file of settings, or the training_config.json of a run to repeat.")
     names = [field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)]
     argv = sys.argv[1:] if argv is None else argv
-    config_parser = argparse.ArgumentParser(usage=parser.usage, add_help=False, allow_abbrev=False)
+    config_parser = OneLineParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config")
     file = config_parser.parse_known_args(argv)[0].config
     settings = _flags_in_file(file, names, parser.prog) if file else []
@@ -129,6 +136,10 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     if values.get("dataset") not in (None, "shapes"):
         refuse_missing(values["dataset"])  # which is told before what a dataclass refuses
     use_cores(values.get("num_threads"))
+    diffusers.utils.logging.disable_progress_bar()  # of the parts of a checkpoint, which load within a second
+    if not are_progress_bars_disabled():
+        transformers.utils.logging.disable_progress_bar()  # with those of the Hub, whose downloads take longer
+        enable_progress_bars()
     return tuple(
         dataclass_type(**{field.name: values[field.name] for field in dataclasses.fields(dataclass_type)})
         for dataclass_type in dataclass_types

@@ -67,6 +67,11 @@ class Monitor:
         self.bar = tqdm(total=1.0, initial=min(fraction, 1.0), bar_format=bar_format, disable=hidden)
         return self.bar
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether this is the main process and its progress bar has ended."""
+        return self.bar.disable and self.accelerator.is_main_process
+
     @contextlib.contextmanager
     def doing(self, what: str):
         """Names in the progress bar, or in a line after its end, what takes time now."""

@@ -301,7 +301,7 @@ class Trainer:
     def _show(self):
         def draw():
             pipeline = self._pipeline()
-            pipeline.set_progress_bar_config(disable=True)
+            pipeline.set_progress_bar_config(desc="drawing samples", disable=not self.monitor.has_ended)
             return self.draw_samples(pipeline)
 
         has_samples = self.draw_samples is not None and self.config.sampling_steps
