@@ -1,5 +1,4 @@
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -103,9 +102,8 @@ def test_after_the_last_step_a_signal_ends_the_run_at_once_and_the_same_command_
     kept = "the state saved" if during == "saving the checkpoint" else "the checkpoint complete"
     assert f"with {kept}; the same command continues the run" in capsys.readouterr().err
     trainer().train()
-    shown = capsys.readouterr()
-    assert ("from step" if during == "saving the checkpoint" else "nothing left to train") in shown.out
-    assert all(int(percent) <= 100 for percent in re.findall(r"(\d+)%", shown.err))
+    continued = "from step" if during == "saving the checkpoint" else "nothing left to train"
+    assert continued in capsys.readouterr().out
 
 
 PAGE_FAULTS = """

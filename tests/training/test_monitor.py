@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 from runs import make_trainer, metrics
@@ -10,6 +11,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing import event_accumulator
 
 from hf_genmod import load_pipeline
+from hf_genmod.training.config import TrainingConfig
+from hf_genmod.training.monitor import Monitor
+from hf_genmod.training.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +71,13 @@ def test_losses_and_samples_are_left_as_pictures_and_reach_the_tracker(dataset, 
     logged = [event.value for event in events.Scalars("validation_loss_0.4_0.6")]
     written = [line["validation_loss_0.4_0.6"] for line in metrics(tmp_path) if "validation_loss" in line]
     np.testing.assert_allclose(logged, written, rtol=1e-6)
+
+
+def test_the_bar_of_a_run_that_has_used_its_budget_and_more_is_full(tmp_path, capsys):
+    monitor = Monitor(TrainingConfig(max_train_minutes=1), RunFolder(tmp_path), Accelerator(cpu=True))
+    monitor.progress_bar(1.09).close()
+    shown = capsys.readouterr().err
+    assert "100%" in shown and "109%" not in shown
 
 
 @pytest.mark.parametrize(
