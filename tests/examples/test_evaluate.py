@@ -130,7 +130,7 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--samples", "100"], "samples: 100 are too few for features of 64 dimensions; take 130 or more"),
+        (["--samples", "5"], "samples: 5 are too few to measure anything; take 6 or more"),
         (["--samplers", "NoScheduler"], "samplers: 'NoScheduler' is no scheduler of diffusers, such as DDIMScheduler"),
         (["--features", "{missing}"], "features: '{missing}' is no folder here, and"),
         (["--dataset", "{classes}"], "dataset: the labels of the model are dark, bright, and those of the images"),
@@ -157,3 +157,30 @@ def test_standard_measures_that_cannot_be_had_are_told_before_samples_are_drawn(
     flags = ["--model", measured_model / "model", "--dataset", measured_model / "data", "--output_dir", tmp_path]
     assert "measures: torch-fidelity is missing" in error_of("evaluate.py", *flags, "--measures", "standard")
     assert not list(tmp_path.iterdir())
+
+
+def test_of_few_images_what_can_be_measured_is(features, tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    for i in range(80):
+        image = torch.randint(0, 256, (8, 8, 3), generator=rng, dtype=torch.uint8).numpy()
+        file = tmp_path / "data" / ("bright" if i % 2 else "dark") / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    REPORTED["unconditional"]().save_pretrained(tmp_path / "model")
+    done = run("evaluate.py", "--model", tmp_path / "model", "--dataset", tmp_path / "data", "--samples", 40,
+               "--num_inference_steps", 2, "--features", features, "--license", "mit")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "model" / "evaluation" / "evaluation.json").read_text())
+    assert report["left_out"] == {
+        "Fréchet distance of samples": "needs 130 of them, and there are 40",
+        "Fréchet distance of held-out images": "needs 130 of them, and there are 8",
+        "search for copies": "needs 100 held-out images, and there are 8",
+    }
+    (setting,) = report["settings"]
+    assert setting["memorisation"] == {} and "frechet_distance" not in setting
+    assert setting["kernel_distance"]["count"] == setting["precision"]["count"] == 40
+    assert report["held_out"]["coverage"]["count"] == 8
+    assert "left out: the search for copies, which needs 100 held-out images, and there are 8" in done.stdout
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Whether the model copies training images has not been measured." in card
+    assert "The search for copies needs 100 held-out images" in card

@@ -39,6 +39,9 @@ from hf_genmod.processes import processes
 _SHARES = {"precision", "recall", "coverage", "recognised_share", "recognised_share_by_class", "share"}
 
 
+_NEIGHBOURS = 5  # k of the measures by neighbours
+
+
 # What the table of a report shows.
 _COLUMNS = {
     "frechet_distance": "Fréchet distance",
@@ -78,6 +81,7 @@ class Report:
         held_out (`dict`): The same measures of held-out images.
         bits_per_dimension (`dict`): Upper bounds by their names.
         interpolated (`dict`, *optional*): The same measures of bicubic interpolation, if the model is an upsampler.
+        left_out (`dict`): The measures for which there are too few images, and how many they need.
     """
 
     model: str
@@ -88,6 +92,7 @@ class Report:
     held_out: dict = dataclasses.field(default_factory=dict)
     bits_per_dimension: dict = dataclasses.field(default_factory=dict)
     interpolated: dict | None = None
+    left_out: dict = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         """Tables with a line for each setting, the best one named, and one for held-out images: of own measures, and
@@ -97,16 +102,19 @@ class Report:
         if len(lines) > 1:
             next(line for line in lines if line[1] is self.best)[0] += " (best)"
         lines.append(["held-out images", self.held_out])
+        left_out = [f"left out: the {name}, which {reason}" for name, reason in self.left_out.items()]
         table = [["", *(_COLUMNS[name] for name in names)]]
         for text, measures in lines:
             found = [measures.get(name) for name in names]
             table.append([text, *("" if estimate is None else estimate.interval for estimate in found)])
-        return "\n\n".join(_aligned(rows) for rows in (table, standard_table(dict(lines))) if rows)
+        tables = [_aligned(rows) for rows in (table, standard_table(dict(lines))) if rows]
+        return "\n\n".join([*tables, *(["\n".join(left_out)] if left_out else [])])
 
     @property
     def best(self) -> dict:
-        """The setting of the lowest Fréchet distance."""
-        return min(self.settings, key=lambda setting: setting["frechet_distance"].value)
+        """The setting of the lowest Fréchet distance; of the lowest kernel distance if there are too few samples."""
+        name = "frechet_distance" if "frechet_distance" in self.settings[0] else "kernel_distance"
+        return min(self.settings, key=lambda setting: setting[name].value)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `evaluation.json` into a folder."""
@@ -161,7 +169,7 @@ def evaluate(
         [`Report`]: The report; `None` on all processes but the first.
 
     Raises:
-        ValueError: If a setting does not fit the pipeline, or there are too few samples or held-out images.
+        ValueError: If a setting does not fit the pipeline, or there are fewer than six samples or held-out images.
     """
     folder, state = Path(folder), processes()
     pipeline.to(state.device)
@@ -184,8 +192,14 @@ def evaluate(
     request = pipeline.request_for(source, indices)  # classes and captions in the proportions of the data set
     labels = torch.tensor(request["class_labels"]) if "class_labels" in request else None
     d = FEATURE_DIM if network is None else extract_features(real[:2], network).shape[1]
-    least = 2 * (d + 1)  # for the Fréchet distance of halves
-    _check_counts(d, {"samples": (config.samples, least), "held-out images": (len(unseen), max(least, 100))})
+    counts, left_out = {"samples": config.samples, "held-out images": len(unseen)}, {}
+    for kind, count in counts.items():
+        if count < _NEIGHBOURS + 1:
+            raise ValueError(f"{kind}: {count} are too few to measure anything; take {_NEIGHBOURS + 1} or more")
+        if count < 2 * (d + 1):
+            left_out[f"Fréchet distance of {kind}"] = f"needs {2 * (d + 1):,} of them, and there are {count}"
+    if len(unseen) < 100:
+        left_out["search for copies"] = f"needs 100 held-out images, and there are {len(unseen)}"
     needs_classifier = network is None or labels is not None
     classifier = _find_classifier(network, pictures, real, folder) if needs_classifier else None
     network = network or classifier
@@ -206,10 +220,12 @@ def evaluate(
         if labels is not None:
             setting |= recognised(classifier, images, labels, pictures.label_names)
         spaces = {"pixels": (images, real), "features": (features, of_real)}
-        setting["memorisation"] = audit(spaces, apart, images, real, folder / f"closest_{name}.png")
+        closest = folder / f"closest_{name}.png"
+        setting["memorisation"] = audit(spaces, apart, images, real, closest) if len(unseen) >= 100 else {}
     dataset = {"name": pictures.name, "num_pictures": len(pictures), "num_held_out": len(held_out)}
     dataset |= {"held_out_is_unseen": not held_out.may_have_been_trained_on, "fingerprint": pictures.fingerprint}
     report = Report(model, dataset, config.features or "a network trained on the data set", config.seed, settings)
+    report.left_out = left_out
     report.held_out = evaluate_features(of_unseen, of_real)
     if standard is not None:
         _say("measuring by the networks of papers")
@@ -259,15 +275,6 @@ def _draw_settings(pipeline, settings, names, samplers, request, source, folder,
     return drawn
 
 
-def _check_counts(d: int, counts: dict[str, tuple[int, int]]) -> None:
-    """Raises if there are too few images of a kind; `counts` has their number and the least that is needed."""
-    for kind, (count, least) in counts.items():
-        if count < least:
-            hint = f", in a split that --validation_split names, or a tenth of {10 * least:,} images without one"
-            remedy = f"take {least} or more{hint * (kind == 'held-out images')}"
-            raise ValueError(f"{kind}: {count} are too few for features of {d} dimensions; {remedy}")
-
-
 def _find_classifier(network, pictures, images: Tensor, folder: Path) -> FeatureClassifier:
     """The given network if it is a classifier, else one that is trained on the data set and kept in the folder."""
     if isinstance(network, FeatureClassifier):
@@ -286,24 +293,24 @@ def _find_classifier(network, pictures, images: Tensor, folder: Path) -> Feature
 def evaluate_features(generated: Tensor, real: Tensor, seed: int = 0) -> dict[str, Estimate]:
     """
     Compares features of generated images, (n, d), with those of real images, (m, d). The Fréchet distance uses all
-    real images, the other measures a random n of them. Intervals are made from distances of halves, so n ≥ 2 (d + 1);
-    `seed` is that of the n images and of the halves.
+    real images, the other measures a random n of them. Intervals are made from distances of halves; `seed` is that of
+    the n images and of the halves.
 
     Returns:
-        `dict`: "frechet_distance", "kernel_distance", "precision", "recall", "density" and "coverage".
+        `dict`: "kernel_distance", "precision", "recall", "density" and "coverage"; if n ≥ 2 (d + 1), as halves need
+        it, and m > d also "frechet_distance".
 
     Raises:
-        ValueError: If there are too few features, d differs, or features are not finite.
+        ValueError: If n or m is below six, d differs, or features are not finite.
     """
     n, d = generated.shape
-    _check_counts(d, {"samples": (n, 2 * (d + 1)), "real images": (len(real), d + 1)})
-    statistics = FeatureStatistics.of(real)
     some = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))[:n]]
-    return {
-        "frechet_distance": with_interval(lambda x: frechet_distance(x, statistics), generated, seed=seed),
-        "kernel_distance": with_interval(lambda x: kernel_distance(x, some), generated, seed=seed),
-        **neighbourhoods(some, generated),
-    }
+    measures = {}
+    if n >= 2 * (d + 1) and len(real) > d:
+        statistics = FeatureStatistics.of(real)
+        measures["frechet_distance"] = with_interval(lambda x: frechet_distance(x, statistics), generated, seed=seed)
+    measures["kernel_distance"] = with_interval(lambda x: kernel_distance(x, some), generated, seed=seed)
+    return measures | neighbourhoods(some, generated, _NEIGHBOURS)
 
 
 def audit(spaces: dict[str, tuple[Tensor, Tensor]], apart: dict[str, Tensor], images, real, file: Path) -> dict:

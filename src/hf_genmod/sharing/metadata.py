@@ -29,8 +29,11 @@ def headline(facts: Facts) -> list[tuple[str, str, Estimate, Estimate | None]]:
         return []
     best, held_out = facts.report.best, facts.report.held_out
     arrows = {"frechet_distance": "↓", "coverage": "↑", "recognised_share": "↑"}
-    found = [(name, arrow) for name, arrow in arrows.items() if name in best]
-    measures = [(f"{METRICS[name][0]} {arrow}", METRICS[name][1], best[name], held_out[name]) for name, arrow in found]
+    measures = [
+        (f"{METRICS[name][0]} {arrow}", METRICS[name][1], best[name], held_out.get(name))
+        for name, arrow in arrows.items()
+        if name in best
+    ]
     bits = list(facts.report.bits_per_dimension.values())[-1:]  # of all held-out images
     measures += [("bits per dimension ↓", "bits-per-dimension", bound, None) for bound in bits]
     return [*measures, ("precision ↑", "precision", best["precision"], held_out["precision"])][:3]

@@ -150,8 +150,8 @@ def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: st
 def _limits(report: Report) -> dict:
     """What the measures show of the best setting."""
     held_out, best = report.held_out, report.best
-    distance, perfect = best["frechet_distance"], held_out["frechet_distance"]
-    is_comparable = distance.count == perfect.count and perfect.value > 0
+    distance, perfect = best.get("frechet_distance"), held_out.get("frechet_distance")
+    is_comparable = distance and perfect and distance.count == perfect.count and perfect.value > 0
     is_worse = is_comparable and distance.low > perfect.high
     classes = best.get("recognised_share_by_class", {})
     return {
