@@ -129,7 +129,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("sampler", [DDIMScheduler, EulerDiscreteScheduler])
     def test_another_sampler_stays(self, pipeline, sampler, elsewhere, tmp_path):
-        pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = sampler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
         pipeline.save_pretrained(tmp_path)
         assert index_of(tmp_path)["scheduler"] == ["diffusers", sampler.__name__]
         loaded = ClassifierFreeGuidedPipeline.from_pretrained(tmp_path)
