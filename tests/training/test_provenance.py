@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,9 +84,7 @@ def test_below_the_checkout_of_another_project_there_is_no_commit(tmp_path):
     run = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True}
     subprocess.run(["git", "init", "-q"], **run)
     package = tmp_path / "env" / "hf_genmod"
-    (package / "training").mkdir(parents=True)
-    for file in ("training/provenance.py", "training/__init__.py", "__init__.py"):
-        (package / file).write_bytes((Path(hf_genmod.__file__).parent / file).read_bytes())
+    shutil.copytree(Path(hf_genmod.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     program = "from hf_genmod.training.provenance import provenance; print(provenance()['commit'])"
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, **run)
