@@ -1,6 +1,7 @@
 """Intervals."""
 
 import pytest
+import torch
 from tiny import randn
 
 from hf_genmod.evaluation.estimates import Estimate, with_interval
@@ -23,3 +24,8 @@ def test_an_estimate_is_a_mean_and_its_standard_error():
     assert estimate.standard_error == pytest.approx(randn(400, 1).std().item() / 20)
     assert estimate == Estimate.with_error(estimate.value, 400, estimate.standard_error)
     assert str(Estimate(1.2345, 1000, 1.1, 1.36)) == "1.23 (1.1–1.36, n = 1000)"
+
+
+def test_a_single_value_has_no_error():
+    estimate = Estimate.of(torch.tensor([3.0]))
+    assert (estimate.low, estimate.value, estimate.high, estimate.count) == (3.0, 3.0, 3.0, 1)

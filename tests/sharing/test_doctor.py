@@ -107,6 +107,7 @@ def test_an_adapter_is_examined_without_its_model(tmp_path):
     assert "pytorch_lora_weights.safetensors: the file cannot be read" in only(examine(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_classifier_of_other_noise_is_found(tmp_path):
     process = AncestralDDPMScheduler(**COSINE)
     classifier = tiny_classifier(noise_schedule=dict(process.config))

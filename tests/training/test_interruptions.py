@@ -36,7 +36,7 @@ def test_an_error_of_the_objective_is_not_taken_for_lack_of_memory(dataset, tmp_
     "number, status", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
 def test_a_signal_saves_the_state_and_the_same_command_continues(dataset, tmp_path, number, status):
-    arguments = command(tmp_path, {"cut": {"max_train_steps": 60}})
+    arguments = command(tmp_path, {"cut": {"max_train_steps": 30}})
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which rounding depends on
     process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
     seen = ""
@@ -50,12 +50,12 @@ def test_a_signal_saves_the_state_and_the_same_command_continues(dataset, tmp_pa
     assert "with the state saved; the same command continues the run" in rest
     (state,) = (tmp_path / "cut" / "checkpoints").iterdir()
     step = int(state.name.removeprefix("step-"))
-    assert 3 <= step < 60
+    assert 3 <= step < 30
     assert not (tmp_path / "cut" / "model_index.json").exists()
 
-    resumed = make_trainer(dataset, tmp_path / "cut", max_train_steps=60)
+    resumed = make_trainer(dataset, tmp_path / "cut", max_train_steps=30)
     resumed.train()
-    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=60)
+    whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=30)
     whole.train()
     assert torch.equal(raw_weights(resumed), raw_weights(whole))
 

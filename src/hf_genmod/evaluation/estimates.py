@@ -32,9 +32,9 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Tensor) -> "Estimate":
-        """The mean of one value per image, (n,), ± 1.96 standard errors."""
-        values = values.double()
-        return cls.with_error(values.mean().item(), len(values), values.std().item() / len(values) ** 0.5)
+        """The mean of one value per image, (n,), ± 1.96 standard errors; a single value has none."""
+        values, n = values.double(), len(values)
+        return cls.with_error(values.mean().item(), n, values.std(correction=min(1, n - 1)).item() / n**0.5)
 
     @classmethod
     def with_error(cls, value: float, count: int, standard_error: float) -> "Estimate":
