@@ -20,7 +20,7 @@ from transformers.hf_argparser import HfArg
 from hf_genmod import load_pipeline
 from hf_genmod.errors import one_line_errors
 from hf_genmod.evaluation.config import EvaluationConfig
-from hf_genmod.evaluation.report import evaluate
+from hf_genmod.evaluation.evaluate import evaluate
 from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.recipes.pictures import MeasuredDataArguments
 from hf_genmod.sharing.model_card import check_license, license_of, write_card

@@ -21,8 +21,9 @@ from hf_genmod import AutoencoderPipeline
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.evaluation import standard
 from hf_genmod.evaluation.config import EvaluationConfig
+from hf_genmod.evaluation.evaluate import evaluate
 from hf_genmod.evaluation.features import FeatureClassifier, all_bytes
-from hf_genmod.evaluation.report import Report, evaluate
+from hf_genmod.evaluation.report import Report
 from hf_genmod.evaluation.standard import DINOV2, INCEPTION, StandardMeasures, standard_table
 
 # What torch-fidelity calls of torchvision here, for machines where there is no torchvision that fits torch. It stands
