@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -58,6 +59,16 @@ def answered(errors: str) -> str:
     [
         (["trian", "cfg"], "error: trian: no such command; did you mean train?"),
         (["--verison"], "error: --verison: no such command; did you mean --version?"),
+        (
+            ["train", "--dataset", "pets", "cfg"],
+            "error: --dataset: the task comes before the flags; it is one of cfg, ",
+        ),
+        (["push", "runs/mine", "mine", "--licence", "mit"], "error: --licence: no such flag; did you mean --license?"),
+        (["push", "runs/mine", "mine", "--publik"], "error: --publik: no such flag; --help lists them"),
+        (["push", "runs/mine"], "error: the following arguments are required: repo_id; --help tells"),
+        (["push", "runs/mine", "mine", "mit"], "error: mit: belongs to no flag; put its flag in front (--help lists"),
+        (["doctor", "pets", "--image-colum=x"], "error: --image-colum: no such flag; did you mean --image_column?"),
+        (["doctor", "pets", "--split"], "error: --split: expected one argument; --help tells what flags take"),
         (["doctor"], "error: the following arguments are required: path; --help tells what flags take"),
         (["train", "cfg", "--num_processes", "two"], "error: --num_processes: invalid int value: 'two'; --help tells"),
         (["train", "text_to_imag"], "error: text-to-imag: no such task; did you mean text-to-image?"),
@@ -95,6 +106,12 @@ def test_every_script_is_a_command():
     assert trained | set(SCRIPTS.values()) == scripts - {"demo"}
 
 
+ONE_PROCESS = (
+    "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n"
+    "num_machines: 1\nmachine_rank: 0\n"
+)
+
+
 STOPPED = """
 import atexit, os, sys
 import hf_genmod.__main__ as command
@@ -126,8 +143,7 @@ def test_a_command_that_is_stopped_does_all_at_its_end_but_clear_its_memory(stat
 def test_settings_of_accelerate_are_found_by_name_and_by_path(is_path, precision, tmp_path):
     file = tmp_path / "accelerate" / "mine.yaml"
     file.parent.mkdir()
-    settings = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n"
-    file.write_text(f"{settings}mixed_precision: '{precision}'\nnum_machines: 1\nmachine_rank: 0\n")
+    file.write_text(f"{ONE_PROCESS}mixed_precision: '{precision}'\n")
     name = str(file) if is_path else "mine"
     command = ["train", "cfg", "--accelerate_config", name, *SMALL, "--max_train_steps", "2"]
     done = subprocess.run(
@@ -156,3 +172,37 @@ def test_two_processes_train_by_one_command_and_the_run_says_how_to_repeat_it(tm
         r"^training on .* 2 processes of .*, mixed precision '.*8 classes; .*; 2 steps$", done.stderr, re.M
     )
     assert "UserWarning" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_named, number", [(False, signal.SIGINT), (True, signal.SIGTERM)])
+def test_a_signal_to_the_launcher_alone_saves_the_state_and_ends_all(is_named, number, tmp_path):
+    settings = tmp_path / "mine.yaml"
+    settings.write_text(f"{ONE_PROCESS}mixed_precision: 'no'\n")
+    launch = ["--accelerate_config", str(settings)] if is_named else ["--num_processes", "2"]
+    command = ["train", "cfg", *launch, *SMALL, "--max_train_steps", "1000000", "--logging_steps", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_genmod", *command, "--output_dir", str(tmp_path / "run")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    seen = ""
+    while "images/s" not in seen:  # in the bar after the second step
+        character = process.stderr.read(1)
+        assert character, seen
+        seen += character
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=120)  # which waits for all processes that can write
+    assert process.returncode == 128 + number
+    assert "with the state saved; the same command continues the run" in rest
+    assert not re.search("Traceback|Warning|death signal", rest)
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_mistake_that_the_processes_of_a_launcher_find_is_their_status_without_a_traceback(tmp_path):
+    command = ["train", "cfg", "--num_processes", "2", "--dataset", str(tmp_path / "missing")]
+    done = subprocess.run([sys.executable, "-m", "hf_genmod", *command], capture_output=True, text=True, timeout=300)
+    told = f"error: {tmp_path / 'missing'}: there is no such folder or file; check the path"
+    assert (done.returncode, done.stdout, {*done.stderr.splitlines()}) == (2, "", {"loading PyTorch", told})

@@ -23,14 +23,17 @@ with a trained model
 
 import argparse
 import atexit
+import contextlib
 import difflib
+import logging
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
 from hf_genmod import __version__
-from hf_genmod.errors import OneLineParser, counted, one_line_errors
+from hf_genmod.errors import OneLineParser, counted, one_line_errors, refuse_unknown
 
 TASKS = {
     "cfg": "a class-conditional model with classifier-free guidance",
@@ -69,13 +72,13 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
     parser.add_argument("--num_processes", type=int)
     parser.add_argument("--accelerate_config")
     launch, flags = parser.parse_known_args(flags)
-    file = str(EXAMPLES / f"{script}.py")
-    if not {"-h", "--help"} & set(flags):
+    if "HF_GENMOD_COMMAND" not in os.environ and not {"-h", "--help"} & set(flags):  # which a launched process has
         _say_loading()
     os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run
+    again = ["--module", "hf_genmod", *command.split(), *flags]
     if launch.accelerate_config is not None:
+        from accelerate.commands import launch as accelerate
         from accelerate.commands.config.config_args import cache_dir
-        from accelerate.commands.launch import launch_command, launch_command_parser
 
         named = Path(cache_dir, f"{launch.accelerate_config}.yaml")
         settings = next((path for path in (Path(launch.accelerate_config), named) if path.is_file()), None)
@@ -83,20 +86,54 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
             missing = f"accelerate_config: there is no file {launch.accelerate_config}, and no {named}"
             raise ValueError(f"{missing}; `accelerate config --config_file FILE` writes one")
         processes = [] if launch.num_processes is None else ["--num_processes", str(launch.num_processes)]
-        words = ["--config_file", str(settings), *processes, file, *flags]
-        launch_command(launch_command_parser().parse_args(words))
+        words = ["--config_file", str(settings), *processes, *again]
+        if os.name == "posix":
+            accelerate.simple_launcher = _become
+        with _launching():
+            accelerate.launch_command(accelerate.launch_command_parser().parse_args(words))
     elif launch.num_processes is not None:
-        from torch.distributed.run import main
+        from torch.distributed.run import parse_args, run
 
         from hf_genmod.processes import check_processes, threads_of
 
         check_processes(launch.num_processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(launch.num_processes)))
-        main(["--standalone", "--nproc_per_node", str(launch.num_processes), file, *flags])
+        with _launching():
+            run(parse_args(["--standalone", "--nproc_per_node", str(launch.num_processes), *again]))
     else:
+        file = str(EXAMPLES / f"{script}.py")
         sys.argv = [file, *flags]
         sys.path.insert(0, str(EXAMPLES))  # where Python looks first for what a script imports
         runpy.run_path(file, run_name="__main__")
+
+
+@contextlib.contextmanager
+def _launching():
+    """A context for a launcher, which ends with the status of the processes that it started: they have said why."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # a file in this folder takes the place of no library
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            sys.exit(failure.exitcode)
+        ended_by = signal.Signals(-failure.exitcode)
+        print(f"error: process {rank} was ended by {ended_by.name}", file=sys.stderr)
+        sys.exit(128 + ended_by)
+
+
+def _become(arguments):
+    """Accelerate's launcher of one process, in the place of this one, which would not pass signals on."""
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    command, environment = prepare_simple_launcher_cmd_env(arguments)
+    os.execvpe(command[0], command, environment)
 
 
 def _say_loading() -> None:
@@ -141,25 +178,28 @@ def push(arguments) -> int:
     return 0
 
 
-def parse_own(argv: list[str]) -> argparse.Namespace:
-    """The arguments of the commands that are no example script."""
-    parser = OneLineParser(prog="hf_genmod")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("doctor", help="Find problems of a data set, a run or a checkpoint, and what to do.")
-    command.set_defaults(function=doctor)
-    command.add_argument("path", help="Folder of images or parquet files, or the output_dir of a run.")
-    command.add_argument("--split", default="train", help="Split of the data set.")
-    for name in DATA_FLAGS:
-        command.add_argument(f"--{name}", help="As the training scripts take it.")
-    command = commands.add_parser("push", help="Upload a checkpoint with its card to the Hub, and test that it loads.")
-    command.set_defaults(function=push)
-    command.add_argument("path", help="The output_dir of a complete run.")
-    command.add_argument("repo_id", help="The repository. Without a slash it is one of your own.")
-    command.add_argument("--license", help="Licence of the model, such as mit. By default that of its card.")
-    command.add_argument("--private", action="store_true", help="Create the repository as a private one.")
-    command.add_argument("--revision", help="The branch, which is created if it does not exist.")
-    command.add_argument("--create_pr", action="store_true", help="Open a pull request instead.")
-    return parser.parse_args(argv)
+def parse_own(command: str, flags: list[str]) -> argparse.Namespace:
+    """The arguments of a command that is no example script."""
+    parser = OneLineParser(prog=f"hf_genmod {command}", allow_abbrev=False)
+    if command == "doctor":
+        parser.description = "Finds problems of a data set, a run or a checkpoint, and what to do."
+        parser.set_defaults(function=doctor)
+        parser.add_argument("path", help="Folder of images or parquet files, or the output_dir of a run.")
+        parser.add_argument("--split", default="train", help="Split of the data set.")
+        for name in DATA_FLAGS:
+            parser.add_argument(f"--{name}", help="As the training scripts take it.")
+    else:
+        parser.description = "Uploads a checkpoint with its card to the Hub, and tests that it loads."
+        parser.set_defaults(function=push)
+        parser.add_argument("path", help="The output_dir of a complete run.")
+        parser.add_argument("repo_id", help="The repository. Without a slash it is one of your own.")
+        parser.add_argument("--license", help="Licence of the model, such as mit. By default that of its card.")
+        parser.add_argument("--private", action="store_true", help="Create the repository as a private one.")
+        parser.add_argument("--revision", help="The branch, which is created if it does not exist.")
+        parser.add_argument("--create_pr", action="store_true", help="Open a pull request instead.")
+    arguments, unknown = parser.parse_known_args(flags)
+    refuse_unknown(unknown, [*vars(arguments)])
+    return arguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -175,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         command, *flags = argv
         known(command, ["train", *SCRIPTS, "doctor", "push", "--help", "--version"], "command")
         if command in ("doctor", "push"):
-            arguments = parse_own(argv)
+            arguments = parse_own(command, flags)
             if not arguments.path.strip():
                 raise ValueError("path: it is empty; give the folder of a data set or of a run")
             _say_loading()
@@ -188,6 +228,8 @@ def main(argv: list[str] | None = None) -> int:
         if not flags or flags[0] in HELP:
             print(f"hf_genmod train TASK [--FLAG VALUE ...], with the task one of\n{tasks}")
             return 0
+        if flags[0].startswith("-"):
+            raise ValueError(f"{flags[0]}: the task comes before the flags; it is one of {', '.join(TASKS)}")
         task = known(flags[0].replace("_", "-"), TASKS, "task")
         script = "finetune_lora" if task == "lora" else f"train_{task}".replace("-", "_")
         run_script(f"train {task}", script, flags[1:])

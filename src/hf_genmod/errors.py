@@ -2,9 +2,11 @@
 
 import argparse
 import contextlib
+import difflib
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -21,6 +23,25 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str):
         once = re.sub(r"/--[\w-]+", "", message.removeprefix("argument "))  # --one_flag/--one-flag
         raise ValueError(f"{once}; --help tells what flags take")
+
+
+def nearest(flag: str, names: list[str], elsewhere: Mapping[str, str] | None = None) -> str | None:
+    """The name that somebody may have meant, as it is written alike or, in `elsewhere`, other programs call it so."""
+    written, elsewhere = flag.strip("-").replace("-", "_").lower(), elsewhere or {}
+    close = difflib.get_close_matches(written, [*names, *elsewhere], n=1, cutoff=0.7)
+    return next((name for name in map(elsewhere.get, close, close) if name in names), None)
+
+
+def refuse_unknown(words: list[str], names: list[str], elsewhere: Mapping[str, str] | None = None, first: str = ""):
+    """Raises a `ValueError` about the first of the words that a parser did not know; its flags have these names, and
+    `first` is that of a word without one."""
+    if words:
+        flag = words[0].split("=")[0]
+        if not flag.startswith("-"):
+            where = f", such as --{first} {flag}" if first else " (--help lists them)"
+            raise ValueError(f"{flag}: belongs to no flag; put its flag in front{where}")
+        name = nearest(flag, names, elsewhere)
+        raise ValueError(f"{flag}: no such flag; {f'did you mean --{name}?' if name else '--help lists them'}")
 
 
 def first_line(error: Exception) -> str:

@@ -85,6 +85,18 @@ def test_unknown_flags_are_taken_for_near_ones_and_for_those_of_other_scripts(fl
         parse_arguments(DataArguments, argv=[flag])
 
 
+@pytest.mark.parametrize(
+    "argv, remedy",
+    [
+        (["pets"], "put its flag in front, such as --dataset pets"),
+        (["pets", "--dataset", "x"], r"put its flag in front \(--help lists them\)"),
+    ],
+)
+def test_a_word_without_a_flag_is_named_with_the_first_flag_that_is_not_given(argv, remedy):
+    with pytest.raises(ValueError, match=f"^pets: belongs to no flag; {remedy}$"):
+        parse_arguments(DataArguments, argv=argv)
+
+
 def test_a_file_about_a_model_is_named(tmp_path):
     file = tmp_path / "model_index.json"
     file.write_text('{"_class_name": "UnconditionalPipeline", "unet": ["diffusers", "UNet2DModel"]}')

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -19,7 +18,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from hf_genmod.data.sources import refuse_missing
-from hf_genmod.errors import OneLineParser, first_line, shortened
+from hf_genmod.errors import OneLineParser, first_line, nearest, refuse_unknown, shortened
 from hf_genmod.processes import use_cores
 from hf_genmod.sharing.model_card import check_license
 from hf_genmod.training.config import changeable
@@ -122,12 +121,8 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     file = config_parser.parse_known_args(argv)[0].config
     settings = _flags_in_file(file, names, parser.prog) if file else []
     values, unknown = parser.parse_known_args(settings + argv)
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        if not flag.startswith("-"):
-            raise ValueError(f"{flag}: belongs to no flag; put its flag in front, such as --{names[0]} {flag}")
-        name = _close_to(flag, names)
-        raise ValueError(f"{flag}: no such flag; {f'did you mean --{name}?' if name else '--help lists them'}")
+    is_given = any(word.split("=")[0] == f"--{names[0]}" for word in argv)
+    refuse_unknown(unknown, names, _ELSEWHERE, first="" if is_given else names[0])
     for name, value in vars(values).items():
         numbers = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, float)]
         if not all(map(math.isfinite, numbers)):
@@ -144,13 +139,6 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
         dataclass_type(**{field.name: values[field.name] for field in dataclasses.fields(dataclass_type)})
         for dataclass_type in dataclass_types
     )
-
-
-def _close_to(flag: str, names: list[str]) -> str | None:
-    """The name that somebody may have meant, as it is written alike or other scripts call it so."""
-    written = flag.strip("-").replace("-", "_").lower()
-    close = difflib.get_close_matches(written, [*names, *_ELSEWHERE], n=1, cutoff=0.7)
-    return next((name for name in map(_ELSEWHERE.get, close, close) if name in names), None)
 
 
 def _at_home(value):
@@ -192,7 +180,7 @@ def _flags_in_file(file: str, names: list[str], script: str) -> list[str]:
     not_repeated = {"push_to_hub", "hub_model_id", "hub_private_repo"} - set(settings)
     settings = {name: value for name, value in arguments_in(settings).items() if name not in not_repeated}
     if unknown := [name for name in settings if name not in names]:
-        name = _close_to(unknown[0], names)
+        name = nearest(unknown[0], names, _ELSEWHERE)
         hint = f"did you mean {name}?" if name else "is the file for another script? `--help` lists those that it has"
         raise ValueError(f"{file}: settings that {script} does not have: {shortened(unknown)}; {hint}")
     flags = []
