@@ -185,11 +185,16 @@ class TestBitsPerDimension:
         labels = torch.arange(20) % 2
         bits = bits_per_dimension(pipe, self.pictures, num_by_flow=3, class_labels=labels)
         assert [*bits] == ["probability-flow ODE", "variational bound"]
-        assert bits["variational bound"] == variational_bound(unet, pipe.scheduler, self.pictures, class_labels=labels)
-        some = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:3]
-        flow = probability_flow_bits(unet, pipe.scheduler, self.pictures[some], class_labels=labels[some])
+        order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+        pictures, labels = self.pictures[order], labels[order]
+        assert bits["variational bound"] == variational_bound(unet, pipe.scheduler, pictures, class_labels=labels)
+        flow = probability_flow_bits(unet, pipe.scheduler, pictures[:3], class_labels=labels[:3])
         assert bits["probability-flow ODE"] == Estimate.of(flow)
-        others = bits_per_dimension(pipe, self.pictures, num_by_flow=3, class_labels=1 - labels)
+        # Of many images some are measured.
+        bits = bits_per_dimension(pipe, self.pictures, num_images=7, num_by_flow=3, class_labels=torch.arange(20) % 2)
+        few = variational_bound(unet, pipe.scheduler, pictures[:7], class_labels=labels[:7])
+        assert [*bits.values()] == [Estimate.of(flow), few] and few.count == 7
+        others = bits_per_dimension(pipe, pictures, num_images=7, num_by_flow=3, class_labels=1 - labels)
         assert all(others[name] != bits[name] for name in bits)
 
     @pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (0.6, 0.3)])
@@ -207,7 +212,8 @@ class TestBitsPerDimension:
         pipe.unet.forward = exact
         pictures = self.pictures.repeat(20, 1, 1, 1)
         x = to_model_range(pictures)
-        bits = bits_per_dimension(pipe, pictures, num_by_flow=400)
+        order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+        bits = bits_per_dimension(pipe, pictures[order.argsort()], num_images=400, num_by_flow=400)  # in this order
         bound, flow = bits["variational bound"], bits["probability-flow ODE"]
         lower = importance_log_likelihood(vae, x, 1, likelihood="discretised_gaussian")
         expected = -lower.mean().item()

@@ -87,3 +87,26 @@ class TestMemorisation:
     def test_needs_as_many_held_out_pictures_as_the_quantile_says(self):
         with pytest.raises(ValueError, match="held_out_distances: 99 images have no 1% quantile; hold out 100"):
             audit_memorisation(self.pictures(5, 0), self.pictures(5, 1), torch.ones(99))
+
+
+class TestNearest:
+    @pytest.mark.parametrize("shift", [0, 1e4])
+    def test_equals_brute_force_for_features_far_from_the_origin(self, shift):
+        x, others = (randn(60, 5) + shift).float(), (randn(300, 5, seed=1) + shift).float()
+        distances, nearest = nearest_of(x, others, batch_size=25)
+        expected = [min((math.dist(a, b), i) for i, b in enumerate(others.tolist())) for a in x.tolist()]
+        torch.testing.assert_close(distances, torch.tensor([distance for distance, _ in expected]).double())
+        assert nearest.tolist() == [i for _, i in expected]
+
+    def test_finds_the_only_copy_among_bytes_that_fp32_cannot_tell_apart(self):
+        """Squares of white pictures are 2e8 in fp32, which is good to 16; the others differ by less."""
+        others = torch.full((40, 3, 32, 32), 255, dtype=torch.uint8)
+        others[torch.arange(40), 0, 0, torch.arange(40) % 32] -= 1
+        others[:, 1, torch.arange(40) % 32, 3] -= 1
+        for i in (0, 7, 39):
+            distances, nearest = nearest_of(others[i : i + 1], others)
+            assert distances.tolist() == [0] and torch.equal(others[nearest[0]], others[i])
+
+    def test_takes_the_images_there_are(self):
+        distances, nearest = nearest_of(torch.zeros(2, 3), torch.tensor([[3.0, 0, 4]]))
+        assert distances.tolist() == [5, 5] and nearest.tolist() == [0, 0]

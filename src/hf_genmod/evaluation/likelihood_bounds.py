@@ -119,14 +119,15 @@ def importance_log_likelihood(
 
 
 def bits_per_dimension(
-    pipeline, images: Tensor, num_latents: int = 64, num_by_flow: int = 64, **condition: Tensor
+    pipeline, images: Tensor, num_images: int = 200, num_latents: int = 64, num_by_flow: int = 64, **condition: Tensor
 ) -> dict[str, Estimate]:
     """
-    Upper bounds of −log p(x) in bits per dimension, for images of 8 bits that the model was not trained on. A Gaussian
-    p(x | z) is integrated over the 8-bit bins. For a Bernoulli p(x | z) the images are thresholded, and have one bit.
+    Upper bounds of −log p(x) in bits per dimension, for images of 8 bits that the model was not trained on:
+    `num_images` of `images`, chosen at random and the same for every model. A Gaussian p(x | z) is integrated over the
+    8-bit bins. For a Bernoulli p(x | z) the images are thresholded, and have one bit.
 
-    - A diffusion model, given `condition` as in [`variational_bound`]: "probability-flow ODE", of `num_by_flow` random
-      images of `images`, as [`probability_flow_bits`] computes it; "variational bound", of all images.
+    - A diffusion model, given `condition` as in [`variational_bound`]: "probability-flow ODE", of `num_by_flow` of
+      these images, as [`probability_flow_bits`] computes it; "variational bound", of all of them.
     - A variational autoencoder: "evidence lower bound"; "importance-sampled bound (64 z)", tighter, from `num_latents`
       z per image.
     - Other models have no bounds.
@@ -135,13 +136,14 @@ def bits_per_dimension(
     """
     if pipeline.config.get("value_range") is not None:  # measured values have no 8 bits
         return {}
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:num_images]
+    images, condition = images[chosen], {name: values[chosen] for name, values in condition.items()}
     unet, vae = pipeline.components.get("unet"), pipeline.vae
     if unet is not None:
         scheduler = AncestralDDPMScheduler.from_config(pipeline.scheduler.config)
-        some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:num_by_flow]
     if vae is None:
-        conditions = {name: values[some] for name, values in condition.items()}
-        flow = Estimate.of(probability_flow_bits(unet, scheduler, images[some], **conditions))
+        few = {name: values[:num_by_flow] for name, values in condition.items()}
+        flow = Estimate.of(probability_flow_bits(unet, scheduler, images[:num_by_flow], **few))
         return {
             "probability-flow ODE": flow,
             "variational bound": variational_bound(unet, scheduler, images, **condition),
@@ -154,7 +156,7 @@ def bits_per_dimension(
     else:
         likelihood = "discretised_gaussian"
     if unet is not None:
-        return _bounds_through_latents(vae, unet, scheduler, x, likelihood, some, **condition)
+        return _bounds_through_latents(vae, unet, scheduler, x, likelihood, num_by_flow, **condition)
     bits = {}
     for name, k in (("evidence lower bound", 1), (f"importance-sampled bound ({num_latents} z)", num_latents)):
         log_p = importance_log_likelihood(vae, x, k, torch.Generator().manual_seed(0), likelihood=likelihood)
@@ -163,7 +165,7 @@ def bits_per_dimension(
 
 
 @torch.no_grad()
-def _bounds_through_latents(vae, unet, scheduler, x, likelihood, some, **condition) -> dict[str, Estimate]:
+def _bounds_through_latents(vae, unet, scheduler, x, likelihood, num_by_flow, **condition) -> dict[str, Estimate]:
     """
     The evidence lower bound of an autoencoder whose prior is a diffusion model of its latents (Vahdat et al. 2021,
     https://arxiv.org/abs/2106.05931, Eq. 1), in bits per dimension:
@@ -171,7 +173,7 @@ def _bounds_through_latents(vae, unet, scheduler, x, likelihood, some, **conditi
         −log p(x) ≤ E [ log q(z | x) − log p(x | z) − log p(z) ],   log p(z) = log p(z̃) + d log s
 
     with z ~ q(z | x), s the `scaling_factor`, and z̃ = s (z − shift), which the U-Net sees. −log p(z̃) is that of the
-    probability-flow ODE, for the images `some`, and for all images it is bounded by Σ_t L_t + L_T.
+    probability-flow ODE, for the first `num_by_flow` images, and for all images it is bounded by Σ_t L_t + L_T.
     """
     latents, rest, bits = [], [], x[0].numel() * math.log(2)
     for part in torch.arange(len(x)).split(256):
@@ -185,9 +187,9 @@ def _bounds_through_latents(vae, unet, scheduler, x, likelihood, some, **conditi
     latents = torch.cat(latents)
     share = latents[0].numel() / x[0].numel()  # d / D
     rest = torch.cat(rest) - share * math.log2(vae.config.scaling_factor)
-    conditions = {name: values[some] for name, values in condition.items()}
-    flow = Estimate.of(rest[some] + share * probability_flow_bits(unet, scheduler, latents[some], **conditions))
+    few = {name: values[:num_by_flow] for name, values in condition.items()}
+    flow = rest[:num_by_flow] + share * probability_flow_bits(unet, scheduler, latents[:num_by_flow], **few)
     prior, rest = variational_bound(unet, scheduler, latents, likelihood="gaussian", **condition), Estimate.of(rest)
     error = math.hypot(rest.standard_error, share * prior.standard_error)
     bound = Estimate.with_error(rest.value + share * prior.value, len(x), error)
-    return {"probability-flow ODE": flow, "variational bound": bound}
+    return {"probability-flow ODE": Estimate.of(flow), "variational bound": bound}

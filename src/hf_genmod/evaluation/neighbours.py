@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from hf_genmod.evaluation.distances import checked_features
 from hf_genmod.evaluation.estimates import Estimate, Share
@@ -75,8 +76,26 @@ def audit_memorisation(samples: Tensor, training: Tensor, held_out_distances: Te
     return MemorisationAudit(threshold, share, share.value - 0.01 > 3 * error, nearest, distances)
 
 
-def nearest_of(x: Tensor, others: Tensor, batch_size: int = 256) -> tuple[Tensor, Tensor]:
-    """The Euclidean distance of each of `x`, (n, ...), to the nearest of `others`, (N, ...), and its index."""
-    x, others = x.flatten(1).double(), others.flatten(1).double()
-    nearest = [torch.cdist(part, others).min(dim=1) for part in x.split(batch_size)]
-    return torch.cat([part.values for part in nearest]), torch.cat([part.indices for part in nearest])
+def nearest_of(x: Tensor, others: Tensor, batch_size: int = 256, candidates: int = 16) -> tuple[Tensor, Tensor]:
+    """
+    The Euclidean distance in fp64 of each of `x`, (n, ...), to the nearest of `others`, (N, ...), and its index.
+
+    It is the nearest of the `candidates` y of the least ‖y − c‖² − 2 (x − c)·(y − c), computed in fp32 with the mean c
+    of `others`. So another one is nearer only if fp32 cannot tell it apart from that many.
+    """
+    x, others = x.flatten(1), others.flatten(1)
+    centre = others.mean(dim=0, dtype=torch.float32)
+    centred = others.float() - centre  # (N, D)
+    squares = centred.square().sum(dim=1)
+    distances, indices = [], []
+    for part in tqdm(x.split(batch_size), "Nearest images", leave=False, disable=None):
+        near = torch.addmm(squares, part.float() - centre, centred.T, alpha=-2)  # (part, N)
+        near = near.topk(min(candidates, len(others)), largest=False).indices
+        exact = [  # of few at once, as images may be large
+            torch.cdist(few[:, None].double(), others[those].double())[:, 0]
+            for few, those in zip(part.split(16), near.split(16), strict=True)
+        ]
+        distance, place = torch.cat(exact).min(dim=1)
+        distances.append(distance)
+        indices.append(near.gather(1, place[:, None])[:, 0])
+    return torch.cat(distances), torch.cat(indices)
