@@ -333,6 +333,25 @@ def test_limits_follow_from_what_was_measured(run):
         assert absent not in text
 
 
+def test_what_cannot_judge_is_marked_explained_and_not_in_the_headline(run):
+    folder = run()
+    report(folder, measured(1) | {"precision": share(450, 500), "coverage": share(499, 500)})
+    card = write_card(folder, "mit")
+    assert "| precision \\* | recall | density | coverage | recognised |" in card.text
+    assert "by the precision, samples (DPMSolver, 20 steps, γ = 1: 90.0% (86.9–92.9%)) are better than" in card.text
+    assert [result.metric_type for result in card.data.eval_results] == [
+        "frechet-distance", "coverage", "accuracy"]  # fmt: skip
+    file = folder / "evaluation" / "evaluation.json"
+    found = json.loads(file.read_text())
+    found["held_out"]["recognised_share"] = share(325, 500)
+    file.write_text(json.dumps(found))
+    card = write_card(folder, "mit")
+    assert "- A measure with a star cannot judge its samples: the classifier recognises only 65.0% (" in card.text
+    assert "| recognised \\* | near" in card.text
+    assert [result.metric_type for result in card.data.eval_results] == [
+        "frechet-distance", "coverage", "bits-per-dimension"]  # fmt: skip
+
+
 def test_what_was_not_measured_is_said_to_be_unknown(run):
     text = write_card(run(), "mit").text
     assert "The quality of the model has not been measured" in text

@@ -5,12 +5,23 @@ import json
 import os
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+
 from hf_genmod.checkpoints.safety import read_json
 from hf_genmod.evaluation.estimates import Estimate, Share
 from hf_genmod.evaluation.standard import standard_table
 
 # Measures that are shares, or that hold shares by the name of a class.
 _SHARES = {"precision", "recall", "coverage", "recognised_share", "recognised_share_by_class", "share"}
+
+# Measures of which held-out images show the best that can be reached, and whether less is better.
+_BOUNDED = {"frechet_distance": True, "kernel_distance": True}
+_BOUNDED |= dict.fromkeys(("precision", "recall", "density", "coverage", "recognised_share"), False)
+
+_LEAST_RECOGNISED = 0.8  # of held-out images, by a classifier that is to recognise samples
+
+# A network that knows more than one that is trained on a small data set.
+_PRETRAINED = "facebook/dinov2-base"
 
 # What the table of a report shows.
 _COLUMNS = {
@@ -66,19 +77,24 @@ class Report:
 
     def __str__(self) -> str:
         """Tables with a line for each setting, the best one named, and one for held-out images: of own measures, and
-        of standard ones if there are any."""
+        of standard ones if there are any. A column with a star is unable to judge, which is explained below."""
         names = [name for name in _COLUMNS if any(name in setting for setting in self.settings)]
         lines = [[setting_name(setting), setting] for setting in self.settings]
         if len(lines) > 1:
             next(line for line in lines if line[1] is self.best)[0] += " (best)"
         lines.append(["held-out images", self.held_out])
-        left_out = [f"left out: the {name}, which {reason}" for name, reason in self.left_out.items()]
-        table = [["", *(_COLUMNS[name] for name in names)]]
+        notes = [f"left out: the {name}, which {reason}" for name, reason in self.left_out.items()]
+        notes += [f"* unable to judge: {reason}" for reason in self.unable_to_judge.values()]
+        if self.unable_to_judge and self.features != _PRETRAINED:
+            is_here = isinstance(try_to_load_from_cache(_PRETRAINED, "config.json"), str)
+            where = "which is in the cache of this machine" if is_here else "from the Hub"
+            notes.append(f"--features {_PRETRAINED} compares images by a larger network, {where}")
+        table = [["", *(_COLUMNS[name] + " *" * (name in self.unable_to_judge) for name in names)]]
         for text, measures in lines:
             found = [measures.get(name) for name in names]
             table.append([text, *("" if estimate is None else estimate.interval for estimate in found)])
         tables = [_aligned(rows) for rows in (table, standard_table(dict(lines))) if rows]
-        return "\n\n".join([*tables, *(["\n".join(left_out)] if left_out else [])])
+        return "\n\n".join([*tables, *(["\n".join(notes)] if notes else [])])
 
     @property
     def best(self) -> dict:
@@ -86,9 +102,38 @@ class Report:
         name = "frechet_distance" if "frechet_distance" in self.settings[0] else "kernel_distance"
         return min(self.settings, key=lambda setting: setting[name].value)
 
+    @property
+    def unable_to_judge(self) -> dict[str, str]:
+        """
+        The measures that cannot judge the samples, and a sentence that says why. A classifier can if it recognises
+        80% of held-out images. A measure cannot if samples are better by it than held-out images, beyond both
+        intervals, as these are the best that a model could draw. (The Fréchet distance falls with the number of
+        images, so more samples than held-out images may have a lower one.)
+        """
+        reasons = {}
+        for name, less_is_better in _BOUNDED.items():
+            real = self.held_out.get(name)
+            for setting in self.settings if real else ():
+                found = setting.get(name)
+                if found is None or (name == "frechet_distance" and found.count > real.count):
+                    continue
+                if found.high < real.low if less_is_better else found.low > real.high:
+                    words = name.replace("_", " ").replace("frechet", "Fréchet")
+                    reasons[name] = (
+                        f"by the {words}, samples ({setting_name(setting)}: {found.interval}) are better than real "
+                        f"images that were held out ({real.interval})"
+                    )
+        known = self.held_out.get("recognised_share")
+        if known and known.value < _LEAST_RECOGNISED:
+            reasons["recognised_share"] = (
+                f"the classifier recognises only {known.interval} of real images that were held out"
+            )
+        return reasons
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `evaluation.json` into a folder."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        fields["unable_to_judge"] = self.unable_to_judge
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, "evaluation.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
@@ -97,7 +142,11 @@ class Report:
         """The report that `save` wrote; `None` if there is none. Raises a `ValueError` if it cannot be read."""
         file = Path(folder, "evaluation.json")
         try:
-            return cls(**_measures(read_json(file))) if file.is_file() else None
+            if not file.is_file():
+                return None
+            found = _measures(read_json(file))
+            found.pop("unable_to_judge", None)  # follows from the measures
+            return cls(**found)
         except TypeError as error:
             raise ValueError(f"{file}: not a report as this version writes it ({error}); evaluate again") from error
 

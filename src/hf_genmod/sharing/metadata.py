@@ -20,23 +20,25 @@ METRICS = {
     "density": ("density", "density"),
     "coverage": ("coverage", "coverage"),
     "recognised_share": ("recognised", "accuracy"),
+    "bits_per_dimension": ("bits per dimension", "bits-per-dimension"),
 }
 
 
 def headline(facts: Facts) -> list[tuple[str, str, Estimate, Estimate | None]]:
-    """Three measures of the best setting: heading, metric on the Hub, measure, and that of held-out images."""
+    """Three measures of the best setting that can judge it: heading, metric on the Hub, measure, and that of held-out
+    images."""
     if not (facts.report and facts.report.settings):
         return []
-    best, held_out = facts.report.best, facts.report.held_out
+    report, measures = facts.report, dict(facts.report.best)
+    for bound in report.bits_per_dimension.values():
+        measures["bits_per_dimension"] = bound  # the last
     arrows = {"frechet_distance": "↓", "coverage": "↑", "recognised_share": "↑"}
-    measures = [
-        (f"{METRICS[name][0]} {arrow}", METRICS[name][1], best[name], held_out.get(name))
+    arrows |= {"bits_per_dimension": "↓", "precision": "↑"}
+    return [
+        (f"{METRICS[name][0]} {arrow}", METRICS[name][1], measures[name], report.held_out.get(name))
         for name, arrow in arrows.items()
-        if name in best
-    ]
-    bits = list(facts.report.bits_per_dimension.values())[-1:]  # of all held-out images
-    measures += [("bits per dimension ↓", "bits-per-dimension", bound, None) for bound in bits]
-    return [*measures, ("precision ↑", "precision", best["precision"], held_out["precision"])][:3]
+        if name in measures and name not in report.unable_to_judge
+    ][:3]
 
 
 def card_metadata(facts: Facts, license: str, repo_id: str | None) -> ModelCardData:

@@ -132,7 +132,11 @@ def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: st
         figures=facts.figures(shared=repo_id is not None),
         is_shared=repo_id is not None,
         report=report,
-        metrics={name: heading for name, (heading, _) in METRICS.items() if any(name in x for x in settings)},
+        metrics={
+            name: heading + " \\*" * (name in report.unable_to_judge)
+            for name, (heading, _) in METRICS.items()
+            if any(name in x for x in settings)
+        },
         name_of=setting_name,
         best=report.best if settings else None,
         headline=headline(facts),
