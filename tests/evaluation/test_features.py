@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hf_genmod.evaluation.features import (
     PretrainedFeatures,
     all_bytes,
     extract_features,
+    shifted,
     train_feature_classifier,
 )
 from hf_genmod.evaluation.recognition import recognised_share
@@ -55,10 +57,22 @@ def test_training_is_decided_by_its_seed(flip):
 def test_flips_and_shifts_change_what_is_learned():
     plain, flipped, shifted = (
         train_feature_classifier(*bars(40), 2, max_train_steps=2, batch_size=16, **augmentation)
-        for augmentation in ({}, {"flip": True}, {"max_shift": 1})
+        for augmentation in ({"max_shift": 0}, {"max_shift": 0, "flip": True}, {"max_shift": 1})
     )
     assert not torch.equal(plain.projection.weight, flipped.projection.weight)
     assert not torch.equal(plain.projection.weight, shifted.projection.weight)
+
+
+def test_each_image_is_shifted_by_itself_and_its_border_is_repeated():
+    images = torch.rand(200, 1, 5, 6)
+    moved = shifted(images, 2, torch.Generator().manual_seed(0))
+    seen = set()
+    for image, result in zip(images, moved, strict=True):
+        padded = F.pad(image[None], [2] * 4, mode="replicate")[0]
+        places = [(y, x) for y in range(5) for x in range(5) if torch.equal(padded[:, y : y + 5, x : x + 6], result)]
+        assert len(places) == 1
+        seen |= set(places)
+    assert len(seen) == 25
 
 
 def test_training_goes_round_a_set_smaller_than_a_batch():
@@ -84,6 +98,17 @@ def test_saved_classifier_loads_bitwise(classifier, tmp_path):
     assert loaded.config == classifier.config and not loaded.training
     assert all(torch.equal(v, classifier.state_dict()[k]) for k, v in loaded.state_dict().items())
     assert_rounded_alike(loaded(pictures), classifier(pictures))
+
+
+def test_a_file_of_the_network_of_older_versions_loads(tmp_path):
+    from safetensors.torch import save_file
+
+    old = FeatureClassifier(3, 2, num_blocks=None)
+    assert [x.kernel_size for x in old.body if hasattr(x, "stride")] == [(4, 4), (3, 3), (3, 3), (3, 3)]
+    del old.config["num_blocks"]
+    save_file(old.state_dict(), tmp_path / "old.safetensors", {"config": json.dumps(old.config)})
+    pictures = torch.rand(5, 3, 16, 16) * 2 - 1
+    assert torch.equal(FeatureClassifier.load(tmp_path / "old.safetensors")(pictures), old.eval()(pictures))
 
 
 def test_load_refuses_weights_of_another_origin(tmp_path):

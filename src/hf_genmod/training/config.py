@@ -10,6 +10,7 @@ from transformers.hf_argparser import HfArg
 
 from hf_genmod.data.randomness import Augmentation
 from hf_genmod.errors import counted
+from hf_genmod.processes import multiplies_in_bf16
 from hf_genmod.training.averaging import check_length
 
 
@@ -61,7 +62,8 @@ class TrainingConfig:
     def __post_init__(self):
         self.output_dir = os.path.expanduser(self.output_dir)
         if self.mixed_precision is None:
-            default = "bf16" if _multiplies_in_bf16() else "no"
+            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+            default = "bf16" if multiplies_in_bf16(device) else "no"
             self.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", default)
         if self.max_train_steps is None and self.max_train_minutes is None:
             raise ValueError("a run needs a budget; give one, such as --max_train_minutes 30 (or --max_train_steps N)")
@@ -128,12 +130,3 @@ def fast_matrix_products(device: torch.device):
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _multiplies_in_bf16() -> bool:
-    """Whether the device of a run multiplies in bf16 at least twice as fast as in fp32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return bool(has_bf16) and not torch.accelerator.is_available()
