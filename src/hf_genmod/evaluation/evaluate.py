@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.drawing.curves import draw_guidance
 from hf_genmod.drawing.grids import draw_enlarged, draw_steps, draw_trajectory, side_by_side
 from hf_genmod.drawing.samples import draw_to_folder
+from hf_genmod.errors import counted
 from hf_genmod.evaluation.config import EvaluationConfig, make_sampler
 from hf_genmod.evaluation.distances import FeatureStatistics, frechet_distance, kernel_distance
 from hf_genmod.evaluation.estimates import Estimate, with_interval
@@ -59,7 +61,7 @@ def evaluate(
     Raises:
         ValueError: If a setting does not fit the pipeline, or there are fewer than six samples or held-out images.
     """
-    folder, state = Path(folder), processes()
+    folder, state, started = Path(folder), processes(), time.monotonic()
     pipeline.to(state.device)
     pipeline.set_progress_bar_config(disable=True)
     settings = config.settings_for(pipeline)
@@ -72,7 +74,7 @@ def evaluate(
         raise ValueError("reference: it is for --measures; give both, such as --measures standard")
     reference = config.reference or folder / f"reference-{pictures.fingerprint}.safetensors"
     standard = StandardMeasures(config.measures, pictures, reference) if config.measures else None
-    _say(f"reading {len(pictures):,} images and {len(held_out):,} held-out ones")
+    _say(started, f"reading {len(pictures):,} images and {len(held_out):,} held-out ones")
     real, unseen = all_bytes(pictures), all_bytes(held_out)
     is_upsampler = "image" in pipeline.example_request()
     source, rng = held_out if is_upsampler else pictures, torch.Generator().manual_seed(config.seed)
@@ -88,20 +90,22 @@ def evaluate(
             left_out[f"Fréchet distance of {kind}"] = f"needs {2 * (d + 1):,} of them, and there are {count}"
     if len(unseen) < 100:
         left_out["search for copies"] = f"needs 100 held-out images, and there are {len(unseen)}"
+    _say(started, "preparing the network of the features")
     needs_classifier = network is None or labels is not None
     classifier = _find_classifier(network, pictures, real, folder) if needs_classifier else None
     network = network or classifier
     names = ["-".join(map(str, setting.values())) for setting in settings]
+    _say(started, f"drawing {config.samples:,} samples of each of {counted(len(settings), 'setting')}")
     drawn = _draw_settings(pipeline, settings, names, samplers, request, source, folder / "samples", config)
     if not state.is_main_process:
         return None
 
-    _say("computing the features of the images")
+    _say(started, "computing the features of the images")
     of_real, of_unseen = extract_features(real, network), extract_features(unseen, network)
     apart = {"pixels": nearest_of(unseen, real)[0], "features": nearest_of(of_unseen, of_real)[0]}
     for name, setting, samples in zip(names, settings, drawn, strict=True):
         images = samples["images"]
-        _say(f"measuring {setting_name(setting)}")
+        _say(started, f"measuring {setting_name(setting)}")
         features = extract_features(images, network)
         setting |= {"seconds": Estimate.of(samples["seconds"]), "forward_passes": samples["forward_passes"]}
         setting |= evaluate_features(features, of_real)
@@ -116,7 +120,7 @@ def evaluate(
     report.left_out = left_out
     report.held_out = evaluate_features(of_unseen, of_real)
     if standard is not None:
-        _say("measuring by the networks of papers")
+        _say(started, "measuring by the networks of papers")
         standard.prepare(real)
         for measures, images in [*zip(settings, (samples["images"] for samples in drawn), strict=True),
                                  (report.held_out, unseen)]:  # fmt: skip
@@ -126,23 +130,25 @@ def evaluate(
     if is_upsampler:
         interpolated = as_bytes(pipeline.unet_inputs(source, indices)["conditioning_image"].cpu())  # bicubic
         report.interpolated = evaluate_features(extract_features(interpolated, network), of_real)
-    _say("measuring the likelihood")
+    _say(started, "measuring the likelihood")
     conditions = pipeline.unet_inputs(held_out, range(len(held_out))) if pipeline.denoises else {}
     report.bits_per_dimension = bits_per_dimension(pipeline, unseen.to(state.device), **conditions)
     report.save(folder)
-    _say("drawing the figures")
+    _say(started, "drawing the figures")
     pipeline.set_progress_bar_config(desc="drawing a figure", leave=False)
     try:
         draw_figures(pipeline, settings, request, held_out, folder)
     except ValueError as error:  # strong guidance that diverges in few steps
         print(f"not all figures could be drawn: {error}")
+    _say(started, "done")
     return report
 
 
-def _say(what: str) -> None:
-    """Says on the first process what takes time now."""
+def _say(started: float, what: str) -> None:
+    """Says on the first process what takes time now, after the minutes and seconds until now."""
     if processes().is_main_process:
-        tqdm.write(what, file=sys.stderr)
+        seconds = round(time.monotonic() - started)
+        tqdm.write(f"{seconds // 60}:{seconds % 60:02} {what}", file=sys.stderr)
 
 
 def _draw_settings(pipeline, settings, names, samplers, request, source, folder, config) -> list[dict]:
