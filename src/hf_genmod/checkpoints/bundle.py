@@ -104,8 +104,7 @@ def _import_lines(imports: set[tuple[str, str]], used: set[str]) -> Iterator[str
     """The import statements of pairs (module, name), those whose name is used; a module itself is ("", module)."""
     needed = sorted(pair for pair in imports if pair[1].split(" as ")[-1].split(".")[0] in used)
     for module, pairs in itertools.groupby(needed, key=lambda pair: pair[0]):
-        names = [name for _, name in pairs]
-        yield from [f"from {module} import {', '.join(names)}"] if module else [f"import {name}" for name in names]
+        yield (f"from {module} " if module else "") + f"import {', '.join(name for _, name in pairs)}"
 
 
 def _refuse_hidden_imports(file: Path, tree: ast.Module) -> None:

@@ -1,5 +1,6 @@
 """Checks of what a pipeline is made of: its components, and the values that its index holds."""
 
+import inspect
 import math
 from collections.abc import Iterator
 from numbers import Integral, Real
@@ -27,7 +28,8 @@ def check_parts(pipeline: DiffusionPipeline, components: dict | None = None, con
     Args:
         pipeline: The pipeline, whose class says which components may be `None`.
         components (`dict`, *optional*): Models, scheduler and tokenizer, by their names.
-        config (`dict`, *optional*): The other arguments, of which `process`, `value_range` and `id2label` are checked.
+        config (`dict`, *optional*): The other arguments, of which `process`, `defaults`, `value_range` and `id2label`
+            are checked.
 
     Raises:
         ValueError: If a component is of another kind than its name says, or a value is malformed.
@@ -46,6 +48,8 @@ def check_parts(pipeline: DiffusionPipeline, components: dict | None = None, con
                 raise ValueError(f"{name}: {kind} has no {attribute}; give a {expected}") from None
     if (process := config.get("process")) is not None:
         check_process(process)
+    if (defaults := config.get("defaults")) is not None:
+        _check_defaults(defaults, inspect.signature(type(pipeline).__call__).parameters)
     if (value_range := config.get("value_range")) is not None:
         pixels = components["unet"] if components.get("vae") is None else components["vae"]
         _check_value_range(value_range, pixels.config.in_channels)
@@ -68,6 +72,17 @@ def check_process(process: dict) -> None:
         DDPMScheduler.from_config(process)
     except Exception as error:  # of torch and diffusers, about values
         raise ValueError(f"process: {process!r:.60} makes no scheduler ({first_line(error)}); {remedy}") from error
+
+
+def _check_defaults(defaults, parameters) -> None:
+    arguments = defaults.get("arguments") if isinstance(defaults, dict) else None
+    if not isinstance(arguments, dict) or defaults.keys() - {"arguments", "chosen_on"}:
+        raise ValueError(f"defaults: {defaults!r:.60} is no {{'arguments': {{...}}}}; give such a dict, or None")
+    for name, value in arguments.items():
+        if name not in parameters or type(parameters[name].default) not in (int, float):
+            raise ValueError(f"defaults: {name!r:.60} is no argument that takes a number; leave it out")
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"defaults: {name} is {value!r:.60}, which is not a number")
 
 
 def _check_value_range(value_range, channels: int) -> None:

@@ -156,6 +156,7 @@ def _draw_settings(pipeline, settings, names, samplers, request, source, folder,
     models = [model for model in pipeline.components.values() if isinstance(model, torch.nn.Module)]
     own = pipeline.components.get("scheduler")
     key = f"{[*map(weights_fingerprint, models)]} {own and own.to_json_string()} {source.fingerprint} "
+    key += str(pipeline.config.get("defaults") or "")
     key = hashlib.blake2b(f"{key}{config.samples} {config.seed}".encode(), digest_size=4).hexdigest()
     drawn = []
     for name, setting in zip(names, settings, strict=True):

@@ -38,8 +38,8 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     interrupt = property(lambda self: self._interrupt, doc="Whether the call of this thread stops after this step.")
     num_timesteps = property(lambda self: self._num_timesteps, doc="Number of steps of the call of this thread.")
 
-    def __init__(self, components: dict, value_range: dict | None, process: dict | None, **config):
-        super().__init__(components, value_range=value_range, process=process, **config)
+    def __init__(self, components: dict, value_range: dict | None, process: dict | None, defaults=None, **config):
+        super().__init__(components, value_range=value_range, process=process, defaults=defaults, **config)
         self._calls, self._brought = {}, {}  # of each thread, see `of_call`; names of the classes of each adapter
         self.register_to_config(process=process or process_of(self.scheduler.config))  # that of the network's training
 
@@ -82,7 +82,6 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
                 if shift is not None:
                     x_t = x_t + shift(scheduler, model_input, t, sigma, prediction)
                 finite.append(prediction.isfinite().all() & x_t.isfinite().all())
-
                 if on_step_end is not None:
                     changed = on_step_end(self, i, t, {name: x_t for name in tensor_inputs})
                     if not isinstance(changed, dict | None):

@@ -6,7 +6,7 @@ import torch
 from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
 from .labels import ClassConditionalPipeline
-from .requests import check_guidance, is_within
+from .requests import check_guidance, generates, is_within
 
 
 class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
@@ -24,7 +24,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t, y), with `num_classes`.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        scheduler, vae, value_range, process: As [`UnconditionalPipeline`] takes them.
+        scheduler, vae, value_range, process, defaults: As [`UnconditionalPipeline`] takes them.
     """
 
     _scales = ("guidance_scale",)
@@ -37,12 +37,13 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         id2label: dict | None = None,
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
+        defaults: dict | None = None,
     ):
-        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae}, value_range, process, id2label)
+        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae}, value_range, process, id2label, defaults)
         if unet.config.num_classes is None:
             raise ValueError("unet: it was made without num_classes; use UnconditionalPipeline")
 
-    @torch.no_grad()
+    @generates
     def __call__(
         self,
         class_labels: str | int | dict | list[str | int | dict] | torch.Tensor,

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, ImagePipelineOutput, ModelMixin, SchedulerM
 
 from ..models.image_model import pair
 from .labels import ClassConditionalPipeline
-from .requests import check_guidance, is_within, of_call
+from .requests import check_guidance, generates, is_within, of_call
 from .samplers import check_process
 
 MOST_NOISE = 20.0  # the σ up to which a classifier guides unless told otherwise
@@ -31,8 +31,8 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         classifier ([`NoisyImageClassifier`]): log f_φ(y | x_t), trained on x_t of the same process. Its parameters
             are frozen.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        scheduler, vae, value_range, process: As [`UnconditionalPipeline`] takes them. A classifier of latents needs a
-            `vae`.
+        scheduler, vae, value_range, process, defaults: As [`UnconditionalPipeline`] takes them. A classifier of
+            latents needs a `vae`.
 
     Raises:
         ValueError: If the classifier does not fit the images, the noise schedule and the labels of the U-Net.
@@ -53,9 +53,10 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         id2label: dict | None = None,
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
+        defaults: dict | None = None,
     ):
         components = {"unet": unet, "classifier": classifier, "scheduler": scheduler, "vae": vae}
-        super().__init__(components, value_range, process, id2label)
+        super().__init__(components, value_range, process, id2label, defaults)
         classifier.requires_grad_(False)  # only the gradient in x_t is needed
         self._check_classifier()
 
@@ -64,7 +65,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         """The number of labels that can be asked for."""
         return self.classifier.config.num_classes
 
-    @torch.no_grad()
+    @generates
     def __call__(
         self,
         class_labels: str | int | dict | list[str | int | dict] | torch.Tensor,

@@ -1,6 +1,8 @@
 """Checks of a pipeline's arguments, one random generator per image, and what belongs to a call."""
 
 import contextlib
+import functools
+import inspect
 import math
 import threading
 from numbers import Integral, Real
@@ -26,6 +28,18 @@ def new_call(pipeline, **values):
         yield
     finally:
         del calls[0 if len(calls) == 2 else -1]
+
+
+def generates(call):
+    """A `__call__` without gradients; the `defaults` in the config of the pipeline serve for arguments left out."""
+
+    @torch.no_grad()
+    @functools.wraps(call)
+    def with_defaults(self, *args, **kwargs):
+        given = inspect.signature(call).bind(self, *args, **kwargs).arguments
+        return call(**((self.config.defaults or {}).get("arguments", {}) | given))
+
+    return with_defaults
 
 
 def plain(value):

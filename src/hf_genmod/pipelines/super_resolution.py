@@ -12,6 +12,7 @@ from .labels import ClassConditionalPipeline
 from .requests import (
     check_guidance,
     check_positive,
+    generates,
     is_within,
     one_generator_each,
     standard_normal,
@@ -38,7 +39,7 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         id2label (`dict[int, str]`, *optional*): The name of each label, for a U-Net with labels.
         factor (`int`, defaults to 2): The factor by which height and width grow.
         max_noise_level (`int`, defaults to 0): The largest s that the U-Net was trained with.
-        scheduler, value_range, process: As [`UnconditionalPipeline`] takes them.
+        scheduler, value_range, process, defaults: As [`UnconditionalPipeline`] takes them.
 
     Raises:
         ValueError: If the U-Net takes no conditioning image.
@@ -58,12 +59,13 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         max_noise_level: int = 0,
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
+        defaults: dict | None = None,
     ):
         components, config = (
             {"unet": unet, "scheduler": scheduler},
             {"factor": factor, "max_noise_level": max_noise_level},
         )
-        super().__init__(components, value_range, process, id2label, **config)
+        super().__init__(components, value_range, process, id2label, defaults, **config)
         if unet.config.conditioning_channels != unet.config.in_channels:
             raise ValueError(
                 f"unet: its conditioning_channels are {unet.config.conditioning_channels}, and not the "
@@ -75,7 +77,7 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         if type(max_noise_level) is not int or not 0 <= max_noise_level <= T:
             raise ValueError(f"max_noise_level: {max_noise_level!r} is not a whole number from 0 to {T}")
 
-    @torch.no_grad()
+    @generates
     def __call__(
         self,
         image,

@@ -9,7 +9,7 @@ from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
 from ..models.conditioning import tokenize
 from .base import GenerationPipeline
-from .requests import check_guidance, check_positive, is_within, of_call
+from .requests import check_guidance, check_positive, generates, is_within, of_call
 
 _TOKENIZING = threading.Lock()  # the fast tokenizers of transformers fail if several threads use one at once
 
@@ -29,7 +29,7 @@ class TextToImagePipeline(GenerationPipeline):
         text_encoder (`transformers.PreTrainedModel`): A text encoder with hidden states of that width:
             `CLIPTextModel`, `T5EncoderModel`, ...
         tokenizer (`transformers.PreTrainedTokenizerBase`): Its tokenizer.
-        scheduler, vae, value_range, process: As [`UnconditionalPipeline`] takes them.
+        scheduler, vae, value_range, process, defaults: As [`UnconditionalPipeline`] takes them.
 
     Raises:
         ValueError: If the U-Net takes no text, or text of another width, or the tokenizer cannot pad.
@@ -49,9 +49,11 @@ class TextToImagePipeline(GenerationPipeline):
         vae: ModelMixin | None = None,
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
+        defaults: dict | None = None,
     ):
-        of_text = {"text_encoder": text_encoder, "tokenizer": tokenizer}
-        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae, **of_text}, value_range, process)
+        components = {"unet": unet, "scheduler": scheduler, "vae": vae}
+        components |= {"text_encoder": text_encoder, "tokenizer": tokenizer}
+        super().__init__(components, value_range, process, defaults)
         width = unet.config.cross_attention_dim
         if width is None:
             raise ValueError("unet: it was made without cross_attention_dim, so that it takes no text")
@@ -63,7 +65,7 @@ class TextToImagePipeline(GenerationPipeline):
         if tokenizer.pad_token is None:
             raise ValueError("tokenizer: it has no padding token; set tokenizer.pad_token")
 
-    @torch.no_grad()
+    @generates
     def __call__(
         self,
         prompt: str | list[str] | None = None,

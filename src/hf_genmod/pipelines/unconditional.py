@@ -6,7 +6,7 @@ import torch
 from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
 from .base import GenerationPipeline
-from .requests import number_of_images
+from .requests import generates, number_of_images
 
 
 class UnconditionalPipeline(GenerationPipeline):
@@ -21,6 +21,8 @@ class UnconditionalPipeline(GenerationPipeline):
             and 1 stand for. `None` for images of 8 bits.
         process (`dict`, *optional*): The keys of a scheduler's config that describe the noise and the prediction of
             the training; by default those of `scheduler`. Schedulers that differ from them are refused.
+        defaults (`dict`, *optional*): `{"arguments": {"num_inference_steps": 50, ...}}`: numbers that `__call__` takes
+            where an argument is left out, instead of those in its signature. `"chosen_on"` may say what chose them.
     """
 
     def __init__(
@@ -30,15 +32,16 @@ class UnconditionalPipeline(GenerationPipeline):
         vae: ModelMixin | None = None,
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
+        defaults: dict | None = None,
     ):
-        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae}, value_range, process)
+        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae}, value_range, process, defaults)
         if unet.config.num_classes is not None:
             raise ValueError(
                 f"unet: it has {unet.config.num_classes} classes; use ClassifierFreeGuidedPipeline, which at "
                 "guidance_scale=0 ignores them"
             )
 
-    @torch.no_grad()
+    @generates
     def __call__(
         self,
         batch_size: int = 1,
