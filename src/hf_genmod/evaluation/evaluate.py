@@ -33,6 +33,7 @@ from hf_genmod.evaluation.neighbours import audit_memorisation, nearest_of, neig
 from hf_genmod.evaluation.recognition import recognised
 from hf_genmod.evaluation.report import Report, setting_name
 from hf_genmod.evaluation.standard import StandardMeasures
+from hf_genmod.evaluation.two_samples import told_apart
 from hf_genmod.processes import processes
 
 _NEIGHBOURS = 5  # k of the measures by neighbours
@@ -108,6 +109,7 @@ def evaluate(
         _say(started, f"measuring {setting_name(setting)}")
         features = extract_features(images, network)
         setting |= {"seconds": Estimate.of(samples["seconds"]), "forward_passes": samples["forward_passes"]}
+        setting["told_apart"] = told_apart(images, real, config.seed)
         setting |= evaluate_features(features, of_real)
         if labels is not None:
             setting |= recognised(classifier, images, labels, pictures.label_names)
@@ -118,7 +120,9 @@ def evaluate(
     dataset |= {"held_out_is_unseen": not held_out.may_have_been_trained_on, "fingerprint": pictures.fingerprint}
     report = Report(model, dataset, config.features or "a network trained on the data set", config.seed, settings)
     report.left_out = left_out
-    report.held_out = evaluate_features(of_unseen, of_real)
+    report.held_out = {"told_apart": told_apart(unseen, real, config.seed), **evaluate_features(of_unseen, of_real)}
+    best = next(samples["images"] for setting, samples in zip(settings, drawn, strict=True) if setting is report.best)
+    report.best["told_apart_by_longer_training"] = told_apart(best, real, config.seed, longer=2)
     if standard is not None:
         _say(started, "measuring by the networks of papers")
         standard.prepare(real)

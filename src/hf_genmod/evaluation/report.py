@@ -12,7 +12,8 @@ from hf_genmod.evaluation.estimates import Estimate, Share
 from hf_genmod.evaluation.standard import standard_table
 
 # Measures that are shares, or that hold shares by the name of a class.
-_SHARES = {"precision", "recall", "coverage", "recognised_share", "recognised_share_by_class", "share"}
+_SHARES = {"told_apart", "told_apart_by_longer_training", "precision", "recall", "coverage", "share"}
+_SHARES |= {"recognised_share", "recognised_share_by_class"}
 
 # Measures of which held-out images show the best that can be reached, and whether less is better.
 _BOUNDED = {"frechet_distance": True, "kernel_distance": True}
@@ -25,6 +26,7 @@ _PRETRAINED = "facebook/dinov2-base"
 
 # What the table of a report shows.
 _COLUMNS = {
+    "told_apart": "told apart (50% is best)",
     "frechet_distance": "Fréchet distance",
     "precision": "precision",
     "recall": "recall",
@@ -56,7 +58,8 @@ class Report:
         seed (`int`): The seed of the first sample.
         settings (`list[dict]`): For each setting the arguments by which samples were drawn ("sampler",
             "num_inference_steps", "guidance_scale", "classifier_scale", "noise_level" or "prior") and the measures:
-            "seconds" and "forward_passes" per sample, those of [`evaluate_features`], those of [`recognised`] if
+            "seconds" and "forward_passes" per sample, [`told_apart`] (of the best setting also by judges that learned
+            twice as long, "told_apart_by_longer_training"), those of [`evaluate_features`], those of [`recognised`] if
             samples have labels, "memorisation" as [`audit`] returns it, and "standard" as
             [`StandardMeasures`] measures it.
         held_out (`dict`): The same measures of held-out images.

@@ -14,8 +14,8 @@ class Judge(nn.Module):
     """
     A small convolutional network that says of images (n, C, H, W) in [-1, 1] whether they are samples: a logit (n,).
     It sees the images, and what is rough in them: the difference of each pixel from the mean of its 3x3 neighbourhood,
-    enlarged, so that noise of one grey level is not lost beside the picture. Images are folded into at most about 32x32
-    positions of more channels, so that large ones cost little more.
+    enlarged, so that noise of one grey level is not lost beside the picture. The first convolution leaves about 16x16
+    positions, so that large images cost little more.
     """
 
     def __init__(self, in_channels: int, size: int, width: int = 32):
@@ -36,7 +36,7 @@ class Judge(nn.Module):
         return self.head(torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)).squeeze(1)
 
 
-def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, train_steps: int = 300) -> Share:
+def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, longer: int = 1) -> Share:
     """
     The share of images, half of them samples and half pictures, of which a [`Judge`] that learned from others says
     rightly what they are: 50% if nothing tells samples from pictures, 100% if each is told at a glance (Lopez-Paz and
@@ -47,7 +47,8 @@ def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, train_steps: in
         samples, pictures (`torch.Tensor`): (n, C, H, W) and (m, C, H, W), uint8. Of the larger set a random min(n, m)
             are used.
         seed (`int`): The seed of the halves, and of the judges. The global random state is neither used nor changed.
-        train_steps (`int`): The number of batches, of 64 images, that a judge learns from.
+        longer (`int`): How many times longer than by default a judge learns. By default it sees 300 batches of 64
+            images, and each image at most 100 times.
 
     Raises:
         ValueError: If there are fewer than two of either, or they differ in C, H or W.
@@ -62,14 +63,15 @@ def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, train_steps: in
     answers = [torch.arange(len(half)) < len(half) // 2 for half in halves]
     right = []
     for learned, asked in ((0, 1), (1, 0)):
-        judge = _trained(halves[learned], answers[learned], seed + learned, train_steps)
+        judge = _trained(halves[learned], answers[learned], seed + learned, longer)
         with torch.no_grad():
             logits = torch.cat([judge(to_model_range(part)) for part in halves[asked].split(256)])
         right.append((logits > 0) == answers[asked])
     return Share.of(torch.cat(right))
 
 
-def _trained(images: Tensor, is_sample: Tensor, seed: int, train_steps: int, batch_size: int = 64) -> Judge:
+def _trained(images: Tensor, is_sample: Tensor, seed: int, longer: int, batch_size: int = 64) -> Judge:
+    train_steps = longer * min(300, -(-100 * len(images) // batch_size))
     with SeededWeights(seed):
         judge = Judge(images.shape[1], max(images.shape[-2:]))
     judge = judge.to(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ from hf_genmod.sharing.facts import Facts
 
 # Name in evaluation.json -> heading in the card, and metric on the Hub.
 METRICS = {
+    "told_apart": ("told apart", "classifier-two-sample-accuracy"),
     "frechet_distance": ("Fréchet distance", "frechet-distance"),
     "kernel_distance": ("kernel distance", "kernel-distance"),
     "precision": ("precision", "precision"),
@@ -20,6 +21,7 @@ METRICS = {
     "density": ("density", "density"),
     "coverage": ("coverage", "coverage"),
     "recognised_share": ("recognised", "accuracy"),
+    "copies": ("close to a training image", "share-of-copies"),
     "bits_per_dimension": ("bits per dimension", "bits-per-dimension"),
 }
 
@@ -32,7 +34,9 @@ def headline(facts: Facts) -> list[tuple[str, str, Estimate, Estimate | None]]:
     report, measures = facts.report, dict(facts.report.best)
     for bound in report.bits_per_dimension.values():
         measures["bits_per_dimension"] = bound  # the last
-    arrows = {"frechet_distance": "↓", "coverage": "↑", "recognised_share": "↑"}
+    if copies := measures.get("memorisation"):
+        measures["copies"] = max((found["share"] for found in copies.values()), key=lambda share: share.value)
+    arrows = {"told_apart": "↓", "frechet_distance": "↓", "copies": "↓", "coverage": "↑", "recognised_share": "↑"}
     arrows |= {"bits_per_dimension": "↓", "precision": "↑"}
     return [
         (f"{METRICS[name][0]} {arrow}", METRICS[name][1], measures[name], report.held_out.get(name))

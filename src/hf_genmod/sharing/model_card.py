@@ -158,7 +158,9 @@ def _limits(report: Report) -> dict:
     is_comparable = distance and perfect and distance.count == perfect.count and perfect.value > 0
     is_worse = is_comparable and distance.low > perfect.high
     classes = best.get("recognised_share_by_class", {})
+    apart, expected = best.get("told_apart"), held_out.get("told_apart")
     return {
+        "is_told_apart": apart and expected and apart.low > expected.high,
         "distance_ratio": distance.value / perfect.value if is_worse else None,
         "is_less_varied": best["coverage"].high < held_out["coverage"].low,
         "unrecognised": [name for name, share in classes.items() if share.high < best["recognised_share"].value],
