@@ -123,7 +123,8 @@ def around(value):
 def measured(scale, copies=4):
     return {
         "sampler": "DPMSolverMultistepScheduler", "num_inference_steps": 20, "guidance_scale": scale,
-        "seconds": around(0.271), "forward_passes": 40.0,
+        "seconds": around(0.271), "forward_passes": 40.0, "told_apart": share(970, 1000),
+        "told_apart_by_longer_training": share(985, 1000),
         "frechet_distance": around(3.21), "kernel_distance": around(0.654),
         "precision": share(400, 500), "recall": share(300, 500), "density": around(0.87), "coverage": share(350, 500),
         "recognised_share": share(440, 500),
@@ -136,6 +137,7 @@ def measured(scale, copies=4):
 def report(folder, *settings):
     """An `evaluation/` as the example leaves it."""
     held_out = measured(1) | {"frechet_distance": around(0.4), "coverage": share(480, 500)}
+    held_out["told_apart"] = share(505, 1000)
     text = json.dumps({
         "model": str(folder), "features": "a network trained on the data set", "seed": 7,
         "dataset": {"name": "/home/somebody/pets", "num_pictures": 1500, "num_held_out": 500, "fingerprint": "f0",
@@ -192,14 +194,14 @@ def test_every_measure_is_in_the_card_and_in_what_the_hub_shows(run, hub):
                   "88.0% (84.9–90.9%)", "0.87 (0.62–1.12)", "| 40 | 0.271 (0.021–0.521) |",
                   "| DPMSolver, 20 steps, γ = 3 | 95.2% (92.1–98.1%) | 80.8% (77.7–83.7%) |",
                   "3.99 (3.74–4.24) bits per dimension", "Each setting has 500 samples, with the seeds 7 to 506",
-                  "held-out images | 0.4 (0.15–0.65)", "evaluation/guidance.png"):  # fmt: skip
+                  "| 0.4 (0.15–0.65)", "evaluation/guidance.png"):  # fmt: skip
         assert shown in card.text, shown
     results = ModelCard.load(folder / "README.md").data.eval_results
     assert {result.dataset_name for result in results} == {"pets"}
     assert {result.metric_type: result.metric_value for result in results} == {
-        "frechet-distance": 3.21, "coverage": 0.7, "accuracy": 0.88,
+        "classifier-two-sample-accuracy": 0.97, "frechet-distance": 3.21, "share-of-copies": 0.008,
     }  # fmt: skip
-    assert results[0].metric_name == "Fréchet distance (DPMSolver, 20 steps, γ = 1, 500 images, 95%: 2.96–3.46)"
+    assert results[1].metric_name == "Fréchet distance (DPMSolver, 20 steps, γ = 1, 500 images, 95%: 2.96–3.46)"
 
 
 def test_a_card_begins_with_three_measures_of_the_best_setting(run):
@@ -207,9 +209,9 @@ def test_a_card_begins_with_three_measures_of_the_best_setting(run):
     report(folder, measured(1), measured(3) | {"frechet_distance": around(2.5), "recognised_share": share(450, 500)})
     text = write_card(folder, "mit").text
     assert (
-        "| | Fréchet distance ↓ | coverage ↑ | recognised ↑ |\n|---|---|---|---|\n"
-        "| DPMSolver, 20 steps, γ = 3 | **2.5** | **70.0%** | **90.0%** |\n"
-        "| held-out images | 0.4 | 96.0% | 88.0% |\n\n![Samples"
+        "| | told apart ↓ | Fréchet distance ↓ | close to a training image ↓ |\n|---|---|---|---|\n"
+        "| DPMSolver, 20 steps, γ = 3 | **97.0%** | **2.5** | **0.8%** |\n"
+        "| held-out images | 50.5% | 0.4 | 1.0% |\n\n![Samples"
     ) in text
 
 
@@ -248,9 +250,9 @@ def test_the_hub_is_told_the_data_set_and_shown_samples_and_results(run):
         assert min(Image.open(folder / example["output"]["url"]).size) >= 256
     entries = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results" / "pets.yaml").read_text()))
     assert {(entry.dataset_id, entry.task_id): entry.value for entry in entries} == {
+        ("somebody/pets", "classifier-two-sample-accuracy"): 0.97,
         ("somebody/pets", "frechet-distance"): 3.21,
-        ("somebody/pets", "coverage"): 0.7,
-        ("somebody/pets", "accuracy"): 0.88,
+        ("somebody/pets", "share-of-copies"): 0.008,
     }
     assert entries[0].source_url == "https://huggingface.co/user/pets"
     assert ".eval_results/pets.yaml" in _files_to_push(Facts.read(folder))
@@ -335,21 +337,22 @@ def test_limits_follow_from_what_was_measured(run):
 
 def test_what_cannot_judge_is_marked_explained_and_not_in_the_headline(run):
     folder = run()
-    report(folder, measured(1) | {"precision": share(450, 500), "coverage": share(499, 500)})
+    better = {"precision": share(450, 500), "coverage": share(499, 500), "memorisation": {}}
+    report(folder, measured(1) | better)
     card = write_card(folder, "mit")
     assert "| precision \\* | recall | density | coverage | recognised |" in card.text
     assert "by the precision, samples (DPMSolver, 20 steps, γ = 1: 90.0% (86.9–92.9%)) are better than" in card.text
     assert [result.metric_type for result in card.data.eval_results] == [
-        "frechet-distance", "coverage", "accuracy"]  # fmt: skip
+        "classifier-two-sample-accuracy", "frechet-distance", "coverage"]  # fmt: skip
     file = folder / "evaluation" / "evaluation.json"
     found = json.loads(file.read_text())
-    found["held_out"]["recognised_share"] = share(325, 500)
+    found["held_out"] |= {"recognised_share": share(325, 500), "coverage": share(400, 500)}
     file.write_text(json.dumps(found))
     card = write_card(folder, "mit")
     assert "- A measure with a star cannot judge its samples: the classifier recognises only 65.0% (" in card.text
-    assert "| recognised \\* | near" in card.text
+    assert "| recognised \\* | forward" in card.text
     assert [result.metric_type for result in card.data.eval_results] == [
-        "frechet-distance", "coverage", "bits-per-dimension"]  # fmt: skip
+        "classifier-two-sample-accuracy", "frechet-distance", "bits-per-dimension"]  # fmt: skip
 
 
 def test_what_was_not_measured_is_said_to_be_unknown(run):
@@ -369,7 +372,7 @@ def test_the_card_of_an_upsampler_compares_it_with_interpolation_and_shows_pictu
     file.write_text(json.dumps(json.loads(file.read_text()) | {"interpolated": interpolated}))
     Image.new("RGB", (8, 8)).save(folder / "evaluation" / "enlarged.png")
     card = write_card(folder, "mit").text
-    assert re.search(r"\| DPMSolver, 20 steps, noise level 50 \| 3.21 .*\n\| bicubic \| 77.7 ", card)
+    assert re.search(r"\| DPMSolver, 20 steps, noise level 50 \| 97.0% \S+ \| 3.21 .*\n\| bicubic \|  \| 77.7 ", card)
     assert "(evaluation/enlarged.png)" in card and "made small and enlarged again" in card
     assert "(evaluation/" not in write_card(folder, "mit", repo_id="user/model").text
     assert Facts.read(folder).figures(shared=True) == ["loss.png"]

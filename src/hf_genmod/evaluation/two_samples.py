@@ -20,9 +20,9 @@ class Judge(nn.Module):
 
     def __init__(self, in_channels: int, size: int, width: int = 32):
         super().__init__()
-        stride = max(1, round(size / 16))
+        first = max(1, round(size / 16))
         layers, c_in = [], 2 * in_channels
-        for c_out, kernel_size, stride in ((width, max(3, stride), stride), (2 * width, 3, 2), (4 * width, 3, 2)):
+        for c_out, kernel_size, stride in ((width, max(3, first), first), (2 * width, 3, 2), (4 * width, 3, 2)):
             convolution = nn.Conv2d(c_in, c_out, kernel_size, stride, padding=1, bias=False)
             layers += [convolution, nn.BatchNorm2d(c_out), nn.ReLU()]
             c_in = c_out
@@ -48,7 +48,7 @@ def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, longer: int = 1
             are used.
         seed (`int`): The seed of the halves, and of the judges. The global random state is neither used nor changed.
         longer (`int`): How many times longer than by default a judge learns. By default it sees 300 batches of 64
-            images, and each image at most 100 times.
+            images, and each image at most 50 times.
 
     Raises:
         ValueError: If there are fewer than two of either, or they differ in C, H or W.
@@ -71,7 +71,7 @@ def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, longer: int = 1
 
 
 def _trained(images: Tensor, is_sample: Tensor, seed: int, longer: int, batch_size: int = 64) -> Judge:
-    train_steps = longer * min(300, -(-100 * len(images) // batch_size))
+    train_steps = longer * min(300, -(-50 * len(images) // batch_size))
     with SeededWeights(seed):
         judge = Judge(images.shape[1], max(images.shape[-2:]))
     judge = judge.to(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from hf_genmod.evaluation.estimates import Estimate
+from hf_genmod.evaluation.estimates import Estimate, Share
 from hf_genmod.evaluation.report import setting_name
 from hf_genmod.hub import can_be_id, why_missing
 from hf_genmod.sharing.facts import Facts
@@ -31,15 +31,16 @@ def headline(facts: Facts) -> list[tuple[str, str, Estimate, Estimate | None]]:
     images."""
     if not (facts.report and facts.report.settings):
         return []
-    report, measures = facts.report, dict(facts.report.best)
+    report, measures, held_out = facts.report, dict(facts.report.best), dict(facts.report.held_out)
     for bound in report.bits_per_dimension.values():
         measures["bits_per_dimension"] = bound  # the last
     if copies := measures.get("memorisation"):
         measures["copies"] = max((found["share"] for found in copies.values()), key=lambda share: share.value)
+        held_out["copies"] = Share(0.01, facts.report.dataset["num_held_out"], 0.01, 0.01)  # by the threshold
     arrows = {"told_apart": "↓", "frechet_distance": "↓", "copies": "↓", "coverage": "↑", "recognised_share": "↑"}
     arrows |= {"bits_per_dimension": "↓", "precision": "↑"}
     return [
-        (f"{METRICS[name][0]} {arrow}", METRICS[name][1], measures[name], report.held_out.get(name))
+        (f"{METRICS[name][0]} {arrow}", METRICS[name][1], measures[name], held_out.get(name))
         for name, arrow in arrows.items()
         if name in measures and name not in report.unable_to_judge
     ][:3]
