@@ -73,7 +73,7 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
     parser.add_argument("--accelerate_config")
     launch, flags = parser.parse_known_args(flags)
     if "HF_GENMOD_COMMAND" not in os.environ and not {"-h", "--help"} & set(flags):  # which a launched process has
-        _say_loading()
+        _say("loading PyTorch")
     os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run
     again = ["--module", "hf_genmod", *command.split(), *flags]
     if launch.accelerate_config is not None:
@@ -136,8 +136,8 @@ def _become(arguments):
     os.execvpe(command[0], command, environment)
 
 
-def _say_loading() -> None:
-    print("loading PyTorch", file=sys.stderr, flush=True)  # which takes seconds
+def _say(what_takes_seconds: str) -> None:
+    print(what_takes_seconds, file=sys.stderr, flush=True)
 
 
 def doctor(arguments) -> int:
@@ -145,6 +145,7 @@ def doctor(arguments) -> int:
 
     path = arguments.path
     if is_checkpoint(path):
+        _say("reading the checkpoint, and drawing an image by the code in it")
         contents, findings, commands = [], list(examine(path)), []
         status = 1 if findings else 0
     else:
@@ -165,6 +166,7 @@ def doctor(arguments) -> int:
 def push(arguments) -> int:
     from hf_genmod.sharing.push import PushError, push_checkpoint
 
+    _say("writing the card, uploading, and drawing an image from here and from the Hub")
     with one_line_errors(PushError, status=1):
         report = push_checkpoint(
             arguments.path,
@@ -218,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments = parse_own(command, flags)
             if not arguments.path.strip():
                 raise ValueError("path: it is empty; give the folder of a data set or of a run")
-            _say_loading()
+            _say("loading PyTorch")
             return arguments.function(arguments)
         if command in SCRIPTS:
             if flags and not flags[0].startswith("-"):

@@ -101,7 +101,7 @@ def _draw_samples(facts: Facts):
     request = pipeline.example_request()
     if "image" in request or ("unet" not in facts.configs and not request):
         return  # an upsampler, which enlarges given images, or an autoencoder without a prior
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_progress_bar_config(desc="drawing samples for the card", leave=False, disable=None)
     draw_checkpoint(pipeline, facts.captions).save(file)
     names, each = facts.example_request
     options = {} if pipeline.denoises else request
