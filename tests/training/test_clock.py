@@ -8,7 +8,7 @@ from hf_genmod.training.config import TrainingConfig
 
 def clock(elapsed, **budget):
     """Of a run that has lasted some seconds."""
-    return Clock(TrainingConfig(**budget), Progress(elapsed=elapsed), Accelerator(cpu=True))
+    return Clock(TrainingConfig(**budget), Progress(elapsed=elapsed), Accelerator(cpu=True), [])
 
 
 def test_pauses_take_a_tenth_of_a_budget_of_minutes():
@@ -18,7 +18,7 @@ def test_pauses_take_a_tenth_of_a_budget_of_minutes():
     assert of_a_minute.has_time_for("validating") and not of_a_minute.has_time_for("drawing samples")
     of_a_minute.progress.paused = 5.0
     assert not of_a_minute.has_time_for("validating")
-    continued = Clock(of_a_minute.config, of_a_minute.progress, of_a_minute.accelerator)
+    continued = Clock(of_a_minute.config, of_a_minute.progress, of_a_minute.accelerator, [])
     assert not continued.has_time_for("validating")
     of_steps = clock(30.0, max_train_steps=10)
     of_steps.progress.paused = 25.0

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,15 @@ from runs import command, make_trainer, raw_weights
 
 from hf_genmod.drawing.grids import class_rows
 from hf_genmod.errors import TrainingError
+
+
+def read_until(stream, expected):
+    """Reads a process's output up to some words of it."""
+    seen = ""
+    while expected not in seen:
+        character = stream.read(1)
+        assert character, seen
+        seen += character
 
 
 def test_memory_that_does_not_suffice_is_explained(dataset, tmp_path):
@@ -39,11 +49,7 @@ def test_a_signal_saves_the_state_and_the_same_command_continues(dataset, tmp_pa
     arguments = command(tmp_path, {"cut": {"max_train_steps": 30}})
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which rounding depends on
     process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
-    seen = ""
-    while "step 3," not in seen:  # the progress bar
-        character = process.stderr.read(1)
-        assert character, seen
-        seen += character
+    read_until(process.stderr, "step 3,")  # the progress bar
     process.send_signal(number)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == status
@@ -58,6 +64,25 @@ def test_a_signal_saves_the_state_and_the_same_command_continues(dataset, tmp_pa
     whole = make_trainer(dataset, tmp_path / "whole", max_train_steps=30)
     whole.train()
     assert torch.equal(raw_weights(resumed), raw_weights(whole))
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_first_step_saves_the_state_after_it(dataset, tmp_path):
+    arguments, environment = (
+        command(tmp_path, {"cut": {"max_train_steps": 30}}),
+        {**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    stopped = []
+    for stream, expected in (("stderr", "step 3,"), ("stdout", "continuing")):
+        process = subprocess.Popen(
+            arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        read_until(getattr(process, stream), expected)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 130
+        stopped.append(int(re.search("stopped at step ([0-9]+) with the state saved", errors)[1]))
+    assert stopped[1] == stopped[0] + 1
 
 
 @pytest.mark.parametrize("during", ["drawing samples", "validating"])

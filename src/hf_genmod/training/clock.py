@@ -47,11 +47,11 @@ class Clock:
     reads it, so it does that about twice in a second.
     """
 
-    def __init__(self, config: TrainingConfig, progress: Progress, accelerator: Accelerator):
+    def __init__(self, config: TrainingConfig, progress: Progress, accelerator: Accelerator, signals: list[int]):
         self.config, self.progress, self.accelerator = config, progress, accelerator
         self.started = time.perf_counter() - progress.elapsed
         self.last_log = self.last_look = (progress.step, progress.elapsed)
-        self.signals: list[int] = []  # that this process has received
+        self.signals = signals  # that this process has received, from `stop_signals`
         self.is_stopping = False
         self.told, self.look_every = None, 1
         self.last_pauses = {}  # seconds, by what they were for

@@ -170,7 +170,8 @@ class Trainer:
             if pipeline is not None:
                 accelerator.print(f"{self.config.output_dir} is complete; there is nothing left to train")
             else:
-                self._train()
+                with stop_signals(self.monitor.say) as signals, contextlib.closing(self.batches):
+                    self._train(signals)
             try:
                 pipeline = pipeline or self._save_checkpoint()
                 if self.finish is not None and accelerator.is_main_process:
@@ -195,17 +196,13 @@ class Trainer:
             self.monitor.say(f"{damage}; writing it again")
             return None
 
-    def _train(self):
+    def _train(self, signals: list[int]):
         config, progress, monitor = self.config, self.progress, self.monitor
         monitor.announce(self.provenance, self.dataset.pictures)
         self.state.resume(self.folder)
         monitor.start_tracker()
-        self.clock = clock = Clock(config, progress, self.accelerator)
-        with (
-            stop_signals(monitor.say) as clock.signals,
-            monitor.progress_bar(clock.fraction) as bar,
-            contextlib.closing(self.batches),
-        ):
+        self.clock = clock = Clock(config, progress, self.accelerator, signals)
+        with monitor.progress_bar(clock.fraction) as bar:
             self.batches.open(progress.step)  # in here, so that its processes do not die of a Ctrl-C
             while clock.fraction < 1:
                 learning_rate = config.learning_rate_at(clock.fraction)
@@ -235,7 +232,7 @@ class Trainer:
                     with monitor.doing("saving the training state"):
                         self.state.save(self.folder, config.checkpoints_total_limit)
                 if clock.is_stopping and not done:
-                    self._leave(clock.signals)
+                    self._leave(signals)
 
     def _step(self):
         """One optimizer step on one global batch. The device skips it if the loss or its gradient is not finite; the
