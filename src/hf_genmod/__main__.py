@@ -33,7 +33,7 @@ import sys
 from pathlib import Path
 
 from hf_genmod import __version__
-from hf_genmod.errors import OneLineParser, counted, one_line_errors, refuse_unknown
+from hf_genmod.errors import LAUNCHED, OneLineParser, counted, one_line_errors, refuse_unknown
 
 TASKS = {
     "cfg": "a class-conditional model with classifier-free guidance",
@@ -72,7 +72,7 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
     parser.add_argument("--num_processes", type=int)
     parser.add_argument("--accelerate_config")
     launch, flags = parser.parse_known_args(flags)
-    if "HF_GENMOD_COMMAND" not in os.environ and not {"-h", "--help"} & set(flags):  # which a launched process has
+    if LAUNCHED not in os.environ and not {"-h", "--help"} & set(flags):
         _say("loading PyTorch")
     os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run
     again = ["--module", "hf_genmod", *command.split(), *flags]
@@ -109,10 +109,11 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
 
 @contextlib.contextmanager
 def _launching():
-    """A context for a launcher, which ends with the status of the processes that it started: they have said why."""
+    """A context for a launcher, which ends with the error and the status of the first of its processes that failed."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    os.environ[LAUNCHED] = "1"
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # a file in this folder takes the place of no library
     logging.disable(logging.ERROR)
     try:
@@ -122,6 +123,8 @@ def _launching():
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:
+            if Path(failure.error_file).is_file():
+                print(f"error: {failure.message}", file=sys.stderr)
             sys.exit(failure.exitcode)
         ended_by = signal.Signals(-failure.exitcode)
         print(f"error: process {rank} was ended by {ended_by.name}", file=sys.stderr)
@@ -239,11 +242,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command() -> None:
-    """`main` as a process of its own, which after a signal does not spend seconds on clearing its memory."""
+    """`main` as a process of its own, which does not spend seconds on clearing its memory at the end."""
     status = None
 
     def leave():
-        if status in (130, 143):
+        if isinstance(status, int):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)

@@ -3,13 +3,16 @@
 import argparse
 import contextlib
 import difflib
+import json
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+LAUNCHED = "HF_GENMOD_LAUNCHED"  # set in the environment of processes that `hf_genmod` has started
 LFS_REMEDY = "run `git lfs pull` in the repository of the file"
 
 
@@ -97,5 +100,14 @@ def one_line_errors(errors=(ValueError, OSError), status: int = 2, goes_on: bool
         sys.exit(130)
     except errors as error:
         of_file = isinstance(error, OSError) and error.filename is not None  # without its number
-        print(f"error: {f'{error.filename}: {error.strerror}' if of_file else error}", file=sys.stderr)
+        _say(f"{error.filename}: {error.strerror}" if of_file else str(error))
         sys.exit(status)
+
+
+def _say(error: str) -> None:
+    """Prints an error or, in one of several processes, leaves it for their launcher, which prints the first."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE") if LAUNCHED in os.environ else None
+    if file is None:
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        Path(file).write_text(json.dumps({"message": error, "timestamp": int(time.time())}), encoding="utf-8")
