@@ -10,6 +10,7 @@ Evaluates a checkpoint on the data set that it was trained on: draws samples, co
 and writes `evaluation.json`, figures, and the card of the model. An interrupted command continues where it was.
 
     hf_genmod evaluate runs/mine --guidance_scales 1 2 3 --license mit
+    hf_genmod evaluate runs/mine --sweep --adopt    # finds the best way to draw, and makes it the default
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from hf_genmod.evaluation.config import EvaluationConfig
 from hf_genmod.evaluation.evaluate import evaluate
 from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.recipes.pictures import MeasuredDataArguments
+from hf_genmod.sharing.adopting import adopt
 from hf_genmod.sharing.model_card import check_license, license_of, write_card
 
 
@@ -37,10 +39,17 @@ class EvaluationArguments:
     license: str | None = HfArg(
         default=None, help="Licence of the model, for its card. Default: that of the existing card."
     )
+    adopt: bool = HfArg(
+        default=False, help="Write what --sweep chose into the checkpoint: its sampler, steps and guidance by default."
+    )
 
 
 def main(data: MeasuredDataArguments, config: EvaluationConfig, arguments: EvaluationArguments):
     folder = Path(arguments.model)
+    if arguments.adopt and not config.sweep:
+        raise ValueError("adopt: it writes what --sweep chose; give --sweep, too")
+    if arguments.adopt and not folder.is_dir():
+        raise ValueError(f"adopt: {folder} is no folder here; download it by `hf download`, and give its folder")
     pipeline = load_pipeline(arguments.model)
     if not folder.is_dir() and (arguments.output_dir is None or arguments.license is not None):
         raise ValueError("output_dir: the model is not a local folder; give a folder for its report, and no licence")
@@ -56,6 +65,11 @@ def main(data: MeasuredDataArguments, config: EvaluationConfig, arguments: Evalu
     report = evaluate(pipeline, pictures, held_out, output_dir, config, arguments.model)
     if report:  # on the first process
         print(f"{report}\n{output_dir}/evaluation.json holds all of it; closest_*.png shows the closest samples")
+        if arguments.adopt:
+            adopt(folder, pipeline, report)
+            print(f"{folder} draws by the setting that the sweep chose, by default")
+        elif config.sweep and folder.is_dir():
+            print("the same command with --adopt makes the setting that the sweep chose the default of the model")
         if writes_card:
             write_card(folder, arguments.license)
             print(f"{folder}/README.md is the card with these measures\n\nNext:\n\n    hf_genmod push {folder} NAME")

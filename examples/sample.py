@@ -40,7 +40,9 @@ class SampleArguments:
     prompts: list[str] = HfArg(default_factory=list, help="Prompts, --num images each.")
     num: int = HfArg(default=8, help="Images of each class or prompt, or in all.")
     seed: int = HfArg(default=0, help="Seed of the first image; the next has seed + 1.")
-    num_inference_steps: int | None = HfArg(default=None, help="Steps of the sampler. Default: 20.")
+    num_inference_steps: int | None = HfArg(
+        default=None, help="Steps of the sampler. Default: those of the model, or 20."
+    )
     guidance_scale: float | None = HfArg(
         default=None, help="Strength of the guidance, γ or the s of a classifier. Default: that of the model."
     )

@@ -46,7 +46,9 @@ class CascadeArguments:
     noise_level: int = HfArg(
         default=0, help="Noise added to the small images, in timesteps, so that upsamplers correct them."
     )
-    num_inference_steps: int = HfArg(default=20, help="Steps of each model.")
+    num_inference_steps: int | None = HfArg(
+        default=None, help="Steps of each model. Default: those of the model, or 20."
+    )
     tile_size: int = HfArg(default=512, help="Size of the tiles that upsamplers work on.")
     output_dir: str = HfArg(default="runs/cascade", help="Folder of the images.")
 

@@ -28,19 +28,22 @@ def on_each(compute: Callable[[], T]) -> list[T]:
     What `compute` returns on each process, on all of them. It must not wait for other processes.
 
     Raises:
-        RuntimeError: On all of several processes, if it fails or is interrupted on one of them.
+        ValueError: On all of several processes, if it raises one on one of them.
+        RuntimeError: On all of several processes, if it fails otherwise or is interrupted on one of them.
     """
     if processes().num_processes == 1:
         return [compute()]
     result, error = None, None
     try:
         result = compute()
-    except (Exception, Interrupted) as caught:  # the other processes wait for this one
-        error = f"{type(caught).__name__}: {caught}"
+    except ValueError as caught:  # the other processes wait for this one
+        error = ValueError(str(caught))
+    except (Exception, Interrupted) as caught:
+        error = RuntimeError(f"{type(caught).__name__}: {caught}")
     pairs = gather_object([(result, error)])
     for _, error in pairs:
         if error is not None:
-            raise RuntimeError(error)
+            raise error
     return [result for result, _ in pairs]
 
 

@@ -47,6 +47,15 @@ class TestCascade:
         largest = stages[2](larger, noise_level=100, generator=seed, **options).images
         assert all(torch.equal(ours, expected) for ours, expected in zip(drawn, (small, larger, largest), strict=True))
 
+    def test_without_a_number_of_steps_each_stage_takes_its_own(self, stages):
+        for steps, stage in zip((1, 3), stages, strict=False):
+            stage.register_to_config(defaults={"arguments": {"num_inference_steps": steps}})
+        drawn = draw_cascade(stages[:2], [5], output_type="pt", all_stages=True, class_labels=["dog"])
+        seed = [torch.Generator().manual_seed(5)]
+        small = stages[0](["dog"], generator=seed, num_inference_steps=1, output_type="pt").images
+        larger = stages[1](small, ["dog"], generator=seed, num_inference_steps=3, output_type="pt").images
+        assert torch.equal(drawn[0], small) and torch.equal(drawn[1], larger)
+
     def test_a_picture_is_that_of_its_seed_whatever_is_drawn_beside_it(self, stages):
         # Rounding differs with the size of a batch, and three networks that were not trained amplify it.
         stages = [stage.to(torch.float64) for stage in stages]

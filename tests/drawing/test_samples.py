@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,10 @@ def draw_in_processes(process, port, folder):
 
     with pytest.raises(RuntimeError, match="^ZeroDivisionError: no picture$"):
         draw_images(Broken(), {"class_labels": [0, 1]})
+    pipeline, labels = tiny_pipeline(), [0] * CHUNK + [7]  # which the second process draws
+    with pytest.raises(ValueError, match="class_labels: 7"):
+        draw_to_folder(pipeline, Path(folder, "kept"), {"class_labels": labels}, len(labels), num_inference_steps=3)
+    assert not pipeline.unet._forward_hooks
     state.destroy_process_group()
 
 

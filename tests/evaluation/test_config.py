@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from tiny import tiny_autoencoder, tiny_classifier, tiny_unet
 
 from hf_genmod import (
@@ -57,6 +57,8 @@ def test_settings_are_all_combinations_by_the_names_that_the_pipeline_takes():
     assert settings_of(fitted, [], [5], []) == [{"prior": "fitted"}]
     with pytest.raises(ValueError, match="guidance_scales: a UnconditionalPipeline is not guided"):
         settings_of(plain(), [], [5], [2.0])
+    with pytest.raises(ValueError, match="sweep: an AutoencoderPipeline draws in one step without guidance; leave"):
+        EvaluationConfig(sweep=True).settings_for(variational)
     levels = settings_of(upsampler(), [], [5], [], noise_levels=[0, 100])
     assert [setting["noise_level"] for setting in levels] == [0, 100]
     with pytest.raises(ValueError, match="guidance_scales: a SuperResolutionPipeline is not guided"):
@@ -75,6 +77,10 @@ def test_a_sampler_is_of_the_same_process():
     few_steps = make_sampler("FewStepDDPMScheduler", own)
     assert type(few_steps) is FewStepDDPMScheduler
     assert type(make_sampler("AncestralDDPMScheduler", few_steps)) is AncestralDDPMScheduler
+    name = "DPMSolverMultistepScheduler"
+    assert make_sampler(name, few_steps).config.algorithm_type == "sde-dpmsolver++"
+    deterministic = DPMSolverMultistepScheduler.from_config(own.config)
+    assert make_sampler(name, deterministic).config.algorithm_type == "dpmsolver++"
     for name in ("NoScheduler", "DDPMPipeline"):
         with pytest.raises(ValueError, match=f"samplers: '{name}' is no scheduler of diffusers"):
             make_sampler(name, own)

@@ -7,10 +7,12 @@ from tiny import bars, randn, tiny_unet
 from hf_genmod import AncestralDDPMScheduler, SuperResolutionPipeline, UnconditionalPipeline
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.drawing.grids import draw_steps
+from hf_genmod.evaluation.comparison import audit, evaluate_features
 from hf_genmod.evaluation.distances import frechet_distance, kernel_distance
-from hf_genmod.evaluation.evaluate import audit, draw_figures, evaluate_features
+from hf_genmod.evaluation.evaluate import draw_figures
 from hf_genmod.evaluation.features import as_bytes, extract_features, train_feature_classifier
 from hf_genmod.evaluation.neighbours import nearest_of, neighbourhoods
+from hf_genmod.evaluation.report import Report
 from hf_genmod.models.conditioning import enlarge, shrink
 
 
@@ -33,7 +35,8 @@ def test_the_figure_shows_the_closest_samples_above_the_pictures_that_they_copy(
 def test_the_figure_of_steps_has_the_numbers_that_were_asked_for(tmp_path):
     pipe = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
     pipe.set_progress_bar_config(disable=True)
-    draw_figures(pipe, [{"num_inference_steps": 3}, {"num_inference_steps": 2}], {}, None, tmp_path)
+    settings = [{"num_inference_steps": 3}, {"num_inference_steps": 2}]
+    draw_figures(pipe, Report("model", {}, "features", 0, settings), settings[0], {}, None, tmp_path)
     assert Image.open(tmp_path / "steps.png").tobytes() == draw_steps(pipe, {}, {}, steps=(2, 3)).tobytes()
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_genmod.data.loading import load_pictures
-from hf_genmod.evaluation.evaluate import audit, evaluate_features
+from hf_genmod.evaluation.comparison import audit, evaluate_features
 from hf_genmod.evaluation.features import all_bytes, extract_features, train_feature_classifier
 from hf_genmod.evaluation.neighbours import nearest_of
 from hf_genmod.evaluation.two_samples import Judge, told_apart

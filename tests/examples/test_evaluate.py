@@ -15,6 +15,7 @@ from hf_genmod import (
     ClassifierGuidedPipeline,
     SuperResolutionPipeline,
     UnconditionalPipeline,
+    load_pipeline,
 )
 from hf_genmod.evaluation.features import FeatureClassifier
 
@@ -142,6 +143,8 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
         (["--model", "{missing}"], "missing' is not a folder"),
         (["--license", "MIT"], "license: 'MIT' is not the name of a licence"),
         (["--features", "{few}"], "is of 3 other classes"),
+        (["--adopt"], "adopt: it writes what --sweep chose; give --sweep, too"),
+        (["--adopt", "--sweep", "--model", "user/name"], "adopt: user/name is no folder here; download it by `hf"),
         (["--reference", "{missing}"], "reference: it is for --measures; give both, such as --measures standard"),
     ],
 )
@@ -187,3 +190,38 @@ def test_of_few_images_what_can_be_measured_is(features, tmp_path):
     card = (tmp_path / "model" / "README.md").read_text()
     assert "Whether the model copies training images has not been measured." in card
     assert "The search for copies needs 100 held-out images" in card
+
+
+@pytest.mark.slow
+def test_a_sweep_is_reported_and_adopted(measured_model, features, tmp_path):
+    folder = tmp_path / "model"
+    pipe = load_pipeline(measured_model / "model")
+    pipe.save_pretrained(folder)
+    flags = ["--model", folder, "--dataset", measured_model / "data", "--features", features, "--samples", 130,
+             "--num_inference_steps", 2, 3, "--guidance_scales", 1, 2, "--sweep", "--adopt"]  # fmt: skip
+    done = run("evaluate.py", *flags, "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    said = re.findall(r"\d+:\d\d (sweep: .*|the sweep chose .*|drawing .*)", done.stderr)
+    assert said[:2] == [
+        "sweep: round 1 of 2, 12 settings, 50 samples each",
+        "sweep: round 2 of 2, 6 settings, 100 samples each",
+    ]
+    report = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    chosen = report["sweep"]["chosen"]
+    assert report["settings"][0].items() >= chosen.items() and len(report["settings"]) == 1
+    assert report["sweep"]["seed"] == 10**6 and report["seed"] == 0
+    assert report["settings"][0]["frechet_distance"]["count"] == 130
+    assert "chosen by a sweep of 12 settings" in done.stdout
+    assert Image.open(folder / "evaluation" / "sweep.png").width > 600
+    pipe, sampler = load_pipeline(folder), chosen.pop("sampler")
+    assert type(pipe.scheduler).__name__ == sampler and pipe.config.defaults["arguments"] == chosen
+    card = (folder / "README.md").read_text()
+    assert "(evaluation/sweep.png)" in card and "the sampler from 12 settings; 100 samples have" in card
+    assert not re.search(r"\n\|[^\n]*\n[^|\n]", card) and not re.search(r"\n[^|\n][^\n]*\n\|", card)
+    done = run("evaluate.py", "--model", folder, "--dataset", measured_model / "data", "--features", features,
+               "--samples", 130, "--output_dir", tmp_path / "again")  # fmt: skip
+    again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    (setting,) = again["settings"]
+    assert setting["num_inference_steps"] == chosen["num_inference_steps"] and setting["sampler"] == sampler
+    same = setting["frechet_distance"]["value"], report["settings"][0]["frechet_distance"]["value"]
+    assert same[0] == pytest.approx(same[1], rel=1e-3)  # by the defaults, the same samples

@@ -46,7 +46,8 @@ class TestArguments:
         expected = {"num_images_per_prompt", "generator", "latents", "output_type", "return_dict"}
         if kind in DIFFUSION:
             expected |= {"num_inference_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs"}
-            assert parameters["num_inference_steps"].default == 20 == EvaluationConfig().num_inference_steps[0]
+            assert parameters["num_inference_steps"].default == 20
+            assert EvaluationConfig().settings_for(pipeline)[0]["num_inference_steps"] == 20
         assert expected <= {name for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
 
     def test_outputs_as_tuples_hold_the_same(self, kind, pipeline):

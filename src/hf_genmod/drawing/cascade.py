@@ -11,7 +11,7 @@ def draw_cascade(
     stages: Sequence,
     seeds: Sequence[int],
     noise_level: int | Sequence[int] = 0,
-    num_inference_steps: int = 20,
+    num_inference_steps: int | None = None,
     tile_size: int = 512,
     output_type: str = "pil",
     all_stages: bool = False,
@@ -27,7 +27,8 @@ def draw_cascade(
         seeds (sequence of `int`): One seed for each image, used by all stages.
         noise_level (`int`, or one for each upsampler): s, the noise that is added to the small images, so that an
             upsampler corrects what the stage before it has drawn.
-        num_inference_steps, tile_size (`int`), output_type (`str`): As for the pipelines, the same for each stage.
+        num_inference_steps (`int`, *optional*): The same for each stage; by default what each pipeline has as its own.
+        tile_size (`int`), output_type (`str`): As for the pipelines, the same for each stage.
         request (`dict`): Arguments of the first stage. Upsamplers with labels get its `class_labels`, too.
 
     Raises:
@@ -50,7 +51,7 @@ def draw_cascade(
             arguments["batch_size"] = len(seeds)
         if pipeline in upsamplers:
             arguments |= {"noise_level": levels[upsamplers.index(pipeline)], "tile_size": tile_size}
-        if pipeline.denoises:
+        if pipeline.denoises and num_inference_steps is not None:
             arguments["num_inference_steps"] = num_inference_steps
         pipeline.to(device)
         try:

@@ -76,11 +76,55 @@ def draw_guidance(settings: list[dict], scale: str, file: Path):
     _save(figure, file)
 
 
-def _figure(num_panels: int | None = None):
+def draw_sweep(settings: list[dict], chosen: dict, scale: str | None, file: Path):
+    """Draws the kernel distance of the settings of a sweep over their forward passes, with 95% intervals; a panel for
+    each sampler, a line for each strength of guidance, the argument `scale`. The points of settings with the most
+    "samples" are filled. A ring marks the setting that holds all of `chosen`."""
+    from matplotlib import colormaps, ticker  # slow to import
+
+    samplers = list(dict.fromkeys(setting["sampler"] for setting in settings))
+    figure, axes = _figure(len(samplers), sharey=True)
+    scales, most = sorted({setting.get(scale) for setting in settings}), max(x["samples"] for x in settings)
+    symbol = {"guidance_scale": "γ", "classifier_scale": "s"}.get(scale)
+    distances = [setting["kernel_distance"] for setting in settings]
+    for panel, sampler in zip(axes, samplers, strict=True):
+        for i, value in enumerate(scales):
+            of_line = [x for x in settings if x["sampler"] == sampler and x.get(scale) == value]
+            of_line.sort(key=lambda setting: setting["forward_passes"])
+            color = colormaps["viridis"](i / max(1, len(scales) - 0.5))
+            x, y = [x["forward_passes"] for x in of_line], [x["kernel_distance"] for x in of_line]
+            errors = [[v.value - v.low for v in y], [v.high - v.value for v in y]]
+            label = f"{symbol} = {value:g}" if symbol else None
+            panel.errorbar(x, [v.value for v in y], errors, color=color, linewidth=1, capsize=2, label=label)
+            faces = [color if setting["samples"] == most else "white" for setting in of_line]
+            panel.scatter(x, [v.value for v in y], 22, color=faces, edgecolors=[color], zorder=3)
+        for best in (x for x in settings if x["sampler"] == sampler and chosen.items() <= x.items()):
+            panel.scatter(best["forward_passes"], best["kernel_distance"].value, 130, "none", edgecolors="tab:red",
+                          linewidths=1.5, zorder=4, label="chosen")  # fmt: skip
+        panel.set(title=sampler.removesuffix("Scheduler").removesuffix("Multistep"), xscale="log")
+        panel.set(xlabel="forward passes for each sample")
+        if min(v.low for v in distances) > 0:
+            panel.set_yscale("log")
+        else:  # an unbiased estimate of a small distance may be below 0
+            panel.axhline(0, color="black", linewidth=0.5)
+            panel.set_yscale("symlog", linthresh=max(1e-9, min(v.high - v.value for v in distances)))
+        ticks = sorted({setting["forward_passes"] for setting in settings})
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.xaxis.set_minor_locator(ticker.NullLocator())
+        panel.grid(alpha=0.2)
+    axes[0].set(ylabel="kernel distance")
+    handles = {text: x for panel in axes for x, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside right upper")
+    _save(figure, file)
+
+
+def _figure(num_panels: int | None = None, **options):
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(9, 5) if num_panels is None else (4 * num_panels, 4), layout="constrained")
-    return figure, figure.subplots() if num_panels is None else figure.subplots(1, num_panels, squeeze=False)[0]
+    if num_panels is None:
+        return figure, figure.subplots()
+    return figure, figure.subplots(1, num_panels, squeeze=False, **options)[0]
 
 
 def _save(figure, file: Path):

@@ -132,9 +132,12 @@ def draw_steps(pipeline, request: dict, choices: dict[str, list[float]], steps: 
     return grid(cells, names or ["seeds 0 and 1, and below 2 and 3"], [f"{count} steps" for count in steps])
 
 
-def draw_trajectory(pipeline, request: dict, count: int = 4, num_columns: int = 8, num_inference_steps: int = 20):
+def draw_trajectory(
+    pipeline, request: dict, count: int = 4, num_columns: int = 8, num_inference_steps: int = 20, **kwargs
+):
     """A grid of x_t after `num_columns` of the steps, from the first to the last, decoded if they are latents; a row
-    for each of up to 16 images. The `request` has one value for each, or is empty."""
+    for each of up to 16 images. The `request` has one value for each, or is empty; further arguments are those of the
+    pipeline."""
     shown = torch.linspace(0, num_inference_steps - 1, num_columns).round().int().tolist()
     columns, names = [], []
 
@@ -145,7 +148,7 @@ def draw_trajectory(pipeline, request: dict, count: int = 4, num_columns: int = 
         return {}
 
     steps = {"num_inference_steps": num_inference_steps, "callback_on_step_end": keep}
-    draw_images(pipeline, request, count, shared=False, **steps)
+    draw_images(pipeline, request, count, shared=False, **steps, **kwargs)
     return grid([*zip(*columns, strict=True)], (), names)
 
 

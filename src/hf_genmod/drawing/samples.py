@@ -55,6 +55,9 @@ def draw_to_folder(
     Returns:
         `dict`: "images", `uint8` (n, C, H, W), as [`to_bytes`] makes them; "seconds" per sample, one value for each
         file; and "forward_passes" per sample of U-Net and classifier, or of an autoencoder's decoder.
+
+    Raises:
+        ValueError: On all processes, if the pipeline cannot draw with these arguments.
     """
     state = processes()
     files = {folder / f"{start:05}.pt": range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)}
@@ -66,18 +69,23 @@ def draw_to_folder(
     models = [pipeline.components[name] for name in names] or [pipeline.vae.decoder]
     passes = []
     hooks = [model.register_forward_hook(lambda module, inputs, _: passes.append(len(inputs[0]))) for model in models]
-    for file in tqdm(mine, "Drawing samples", disable=not state.is_main_process or not missing):
-        passes.clear()
-        started = time.perf_counter()
-        images = _draw(pipeline, request, files[file], seed, CHUNK, output_type="pt", **kwargs)
-        images = to_bytes(torch.stack(images), pipeline)  # on the CPU, so that the accelerator has finished
-        seconds = time.perf_counter() - started
-        partial = file.with_suffix(".partial")
-        torch.save({"images": images, "seconds": seconds, "forward_passes": sum(passes)}, partial)
-        partial.replace(file)
-    for hook in hooks:
-        hook.remove()
-    state.wait_for_everyone()
+
+    def share() -> None:
+        for file in tqdm(mine, "Drawing samples", leave=False, disable=not state.is_main_process or not missing):
+            passes.clear()
+            started = time.perf_counter()
+            images = _draw(pipeline, request, files[file], seed, CHUNK, output_type="pt", **kwargs)
+            images = to_bytes(torch.stack(images), pipeline)  # on the CPU, so that the accelerator has finished
+            seconds = time.perf_counter() - started
+            partial = file.with_suffix(".partial")
+            torch.save({"images": images, "seconds": seconds, "forward_passes": sum(passes)}, partial)
+            partial.replace(file)
+
+    try:
+        on_each(share)
+    finally:
+        for hook in hooks:
+            hook.remove()
     chunks = [torch.load(file, weights_only=True) for file in files]
     return {
         "images": torch.cat([chunk["images"] for chunk in chunks]),

@@ -1,13 +1,20 @@
 """What is measured of a checkpoint: by which settings samples are drawn, and how many."""
 
 import dataclasses
+import inspect
 import itertools
 
 import diffusers
-from diffusers import SchedulerMixin
+from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from transformers.hf_argparser import HfArg
 
 import hf_genmod
+
+# What a sweep tries beside what the checkpoint has: the samplers that `docs/samplers.md` finds best, and strengths of
+# guidance from the one that is off, or nearly off, to one that costs variety.
+_SWEPT_SAMPLERS = ("DPMSolverMultistepScheduler", "FewStepDDPMScheduler")
+_SWEPT_STEPS = (10, 20, 50)
+_SWEPT_SCALES = {"guidance_scale": (1.0, 1.5, 2.0, 3.0), "classifier_scale": (0.0, 1.0, 2.0, 4.0)}
 
 
 @dataclasses.dataclass
@@ -18,9 +25,16 @@ class EvaluationConfig:
     guidance_scales: list[float] = HfArg(
         default_factory=list, help="γ, or s of a classifier; one setting each. Default: that of the pipeline."
     )
-    num_inference_steps: list[int] = HfArg(default_factory=lambda: [20], help="Sampler steps; one setting each.")
+    num_inference_steps: list[int] = HfArg(
+        default_factory=list, help="Sampler steps; one setting each. Default: those of the checkpoint, or 20."
+    )
     samplers: list[str] = HfArg(
         default_factory=list, help="Names of diffusers schedulers; one setting each. Default: that of the checkpoint."
+    )
+    sweep: bool = HfArg(
+        default=False,
+        help="Find the best of several samplers, numbers of steps and guidance scales by successive halving, and "
+        "measure that setting alone. The other flags limit what is tried.",
     )
     noise_levels: list[int] = HfArg(
         default_factory=list, help="Noise in the small images of an upsampler; one setting each. Default: no noise."
@@ -43,31 +57,49 @@ class EvaluationConfig:
     seed: int = HfArg(default=0, help="Seed of the first sample; the next has seed + 1.")
 
     def settings_for(self, pipeline) -> list[dict]:
-        """All combinations of arguments by which samples of a pipeline are drawn; for an autoencoder its priors.
-        Raises a `ValueError` for guidance scales of a model that is not guided, or noise levels of no upsampler."""
-        name = type(pipeline).__name__
-        if self.guidance_scales and pipeline.guidance_argument is None:
+        """All combinations of arguments by which samples of a pipeline are drawn, or which a sweep tries; for an
+        autoencoder its priors. Raises a `ValueError` for guidance scales of a model that is not guided, noise levels
+        of no upsampler, the sweep of an autoencoder, and unknown samplers."""
+        name, scale = type(pipeline).__name__, pipeline.guidance_argument
+        if self.guidance_scales and scale is None:
             raise ValueError(f"guidance_scales: a {name} is not guided; leave them out")
         if self.noise_levels and "image" not in pipeline.example_request():
             raise ValueError(f"noise_levels: a {name} is no upsampler; leave them out")
+        if self.sweep and not pipeline.denoises:
+            raise ValueError(f"sweep: an {name} draws in one step without guidance; leave --sweep out")
         if not pipeline.denoises:
             return [{"prior": prior} for prior in pipeline.priors]
+        own, steps = type(pipeline.scheduler).__name__, default_of(pipeline, "num_inference_steps")
+        samplers, all_steps, scales = [own], [steps], []
+        if self.sweep:
+            samplers = list(dict.fromkeys([own, *_SWEPT_SAMPLERS]))
+            all_steps = sorted({steps, *_SWEPT_STEPS})
+            scales = sorted({default_of(pipeline, scale), *_SWEPT_SCALES[scale]}) if scale else []
         choices = {
-            "sampler": self.samplers or [type(pipeline.scheduler).__name__],
-            "num_inference_steps": self.num_inference_steps,
-            pipeline.guidance_argument: self.guidance_scales,
+            "sampler": self.samplers or samplers,
+            "num_inference_steps": self.num_inference_steps or all_steps,
+            scale: self.guidance_scales or scales,
             "noise_level": self.noise_levels,
         }
+        for sampler in choices["sampler"]:
+            make_sampler(sampler, pipeline.scheduler)
         choices = {name: values for name, values in choices.items() if values}
         return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
+def default_of(pipeline, argument: str) -> int | float:
+    """What a call of a pipeline takes for an argument that is left out."""
+    chosen = (pipeline.config.get("defaults") or {}).get("arguments", {})
+    return chosen.get(argument, inspect.signature(pipeline.__call__).parameters[argument].default)
+
+
 def make_sampler(name: str, own: SchedulerMixin) -> SchedulerMixin:
     """The scheduler of a name, of this package or of diffusers, with the noise schedule of a pipeline's own scheduler.
-    Raises a `ValueError` for other names."""
+    DPM-Solver++ is the stochastic one, unless the config says another. Raises a `ValueError` for other names."""
     if name == type(own).__name__:
         return own
     cls = getattr(hf_genmod, name, getattr(diffusers, name, None))
     if not hasattr(cls, "add_noise"):
         raise ValueError(f"samplers: {name!r} is no scheduler of diffusers, such as DDIMScheduler")
-    return cls.from_config(own.config)
+    is_other = cls is DPMSolverMultistepScheduler and "algorithm_type" not in own.config
+    return cls.from_config(own.config, **({"algorithm_type": "sde-dpmsolver++"} if is_other else {}))

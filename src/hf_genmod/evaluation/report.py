@@ -46,6 +46,11 @@ def setting_name(setting: dict) -> str:
     return ", ".join(filter(None, words))
 
 
+def num_swept(sweep: dict) -> int:
+    """The number of settings that a sweep has tried."""
+    return len({setting_name(setting) for setting in sweep["rounds"][0]["settings"]} | {*sweep["failed"]})
+
+
 @dataclasses.dataclass
 class Report:
     """
@@ -66,6 +71,8 @@ class Report:
         bits_per_dimension (`dict`): Upper bounds by their names.
         interpolated (`dict`, *optional*): The same measures of bicubic interpolation, if the model is an upsampler.
         left_out (`dict`): The measures for which there are too few images, and how many they need.
+        sweep (`dict`, *optional*): What a sweep has tried and chosen, as [`sweep`][hf_genmod.evaluation.sweep.sweep]
+            returns it. Then `settings` is the one that it chose, measured on other samples.
     """
 
     model: str
@@ -77,6 +84,7 @@ class Report:
     bits_per_dimension: dict = dataclasses.field(default_factory=dict)
     interpolated: dict | None = None
     left_out: dict = dataclasses.field(default_factory=dict)
+    sweep: dict | None = None
 
     def __str__(self) -> str:
         """Tables with a line for each setting, the best one named, and one for held-out images: of own measures, and
@@ -86,7 +94,8 @@ class Report:
         if len(lines) > 1:
             next(line for line in lines if line[1] is self.best)[0] += " (best)"
         lines.append(["held-out images", self.held_out])
-        notes = [f"left out: the {name}, which {reason}" for name, reason in self.left_out.items()]
+        notes = [f"chosen by a sweep of {num_swept(self.sweep)} settings"] if self.sweep else []
+        notes += [f"left out: the {name}, which {reason}" for name, reason in self.left_out.items()]
         notes += [f"* unable to judge: {reason}" for reason in self.unable_to_judge.values()]
         if self.unable_to_judge and self.features != _PRETRAINED:
             is_here = isinstance(try_to_load_from_cache(_PRETRAINED, "config.json"), str)

@@ -118,6 +118,12 @@ class Facts:
             return f"prompt={_literal(self.captions[0] if self.captions else '')}"
         return 'prior="fitted"' if "unet" not in self.configs and self.index["vae"][1] == "Autoencoder" else ""
 
+    @property
+    def defaults(self) -> dict:
+        """The arguments that a call takes where they are left out, if the checkpoint has its own: "arguments", and
+        "chosen_on" if it is known what they were chosen on."""
+        return self.index.get("defaults") or {}
+
     def usage(self, where: str, revision: str | None = None) -> str:
         """Python that draws an image with the checkpoint, or adapter, at `where`, a folder or an id on the Hub."""
         place = f'"{where}"' + (f', revision="{revision}"' if revision else "")
@@ -208,7 +214,8 @@ class Facts:
         names = ["reconstructions.png"] if is_open else []
         names += ["samples.png", "loss.png", "accuracy.png"]
         if is_open or not self.factor:
-            names += [f"evaluation/{name}.png" for name in ("guidance", "steps", "trajectory")]
+            swept = ["sweep"] if self.report and self.report.sweep else []
+            names += [f"evaluation/{name}.png" for name in (*swept, "guidance", "steps", "trajectory")]
         names += ["evaluation/enlarged.png"] if is_open and self.factor else []
         names += [self.closest[0]] if self.closest and not shared else []
         return [name for name in names if (self.folder / name).is_file()]

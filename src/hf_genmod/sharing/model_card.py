@@ -18,6 +18,7 @@ from hf_genmod.errors import shortened
 from hf_genmod.evaluation.estimates import Estimate, Share
 from hf_genmod.evaluation.report import Report, setting_name
 from hf_genmod.evaluation.standard import standard_table
+from hf_genmod.evaluation.sweep import sweep_table
 from hf_genmod.processes import processes
 from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.loading import load_pipeline
@@ -52,7 +53,7 @@ def write_card(
         return ModelCard.load(file)
     facts = facts or Facts.read(folder)
     license = check_license(license) if license else license_of(folder)
-    _draw_samples(facts)
+    draw_samples(facts)
     text = _fill_template(facts, license, repo_id, revision)
     file.write_text(f"{text}\n<!-- {_digest(text)} -->\n", encoding="utf-8")
     write_eval_results(facts, repo_id)
@@ -88,7 +89,7 @@ def _digest(text: str) -> str:
     return f"hf_genmod {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
-def _draw_samples(facts: Facts):
+def draw_samples(facts: Facts) -> None:
     """Draws `samples.png` and the images that the Hub shows, if they are missing. The reconstructions of an
     autoencoder and the samples of an adapter are the last that its run has drawn."""
     file, drawn = facts.folder / "samples.png", sorted(facts.folder.glob("samples/step-*.png"))
@@ -143,6 +144,7 @@ def _fill_template(facts: Facts, license: str, repo_id: str | None, revision: st
         limits=_limits(report) if settings else {},
         recognised=recognised,
         standard=standard_table(columns),
+        sweep=sweep_table(report.sweep) if report and report.sweep else [],
         classes=list(balance or next(iter(recognised.values()), {})),
         balance=balance,
         rare_classes=[name for name, count in balance.items() if count < sum(balance.values()) / len(balance) / 2],
