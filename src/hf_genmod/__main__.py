@@ -74,6 +74,7 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
     launch, flags = parser.parse_known_args(flags)
     if LAUNCHED not in os.environ and not {"-h", "--help"} & set(flags):
         _say("loading PyTorch")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait leave their core to other programs soon
     os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run
     again = ["--module", "hf_genmod", *command.split(), *flags]
     if launch.accelerate_config is not None:
