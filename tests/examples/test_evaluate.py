@@ -1,5 +1,6 @@
 import json
 import re
+import subprocess
 import sys
 
 import pytest
@@ -225,3 +226,27 @@ def test_a_sweep_is_reported_and_adopted(measured_model, features, tmp_path):
     assert setting["num_inference_steps"] == chosen["num_inference_steps"] and setting["sampler"] == sampler
     same = setting["frechet_distance"]["value"], report["settings"][0]["frechet_distance"]["value"]
     assert same[0] == pytest.approx(same[1], rel=1e-3)  # by the defaults, the same samples
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_sweep(measured_model, features, tmp_path):
+    flags = ["--dataset", measured_model / "data", "--features", features, "--samples", 100, "--sweep",
+             "--samplers", "DDIMScheduler", "UniPCMultistepScheduler", "--num_inference_steps", 2, 1001,
+             "--guidance_scales", 1]  # fmt: skip
+    command = [sys.executable, "-m", "hf_genmod", "evaluate", measured_model / "model", *flags, "--num_processes", 2]
+    command = [*map(str, command), "--output_dir", str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert run("evaluate.py", "--model", measured_model / "model", *flags, "--output_dir", tmp_path).returncode == 0
+    two, one = (
+        json.loads((folder / "evaluation.json").read_text())["sweep"] for folder in (tmp_path / "two", tmp_path)
+    )
+    assert two["failed"] == one["failed"] and {*one["failed"]} == {
+        "DDIM, 1001 steps, γ = 1",
+        "UniPC, 1001 steps, γ = 1",
+    }
+    assert [of_round["samples"] for of_round in two["rounds"]] == [50, 100]
+    for of_two, of_one in zip(two["rounds"], one["rounds"], strict=True):
+        distances = [[x["kernel_distance"]["value"] for x in found["settings"]] for found in (of_two, of_one)]
+        assert distances[0] == pytest.approx(distances[1], rel=0.01)
+    assert two["chosen"] == one["chosen"]

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
+
 from hf_genmod.checkpoints.parts import check_parts
 from hf_genmod.evaluation.config import make_sampler
 from hf_genmod.evaluation.report import Report, num_swept
@@ -12,7 +14,7 @@ from hf_genmod.sharing.metadata import shared_name
 from hf_genmod.sharing.model_card import draw_samples
 
 
-def adopt(folder: str | os.PathLike, pipeline, report: Report) -> None:
+def adopt(folder: str | os.PathLike, pipeline: DiffusionPipeline, report: Report) -> None:
     """
     Writes the setting that a sweep chose into a checkpoint: its sampler into `scheduler/`, its other arguments, and
     what they were chosen on, as `defaults` into `model_index.json`. A call of the pipeline that leaves arguments out
@@ -20,7 +22,7 @@ def adopt(folder: str | os.PathLike, pipeline, report: Report) -> None:
 
     Args:
         folder (`str` or `os.PathLike`): The folder of the checkpoint.
-        pipeline: The pipeline that was loaded from it, which has these defaults then, too.
+        pipeline ([`~diffusers.DiffusionPipeline`]): What was loaded from it, and has these defaults then, too.
         report ([`Report`]): Its report, with a sweep.
     """
     folder, chosen = Path(folder), dict(report.sweep["chosen"])
