@@ -49,6 +49,7 @@ class LoraArguments:
 
 def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceArguments, sharing: SharingArguments,
          config: TrainingConfig) -> Trainer:  # fmt: skip
+    data.refuse_stream("an adapter learns from images in memory")
     if sharing.push_to_hub and os.path.isdir(lora.base):
         raise ValueError("base: it is a folder here, which others do not have; push it first, and give its id")
     pipeline = load_pipeline(lora.base).to(processes().device)

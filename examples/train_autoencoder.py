@@ -45,11 +45,11 @@ def main(
         return AutoencoderPipeline(model, pictures.value_range)
 
     def draw_samples(pipeline):
-        pipeline.register_modules(vae=with_statistics(pipeline.vae, pictures))
-        return draw_reconstructions(pipeline, held_out or pictures, prior="fitted")
+        pipeline.register_modules(vae=with_statistics(pipeline.vae, pictures.sample))
+        return draw_reconstructions(pipeline, held_out or pictures.sample, prior="fitted")
 
     def save(pipeline, folder):
-        pipeline.register_modules(vae=with_statistics(pipeline.vae, pictures))
+        pipeline.register_modules(vae=with_statistics(pipeline.vae, pictures.sample))
         pipeline.save_pretrained(folder)
 
     return Trainer(model, objective, pictures, config, make_pipeline, draw_samples, held_out, save)

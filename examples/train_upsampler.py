@@ -59,7 +59,7 @@ def main(data: DataArguments, model: ConvolutionalArguments, upsampler: Upsample
         factors = upsampler.factor, upsampler.max_noise_level
         return SuperResolutionPipeline(unet, sampler, dict(enumerate(names)) or None, *factors, pictures.value_range)
 
-    draw_samples = functools.partial(draw_enlarged, dataset=held_out or pictures)
+    draw_samples = functools.partial(draw_enlarged, dataset=held_out or pictures.sample)
     return Trainer(unet, objective, pictures, config, make_pipeline, draw_samples, held_out)
 
 

@@ -46,10 +46,10 @@ def main(
         return AutoencoderPipeline(vae, pictures.value_range)
 
     def draw_samples(pipeline):
-        return draw_reconstructions(pipeline, held_out or pictures, prior="standard")
+        return draw_reconstructions(pipeline, held_out or pictures.sample, prior="standard")
 
     def save(pipeline, folder):
-        pipeline.register_modules(vae=with_statistics(pipeline.vae, pictures))
+        pipeline.register_modules(vae=with_statistics(pipeline.vae, pictures.sample))
         pipeline.save_pretrained(folder)
 
     return Trainer(vae, objective, pictures, config, make_pipeline, draw_samples, held_out, save)

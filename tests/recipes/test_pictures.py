@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import json
+import shutil
 import warnings
 
 import datasets
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_shards import write_parquet
 from tiny import tiny_autoencoder, tiny_text_pipeline, tiny_unet, tiny_vae
 
 from hf_genmod import (
@@ -17,6 +19,8 @@ from hf_genmod import (
 )
 from hf_genmod.data.latents import LatentDataset, encode
 from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.data.stream import StreamedPictures, stream_pictures
 from hf_genmod.recipes.pictures import CaptionedDataArguments, DataArguments, MeasuredDataArguments
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
@@ -27,6 +31,27 @@ def save_class_folders(folder, **counts):
             file = folder / split / "ab"[index % 2] / f"{index:03}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (4, 4), index % 256).save(file)
+
+
+def test_held_out_pictures_of_a_stream_are_in_memory(tmp_path):
+    write_parquet(tmp_path / "both", (50, 25))
+    write_parquet(tmp_path / "test", (20,))
+    arguments = {"dataset": str(tmp_path / "both"), "streaming": True}
+    training, held_out = DataArguments(**arguments).load(hold_out=True, require_labels=True)
+    assert isinstance(training, StreamedPictures) and (len(training), len(held_out)) == (67, 8)
+    assert held_out.images is not None and held_out.may_have_been_trained_on
+    training, held_out = DataArguments(**arguments).load()
+    assert len(training) == 75 and held_out is None
+    shutil.move(tmp_path / "test" / "train-00000-of-00001.parquet", tmp_path / "both" / "test-00000-of-00001.parquet")
+    training, held_out = DataArguments(**arguments).load(require_labels=True)
+    assert (len(training), len(held_out)) == (75, 20) and not held_out.may_have_been_trained_on
+    assert len(DataArguments(**arguments).load(num_held_out=3)[1]) == 3
+    measured, held_out = MeasuredDataArguments(**arguments).load(require_labels=True)
+    assert type(measured) is type(held_out) is PictureDataset and len(measured) == 75
+    with pytest.raises(ValueError, match="streaming: latents of all images are encoded before training"):
+        DataArguments(**arguments).load(vae="x")
+    with pytest.raises(ValueError, match="validation_split: .* has no 'x' beside 'train'; it has 'test'"):
+        DataArguments(**arguments, validation_split="x").load()
 
 
 def test_held_out_pictures_are_those_of_the_test_split(tmp_path):
@@ -232,7 +257,8 @@ class TestPicturesForAnEvaluation:
 
 def test_the_fields_are_parameters_of_the_loader():
     fields = {field.name for field in dataclasses.fields(CaptionedDataArguments)}
-    assert fields - {"validation_split"} < set(inspect.signature(load_pictures).parameters)
+    for load in (load_pictures, stream_pictures):
+        assert fields - {"validation_split", "streaming"} < set(inspect.signature(load).parameters)
 
 
 def colored_folder(folder, size=(8, 12), **counts):

@@ -1,13 +1,19 @@
 import multiprocessing
+import pickle
+import shutil
 
 import psutil
 import pytest
 import torch
-from runs import assert_same_state, make_trainer, metrics
+from runs import Killed, assert_same_state, make_trainer, metrics
+from small_shards import write_parquet
 
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
+from hf_genmod.data.stream import stream_pictures
+from hf_genmod.errors import TrainingError
+from hf_genmod.training.batches import Batches
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(dataset, tmp_path):
@@ -32,6 +38,58 @@ def test_a_loading_process_that_dies_is_replaced(dataset, tmp_path, capsys):
     trainer.train()
     assert "a process that loads images has died" in capsys.readouterr().err
     assert_same_state(trainer, whole)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return write_parquet(tmp_path / "shards")
+
+
+def test_a_run_on_a_stream_continues_to_bitwise_the_same_end(shards, tmp_path):
+    whole = make_trainer(stream_pictures(str(shards)), tmp_path / "whole", max_train_steps=12)
+    whole.train()
+
+    def killed_at_7(model, batch, rng):
+        if trainer.progress.step == 7:
+            raise Killed
+        return whole.objective(model, batch, rng)
+
+    settings = {"max_train_steps": 12, "checkpointing_steps": 3}
+    stream = stream_pictures(str(shards))
+    trainer = make_trainer(stream, tmp_path / "cut", objective=killed_at_7, num_workers=2, **settings)
+    with pytest.raises(Killed):
+        trainer.train()
+    resumed = make_trainer(stream_pictures(str(shards)), tmp_path / "cut", **settings)
+    resumed.batches.open, opened = lambda step: (opened.append(step), Batches.open(resumed.batches, step)), []
+    resumed.train()
+    assert opened == [6]
+    assert_same_state(resumed, whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_a_shard_that_cannot_be_read_ends_the_run_with_its_state_or_is_left_out(shards, tmp_path, capsys):
+    settings = {"max_train_steps": 10, "checkpointing_steps": 0}
+    whole = make_trainer(stream_pictures(str(shards)), tmp_path / "whole", max_train_steps=10)
+    whole.train()
+    file, stream = max(shards.iterdir()), stream_pictures(str(shards))
+    content = file.read_bytes()
+    file.write_bytes(bytes(3000) + content[3000:])
+    stream = pickle.loads(pickle.dumps(stream))  # as in another process, without what it has read
+    trainer = make_trainer(stream, tmp_path / "cut", **settings)
+    sentence = rf"{file}: the shard cannot be read \(.*\); stopped at step \d+ with the state saved; repair it, and"
+    with pytest.raises(TrainingError, match=sentence):
+        trainer.train()
+    assert 1 <= trainer.progress.step < 9 and trainer.folder.saved_states()
+    with pytest.raises(ValueError, match=f"7 of 72 images cannot be used; .*: {file}: the shard"):
+        stream_pictures(str(shards))
+    skipping = stream_pictures(str(shards), on_bad_image="skip")
+    shutil.copytree(tmp_path / "cut", tmp_path / "skipping")
+    make_trainer(skipping, tmp_path / "skipping", **settings).train()
+    assert capsys.readouterr().err.count(f"{file}: the shard cannot be read") == 1
+    file.write_bytes(content)
+    repaired = make_trainer(stream_pictures(str(shards)), tmp_path / "cut", **settings)
+    repaired.train()
+    assert_same_state(repaired, whole)
 
 
 class Unreachable(PictureDataset):

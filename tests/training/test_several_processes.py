@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from runs import FOLDERS, metrics, run, same, train
+from small_shards import write_parquet
 
 from hf_genmod import load_pipeline
 
@@ -43,6 +44,14 @@ def test_a_run_killed_at_random_moments_ends_bitwise_as_the_whole_one(tmp_path):
 def test_a_run_killed_twenty_times_ends_bitwise_as_the_whole_one(tmp_path, num_processes):
     settings = {"max_train_steps": 400, "checkpointing_steps": 1, "gradient_accumulation_steps": 2}
     assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes, num_kills=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_run_on_a_stream_killed_at_random_moments_ends_bitwise_as_the_whole_one(tmp_path, num_processes):
+    stream = str(write_parquet(tmp_path / "shards", (60, 25, 40)))
+    settings = {"max_train_steps": 60, "checkpointing_steps": 1, "stream": stream, "num_workers": 1}
+    assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes, num_kills=2)
 
 
 @pytest.mark.slow

@@ -31,8 +31,8 @@ class Tokens:
 class FrozenText:
     """
     Captions as the hidden states of a frozen text encoder: `encoder_hidden_states`, (n, tokens, d), and
-    `encoder_attention_mask`, (n, tokens), for a U-Net. All captions that will be asked for, and "", are encoded once.
-    The `fingerprint` is a hash of captions, tokenizer and text encoder.
+    `encoder_attention_mask`, (n, tokens), for a U-Net. The captions given here, and "", are encoded once; others, of a
+    stream, each time. The `fingerprint` is a hash of captions, tokenizer and text encoder.
     """
 
     def __init__(self, captions: Iterable[str], tokenizer, text_encoder):
@@ -45,18 +45,29 @@ class FrozenText:
         self.fingerprint = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
         @torch.no_grad()
-        def encode(batch):
-            tokens = tokenize(batch["caption"], tokenizer, text_encoder)
+        def encode(captions):
+            tokens = tokenize(captions, tokenizer, text_encoder)
             tokens = {name: ids.to(text_encoder.device) for name, ids in tokens.items()}
             hidden = text_encoder(**tokens).last_hidden_state.float().cpu()
             masks = tokens["attention_mask"].bool().cpu()
-            return {"encoded": [states[mask].flatten().numpy() for states, mask in zip(hidden, masks, strict=True)]}
+            return [states[mask] for states, mask in zip(hidden, masks, strict=True)]
 
+        def encode_rows(batch):
+            return {"encoded": [states.flatten().numpy() for states in encode(batch["caption"])]}
+
+        self._encode = encode
         feature = datasets.List(datasets.Value("float32"))
-        self._hidden = encode_once({"caption": captions}, encode, feature, "text", self.fingerprint, batch_size=256)
+        self._hidden = encode_once(
+            {"caption": captions}, encode_rows, feature, "text", self.fingerprint, batch_size=256
+        )
 
     def __call__(self, captions: list[str]) -> dict[str, torch.Tensor]:
-        rows = [self._rows[caption] for caption in captions]
-        hidden = [self._hidden[row]["encoded"].unflatten(0, (-1, self._width)) for row in rows]  # (tokens, d) each
+        others = [caption for caption in dict.fromkeys(captions) if caption not in self._rows]
+        others = dict(zip(others, self._encode(others), strict=True)) if others else {}
+        hidden = [others[caption] if caption in others else self._known(caption) for caption in captions]
         mask = pad_sequence([torch.ones(len(states), dtype=torch.bool) for states in hidden], batch_first=True)
         return {"encoder_hidden_states": pad_sequence(hidden, batch_first=True), "encoder_attention_mask": mask}
+
+    def _known(self, caption: str) -> torch.Tensor:
+        """The hidden states of a caption, (tokens, d)."""
+        return self._hidden[self._rows[caption]]["encoded"].unflatten(0, (-1, self._width))

@@ -26,7 +26,9 @@ LINK = re.compile(r"(https?|ftp|s3|gs|hf)://")
 
 def open_image(entry) -> Image.Image | np.ndarray:
     """The image of an entry, its pixels not decoded yet. Arrays and images of more than 8 bits are measured values,
-    `float32` (C, H, W)."""
+    `float32` (C, H, W). An error in place of an entry is raised."""
+    if isinstance(entry, Exception):
+        raise entry
     if isinstance(entry, np.ndarray):
         return measured_values(entry)
     if isinstance(entry, Image.Image):

@@ -89,7 +89,8 @@ class Entries:
     def refuse(self, unusable: list[str]) -> None:
         """Raises a `ValueError` if there are images that cannot be used."""
         if unusable:
-            reasons = "; ".join(unusable[:5]) + (f"; and {len(unusable) - 5} more" if len(unusable) > 5 else "")
+            reasons = [*dict.fromkeys(unusable)]  # of the images in a shard there is one
+            reasons = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
             raise ValueError(
                 f"{self._name}: {len(unusable)} of {counted(len(self), 'image')} cannot be used; repair or remove "
                 f"{'it' if len(unusable) == 1 else 'them'}, or leave such out with --on_bad_image skip: {reasons}"

@@ -69,9 +69,9 @@ def load_pictures(
         FileNotFoundError: If there is no such data set.
         ValueError: If the data set cannot be read, or has no column of the kind that is asked for.
     """
-    size = None if resolution is None else _height_width(resolution)
+    size = None if resolution is None else height_width(resolution)
     if isinstance(dataset, str) and dataset == "shapes":
-        num_images, seed = _split(SHAPES_SPLITS, split, dataset)
+        num_images, seed = split_of(SHAPES_SPLITS, split, dataset)
         dataset = ShapesDataset(num_images, size or 32, seed, label=label_column or "shape")
     if isinstance(dataset, ShapesDataset):
         refuse_unused("shapes", config_name, array_axes)
@@ -85,34 +85,39 @@ def load_pictures(
 
     splits, source = find_splits(dataset, config_name, array_axes)
     name = source
-    rows = _split(splits, split, name)
+    rows = split_of(splits, split, name)
     if len(rows) == 0:
         raise ValueError(f"{name}: its split {split!r} is empty")
     if len(splits) > 1:
         name = f"{name} ({split})"
-    columns = {"image_column": image_column, "label_column": label_column, "caption_column": caption_column}
-    for argument, column in columns.items():
-        if column not in (None, *rows.column_names):
-            raise ValueError(f"{argument}: {column!r} is no column of {name}; it has {', '.join(rows.column_names)}")
+    refuse_unknown_columns(rows, name, image_column, label_column, caption_column)
     for column in set(rows.column_names) & set(SPLIT_COLUMNS):
         if len(words := set(map(str, rows.unique(column)))) > 1:
             what = f"its column {column!r} ({shortened(sorted(words))}) is not used, so all its rows are in {split!r}"
             warnings.warn(f"{name}: {what}; write a parquet file for each split, if they are splits", stacklevel=2)
     rows = rows.select(_at_even_distances(len(rows), limit))
-    pictures = _pictures(rows, name, image_column)
+    pictures = _pictures(rows, name, image_column_of(rows, name, image_column))
     where = Entries(pictures, name).where
     require_labels, require_captions = require_labels or bool(label_column), require_captions or bool(caption_column)
-    labels, label_names = _labels(splits, rows, name, label_column, require_labels, where)
-    _warn_of_names(label_names or [], source)
-    captions = _captions(rows, name, caption_column, require_captions, where)
+    label_column = label_column_of(rows, name, label_column, require_labels, where)
+    labels, label_names = labels_of(splits, rows, name, label_column, require_labels, where)
+    warn_of_names(label_names or [], source)
+    captions = captions_of(rows, name, caption_column, require_captions, where)
     return PictureDataset(pictures, name, size, channels, labels, label_names, captions, in_memory, on_bad_image)
+
+
+def refuse_unknown_columns(rows: datasets.Dataset, name: str, image: str | None, label: str | None, text: str | None):
+    """Raises a `ValueError` if one of the columns is none of the rows."""
+    for argument, column in {"image_column": image, "label_column": label, "caption_column": text}.items():
+        if column not in (None, *rows.column_names):
+            raise ValueError(f"{argument}: {column!r} is no column of {name}; it has {', '.join(rows.column_names)}")
 
 
 def _at_even_distances(count: int, limit: int | None) -> Sequence[int]:
     return range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
 
 
-def _warn_of_names(names: list[str], source: str) -> None:
+def warn_of_names(names: list[str], source: str) -> None:
     """Tells of names that may be of one class, and of numbers that are not the labels."""
     forms = [unicodedata.normalize("NFKC", name).strip().casefold() for name in names]
     counts = Counter(forms)
@@ -125,7 +130,8 @@ def _warn_of_names(names: list[str], source: str) -> None:
         warnings.warn(f"{source}: {what}", stacklevel=1)  # once for all splits
 
 
-def _height_width(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
+def height_width(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
+    """A size from a number, a pair or "HxW". Raises a `ValueError` if it is none."""
     sides = [resolution] if isinstance(resolution, int) else resolution
     if isinstance(sides, str):
         sides = [int(side) if side.strip().isdecimal() else 0 for side in sides.lower().split("x")]
@@ -134,15 +140,16 @@ def _height_width(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def _split(splits: dict, split: str, name: str):
+def split_of(splits: dict, split: str, name: str):
+    """A split. Raises a `ValueError` if there is none of this name."""
     if split not in splits:
         has = f"it has {', '.join(map(repr, splits))}; choose one, such as --split {next(iter(splits))}"
         raise ValueError(f"split: {name} has no {split!r}; {has}")
     return splits[split]
 
 
-def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets.Dataset:
-    """The images, not decoded, as the column "image"."""
+def image_column_of(rows: datasets.Dataset, name: str, column: str | None) -> str:
+    """The column of images; `column` if it is given."""
     if column is None:
         images = [key for key, feature in rows.features.items() if _may_be_images(feature)]
         if len(images) != 1:
@@ -152,6 +159,11 @@ def _pictures(rows: datasets.Dataset, name: str, column: str | None) -> datasets
             none = f"none of its columns ({shortened(rows.column_names, 20)}) is known to hold images"
             raise ValueError(f"{name}: {none}; {_remedy_without_images(rows)}")
         column = images[0]
+    return column
+
+
+def _pictures(rows: datasets.Dataset, name: str, column: str) -> datasets.Dataset:
+    """The images, not decoded, as the column "image"."""
     pictures = rows.select_columns(column)
     if mode := getattr(rows.features[column], "mode", None):
         what = f"its column {column!r} asks for the mode {mode!r}, which is not applied"
@@ -189,10 +201,10 @@ def _may_be_images(feature) -> bool:
     return of_files or isinstance(feature, (datasets.Image, *ARRAY_TYPES))
 
 
-def _labels(
-    splits: dict, rows: datasets.Dataset, name: str, column: str | None, required: bool, where: Callable
-) -> tuple[torch.Tensor | None, list[str] | None]:
-    """The label of each image and the names of the classes; both `None` where there are none and none required."""
+def label_column_of(
+    rows: datasets.Dataset, name: str, column: str | None, required: bool, where: Callable
+) -> str | None:
+    """The column of labels, `column` if it is given; `None` where there is none and none required."""
     if column is None:
         classes = [key for key, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
         usual = [key for key in LABEL_COLUMNS if key in rows.column_names]
@@ -209,6 +221,13 @@ def _labels(
             "file_name and label, or name a column by --label_column"
         )
         raise ValueError(f"{name}: {none}; {remedy}")
+    return column
+
+
+def labels_of(
+    splits: dict, rows: datasets.Dataset, name: str, column: str | None, required: bool, where: Callable
+) -> tuple[torch.Tensor | None, list[str] | None]:
+    """The label of each image and the names of the classes; both `None` where there are none and none required."""
     if column is None:
         return None, None
     feature, values = rows.features[column], column_of(rows, column).to_pylist()
@@ -251,7 +270,8 @@ def _labels(
     return None, None
 
 
-def _captions(rows: datasets.Dataset, name: str, column: str | None, required: bool, where: Callable) -> list | None:
+def captions_of(rows: datasets.Dataset, name: str, column: str | None, required: bool, where: Callable) -> list | None:
+    """The captions of the images; `None` where there are none and none required."""
     column = column or next((key for key in CAPTION_COLUMNS if key in rows.column_names), None)
     kinds = {key: getattr(value, "feature", value) for key, value in rows.features.items()}
     texts = [key for key, kind in kinds.items() if getattr(kind, "dtype", None) in ("string", "large_string")]

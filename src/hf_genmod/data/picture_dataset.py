@@ -33,9 +33,10 @@ class PictureDataset(LabelledDataset):
     in the whole data set (`value_range`) is mapped to [-1, 1].
 
     Args:
-        source (`datasets.Dataset` or `list[PIL.Image.Image]`): The images. Of a data set the column "image", of type
-            `datasets.Image(decode=False)`, `datasets.Array2D`, (H, W), or `datasets.Array3D`, with the channels
-            first, or last if that axis is the shorter one. Paths of .npy files hold arrays of the same shapes.
+        source (`datasets.Dataset`, `list[PIL.Image.Image]` or [`Entries`]): The images. Of a data set the column
+            "image", of type `datasets.Image(decode=False)`, `datasets.Array2D`, (H, W), or `datasets.Array3D`, with
+            the channels first, or last if that axis is the shorter one. Paths of .npy files hold arrays of the same
+            shapes.
         name (`str`): What errors call the source.
         resolution (`tuple[int, int]`, *optional*): (height, width). An image of another size is scaled, antialiased
             and with its aspect ratio kept, until it covers that size, then cropped to its middle. By default the size
@@ -64,10 +65,11 @@ class PictureDataset(LabelledDataset):
     vae = None  # as that of `LatentDataset`
     value_range = None
     may_have_been_trained_on = False
+    _wrong_size = "its size is not the one in its header; save it again"
 
     def __init__(
         self,
-        source: datasets.Dataset | list[Image.Image],
+        source: datasets.Dataset | list[Image.Image] | Entries,
         name: str,
         resolution: tuple[int, int] | None = None,
         channels: int | None = None,
@@ -80,7 +82,8 @@ class PictureDataset(LabelledDataset):
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"on_bad_image: {on_bad_image!r} is neither 'error' nor 'skip'")
         self.name, self.labels, self.label_names, self.captions = name, labels, label_names, captions
-        self._entries, self._scale, self.images = Entries(source, name), resolution is not None, None
+        self._entries = source if isinstance(source, Entries) else Entries(source, name)
+        self._scale, self.images = resolution is not None, None
         cache, skip_bad = InspectionCache(name), on_bad_image == "skip"
         self._inspect_all(cache, skip_bad)
         self.resolution = resolution or self._common_size()
@@ -206,6 +209,11 @@ class PictureDataset(LabelledDataset):
         """The images themselves, as of a data set of their latents."""
         return self
 
+    @property
+    def sample(self) -> "PictureDataset":
+        """Images that stand for all: these, or some of a stream."""
+        return self
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -267,5 +275,5 @@ class PictureDataset(LabelledDataset):
         if self._scale and converted.size != size:
             converted = fit(converted)
         if converted.size != size:
-            raise ValueError("its size is not the one in its header; save it again")
+            raise ValueError(self._wrong_size)
         return np.asarray(converted).reshape(height, width, -1).transpose(2, 0, 1).copy()

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -67,23 +67,32 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
         start_step (`int`): The first optimizer step; to resume, the number of steps done.
         parts (`Sequence[torch.Tensor]`, *optional*): The positions of each micro-batch of this process, from
             `batch_positions`; by default one with the whole batch.
+        order (`Callable`, *optional*): `(philox, epoch, batch_size) -> π_e`, a sequence, of a data set that is not
+            read in any order, see [`~hf_genmod.data.block_order.BlockOrder`].
 
     Raises:
         ValueError: If there are no images.
     """
 
     def __init__(
-        self, num_pictures: int, batch_size: int, seed: int, start_step: int = 0, parts: Sequence[torch.Tensor] = ()
+        self,
+        num_pictures: int,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        parts: Sequence[torch.Tensor] = (),
+        order: Callable | None = None,
     ):
         if num_pictures < 1:
             raise ValueError(f"num_pictures: {num_pictures} is not positive; there is nothing to sample")
         self.num_pictures, self.batch_size, self.seed, self.start_step = num_pictures, batch_size, seed, start_step
         self.parts = [positions.numpy() for positions in parts or [batch_positions(batch_size)]]
+        self.order = order or (lambda philox, epoch, _: philox.at(0, 0, epoch).permutation(num_pictures))
 
     def __iter__(self) -> Iterator[list[int]]:
         @functools.lru_cache(2)
         def order(epoch):
-            return _Philox(self.seed, b"order").at(0, 0, epoch).permutation(self.num_pictures)
+            return self.order(_Philox(self.seed, b"order"), epoch, self.batch_size)
 
         for step in itertools.count(self.start_step):
             for positions in self.parts:

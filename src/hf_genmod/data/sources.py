@@ -196,7 +196,7 @@ def _splits_by_datasets(
 ):
     """The splits that `datasets` reads from a parquet file, a WebDataset, a folder of tables or one that
     `save_to_disk` wrote, or an id on the Hub. Files of a folder that it does not read are named."""
-    with _explained(source, name, config_name):
+    with explained(source, name, config_name):
         if isinstance(source, Path) and source.is_file():
             kind = "parquet" if source.suffix.lower() == ".parquet" else "webdataset"
             return datasets.load_dataset(kind, data_files={"train": str(source)})
@@ -223,7 +223,7 @@ def _splits_by_datasets(
             f"{unread[0].path}: a table that is not read beside {other}, of another kind or split; {remedy}"
         )
     if not is_saved:
-        with _explained(source, name, config_name):
+        with explained(source, name, config_name):
             builder.download_and_prepare()
             splits = builder.as_dataset()
     if found:
@@ -232,7 +232,7 @@ def _splits_by_datasets(
 
 
 @contextlib.contextmanager
-def _explained(source: str | Path, name: str, config_name: str | None) -> Iterator[None]:
+def explained(source: str | Path, name: str, config_name: str | None) -> Iterator[None]:
     """A context in which errors of `datasets` are one sentence, and not logged, too."""
     loggers = [datasets.logging.get_logger(f"datasets.packaged_modules.{kind}.{kind}") for kind in _LOGGING]
     try:

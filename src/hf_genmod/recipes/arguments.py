@@ -128,7 +128,7 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"{name}: {value} is not finite; give finite numbers")
     values = {name: _at_home(value) for name, value in vars(values).items()}
-    if values.get("dataset") not in (None, "shapes"):
+    if values.get("dataset") not in (None, "shapes") and not values.get("streaming"):
         refuse_missing(values["dataset"])  # which is told before what a dataclass refuses
     use_cores(values.get("num_threads"))
     diffusers.utils.logging.disable_progress_bar()  # of the parts of a checkpoint, which load within a second

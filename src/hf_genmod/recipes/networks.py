@@ -210,6 +210,7 @@ class DiffusionArguments(NetworkArguments):
             return scheduler
         if pictures.vae is not None:
             return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="sde-dpmsolver++")
+        pictures = pictures.sample
         some = pictures.x_0(range(0, len(pictures), math.ceil(len(pictures) / 256)))
         has_alpha = pictures.value_range is None and pictures.channels in (2, 4)
         colors = some[:, :-1] if has_alpha else some

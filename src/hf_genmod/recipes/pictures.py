@@ -14,7 +14,9 @@ from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.latents import LatentDataset, standardised
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
+from hf_genmod.data.shard_files import find_shards
 from hf_genmod.data.sources import find_splits, splits_of
+from hf_genmod.data.stream import stream_pictures
 from hf_genmod.errors import counted, shortened
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.pipelines.base import GenerationPipeline
@@ -44,9 +46,14 @@ class DataArguments:
     array_axes: str | None = HfArg(
         default=None, help="Axes of the arrays in .npy files, such as NHW or CHW. Default: by their shapes."
     )
-    on_bad_image: str = HfArg(
-        default="error", help="What to do about an unusable image: 'error' names it and stops, 'skip' leaves it out."
+    on_bad_image: str = changeable(
+        "error", help="What to do about an unusable image: 'error' names it and stops, 'skip' leaves it out."
     )
+    streaming: bool = changeable(
+        False, help="Read the images, in parquet files or WebDatasets at a path or address, while the model trains."
+    )
+
+    most_streamed = None  # how many images of a stream to take, into memory
 
     def load(
         self, vae: str | None = None, mirrored=False, num_held_out: int = 256, hold_out=False, **required: bool
@@ -65,6 +72,7 @@ class DataArguments:
         """
         if vae is None:
             return self._load_pixels(num_held_out, hold_out, **required)
+        self.refuse_stream("latents of all images are encoded before training")
         path, vae = vae, load_vae(vae).to(processes().device).eval()  # which asks the Hub for a few seconds at most
         value_range = _value_range_of(path)
         channels = vae.config.in_channels if value_range is None else None
@@ -95,6 +103,7 @@ class DataArguments:
         loaded = self._load_pixels_for(pipeline, hold_out, **required)
         if pipeline.vae is None:
             return loaded
+        self.refuse_stream("latents of all images are encoded before training")
         pipeline.vae.to(processes().device)
         return tuple(pictures and LatentDataset(pictures, pipeline.vae, mirrored) for pictures in loaded)
 
@@ -104,6 +113,11 @@ class DataArguments:
         request = pipeline.example_request()
         required = {"require_labels": "class_labels" in request, "require_captions": "prompt" in request}
         return self._load_pixels_for(pipeline, hold_out=True, **required)
+
+    def refuse_stream(self, reason: str):
+        """Raises a `ValueError` with the reason if the images are streamed."""
+        if self.streaming and self.most_streamed is None:
+            raise ValueError(f"streaming: {reason}; leave out --streaming")
 
     def _load_pixels_for(self, pipeline: GenerationPipeline, hold_out: bool, **required: bool):
         """Images of the resolution, channels, value range and, where labels are required, the labels of a pipeline."""
@@ -130,16 +144,20 @@ class DataArguments:
     def _load_pixels(self, num_held_out: int, hold_out: bool, **required: bool):
         arguments = dataclasses.asdict(self) | required  # the fields are the parameters of load_pictures
         held_out_split = arguments.pop("validation_split")
-        if self.dataset != "shapes":  # find the files once
+        load = stream_pictures if arguments.pop("streaming") else load_pictures
+        if self.streaming:
+            arguments |= {"dataset": find_shards(self.dataset, self.config_name), "limit": self.most_streamed}
+        elif self.dataset != "shapes":  # find the files once
             arguments["dataset"] = find_splits(self.dataset, self.config_name, self.array_axes)
-        training = load_pictures(**arguments)
+        training = load(**arguments)
         if required.get("require_labels") and training.classes_without_images:
             missing = f"there is no image of {shortened(training.classes_without_images)}"
             warnings.warn(f"{training.name}: {missing}, so the model cannot learn it", stacklevel=3)
         if not num_held_out:
             return training, None
-        splits = splits_of(arguments["dataset"], self.config_name, self.array_axes)
-        splits.pop(self.split)
+        found = arguments["dataset"]
+        splits = found.splits if self.streaming else splits_of(found, self.config_name, self.array_axes)
+        splits = [split for split in splits if split != self.split]
         if held_out_split is not None and held_out_split not in splits:
             known = f"it has {', '.join(map(repr, splits)) or 'no other split'}"
             raise ValueError(
@@ -151,7 +169,7 @@ class DataArguments:
             arguments |= {"split": held_out_split, "resolution": training.resolution, "channels": training.channels}
             if self.validation_split is None:
                 arguments |= dict.fromkeys(required, False)
-            held_out = load_pictures(**arguments, limit=num_held_out)
+            held_out = load(**arguments | {"limit": num_held_out})
             if None not in (names := (held_out.label_names, training.label_names)) and names[0] != names[1]:
                 differing = f"the classes of {held_out_split!r} are not those of {self.split!r}"
                 raise ValueError(f"validation_split: {differing}; choose another")
@@ -175,6 +193,8 @@ class CaptionedDataArguments(DataArguments):
 @dataclasses.dataclass
 class MeasuredDataArguments(CaptionedDataArguments):
     """Images and captions."""
+
+    most_streamed = 10_000
 
     dataset: str | None = HfArg(
         default=None, help="As training takes it. Default: that of the model's run, with its flags."

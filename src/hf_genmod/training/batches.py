@@ -7,6 +7,7 @@ import threading
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 
 from hf_genmod.data.randomness import Augmentation, BatchRandom, GlobalBatchSampler, batch_positions, batch_random
 from hf_genmod.processes import upload
@@ -14,8 +15,15 @@ from hf_genmod.training.config import TrainingConfig
 
 
 class Batches:
-    """Loads the parts of each global batch that this process computes, and replaces loader processes that die. Raises
-    a `ValueError` if the processes cannot share a batch evenly, or the data set does not allow the augmentation."""
+    """
+    Loads the parts of each global batch that this process computes, and replaces loader processes that die.
+
+    Attributes:
+        failure (`str` or `None`): Why an image of a stream could not be used, which ends the run.
+
+    Raises:
+        ValueError: If the processes cannot share a batch evenly, or the data set does not allow the augmentation.
+    """
 
     def __init__(self, dataset: Dataset, config: TrainingConfig, accelerator: Accelerator):
         self.dataset, self.config = dataset, config
@@ -23,12 +31,13 @@ class Batches:
         process = accelerator.process_index, accelerator.num_processes
         self.positions = [batch_positions(config.batch_size, part, parts, *process) for part in range(parts)]
         dataset.check_augmentation(config.augmentation)
-        self._loaded = None
+        self._loaded, self.failure, self._reported = None, None, set()
 
     def open(self, step: int):
         """Starts to load, from the batch of this step on."""
         config = self.config
-        sampler = GlobalBatchSampler(len(self.dataset), config.batch_size, config.seed, step, self.positions)
+        order = getattr(self.dataset, "order", None)  # of a stream
+        sampler = GlobalBatchSampler(len(self.dataset), config.batch_size, config.seed, step, self.positions, order)
         pin_memory, num_workers = self.device.type == "cuda", config.num_workers
         # `dict` changes nothing: a data set returns a batch, not its images one by one.
         loader = DataLoader(
@@ -58,6 +67,12 @@ class Batches:
             print(f"a process that loads images has died ({error}); starting others", file=sys.stderr)
             self.open(step)
             parts = [next(self._loaded) for _ in self.positions]
+        for part in parts:  # of a stream
+            self.failure = part.pop("failure", None) or self.failure
+            for reason in dict.fromkeys(part.pop("unusable", ())) if self.failure is None else ():
+                if reason not in self._reported:
+                    self._reported.add(reason)
+                    tqdm.write(f"{reason}; another image takes its place", file=sys.stderr)
         seed, size = self.config.seed, self.config.batch_size
         rngs = [batch_random(seed, step, positions, size, self.device) for positions in self.positions]
         return list(zip(parts, rngs, strict=True))

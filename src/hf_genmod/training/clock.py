@@ -23,7 +23,7 @@ class Progress:
     bad_steps: int = 0  # skipped, as their loss or gradient was not finite
     bad_steps_in_a_row: int = 0
 
-    def count(self, is_bad: list[bool], limit: int) -> list[int]:
+    def count(self, is_bad: list[bool], limit: float) -> list[int]:
         """Counts the last steps, up to a row of `limit` bad ones. Returns the numbers of the bad ones."""
         bad_steps = []
         for step, bad in enumerate(is_bad, self.step - len(is_bad) + 1):
@@ -33,6 +33,13 @@ class Progress:
                 break
         self.bad_steps += len(bad_steps)
         return bad_steps
+
+    def take_back(self) -> int:
+        """Counts the last steps no longer if they were skipped, and returns how many these are."""
+        skipped, self.bad_steps_in_a_row = self.bad_steps_in_a_row, 0
+        self.step -= skipped
+        self.bad_steps -= skipped
+        return skipped
 
 
 PAUSES = 0.1  # the most that samples and validation take of a budget of minutes

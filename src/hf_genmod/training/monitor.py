@@ -13,8 +13,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_genmod.drawing.curves import draw_losses
-from hf_genmod.errors import counted
-from hf_genmod.training.clock import Clock
+from hf_genmod.errors import TrainingError, counted
+from hf_genmod.training.clock import Clock, Progress
 from hf_genmod.training.config import TrainingConfig
 from hf_genmod.training.run_folder import RunFolder
 
@@ -136,6 +136,22 @@ class Monitor:
         bar.set_postfix_str(
             f"step {line['step']}, loss {values['loss'] or math.nan:.4f}, learning rate {learning_rate:.1e}, "
             f"{images_per_second:.0f} images/s"
+        )
+
+    def report_bad_steps(self, steps: list[int], progress: Progress, learning_rate: float, too_bad: bool):
+        """Says which steps were skipped. Raises a `TrainingError` if these are too many."""
+        precision = self.config.mixed_precision
+        settings = f"(learning rate {learning_rate:.2g}, mixed precision {precision!r})"
+        if not too_bad:
+            where = f"step {', '.join(map(str, steps))} {settings}"
+            self.say(f"the loss or its gradient is not finite at {where}; skipped")
+            return
+        where = f"step {steps[-1]} {settings}"
+        saved = next(reversed(self.folder.saved_states()), "no state")
+        remedy = "" if precision == "no" else " or train with --mixed_precision no"
+        raise TrainingError(
+            f"the loss or its gradient was not finite in {progress.bad_steps_in_a_row} steps in a row, up to {where}; "
+            f"{saved} is the last that was saved; lower the learning rate{remedy}, in a new output_dir"
         )
 
     def show(self, step: int, draw: Callable[[], Image.Image] | None):

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import signal
 import sys
@@ -140,8 +141,8 @@ class Trainer:
             self.folder.claim(settings)
         if dataset.skipped:
             self.monitor.say(
-                f"{len(dataset.skipped)} of {len(dataset) + len(dataset.skipped)} images cannot be used and are left "
-                f"out; {self.config.output_dir}/training_config.json lists them"
+                f"{len(dataset.skipped)} images, or shards of them, cannot be used and are left out; "
+                f"{self.config.output_dir}/training_config.json lists them"
             )
         accelerator.wait_for_everyone()
 
@@ -217,28 +218,36 @@ class Trainer:
                 if not (due or done or clock.is_stopping):
                     continue  # without waiting for the device
 
-                bad_steps = progress.count(monitor.look(), config.max_bad_steps)
+                bad_steps = progress.count(monitor.look(), math.inf if clock.is_stopping else config.max_bad_steps)
+                if clock.is_stopping and progress.take_back():  # for the run that continues to repeat them
+                    self._save_state()
+                    self._leave(signals)
                 all_bad = done and progress.bad_steps == progress.step
                 too_bad = progress.bad_steps_in_a_row >= config.max_bad_steps or all_bad
                 validation = self._validation(done)
                 if done or too_bad or validation or self._is_due(config.logging_steps):
                     monitor.log(clock, learning_rate, validation, bar)
                 if bad_steps:
-                    self._report_bad_steps(bad_steps, learning_rate, too_bad)
+                    monitor.report_bad_steps(bad_steps, progress, learning_rate, too_bad)
                 if self._is_due(config.sampling_steps) and not done and clock.has_time_for("drawing samples"):
                     with clock.pause("drawing samples", self.averaged_model.module):
                         self._show()
                 if clock.is_stopping or self._is_due(config.checkpointing_steps, done):
-                    with monitor.doing("saving the training state"):
-                        self.state.save(self.folder, config.checkpoints_total_limit)
+                    self._save_state()
                 if clock.is_stopping and not done:
                     self._leave(signals)
 
+    def _save_state(self):
+        with self.monitor.doing("saving the training state"):
+            self.state.save(self.folder, self.config.checkpoints_total_limit)
+
     def _step(self):
-        """One optimizer step on one global batch. The device skips it if the loss or its gradient is not finite; the
-        host waits for it in fp16 alone."""
+        """One optimizer step on one global batch. The device skips it if the loss or its gradient is not finite, or
+        there is no batch; the host waits for it in fp16 alone."""
         config, accelerator, step = self.config, self.accelerator, self.progress.step
         batches = self.batches.of_step(step)
+        if is_missing := self.batches.failure is not None:
+            self.clock.signals.append(signal.SIGTERM)  # which all processes learn of
         torch.manual_seed(_mix(config.seed, step, accelerator.process_index))  # for dropout layers
         parts = []
         for batch, rng in batches:
@@ -249,7 +258,8 @@ class Trainer:
             parts.append({"loss": loss.detach(), **metrics})
         gradient_norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
         means = {name: torch.stack([metrics[name] for metrics in parts]).mean() for name in parts[0]}
-        bad = self.clock.tell((means["loss"] + gradient_norm).isfinite().logical_not().float())
+        bad = (means["loss"] + gradient_norm).isfinite().logical_not().float()
+        bad = self.clock.tell(torch.ones_like(bad) if is_missing else bad)
         if accelerator.scaler is not None and bad.item():
             accelerator.scaler.update()  # to a lower scale
         else:
@@ -276,21 +286,6 @@ class Trainer:
     def _is_due(self, every: int, done: bool = False) -> bool:
         """Whether it is the step for what happens `every` so many steps, 0 for never, and perhaps at the end."""
         return every > 0 and (done or self.progress.step % every == 0)
-
-    def _report_bad_steps(self, steps: list[int], learning_rate: float, too_bad: bool):
-        progress, precision = self.progress, self.config.mixed_precision
-        settings = f"(learning rate {learning_rate:.2g}, mixed precision {precision!r})"
-        if not too_bad:
-            where = f"step {', '.join(map(str, steps))} {settings}"
-            self.monitor.say(f"the loss or its gradient is not finite at {where}; skipped")
-            return
-        where = f"step {steps[-1]} {settings}"
-        saved = next(reversed(self.folder.saved_states()), "no state")
-        remedy = "" if precision == "no" else " or train with --mixed_precision no"
-        raise TrainingError(
-            f"the loss or its gradient was not finite in {progress.bad_steps_in_a_row} steps in a row, up to {where}; "
-            f"{saved} is the last that was saved; lower the learning rate{remedy}, in a new output_dir"
-        )
 
     def _pipeline(self):
         return self.make_pipeline(self.averaged_model.module.eval())
@@ -326,8 +321,11 @@ class Trainer:
         step, states = self.progress.step, [state.name for state in self.folder.saved_states()]
         saved = "the state saved" if f"step-{step}" in states else "the state NOT saved"
         saved = "the checkpoint complete" if self.folder.is_complete else saved
-        self.monitor.say(f"\nstopped at step {step} with {saved}; the same command continues the run")
         self.monitor.end_tracker()
+        if failure := self.batches.failure:
+            remedy = "repair it, and the same command continues the run, or continue with --on_bad_image skip"
+            raise TrainingError(f"{failure}; stopped at step {step} with {saved}; {remedy}")
+        self.monitor.say(f"\nstopped at step {step} with {saved}; the same command continues the run")
         sys.exit(128 + (stopped_by[0] if stopped_by else signal.SIGTERM))
 
 

@@ -1,0 +1,283 @@
+import functools
+import http.server
+import os
+import pickle
+import re
+import shutil
+import threading
+
+import datasets
+import pytest
+import torch
+from small_shards import FEATURES, NAMES, write_parquet, write_tar
+
+from hf_genmod.data import shards as shards_module
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.stream import stream_pictures
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory):
+    return write_parquet(tmp_path_factory.mktemp("parquet"))
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tars")
+    write_tar(folder / "train-000.tar", 300)
+    write_tar(folder / "train-001.tar", 20, start=300)
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of a folder, and the folder."""
+    handler = functools.partial(OfParts, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", tmp_path
+        server.shutdown()
+
+
+class OfParts(http.server.SimpleHTTPRequestHandler):
+    """A server of files that sends the part that is asked for."""
+
+    def log_message(self, *_):
+        pass
+
+    def send_head(self):
+        path, asked = self.translate_path(self.path), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None or not os.path.exists(path):
+            return super().send_head()
+        with open(path, "rb") as file:
+            content = file.read()
+        part = content[int(asked[1]) : int(asked[2]) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+
+def assert_same_pictures(stream, pictures):
+    assert len(stream) == len(pictures)
+    mine, theirs = (each.__getitems__(range(len(pictures))) for each in (stream, pictures))
+    assert torch.equal(mine["images"], theirs["images"])
+    assert torch.equal(mine["class_labels"], theirs["class_labels"])
+    assert mine["captions"] == theirs["captions"]
+    assert stream.label_names == pictures.label_names
+    assert (stream.channels, stream.resolution) == (pictures.channels, pictures.resolution)
+    order = [5, 71, 5, 0]
+    assert torch.equal(stream.x_0(order), pictures.x_0(order))
+
+
+def test_a_stream_of_parquet_files_has_the_images_of_the_loaded_data_set(parquet, tmp_path):
+    pictures = load_pictures(parquet)
+    assert_same_pictures(stream_pictures(str(parquet)), pictures)
+    assert_same_pictures(stream_pictures(f"{parquet}/train-{{00000..00002}}-of-00003.parquet"), pictures)
+    assert_same_pictures(stream_pictures(f"{parquet}/*.parquet"), pictures)
+    small = {"resolution": "8x12", "channels": 1}
+    assert_same_pictures(stream_pictures(str(parquet), **small), load_pictures(parquet, **small))
+
+
+def test_a_stream_of_web_datasets_has_the_images_of_the_loaded_data_set(tars, tmp_path):
+    pictures = load_pictures(tars)
+    assert_same_pictures(stream_pictures(str(tars)), pictures)
+    assert_same_pictures(stream_pictures(str(tars)), pictures)  # by what was written down at first
+    write_tar(tmp_path / "x.tar", 80, json_fields=True)
+    assert_same_pictures(stream_pictures(str(tmp_path / "x.tar")), load_pictures(tmp_path / "x.tar"))
+
+
+def test_shards_at_an_address_are_read_in_parts(server, parquet, tars):
+    address, folder = server
+    for file in [*parquet.iterdir(), *tars.iterdir()]:
+        shutil.copy(file, folder)
+    assert_same_pictures(stream_pictures(f"{address}/train-{{00000..00002}}-of-00003.parquet"), load_pictures(parquet))
+    assert_same_pictures(stream_pictures(f"{address}/train-{{000..001}}.tar"), load_pictures(tars))
+
+
+def test_an_address_without_such_a_file_is_named(server):
+    address, folder = server
+    with pytest.raises(
+        ValueError, match=r"a.parquet.download=true: the shard cannot be read \(the server answers 404: File not found"
+    ):
+        stream_pictures(f"{address}/a.parquet?download=true")
+    (folder / "b.tar").write_text("no archive")
+    with pytest.raises(ValueError, match=r"b.tar: the shard cannot be read"):
+        stream_pictures(f"{address}/b.tar")
+
+
+def test_a_data_set_on_the_hub(hub, parquet):
+    repo_id = hub.new_repo_id()
+    datasets.load_dataset(str(parquet), split="train").push_to_hub(repo_id, max_shard_size="2KB", token=hub.token)
+    assert_same_pictures(stream_pictures(repo_id), load_pictures(parquet))
+
+
+def test_without_a_feature_the_classes_are_the_values_of_all_splits(tmp_path):
+    features = {**FEATURES, "label": datasets.Value("int64")}
+    write_parquet(tmp_path, features=features)
+    write_parquet(tmp_path / "test", (2,), features=features)
+    shutil.move(tmp_path / "test" / "train-00000-of-00001.parquet", tmp_path / "test-00000-of-00001.parquet")
+    (tmp_path / "test").rmdir()
+    streams = [stream_pictures(str(tmp_path), split=split) for split in ("train", "test")]
+    assert [stream.label_names for stream in streams] == [[*"01234567"]] * 2
+    assert_same_pictures(streams[0], load_pictures(tmp_path))
+    assert streams[0].fingerprint != streams[1].fingerprint
+
+
+def test_images_held_out_are_not_in_the_stream(parquet):
+    whole = stream_pictures(str(parquet))
+    stream = stream_pictures(str(parquet))
+    held_out = stream.hold_out(20)
+    assert (len(stream), len(held_out)) == (52, 20)
+    assert stream.fingerprint != whole.fingerprint
+    captions = [each.__getitems__(range(len(each)))["captions"] for each in (stream, held_out, whole)]
+    assert not set(captions[0]) & set(captions[1])
+    assert sorted(captions[0] + captions[1]) == sorted(captions[2])
+    for its, each in zip(captions, (stream, held_out), strict=False):
+        labels = each.__getitems__(range(len(each)))["class_labels"].tolist()
+        assert labels == [int(caption.split()[1]) % 8 for caption in its]
+    assert held_out.images is not None and held_out.label_names == NAMES
+    with pytest.raises(ValueError, match="to hold out 52 images of its 52 would leave none"):
+        stream.hold_out(52)
+
+
+def test_each_block_is_read_once_in_an_epoch(parquet):
+    stream = in_another_process(stream_pictures(str(parquet)))
+    shards, read = stream._entries.shards, []
+    shards._read = lambda block: (read.append(block), type(shards)._read(shards, block))
+    order = stream.order(_philox(), 0, 4)
+    for place in range(len(stream)):
+        stream.__getitems__([order[place]])
+    assert sorted(read) == list(range(len(shards.sizes)))
+
+
+def test_few_blocks_are_kept(parquet, monkeypatch):
+    stream = in_another_process(stream_pictures(str(parquet)))
+    shards = stream._entries.shards
+    monkeypatch.setattr(shards_module, "BUFFER", int(shards.num_bytes[:4].sum()))
+    for row in range(len(stream)):
+        stream.__getitems__([row])
+        assert len(shards._kept) <= 4
+    monkeypatch.setattr(shards_module, "BUFFER", 100)
+    with pytest.raises(ValueError, match="parquet: it has a row group of .*; write it again with smaller ones"):
+        stream_pictures(str(parquet))
+
+
+def _philox():
+    from hf_genmod.data.randomness import _Philox
+
+    return _Philox(0, b"order")
+
+
+def in_another_process(stream):
+    """The stream with none of its blocks in memory."""
+    stream = pickle.loads(pickle.dumps(stream))
+    assert not stream._entries.shards._kept
+    return stream
+
+
+def damage(file, start, count):
+    content = bytearray(file.read_bytes())
+    content[start : start + count] = bytes(count)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_shard_that_cannot_be_read_is_named_or_left_out(kind, tmp_path, parquet, tars):
+    shutil.copytree({"parquet": parquet, "tar": tars}[kind], tmp_path, dirs_exist_ok=True)
+    whole = stream_pictures(str(tmp_path))
+    first = min(tmp_path.iterdir())
+    first.write_bytes(first.read_bytes()[:2000])
+    with pytest.raises(
+        ValueError, match=rf"{first}: the shard cannot be read \(.*\) \(1 of \d shards\); repair or re"
+    ):
+        stream_pictures(str(tmp_path))
+    with pytest.warns(UserWarning, match=f"{first}: the shard cannot be read"):
+        rest = stream_pictures(str(tmp_path), on_bad_image="skip")
+    (reason,) = rest.skipped
+    assert str(first) in reason
+    lost = len(whole) - len(rest)
+    assert lost == {"parquet": 40, "tar": 300}[kind]
+    assert torch.equal(rest.x_0(range(20)), whole.x_0(range(lost, lost + 20)))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_in_place_of_a_block_that_cannot_be_read_others_are_taken(kind, tmp_path, parquet, tars):
+    shutil.copytree({"parquet": parquet, "tar": tars}[kind], tmp_path, dirs_exist_ok=True)
+    whole = stream_pictures(str(tmp_path))
+    stream, skipping = in_another_process(whole), in_another_process(whole)
+    skipping.on_bad_image = "skip"
+    file, size = min(tmp_path.iterdir()), int(whole._entries.shards.sizes[0])
+    if kind == "parquet":
+        damage(file, 4, 3000)  # in the first row group
+    else:
+        file.write_bytes(file.read_bytes()[:1000])
+        size = 300  # both of its blocks
+    batch = skipping.__getitems__([0, 1, size, size + 1])
+    expected = whole.__getitems__([size, size, size, size + 1])
+    assert set(batch["unusable"]) == {batch["unusable"][0]}
+    assert batch["unusable"][0].startswith(f"{file}: the shard cannot be read (")
+    assert torch.equal(batch["images"], expected["images"])
+    assert torch.equal(batch["class_labels"], expected["class_labels"]) and batch["captions"] == expected["captions"]
+    assert "failure" not in batch
+    batch = stream.__getitems__([0, 1, size, size + 1])
+    assert batch["failure"] == batch["unusable"][0]
+    assert torch.equal(batch["images"], expected["images"] * torch.tensor([0, 0, 1, 1])[:, None, None, None])
+
+
+def test_images_of_another_kind_than_the_sample_are_named(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    grey = datasets.load_dataset(str(write_parquet(tmp_path / "made", (30,))), split="train")
+    images = [image.convert("L") for image in grey["image"]]
+    colored, small = grey[7]["image"], images[8].resize((8, 8))
+    images[27:29] = [colored, small]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(folder / "train.parquet")
+    stream = stream_pictures(str(folder), resolution=16, channels=1)
+    assert "unusable" not in stream.__getitems__(range(30))
+    shards = stream_pictures(str(folder), resolution=16, channels=1)._entries.shards
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr("hf_genmod.data.stream.NUM_SAMPLE_IMAGES", 20)
+        stream = stream_pictures(str(folder))
+    assert (stream.channels, stream.resolution) == (1, (16, 16))
+    assert len(shards) == 30
+    stream.on_bad_image = "skip"
+    batch = stream.__getitems__([27, 28])
+    assert re.search(r"row 27 of .*train.parquet: it differs in colour", batch["unusable"][0])
+    assert "row 28" in batch["unusable"][1] and "--resolution 64" in batch["unusable"][1]
+    assert torch.equal(batch["images"][0], batch["images"][1])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"require_labels": True}, "none of its columns .* is known to hold class labels"),
+        ({"label_column": "x"}, "label_column: 'x' is no column"),
+        ({"require_captions": True}, "no captions .* in its columns"),
+        ({"split": "test"}, "has no 'test'; it has 'train'"),
+        ({"array_axes": "NHW"}, "array_axes: a stream is not read from .npy files"),
+    ],
+)
+def test_what_a_stream_lacks_is_told_before_training(tmp_path, options, told):
+    write_parquet(tmp_path, features={"image": datasets.Image()})
+    with pytest.raises(ValueError, match=told):
+        stream_pictures(str(tmp_path), **options)
+
+
+def test_other_data_sets_are_no_streams(tmp_path, class_folders):
+    with pytest.raises(ValueError, match="streaming: .*png is neither a parquet file nor a WebDataset"):
+        stream_pictures(str(class_folders))
+    with pytest.raises(ValueError, match="streaming: the embedded shapes are drawn here"):
+        stream_pictures("shapes")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        stream_pictures("./nothing")
+    with pytest.raises((FileNotFoundError, ValueError), match=r"nothing-\*.parquet"):
+        stream_pictures(str(tmp_path / "nothing-*.parquet"))
+    write_parquet(tmp_path / "two", (20,))
+    write_parquet(tmp_path / "other", (20,), features={"image": datasets.Image()})
+    shutil.copy(tmp_path / "other" / "train-00000-of-00001.parquet", tmp_path / "two" / "z-train.parquet")
+    with pytest.raises(ValueError, match="differ in their columns label, text; give the shards of one data set"):
+        stream_pictures(str(tmp_path / "two"))

@@ -1,0 +1,79 @@
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from example_scripts import EXAMPLES, SMALL, SMALL_AUTOENCODER, run
+from small_shards import write_parquet, write_tar
+
+from hf_genmod import load_pipeline
+
+MODEL = [*SMALL, "--sampling_steps", 1, "--max_train_steps", 2]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_parquet(tmp_path_factory.mktemp("shards"))
+
+
+def test_training_on_a_stream_of_web_datasets(tmp_path):
+    write_tar(tmp_path / "shards" / "a.tar", 40)
+    flags = ["--dataset", f"{tmp_path}/shards/*.tar", "--streaming", "--output_dir", tmp_path / "run"]
+    done = run("train_cfg.py", *flags, *MODEL, "--max_train_steps", 1, "--sampling_steps", 0, "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    assert load_pipeline(tmp_path / "run")("0", num_inference_steps=1).images[0].size == (16, 16)
+
+
+@pytest.mark.slow
+def test_every_task_of_pixels_trains_on_a_stream(shards, tmp_path):
+    tasks = {
+        "unconditional": MODEL,
+        "cfg": MODEL,
+        "classifier": ["--for_model", tmp_path / "cfg", *MODEL[2:]],
+        "text_to_image": MODEL,
+        "upsampler": ["--factor", 2, *MODEL],
+        "autoencoder": [*SMALL_AUTOENCODER, *MODEL[-4:]],
+        "vae": [*SMALL_AUTOENCODER, *MODEL[-4:]],
+    }
+    for task, flags in tasks.items():
+        command = [f"train_{task}.py", "--dataset", shards, "--streaming", "--output_dir", tmp_path / task, *flags]
+        done = run(*command)
+        assert done.returncode == 0 and "failed" not in done.stderr, done.stderr
+    done = run("evaluate.py", "--model", tmp_path / "cfg", "--guidance_scales", 1, "--num_inference_steps", 2)
+    assert done.returncode == 0 and "failed" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "flags", "told"),
+    [
+        ("train_unconditional.py", ["--vae", "x"], "streaming: latents of all images are encoded before training"),
+        ("finetune_lora.py", ["--base", "x"], "streaming: an adapter learns from images in memory; leave out"),
+        ("train_latent_cfg.py", [], "streaming: latents of all images are encoded before training; leave out"),
+    ],
+)
+def test_tasks_that_need_all_images_refuse_a_stream(task, flags, told, shards, tmp_path):
+    flags = ["--dataset", shards, "--streaming", "--output_dir", tmp_path / "run", "--max_train_steps", 2, *flags]
+    done = run(task, *flags)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_script_killed_while_it_streams_ends_as_if_it_was_not(shards, tmp_path):
+    def command(name):
+        flags = ["--dataset", shards, "--streaming", "--output_dir", tmp_path / name, "--checkpointing_steps", 1]
+        flags = [*flags, *SMALL, "--max_train_steps", 40, "--logging_steps", 1]
+        return [sys.executable, *map(str, [EXAMPLES / "train_cfg.py", *flags])]
+
+    subprocess.run(command("whole"), check=True)
+    process = subprocess.Popen(command("cut"), stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:  # of the progress bar
+        if (step := re.search(r"step (\d+), ", line)) and int(step[1]) >= 9:
+            process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "model_index.json").exists()
+    subprocess.run(command("cut"), check=True)
+    whole, cut = (torch.load(tmp_path / name / "checkpoints" / "step-40" / "state.pt") for name in ("whole", "cut"))
+    for part in ("model", "averaged_model"):
+        assert all(torch.equal(whole[part][name], cut[part][name]) for name in whole[part])
