@@ -69,16 +69,17 @@ def test_of_settings_as_good_as_the_best_the_cheapest_is_chosen():
             "told_apart": apart,
         }
 
-    best, cheaper, cheapest, worse = (
-        measured(100, 2.0, 0.6),
-        measured(40, 2.9, 0.61),
-        measured(10, 2.8, 0.7),
-        measured(5, 3.1, 0.6),
-    )
+    best, cheaper = measured(100, 2.0, 0.6), measured(40, 2.9, 0.61)
+    cheapest, worse = measured(10, 2.8, 0.7), measured(5, 3.1, 0.6)
     assert choose([best, cheaper, cheapest, worse]) == cheaper
     assert choose([best, cheapest, worse]) == best
     assert choose([best, worse]) == best
     assert choose([cheapest, worse]) == worse
+    # Where nearly all are told, one image more decides nothing.
+    nearly, each = (Share.of(torch.arange(800) >= missed) for missed in (1, 0))
+    assert nearly.high < each.value
+    told = [best | {"told_apart": nearly}, cheaper | {"told_apart": each}]
+    assert choose(told) == told[1]
 
 
 S = 0.3  # deviation of the pixels of a class

@@ -1,5 +1,6 @@
 """Loss, accuracy and guidance curves, as PNG files."""
 
+import math
 import re
 from pathlib import Path
 
@@ -87,19 +88,22 @@ def draw_sweep(settings: list[dict], chosen: dict, scale: str | None, file: Path
     scales, most = sorted({setting.get(scale) for setting in settings}), max(x["samples"] for x in settings)
     symbol = {"guidance_scale": "γ", "classifier_scale": "s"}.get(scale)
     distances = [setting["kernel_distance"] for setting in settings]
+    error = min(v.high - v.value for v, setting in zip(distances, settings, strict=True) if setting["samples"] == most)
+    apart = {value: 1.03 ** (i - len(scales) / 2) for i, value in enumerate(scales)}  # so that none hides another
     for panel, sampler in zip(axes, samplers, strict=True):
         for i, value in enumerate(scales):
             of_line = [x for x in settings if x["sampler"] == sampler and x.get(scale) == value]
             of_line.sort(key=lambda setting: setting["forward_passes"])
             color = colormaps["viridis"](i / max(1, len(scales) - 0.5))
-            x, y = [x["forward_passes"] for x in of_line], [x["kernel_distance"] for x in of_line]
+            x, y = [apart[value] * x["forward_passes"] for x in of_line], [x["kernel_distance"] for x in of_line]
             errors = [[v.value - v.low for v in y], [v.high - v.value for v in y]]
             label = f"{symbol} = {value:g}" if symbol else None
             panel.errorbar(x, [v.value for v in y], errors, color=color, linewidth=1, capsize=2, label=label)
             faces = [color if setting["samples"] == most else "white" for setting in of_line]
             panel.scatter(x, [v.value for v in y], 22, color=faces, edgecolors=[color], zorder=3)
         for best in (x for x in settings if x["sampler"] == sampler and chosen.items() <= x.items()):
-            panel.scatter(best["forward_passes"], best["kernel_distance"].value, 130, "none", edgecolors="tab:red",
+            x = apart[best.get(scale)] * best["forward_passes"]
+            panel.scatter(x, best["kernel_distance"].value, 130, "none", edgecolors="tab:red",
                           linewidths=1.5, zorder=4, label="chosen")  # fmt: skip
         panel.set(title=sampler.removesuffix("Scheduler").removesuffix("Multistep"), xscale="log")
         panel.set(xlabel="forward passes for each sample")
@@ -107,7 +111,8 @@ def draw_sweep(settings: list[dict], chosen: dict, scale: str | None, file: Path
             panel.set_yscale("log")
         else:  # an unbiased estimate of a small distance may be below 0
             panel.axhline(0, color="black", linewidth=0.5)
-            panel.set_yscale("symlog", linthresh=max(1e-9, min(v.high - v.value for v in distances)))
+            panel.set_yscale("symlog", linthresh=10 ** math.ceil(math.log10(max(error, 1e-9))))
+            panel.set_ylim(bottom=min(0, min(v.value for v in distances)) - error)
         ticks = sorted({setting["forward_passes"] for setting in settings})
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.xaxis.set_minor_locator(ticker.NullLocator())

@@ -100,12 +100,13 @@ def sweep(draws: Draws, settings: list[dict], comparison: Comparison, say: Calla
 
 
 def choose(measured: list[dict]) -> dict:
-    """The setting with the fewest forward passes among those that are as good as the best one: within the 95% interval
-    of the lowest kernel distance, and of these within that of the one that is told apart least."""
-    for name in ("kernel_distance", "told_apart"):
-        best = min((setting[name] for setting in measured), key=lambda estimate: estimate.value)
-        measured = [setting for setting in measured if setting[name].value <= best.high]
-    return min(measured, key=lambda setting: (setting["forward_passes"], setting["kernel_distance"].value))
+    """The setting with the fewest forward passes among those as good as the best one: whose kernel distance is within
+    the 95% interval of the lowest one, and of these the interval of `told_apart` overlaps with the lowest one."""
+    lowest = min((setting["kernel_distance"] for setting in measured), key=lambda estimate: estimate.value)
+    close = [setting for setting in measured if setting["kernel_distance"].value <= lowest.high]
+    least = min((setting["told_apart"] for setting in close), key=lambda share: share.value)
+    as_good = [setting for setting in close if setting["told_apart"].low <= least.high]
+    return min(as_good, key=lambda setting: (setting["forward_passes"], setting["kernel_distance"].value))
 
 
 def last_measures(sweep: dict) -> list[dict]:
