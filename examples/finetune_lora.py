@@ -49,7 +49,8 @@ class LoraArguments:
 
 def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceArguments, sharing: SharingArguments,
          config: TrainingConfig) -> Trainer:  # fmt: skip
-    data.refuse_stream("an adapter learns from images in memory")
+    if data.streaming:
+        raise ValueError("streaming: an adapter learns from few images, which are kept in memory; leave it out")
     if sharing.push_to_hub and os.path.isdir(lora.base):
         raise ValueError("base: it is a folder here, which others do not have; push it first, and give its id")
     pipeline = load_pipeline(lora.base).to(processes().device)

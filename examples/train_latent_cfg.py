@@ -42,7 +42,6 @@ class LatentArguments(GuidanceArguments):
 
 def main(data: DataArguments, autoencoder: AutoencoderArguments, model: ModelArguments, latent: LatentArguments,
          config: TrainingConfig):  # fmt: skip
-    data.refuse_stream("latents of all images are encoded before training")
     if model.vae is None:
         model.vae = f"{Path(config.output_dir)}-vae"
         first = config.part(latent.autoencoder_share, output_dir=model.vae)

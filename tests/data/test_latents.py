@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_shards import write_parquet
 from tiny import tiny_autoencoder, tiny_classifier, tiny_unet, tiny_vae
 
 import hf_genmod.data.latents
@@ -21,13 +22,16 @@ from hf_genmod import (
 )
 from hf_genmod.data.latents import (
     LatentDataset,
+    StreamedLatents,
     draw_latents,
     encode,
     standardised,
     with_statistics,
 )
+from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.data.randomness import BatchRandom
+from hf_genmod.data.randomness import Augmentation, BatchRandom
+from hf_genmod.data.stream import stream_pictures
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.evaluation.recognition import accuracy_by_noise_level
 
@@ -381,3 +385,29 @@ def test_a_classifier_of_latents_is_judged_by_latents():
             logits = classifier(alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * epsilon, t).logits
         right = (logits.argmax(dim=1) == data.labels).float().mean().item()
         assert level["t"] in (t, 499) and level["accuracy"].value == pytest.approx(right, abs=1 / 29)
+
+
+@pytest.mark.parametrize("kind", ["plain", "variational"])
+def test_latents_of_a_stream_are_those_that_are_encoded_once(kind, tmp_path):
+    shards = write_parquet(tmp_path, (20, 12))
+    vae = make_vae(kind)
+    streamed, kept = standardised(vae, stream_pictures(str(shards))), standardised(vae, load_pictures(shards))
+    assert isinstance(streamed, StreamedLatents) and len(streamed) == len(kept) == 32
+    assert (streamed.channels, streamed.resolution) == (kept.channels, kept.resolution)
+    for name in ("scaling_factor", "shift_factor"):
+        assert streamed.vae.config[name] == pytest.approx(kept.vae.config[name], rel=1e-5)
+    indices = [31, 4, 4, 0]
+    torch.testing.assert_close(streamed.x_0(indices), kept.x_0(indices), rtol=1e-4, atol=1e-5)
+    first, second = (dataset.x_0(dataset.__getitems__(indices), rng_of(4)) for dataset in (streamed, kept))
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(first[1], first[2]) or kind == "plain"
+    kept, mirror = standardised(vae, load_pictures(shards), mirrored=True), Augmentation(mirror=True)
+    first, second = (dataset.x_0(dataset.__getitems__(indices), rng_of(4), mirror) for dataset in (streamed, kept))
+    # The factors of mirrored images are others.
+    back = [dataset.vae.config.scaling_factor for dataset in (streamed, kept)]
+    shift = [dataset.vae.config.shift_factor for dataset in (streamed, kept)]
+    first, second = (x / back[i] + shift[i] for i, x in enumerate((first, second)))
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+    streamed.check_augmentation(Augmentation(mirror=True, max_shift=3))
+    other = standardised(make_vae(kind, latent_channels=3), stream_pictures(str(shards)))
+    assert streamed.fingerprint != other.fingerprint

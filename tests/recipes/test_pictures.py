@@ -48,8 +48,6 @@ def test_held_out_pictures_of_a_stream_are_in_memory(tmp_path):
     assert len(DataArguments(**arguments).load(num_held_out=3)[1]) == 3
     measured, held_out = MeasuredDataArguments(**arguments).load(require_labels=True)
     assert type(measured) is type(held_out) is PictureDataset and len(measured) == 75
-    with pytest.raises(ValueError, match="streaming: latents of all images are encoded before training"):
-        DataArguments(**arguments).load(vae="x")
     with pytest.raises(ValueError, match="validation_split: .* has no 'x' beside 'train'; it has 'test'"):
         DataArguments(**arguments, validation_split="x").load()
 

@@ -93,6 +93,48 @@ class LatentDataset(LabelledDataset):
             raise ValueError("max_shift: latents cannot be moved by pixels; shift the images of their autoencoder")
 
 
+class StreamedLatents(LatentDataset):
+    """
+    The latents of streamed images, of which each step computes the posteriors q(z | x), of images varied as the run
+    asks for. They are standardised as those of a [`LatentDataset`].
+
+    Args:
+        pictures ([`StreamedPictures`]): The images.
+        vae (`ModelMixin`): As of [`LatentDataset`].
+    """
+
+    def __init__(self, pictures: PictureDataset, vae: ModelMixin):
+        sample = LatentDataset(pictures.sample, vae)
+        vars(self).update(vars(sample))
+        self.pictures, self.labels, self.captions = pictures, pictures.labels, pictures.captions
+        self.name, self.skipped, self.order = pictures.name, pictures.skipped, pictures.order
+        factors = f"{pictures.fingerprint} {sample.fingerprint}"
+        self.fingerprint = hashlib.blake2b(factors.encode(), digest_size=8).hexdigest()
+
+    def __getitems__(self, indices: Sequence[int]) -> dict:
+        """A batch of the images, see [`StreamedPictures`]."""
+        return self.pictures.__getitems__(indices)
+
+    def x_0(
+        self, batch: dict | Sequence[int], rng: BatchRandom | None = None, augment: Augmentation = Augmentation()
+    ) -> torch.Tensor:
+        """As of [`LatentDataset.x_0`], on the device of the autoencoder."""
+        mean, std = _moments(self.vae, self.pictures.x_0(batch, rng, augment)).unbind(1)
+        scale, shift = self.vae.config.scaling_factor, self.vae.config.get("shift_factor") or 0.0
+        mean, std = (mean - shift) * scale, std * scale
+        return mean if rng is None else mean + std * rng.normal(mean.shape[1:])
+
+    def check_augmentation(self, augment: Augmentation) -> None:
+        """The images are varied before they are encoded, in every way."""
+
+
+def latents_of(pictures: PictureDataset, vae: ModelMixin, mirrored: bool = False) -> LatentDataset:
+    """The latents of images, encoded once, or of a stream, encoded in each step."""
+    if pictures.sample is not pictures:
+        return StreamedLatents(pictures, vae)
+    return LatentDataset(pictures, vae, mirrored)
+
+
 def draw_latents(posteriors: torch.Tensor, rng: BatchRandom, mirror: bool = False) -> torch.Tensor:
     """z = μ + σ ε, (n, c, h, w), of posteriors (n, variants, 2, c, h, w); with `mirror`, half of them mirrored."""
     if mirror:
@@ -107,10 +149,10 @@ def standardised(vae: ModelMixin, pictures: PictureDataset, mirrored: bool = Fal
     """The latents of images under a copy of an autoencoder whose factors standardise them."""
     vae = copy.deepcopy(vae)
     vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
-    latents = LatentDataset(pictures, vae, mirrored)
+    latents = LatentDataset(pictures.sample, vae, mirrored)
     parts = torch.arange(len(latents)).split(1024)
     _standardise(vae, (latents.__getitems__(part)["posteriors"].flatten(0, 1) for part in parts))
-    return LatentDataset(pictures, vae, mirrored)
+    return latents_of(pictures, vae, mirrored)
 
 
 def with_statistics(vae: ImageAutoencoder, pictures: PictureDataset, count: int = 1024) -> ImageAutoencoder:
@@ -125,15 +167,20 @@ def with_statistics(vae: ImageAutoencoder, pictures: PictureDataset, count: int 
     return vae
 
 
-@torch.no_grad()
 def encode(vae: ModelMixin, x: torch.Tensor) -> torch.Tensor:
     """μ and σ of q(z | x), (n, 2, c, h, w) on the CPU, of images x (n, C, H, W) in [-1, 1]."""
+    return _moments(vae, x).cpu()
+
+
+@torch.no_grad()
+def _moments(vae: ModelMixin, x: torch.Tensor) -> torch.Tensor:
+    """The same on the device of the autoencoder."""
     output = vae.encode(x.to(vae.device, vae.dtype))
     if hasattr(output, "latent_dist"):
         mean, std = output.latent_dist.mean, output.latent_dist.std
     else:
         mean, std = output.latents, torch.zeros_like(output.latents)
-    return torch.stack([mean, std], dim=1).float().cpu()
+    return torch.stack([mean, std], dim=1).float()
 
 
 def _batch_size(pictures: PictureDataset) -> int:

@@ -11,7 +11,7 @@ from transformers.hf_argparser import HfArg
 
 from hf_genmod.checkpoints.safety import read_json
 from hf_genmod.data.labelled_dataset import LabelledDataset
-from hf_genmod.data.latents import LatentDataset, standardised
+from hf_genmod.data.latents import LatentDataset, latents_of, standardised
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shard_files import find_shards
@@ -72,7 +72,6 @@ class DataArguments:
         """
         if vae is None:
             return self._load_pixels(num_held_out, hold_out, **required)
-        self.refuse_stream("latents of all images are encoded before training")
         path, vae = vae, load_vae(vae).to(processes().device).eval()  # which asks the Hub for a few seconds at most
         value_range = _value_range_of(path)
         channels = vae.config.in_channels if value_range is None else None
@@ -103,9 +102,8 @@ class DataArguments:
         loaded = self._load_pixels_for(pipeline, hold_out, **required)
         if pipeline.vae is None:
             return loaded
-        self.refuse_stream("latents of all images are encoded before training")
         pipeline.vae.to(processes().device)
-        return tuple(pictures and LatentDataset(pictures, pipeline.vae, mirrored) for pictures in loaded)
+        return tuple(pictures and latents_of(pictures, pipeline.vae, mirrored) for pictures in loaded)
 
     def evaluation_pictures(self, pipeline: GenerationPipeline) -> tuple[PictureDataset, PictureDataset]:
         """Training images and up to 1,000 held-out images at the resolution of a pipeline, to evaluate it. Without a
@@ -113,11 +111,6 @@ class DataArguments:
         request = pipeline.example_request()
         required = {"require_labels": "class_labels" in request, "require_captions": "prompt" in request}
         return self._load_pixels_for(pipeline, hold_out=True, **required)
-
-    def refuse_stream(self, reason: str):
-        """Raises a `ValueError` with the reason if the images are streamed."""
-        if self.streaming and self.most_streamed is None:
-            raise ValueError(f"streaming: {reason}; leave out --streaming")
 
     def _load_pixels_for(self, pipeline: GenerationPipeline, hold_out: bool, **required: bool):
         """Images of the resolution, channels, value range and, where labels are required, the labels of a pipeline."""
