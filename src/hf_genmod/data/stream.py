@@ -1,6 +1,5 @@
 """`stream_pictures("user/name", resolution=64)`: images that are read from shards while a model trains on them."""
 
-import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -28,6 +27,7 @@ from hf_genmod.data.shards import BUFFER, Shards
 from hf_genmod.data.sources import ARRAY_TYPES, Found, refuse_unused
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.errors import counted
+from hf_genmod.processes import processes
 
 NUM_SAMPLE_IMAGES, NUM_SAMPLE_CAPTIONS = 1024, 8192
 _MOST_LANES = 64
@@ -61,7 +61,11 @@ def stream_pictures(
     """
     refuse_unused("a stream", array_axes=array_axes)
     splits, name = find_shards(dataset, config_name)
-    read = functools.partial(Shards, on_bad_image=on_bad_image, label_column=label_column)
+
+    def read(paths):
+        with processes().local_main_process_first():  # which writes down what is in WebDatasets
+            return Shards(paths, on_bad_image, label_column)
+
     shards = read(split_of(splits, split, name))
     source, name = name, f"{name} ({split})" if len(splits) > 1 else name
     refuse_unknown_columns(shards.head, name, image_column, label_column, caption_column)
