@@ -14,6 +14,7 @@ from tiny import tiny_autoencoder, tiny_classifier, tiny_unet
 
 import hf_genmod
 from hf_genmod import AncestralDDPMScheduler
+from hf_genmod.__main__ import OF_MACHINES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "hf_genmod"
@@ -25,8 +26,8 @@ PAGES = [
 ]
 
 # Of argparse, torchrun, accelerate and SLURM.
-FOREIGN_FLAGS = {"help", "num_processes", "nproc_per_node", "num_cpu_threads_per_process", "nnodes", "rdzv_backend"}
-FOREIGN_FLAGS |= {"rdzv_endpoint", "signal", "ntasks", "gpus"}
+FOREIGN_FLAGS = {"help", "num_processes", "nproc_per_node", "num_cpu_threads_per_process"}
+FOREIGN_FLAGS |= {"signal", "ntasks", "gpus", "config_file", *OF_MACHINES}
 
 
 def text_of(page: Path) -> str:

@@ -1,18 +1,23 @@
 """The command `hf_genmod`."""
 
 import json
+import math
 import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from example_scripts import SMALL
+from runs import metrics
 
 from hf_genmod import __version__
-from hf_genmod.__main__ import EXAMPLES, SCRIPTS, TASKS, main
+from hf_genmod.__main__ import EXAMPLES, SCRIPTS, TASKS, main, ready_settings
 
 # Runs the command in a process that then says what it has imported.
 COMMAND = """
@@ -98,6 +103,57 @@ def test_a_mistake_that_is_found_with_all_libraries_is_answered_too(arguments, e
         main(arguments)
     assert ended.value.code == 2
     assert answered(capsys.readouterr().err).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (
+            "--accelerate_config two_machines --main_process_ip host",
+            "machine_rank: -1 is not within 0 ... 1; give ",
+        ),
+        ("--machine_rank 1", "machine_rank: it is for several machines; add --accelerate_config two_machines"),
+        (
+            "--accelerate_config cpu --num_machines 2",
+            "main_process_ip: cpu is for 2 machines; give the address ",
+        ),
+        (
+            "--accelerate_config two_machines --main_process_ip host --machine_rank 2",
+            "machine_rank: 2 is not within 0 ... 1; give each machine its own",
+        ),
+        (
+            "--accelerate_config two_machines --main_process_ip host --machine_rank 1 --num_processes 3",
+            "num_processes: 3 cannot be shared evenly among 2 machines",
+        ),
+        (
+            "--accelerate_config nothing",
+            "accelerate_config: there is no file nothing, and no .*; cpu, eight_gpus",
+        ),
+        ("--accelerate_config {folder}/text.yaml", "accelerate_config: .*text.yaml holds no settings"),
+        ("--accelerate_config {folder}/cut.yaml", "accelerate_config: .*cut.yaml holds no settings"),
+        (
+            "--accelerate_config {folder}/deepspeed.yaml",
+            "accelerate_config: .* is for DEEPSPEED, which cannot ",
+        ),
+    ],
+)
+def test_settings_that_cannot_start_are_refused(flags, expected, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_GENMOD_COMMAND", "")
+    (tmp_path / "text.yaml").write_text("a text")
+    (tmp_path / "cut.yaml").write_text("num_processes: [1, ")
+    (tmp_path / "deepspeed.yaml").write_text("distributed_type: DEEPSPEED\nnum_processes: 2\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "cfg", *flags.format(folder=tmp_path).split()])
+    assert ended.value.code == 2
+    assert re.match(f"error: {expected}", answered(capsys.readouterr().err))
+
+
+def test_the_settings_that_are_ready_are_what_accelerate_reads():
+    ready = {name: load_config_from_file(str(EXAMPLES / "accelerate" / f"{name}.yaml")) for name in ready_settings()}
+    processes = {name: (settings.num_machines, settings.num_processes) for name, settings in ready.items()}
+    one, two = {"cpu": (1, 2), "one_gpu": (1, 1), "eight_gpus": (1, 8), "fsdp": (1, 8)}, {"two_machines": (2, 16)}
+    assert processes == one | two
+    assert ready["fsdp"].fsdp_config["fsdp_version"] == 2
 
 
 def test_every_script_is_a_command():
@@ -206,3 +262,43 @@ def test_a_mistake_that_the_processes_of_a_launcher_find_is_their_status_without
     done = subprocess.run([sys.executable, "-m", "hf_genmod", *command], capture_output=True, text=True, timeout=300)
     told = f"error: {tmp_path / 'missing'}: there is no such folder or file; check the path"
     assert (done.returncode, done.stdout, done.stderr.splitlines()) == (2, "", ["loading PyTorch", told])
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_process_and_go_on_after_one_of_them_has_lost_its_process(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    machines = ["--accelerate_config", "cpu", "--num_machines", "2", "--main_process_ip", "127.0.0.1"]
+    machines += ["--main_process_port", str(port)]
+    settings = [*SMALL, "--max_train_steps", "200", "--logging_steps", "1", "--checkpointing_steps", "5"]
+    settings += ["--mixed_precision", "no", "--num_threads", "1"]
+
+    def start(folder, *launch):
+        command = [sys.executable, "-m", "hf_genmod", "train", "cfg", *launch, *settings]
+        command += ["--output_dir", str(tmp_path / folder)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    def start_both():
+        return [start("several", *machines, "--machine_rank", rank) for rank in "01"]
+
+    first, second = start_both()
+    seen = ""
+    while "images/s" not in seen:  # in the bar after a step
+        character = first.stderr.read(1)
+        assert character, seen
+        seen += character
+    (worker,) = psutil.Process(second.pid).children()
+    worker.kill()
+    errors = [process.communicate(timeout=60)[1] for process in (first, second)]
+    assert first.returncode == 1 and second.returncode == 128 + signal.SIGKILL
+    print(errors)
+    assert "error: process 1 was ended by SIGKILL" in errors[1]
+    assert metrics(tmp_path / "several")[-1]["step"] < 200
+
+    for process in [*start_both(), start("alone")]:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    alone, several = (metrics(tmp_path / folder) for folder in ("alone", "several"))
+    assert [line["step"] for line in several] == [*range(1, 201)]
+    for one, two in zip(alone, several, strict=True):
+        assert math.isclose(one["loss"], two["loss"], abs_tol=1e-3)

@@ -18,7 +18,10 @@ with a trained model
 
 `hf_genmod COMMAND --help` lists the flags of a command. Each command that trains or measures also takes
     --num_processes N         the number of processes, such as GPUs, that share the work
-    --accelerate_config NAME  settings to start them by: a file, or the name of one in Accelerate's folder
+    --accelerate_config NAME  settings to start them by: {settings};
+                              a file, or the name of one in Accelerate's folder
+    --machine_rank N --main_process_ip ADDRESS
+                              of several machines: which of them this is, from 0, and where the first one is
 """
 
 import argparse
@@ -33,7 +36,10 @@ import sys
 from pathlib import Path
 
 from hf_genmod import __version__
+<<<<<<< HEAD
 from hf_genmod.errors import LAUNCHED, OneLineParser, counted, one_line_errors, refuse_unknown
+=======
+from hf_genmod.errors import OneLineParser, counted, first_line, one_line_errors, refuse_unknown
 
 TASKS = {
     "cfg": "a class-conditional model with classifier-free guidance",
@@ -53,6 +59,7 @@ PACKAGE = Path(__file__).parent
 EXAMPLES = PACKAGE / "examples"  # where the wheel puts them
 if not EXAMPLES.is_dir():  # in a checkout
     EXAMPLES = PACKAGE.parents[1] / "examples"
+OF_MACHINES = ("num_machines", "machine_rank", "main_process_ip", "main_process_port")  # of Accelerate's launcher
 HELP = ("-h", "--help", "help")
 DATA_FLAGS = ("image_column", "label_column", "caption_column", "config_name", "array_axes")
 
@@ -69,25 +76,25 @@ def known(name: str, names, what: str) -> str:
 def run_script(command: str, script: str, flags: list[str]) -> None:
     """Runs an example script in this process or, with --num_processes or --accelerate_config, in several."""
     parser = OneLineParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--num_processes", type=int)
     parser.add_argument("--accelerate_config")
+    for name in ("num_processes", *OF_MACHINES):
+        parser.add_argument(f"--{name}", type=str if name == "main_process_ip" else int)
     launch, flags = parser.parse_known_args(flags)
+<<<<<<< HEAD
     if LAUNCHED not in os.environ and not {"-h", "--help"} & set(flags):
+=======
+    for name in OF_MACHINES if launch.accelerate_config is None else ():
+        if getattr(launch, name) is not None:
+            raise ValueError(f"{name}: it is for several machines; add --accelerate_config two_machines")
+    if "HF_GENMOD_COMMAND" not in os.environ and not {"-h", "--help"} & set(flags):  # which a launched process has
         _say("loading PyTorch")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait leave their core to other programs soon
     os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run
     again = ["--module", "hf_genmod", *command.split(), *flags]
     if launch.accelerate_config is not None:
         from accelerate.commands import launch as accelerate
-        from accelerate.commands.config.config_args import cache_dir
 
-        named = Path(cache_dir, f"{launch.accelerate_config}.yaml")
-        settings = next((path for path in (Path(launch.accelerate_config), named) if path.is_file()), None)
-        if settings is None:
-            missing = f"accelerate_config: there is no file {launch.accelerate_config}, and no {named}"
-            raise ValueError(f"{missing}; `accelerate config --config_file FILE` writes one")
-        processes = [] if launch.num_processes is None else ["--num_processes", str(launch.num_processes)]
-        words = ["--config_file", str(settings), *processes, *again]
+        words = [*_settings_of(launch), *again]
         if os.name == "posix":
             accelerate.simple_launcher = _become
         with _launching():
@@ -106,6 +113,47 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
         sys.argv = [file, *flags]
         sys.path.insert(0, str(EXAMPLES))  # where Python looks first for what a script imports
         runpy.run_path(file, run_name="__main__")
+
+
+def _settings_of(launch: argparse.Namespace) -> list[str]:
+    """The flags of Accelerate's launcher for the settings that a person names. Raises a `ValueError` if it would wait
+    for machines that do not come, or start what the training does not know."""
+    import yaml
+    from accelerate.commands.config.config_args import cache_dir, load_config_from_file
+
+    name = launch.accelerate_config
+    places = [Path(name), Path(cache_dir, f"{name}.yaml"), EXAMPLES / "accelerate" / f"{name}.yaml"]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        missing = f"accelerate_config: there is no file {places[0]}, and no {places[1]}"
+        ready = f"{', '.join(ready_settings())} come with this package"
+        raise ValueError(f"{missing}; {ready}, and `accelerate config --config_file FILE` writes others")
+    try:
+        in_file = vars(load_config_from_file(str(file)))
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        remedy = "`accelerate config --config_file FILE` writes such a file"
+        raise ValueError(f"accelerate_config: {file} holds no settings ({first_line(error)}); {remedy}") from error
+    given = {name: value for name, value in vars(launch).items() if name != "accelerate_config" and value is not None}
+    total, machines, rank, address = (
+        given.get(name, in_file.get(name))
+        for name in ("num_processes", "num_machines", "machine_rank", "main_process_ip")
+    )
+    if in_file["distributed_type"] in ("DEEPSPEED", "MEGATRON_LM"):
+        kind = in_file["distributed_type"].value
+        raise ValueError(f"accelerate_config: {name} is for {kind}, which cannot train here; fsdp is for large models")
+    if (machines or 1) > 1:
+        if address is None:
+            raise ValueError(f"main_process_ip: {name} is for {machines} machines; give the address of the first one")
+        if not 0 <= rank < machines:
+            raise ValueError(f"machine_rank: {rank} is not within 0 ... {machines - 1}; give each machine its own")
+        if total % machines:
+            raise ValueError(f"num_processes: {total} cannot be shared evenly among {machines} machines")
+    return ["--config_file", str(file), *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+
+
+def ready_settings() -> list[str]:
+    """The names of the settings for Accelerate that come with this package."""
+    return sorted(path.stem for path in (EXAMPLES / "accelerate").glob("*.yaml"))
 
 
 @contextlib.contextmanager
@@ -212,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     tasks = "\n".join(f"    {task:<21} {text}" for task, text in TASKS.items())
     if not argv or argv[0] in HELP:
-        print(__doc__.format(tasks=tasks).strip())
+        print(__doc__.format(tasks=tasks, settings=", ".join(ready_settings())).strip())
         return 0
     if argv[0] == "--version":
         print(f"hf_genmod {__version__}")
