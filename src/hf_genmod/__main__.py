@@ -36,10 +36,7 @@ import sys
 from pathlib import Path
 
 from hf_genmod import __version__
-<<<<<<< HEAD
-from hf_genmod.errors import LAUNCHED, OneLineParser, counted, one_line_errors, refuse_unknown
-=======
-from hf_genmod.errors import OneLineParser, counted, first_line, one_line_errors, refuse_unknown
+from hf_genmod.errors import LAUNCHED, OneLineParser, counted, first_line, one_line_errors, refuse_unknown
 
 TASKS = {
     "cfg": "a class-conditional model with classifier-free guidance",
@@ -80,13 +77,10 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
     for name in ("num_processes", *OF_MACHINES):
         parser.add_argument(f"--{name}", type=str if name == "main_process_ip" else int)
     launch, flags = parser.parse_known_args(flags)
-<<<<<<< HEAD
-    if LAUNCHED not in os.environ and not {"-h", "--help"} & set(flags):
-=======
     for name in OF_MACHINES if launch.accelerate_config is None else ():
         if getattr(launch, name) is not None:
             raise ValueError(f"{name}: it is for several machines; add --accelerate_config two_machines")
-    if "HF_GENMOD_COMMAND" not in os.environ and not {"-h", "--help"} & set(flags):  # which a launched process has
+    if LAUNCHED not in os.environ and not {"-h", "--help"} & set(flags):
         _say("loading PyTorch")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait leave their core to other programs soon
     os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run

@@ -29,6 +29,7 @@ from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.shapes import ShapesDataset
 from hf_genmod.data.stream import stream_pictures
 from hf_genmod.training.adapters import attach_adapter
+from hf_genmod.training.sharding import local, whole, whole_state
 from hf_genmod.training.text_encoder import TextConditionedUNet, make_text_encoder, train_tokenizer
 
 
@@ -107,8 +108,7 @@ def make_other_trainer(dataset, output_dir, kind, held_out=None, **config):
 
 
 def raw_weights(trainer):
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()
+    return torch.cat([whole(p.detach()).flatten() for p in trainer.state.model.parameters()]).cpu()
 
 
 def averaged_weights(trainer):
@@ -184,18 +184,19 @@ def train(output_dir, kill=None, **settings):
 
     def before_the_step(optimizer, *_):
         gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
-        rounded.extend(torch.equal(g, g.bfloat16().to(g)) for g in gradients if g is not None)
+        gradients = local([g for g in gradients if g is not None])
+        rounded.extend(torch.equal(g, g.bfloat16().to(g)) for g in gradients)
 
     trainer.optimizer.optimizer.register_step_pre_hook(before_the_step)
     trainer.accelerator.end_training = lambda: None  # which would part the processes before their next run
     trainer.train()
+    end = {
+        "raw": raw_weights(trainer),
+        "averaged": averaged_weights(trainer),
+        "optimizer": whole_state(trainer.optimizer.state_dict()["state"], keep=True),
+        "gradients_in_bf16": torch.tensor(rounded).all(),
+    }
     if trainer.accelerator.is_main_process and not over:
-        end = {
-            "raw": raw_weights(trainer),
-            "averaged": averaged_weights(trainer),
-            "optimizer": trainer.optimizer.state_dict()["state"],
-            "gradients_in_bf16": torch.tensor(rounded).all(),
-        }
         torch.save(end, f"{output_dir}.pt")
 
 
@@ -217,8 +218,12 @@ def command(folder, runs, num_processes=1, kill=None):
     return [sys.executable, *launcher, str(file), str(folder), repr(runs), repr(kill)]
 
 
-def run(folder, runs, num_processes=1, kill=None, check=True):
+IN_SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as a launcher says it
+
+
+def run(folder, runs, num_processes=1, kill=None, check=True, in_shards=False):
     arguments, environment = command(folder, runs, num_processes, kill), {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment |= IN_SHARDS if in_shards else {}
     return subprocess.run(arguments, check=check, env=environment, timeout=600).returncode
 
 

@@ -45,3 +45,20 @@ def test_the_time_of_pauses_is_summed():
             pass
     assert each.last_pauses.keys() == {"validating", "drawing samples"}
     assert each.progress.paused > sum(each.last_pauses.values()) > 0
+
+
+def test_several_processes_know_the_time_of_a_long_run_to_the_second():
+    class MainOfTwo:
+        """As if the other process had neither a bad step nor a signal."""
+
+        num_processes, is_main_process, device = 2, True, torch.device("cpu")
+
+        def reduce(self, tensor, how):
+            return tensor
+
+    each = Clock(TrainingConfig(max_train_minutes=2**24), Progress(elapsed=2.0**25), MainOfTwo())  # a year
+    before = each._elapsed()
+    each.tell(torch.zeros(()))
+    each.progress.step += 1
+    each.tick(look=True)
+    assert before <= each.progress.elapsed <= each._elapsed()

@@ -2,11 +2,14 @@ import dataclasses
 import json
 import shutil
 
+import psutil
 import pytest
+import torch
 from runs import Killed, assert_same_state, make_trainer, metrics
 
 from hf_genmod import load_pipeline
 from hf_genmod.errors import TrainingError
+from hf_genmod.training.run_folder import RunFolder
 
 
 @dataclasses.dataclass
@@ -167,3 +170,12 @@ def test_a_damaged_checkpoint_is_written_again(dataset, tmp_path, capsys):
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(TrainingError, match="no saved state to write it from; delete its model_index.json"):
         make_trainer(dataset, tmp_path, **settings).train()
+
+
+def test_a_state_takes_no_memory_until_it_is_used(tmp_path):
+    folder, size = RunFolder(tmp_path), 2**25  # in bytes
+    folder.save_state(1, {"weight": torch.ones(size // 4)}, limit=1)
+    before = psutil.Process().memory_info().rss
+    state = folder.newest_state(print)
+    assert psutil.Process().memory_info().rss - before < size / 4
+    assert state["weight"].sum() == size // 4

@@ -200,3 +200,40 @@ def test_processes_with_different_folders_are_refused_and_wait_for_each_other_fo
     assert done.returncode != 0
     assert "see different files in" in done.stderr and "the step of the newest state: 4, 0" in done.stderr
     assert done.stdout.count("patience 1 day") == 2
+
+
+COMPILED = """
+import sys
+sys.path[:0] = {folders!r}
+import torch
+from runs import make_trainer
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.shapes import ShapesDataset
+from hf_genmod.training.averaging import average_in_bf16
+
+compile, sent = torch.compile, []
+torch.compile = lambda model, **settings: compile(model, backend="eager")  # which takes seconds
+
+def counted(state, bucket):
+    sent.append(trainer.progress.step)
+    return average_in_bf16(state, bucket)
+
+settings = {{"max_train_steps": 4, "checkpointing_steps": 2, "gradient_accumulation_steps": 2, "compile": True}}
+trainer = make_trainer(load_pictures(ShapesDataset(40, resolution=16)), sys.argv[1], **settings)
+trainer.model._orig_mod.register_comm_hook(None, counted)
+trainer.train()
+print("sent at", *sent)
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_model_sends_the_gradients_of_accumulated_batches_once_after_a_state_is_saved_too(tmp_path):
+    (tmp_path / "script.py").write_text(COMPILED.format(folders=FOLDERS))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(tmp_path / "script.py"), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    steps = [line.split()[2:] for line in done.stdout.splitlines() if line.startswith("sent at")]
+    assert len(steps) == 2
+    for sent in steps:
+        assert sent.count("1") == sent.count("2") == sent.count("3") > 0

@@ -1,10 +1,14 @@
 """Averages of weights over steps, and of gradients over processes."""
 
+import functools
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.optim.sgd import sgd
 from torch.optim.swa_utils import AveragedModel
+
+from hf_genmod.training.sharding import local
 
 
 def average_in_bf16(state, bucket):
@@ -44,7 +48,7 @@ class PowerFunctionAverage(AveragedModel):
     length of the run. γ follows from length = √(γ + 1) / ((γ + 2) √(γ + 3)).
 
     Args:
-        model (`nn.Module`): The model, on its device. Parameters without a gradient are not averaged.
+        model (`nn.Module`): The model, on its device. Both have the same memory for parameters without a gradient.
         length (`float`): σ_rel in [0, 0.28); 0.05 averages over about the last tenth of the steps, 0 does not average.
     """
 
@@ -53,23 +57,31 @@ class PowerFunctionAverage(AveragedModel):
         device = next(model.parameters()).device
         super().__init__(model, device=device)
         self.exponent = 1 + np.roots([1, 7, 16 - length**-2, 12 - length**-2]).real.max() if length else None
-        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
-        self._pairs = [pair for pair in pairs if pair[1].requires_grad]
-        self._buffers_of_both = list(zip(self.module.buffers(), model.buffers(), strict=True))
+        for averaged, current in zip(self.module.parameters(), model.parameters(), strict=True):
+            if not current.requires_grad:
+                averaged.data = current.data
+        self._models = (self.module, model)  # in a tuple, as the model is no part of its average
+
+    @functools.cached_property
+    def _pairs(self):
+        """Those of the first update: before it, parameters may be put in shards."""
+        pairs = zip(*(model.parameters() for model in self._models), strict=True)
+        return [pair for pair in pairs if pair[1].requires_grad]
 
     @torch.no_grad()
     def update(self, unchanged_if: torch.Tensor):
         """Takes a step of the model into the average, unless the tensor, fp32 () on the device, is 1 and not 0."""
         self.n_averaged.add_((1 - unchanged_if).to(self.n_averaged.dtype))  # t
-        averaged, current = (list(tensors) for tensors in zip(*self._pairs, strict=True))
+        averaged, current = map(local, zip(*self._pairs, strict=True))
         if self.exponent is None:
             torch._foreach_copy_(averaged, current)
         else:
             t = self.n_averaged.clamp(min=1).float()
             weight = -torch.expm1(self.exponent * torch.log1p(-1 / t))  # 1 − β_t
             fused_lerp_(averaged, current, weight, unchanged_if)
-        if self._buffers_of_both:
-            torch._foreach_copy_(*map(list, zip(*self._buffers_of_both, strict=True)))
+        averaged, current = (list(model.buffers()) for model in self._models)
+        if averaged:
+            torch._foreach_copy_(averaged, current)
 
 
 def check_length(length: float):

@@ -106,7 +106,7 @@ class Monitor:
         for name, values in gathered.items():
             same_processes = len(values) == self.accelerator.num_processes
             mine = values[self.accelerator.process_index] if same_processes else values.mean(dim=0)
-            self.accumulated[name] = list(mine.to(self.accelerator.device))
+            self.accumulated[name] = list(mine.to(self.accelerator.device, copy=True))
 
     def log(self, clock: Clock, learning_rate: float, validation: dict[str, float], bar: tqdm):
         """Writes a line of metrics: means over the steps since the last line, or None if all of them were skipped."""

@@ -1,5 +1,7 @@
 """The optimizer: Muon for matrices, AdamW for the other parameters."""
 
+import functools
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import nn
 from torch.optim.sgd import sgd
 
 from hf_genmod.training.averaging import fused_lerp_
+from hf_genmod.training.sharding import local, of_whole_matrices
 
 
 class Muon(torch.optim.AdamW):
@@ -30,8 +33,8 @@ class Muon(torch.optim.AdamW):
         momentum (`float`, defaults to 0.95): μ of the matrices.
         betas (`tuple[float, float]`, defaults to `(0.9, 0.99)`): β1 and β2 of AdamW.
         weight_decay (`float`, defaults to 0.01): λ.
-        shared (`bool`, defaults to `False`): Whether all processes of `torch.distributed` have the same gradients, as
-            under DistributedDataParallel. Each then computes a share of the (M Mᵀ)^(−1/2) M and broadcasts it.
+        shared (`bool`, defaults to `False`): Whether all processes of `torch.distributed` have the same gradients, or
+            their shards. Each then computes a share of the (M Mᵀ)^(−1/2) M and broadcasts it.
     """
 
     def __init__(
@@ -60,6 +63,12 @@ class Muon(torch.optim.AdamW):
         super().step()
         return loss
 
+    def _init_group(self, group, *tensors):  # by which AdamW collects what its step changes
+        is_complex = super()._init_group(group, *tensors)
+        for of_one_kind in tensors:
+            of_one_kind[:] = local(of_one_kind)
+        return is_complex
+
     def _step_matrices(self, matrices, lr, momentum, weight_decay):
         for W in matrices:
             if not self.state[W]:  # AdamW expects a "step"
@@ -69,18 +78,20 @@ class Muon(torch.optim.AdamW):
             dtype = torch.get_autocast_dtype(device)
         skip = getattr(self, "found_inf", None)
 
-        buffers = [self.state[W]["momentum_buffer"] for W in matrices]
-        momenta = [_laid_out_as(W, W.grad) for W in matrices]
+        shards = local(matrices)
+        buffers = local([self.state[W]["momentum_buffer"] for W in matrices])
+        momenta = [_laid_out_as(W, G) for W, G in zip(shards, local([W.grad for W in matrices]), strict=True)]
         fused_lerp_(buffers, momenta, 1 - momentum, unchanged_if=skip)
         torch._foreach_lerp_(momenta, buffers, momentum)  # M, in the memory of G
         with torch.autocast(device, enabled=False):
-            directions = (_in_shares if self.shared else orthogonalize)(momenta, dtype)
+            compute = functools.partial(_in_shares if self.shared else orthogonalize, dtype=dtype)
+            directions = of_whole_matrices(compute, momenta, matrices)
         if dtype != matrices[0].dtype:
             torch._foreach_copy_(momenta, directions)
             directions = momenta
-        directions = [_laid_out_as(W, X) for W, X in zip(matrices, directions, strict=True)]
+        directions = [_laid_out_as(W, X) for W, X in zip(shards, directions, strict=True)]
         sgd(  # W ← W − 0.2 η (X + λ / 0.2 W), by the kernel that has a `found_inf`
-            matrices, directions, [None] * len(matrices), lr=0.2 * lr, weight_decay=weight_decay / 0.2, fused=True,
+            shards, directions, [None] * len(shards), lr=0.2 * lr, weight_decay=weight_decay / 0.2, fused=True,
             found_inf=skip, momentum=0.0, dampening=0.0, nesterov=False, maximize=False,
         )  # fmt: skip
         for W in matrices:

@@ -158,7 +158,8 @@ class RunFolder:
         states = self.saved_states()
         for folder in reversed(states):
             try:
-                return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+                # Mapped, so that the processes of a machine share the memory, and read what they need of it.
+                return torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=True)
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 say(f"the state {folder} cannot be read ({first_line(error)}); trying the one before")
         if states:

@@ -10,6 +10,7 @@ from hf_genmod.errors import TrainingError
 from hf_genmod.training.clock import Progress
 from hf_genmod.training.monitor import Monitor
 from hf_genmod.training.run_folder import RunFolder
+from hf_genmod.training.sharding import state_in_shards, whole_state
 
 
 @dataclasses.dataclass
@@ -34,11 +35,12 @@ class TrainingState:
     def save(self, folder: RunFolder, limit: int):
         """Saves the state of this step, without weights that are not trained; all processes call it. A failure is
         reported and does not stop training."""
-        accumulated = self.monitor.gathered()
-        if self.accelerator.is_main_process:
-            state = {name: None if part is None else part.state_dict() for name, part in self._parts().items()}
-            for name, frozen in self._frozen.items():
-                state[name] = {key: value for key, value in state[name].items() if key not in frozen}
+        accumulated, is_main = self.monitor.gathered(), self.accelerator.is_main_process
+        state = {name: None if part is None else part.state_dict() for name, part in self._parts().items()}
+        for name, frozen in self._frozen.items():
+            state[name] = {key: value for key, value in state[name].items() if key not in frozen}
+        state = whole_state(state, keep=is_main)
+        if is_main:
             state |= {"progress": vars(self.progress), "accumulated": accumulated}
             with self.monitor.optional("saving the training state"):
                 folder.save_state(self.progress.step, state, limit)
@@ -62,9 +64,10 @@ class TrainingState:
 
 def _load(part, state: dict, frozen: set[str] | None):
     if frozen is None:
-        part.load_state_dict(state)
+        part.load_state_dict(state_in_shards(part, state) if isinstance(part, torch.optim.Optimizer) else state)
         return
     state = {name.removeprefix("_orig_mod."): value for name, value in state.items()}  # of a compiled model, once
+    state = state_in_shards(part, state)
     missing, unexpected = part.load_state_dict(state, strict=False)
     if unexpected or set(missing) - frozen:
         part.load_state_dict(state)  # raises an error with the names

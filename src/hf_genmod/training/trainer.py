@@ -12,11 +12,17 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    gather_object,
+    patch_environment,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_genmod.errors import TrainingError
 from hf_genmod.processes import processes
+from hf_genmod.training import sharding
 from hf_genmod.training.averaging import PowerFunctionAverage, average_in_bf16
 from hf_genmod.training.batches import Batches, for_model
 from hf_genmod.training.clock import Clock, Progress
@@ -86,27 +92,35 @@ class Trainer:
         self.folder = RunFolder(config.output_dir)
         processes()  # which the accelerator would make with less patience
         AcceleratorState._shared_state, GradientState._shared_state = {}, {}  # each trainer has its own settings
-        self.accelerator = accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
-            log_with=config.report_to,
-            project_dir=f"{config.output_dir}/logs",
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-            dynamo_backend="inductor" if config.compile else None,
-            cpu=not torch.accelerator.is_available(),
-        )
+        in_shards = sharding.is_asked_for(config.mixed_precision, config.compile)
+        with patch_environment(ACCELERATE_USE_FSDP="false"):  # Accelerate shards on GPUs alone, and transformers
+            self.accelerator = accelerator = Accelerator(
+                mixed_precision=config.mixed_precision,
+                gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
+                log_with=config.report_to,
+                project_dir=f"{config.output_dir}/logs",
+                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+                dynamo_backend="inductor" if config.compile else None,
+                cpu=not torch.accelerator.is_available(),
+            )
         _check_launch(config, accelerator)
         self.batches = Batches(dataset, config, accelerator)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        model.to(accelerator.device, memory_format=torch.channels_last)
+        # A kernel in shards is in pieces of its rows.
+        memory_format = torch.contiguous_format if in_shards else torch.channels_last
+        model.to(accelerator.device, memory_format=memory_format)
         model.train()
         self._dtype = next(model.parameters()).dtype
         self.averaged_model = PowerFunctionAverage(model, config.ema_length)
+        if in_shards:
+            sharding.shard(model, accelerator.device, config.mixed_precision)
         betas, shared = (config.adam_beta1, config.adam_beta2), accelerator.num_processes > 1
         optimizer = Muon(model, config.learning_rate, betas=betas, weight_decay=config.weight_decay, shared=shared)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        # What is in shards needs no DistributedDataParallel around it, which an evaluation has not either.
+        self.model = accelerator.prepare_model(model, evaluation_mode=in_shards)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
         parallel = getattr(self.model, "_orig_mod", self.model)  # of a compiled one
         if config.mixed_precision == "bf16" and isinstance(parallel, DistributedDataParallel):
             parallel.register_comm_hook(None, average_in_bf16)
@@ -171,7 +185,8 @@ class Trainer:
             if pipeline is not None:
                 accelerator.print(f"{self.config.output_dir} is complete; there is nothing left to train")
             else:
-                with stop_signals(self.monitor.say) as signals, contextlib.closing(self.batches):
+                in_shards = sharding.in_shards(self.averaged_model.module, self.state.model)
+                with stop_signals(self.monitor.say) as signals, contextlib.closing(self.batches), in_shards:
                     self._train(signals)
             try:
                 pipeline = pipeline or self._save_checkpoint()
@@ -256,7 +271,7 @@ class Trainer:
                 loss, metrics = self.objective(self.model, {**batch, "fraction": self.clock.fraction}, rng)
                 accelerator.backward(loss)
             parts.append({"loss": loss.detach(), **metrics})
-        gradient_norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        gradient_norm = sharding.whole(accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm))
         means = {name: torch.stack([metrics[name] for metrics in parts]).mean() for name in parts[0]}
         bad = (means["loss"] + gradient_norm).isfinite().logical_not().float()
         bad = self.clock.tell(torch.ones_like(bad) if is_missing else bad)
@@ -279,7 +294,8 @@ class Trainer:
         if not is_due or not (done or self.clock.has_time_for("validating")):
             return {}
         model, what = self.averaged_model.module.eval(), "validating"
-        with self.monitor.optional(what), self.clock.pause(what, model), self.monitor.doing(what):
+        pause = self.clock.pause(what, model)
+        with self.monitor.optional(what), pause, self.monitor.doing(what), sharding.gathered(model):
             return validation_metrics(model, self.objective, self.validation_dataset, self.config, self.accelerator)
         return {}
 
@@ -292,9 +308,10 @@ class Trainer:
 
     def _show(self):
         def draw():
-            pipeline = self._pipeline()
-            pipeline.set_progress_bar_config(desc="drawing samples", disable=not self.monitor.has_ended)
-            return self.draw_samples(pipeline)
+            with sharding.gathered(self.averaged_model.module):
+                pipeline = self._pipeline()
+                pipeline.set_progress_bar_config(desc="drawing samples", disable=not self.monitor.has_ended)
+                return self.draw_samples(pipeline)
 
         has_samples = self.draw_samples is not None and self.config.sampling_steps
         self.monitor.show(self.progress.step, draw if has_samples else None)
