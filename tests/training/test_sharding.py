@@ -33,7 +33,7 @@ class Blocks(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(5, 8)
         self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.SiLU()), nn.Identity(), nn.Linear(8, 8)])
-        self.conv = nn.Conv1d(8, 6, 3, padding=1)
+        self.conv = nn.Conv2d(8, 6, 3, padding=1)
         self.frozen = nn.Linear(6, 5).requires_grad_(False)
         self.last = nn.Linear(8, 5, bias=False)
         self.last.weight = self.embedding.weight
@@ -42,7 +42,7 @@ class Blocks(nn.Module):
         x = self.embedding(labels)
         for block in self.blocks:
             x = block(x)
-        return self.frozen(self.conv(x[:, :, None]).flatten(1)) + self.last(x)
+        return self.frozen(self.conv(x[:, :, None, None]).flatten(1)) + self.last(x)
 
 
 def train(model, average, optimizer, steps):
@@ -59,7 +59,7 @@ def train(model, average, optimizer, steps):
 
 def made(in_shards):
     torch.manual_seed(0)
-    model = Blocks()
+    model = Blocks().to(memory_format=torch.contiguous_format if in_shards else torch.channels_last)
     average = PowerFunctionAverage(model, 0.1)
     if in_shards:
         sharding.shard(model, torch.device("cpu"), "no")
@@ -92,8 +92,13 @@ def test_a_model_in_shards_trains_and_continues_as_one_that_is_whole(group):
         for part, state in zip(parts, copy.deepcopy(saved), strict=True):
             part.load_state_dict(sharding.state_in_shards(part, state))
         train(*parts, range(2, 4))
-    train(model, average, optimizer, range(2, 4))
+    model_4, average_4, optimizer_4 = parts = made(in_shards=False)
+    for part, state in zip(parts, states, strict=True):
+        part.load_state_dict(sharding.state_in_shards(part, state))
+    for parts in ((model, average, optimizer), (model_4, average_4, optimizer_4)):
+        train(*parts, range(2, 4))
     torch.testing.assert_close(average_3.module.state_dict(), average.module.state_dict())
+    torch.testing.assert_close(average_4.module.state_dict(), average.module.state_dict())
 
 
 @pytest.mark.parametrize(

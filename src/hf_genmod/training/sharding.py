@@ -77,11 +77,14 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def shard_as(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A copy on the device of a parameter, and in shards as it is, of a tensor that all processes have."""
-    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+    """A copy of a tensor that all processes have, on the device of a parameter and, if it has the shape of the
+    parameter, in the same shards or the same order in memory."""
+    if tensor.shape != parameter.shape:
         return tensor.to(parameter.device, copy=True)
+    if not isinstance(parameter, DTensor):
+        return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
     mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(tensor, mesh, placements, src_data_rank=None).clone()
+    return distribute_tensor(tensor.contiguous(), mesh, placements, src_data_rank=None).clone()
 
 
 def of_whole_matrices(compute, shards: list[torch.Tensor], parameters: list[torch.Tensor]) -> list[torch.Tensor]:
