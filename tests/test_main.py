@@ -270,7 +270,7 @@ def test_two_machines_train_as_one_process_and_go_on_after_one_of_them_has_lost_
         port = server.getsockname()[1]
     machines = ["--accelerate_config", "cpu", "--num_machines", "2", "--main_process_ip", "127.0.0.1"]
     machines += ["--main_process_port", str(port)]
-    settings = [*SMALL, "--max_train_steps", "200", "--logging_steps", "1", "--checkpointing_steps", "5"]
+    settings = [*SMALL, "--max_train_steps", "80", "--logging_steps", "1", "--checkpointing_steps", "5"]
     settings += ["--mixed_precision", "no", "--num_threads", "1"]
 
     def start(folder, *launch):
@@ -291,14 +291,15 @@ def test_two_machines_train_as_one_process_and_go_on_after_one_of_them_has_lost_
     worker.kill()
     errors = [process.communicate(timeout=60)[1] for process in (first, second)]
     assert first.returncode == 1 and second.returncode == 128 + signal.SIGKILL
-    print(errors)
+    assert "error: another process of this run has ended or cannot be reached" in errors[0]
     assert "error: process 1 was ended by SIGKILL" in errors[1]
-    assert metrics(tmp_path / "several")[-1]["step"] < 200
+    assert "Traceback" not in errors[0] + errors[1]
+    assert metrics(tmp_path / "several")[-1]["step"] < 80
 
     for process in [*start_both(), start("alone")]:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     alone, several = (metrics(tmp_path / folder) for folder in ("alone", "several"))
-    assert [line["step"] for line in several] == [*range(1, 201)]
+    assert [line["step"] for line in several] == [*range(1, 81)]
     for one, two in zip(alone, several, strict=True):
         assert math.isclose(one["loss"], two["loss"], abs_tol=1e-3)

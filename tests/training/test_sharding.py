@@ -27,7 +27,7 @@ def group(tmp_path):
 
 
 class Blocks(nn.Module):
-    """Blocks in a list, a kernel, an embedding, a frozen layer, and a weight in two places."""
+    """Blocks in a list, a kernel, an embedding, a frozen layer, a number, and a weight in two places."""
 
     def __init__(self):
         super().__init__()
@@ -37,12 +37,13 @@ class Blocks(nn.Module):
         self.frozen = nn.Linear(6, 5).requires_grad_(False)
         self.last = nn.Linear(8, 5, bias=False)
         self.last.weight = self.embedding.weight
+        self.scale = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, labels):
         x = self.embedding(labels)
         for block in self.blocks:
             x = block(x)
-        return self.frozen(self.conv(x[:, :, None, None]).flatten(1)) + self.last(x)
+        return self.frozen(self.conv(x[:, :, None, None]).flatten(1)) + self.scale * self.last(x)
 
 
 def train(model, average, optimizer, steps):
@@ -71,10 +72,12 @@ def test_a_model_in_shards_trains_and_continues_as_one_that_is_whole(group):
     norm = train(model, average, optimizer, range(2))
     model_2, average_2, optimizer_2 = made(in_shards=True)
     with sharding.in_shards(average_2.module, model_2):
-        assert all(isinstance(p, DTensor) for module in (model_2, average_2.module) for p in module.parameters())
+        for module in (model_2, average_2.module):
+            assert all(isinstance(p, DTensor) for p in module.parameters() if p is not module.scale)
         torch.testing.assert_close(train(model_2, average_2, optimizer_2, range(2)), norm)
         states = [part.state_dict() for part in (model_2, average_2, optimizer_2)]
-        assert not any(value is not None for value in sharding.whole_state(states[0], keep=False).values())
+        left = sharding.whole_state(states[0], keep=False)
+        assert [name for name, value in left.items() if value is not None] == ["scale"]
         states = [sharding.whole_state(state, keep=True) for state in states]
         shards = average_2.module.conv.weight
         with sharding.gathered(average_2.module):
@@ -164,7 +167,7 @@ def test_two_processes_train_in_shards_as_with_copies(tmp_path):
 @of_several
 @pytest.mark.slow
 def test_a_state_of_shards_goes_on_in_others_and_in_none(tmp_path):
-    settings = {"max_train_steps": 20, "double": True, "checkpointing_steps": 10}
+    settings = {"max_train_steps": 20, "double": True, "checkpointing_steps": 10, "batch_size": 12}
     run(tmp_path, {"whole": settings}, 1)
     run(tmp_path, {"two": settings}, 2, in_shards=True)
     for number, in_shards in ((1, False), (2, False), (3, True)):

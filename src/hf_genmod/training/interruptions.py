@@ -1,4 +1,4 @@
-"""Signals and memory."""
+"""Signals, memory, and processes that have ended."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from hf_genmod.errors import TrainingError
+from hf_genmod.errors import TrainingError, first_line
 from hf_genmod.training.config import TrainingConfig
 
 
@@ -63,4 +63,18 @@ def explained_memory(config: TrainingConfig, resolution: tuple[int, int], num_pr
         raise TrainingError(
             f"out of memory with a batch of {config.batch_size} images of {height}x{width}; what helps, in this "
             f"order: {', '.join([*flags, 'a smaller --resolution'])}"
+        ) from error
+
+
+@contextlib.contextmanager
+def explained_loss_of_processes():
+    """Raises a `TrainingError` if this process can no longer reach others of the run."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
+            raise
+        raise TrainingError(
+            "another process of this run has ended or cannot be reached, for a reason that it may have printed; the "
+            f"same commands continue the run from its newest saved state ({first_line(error)})"
         ) from error

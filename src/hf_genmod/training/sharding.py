@@ -4,6 +4,7 @@ import contextlib
 import os
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -49,13 +50,22 @@ def shard(model: nn.Module, device: torch.device, mixed_precision: str):
     """
     in_bf16 = torch.bfloat16 if mixed_precision == "bf16" else None
     settings = {
-        "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
+        "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),
         "mp_policy": MixedPrecisionPolicy(param_dtype=in_bf16, cast_forward_inputs=False),
         "reshard_after_forward": os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false",
+        "ignored_params": {parameter for parameter in model.parameters() if parameter.ndim == 0},  # have no rows
     }
+    for parameter in settings["ignored_params"]:
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_average_gradient)
     for block in _blocks(model):
         fully_shard(block, **settings)
     fully_shard(model, **settings)
+
+
+def _average_gradient(parameter):
+    dist.all_reduce(parameter.grad)
+    parameter.grad /= dist.get_world_size()
 
 
 def _blocks(module):

@@ -27,7 +27,12 @@ from hf_genmod.training.averaging import PowerFunctionAverage, average_in_bf16
 from hf_genmod.training.batches import Batches, for_model
 from hf_genmod.training.clock import Clock, Progress
 from hf_genmod.training.config import TrainingConfig, fast_matrix_products
-from hf_genmod.training.interruptions import explained_memory, keep_freed_memory, stop_signals
+from hf_genmod.training.interruptions import (
+    explained_loss_of_processes,
+    explained_memory,
+    keep_freed_memory,
+    stop_signals,
+)
 from hf_genmod.training.monitor import Monitor
 from hf_genmod.training.muon import Muon
 from hf_genmod.training.provenance import origin, plan, provenance
@@ -179,7 +184,7 @@ class Trainer:
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         lock = self.folder.locked() if accelerator.is_main_process else contextlib.nullcontext()
-        with lock, fast_matrix_products(accelerator.device):
+        with lock, fast_matrix_products(accelerator.device), explained_loss_of_processes():
             pipeline = self._finished_pipeline()
             accelerator.wait_for_everyone()  # for all to have read it
             if pipeline is not None:
