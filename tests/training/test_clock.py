@@ -56,7 +56,7 @@ def test_several_processes_know_the_time_of_a_long_run_to_the_second():
         def reduce(self, tensor, how):
             return tensor
 
-    each = Clock(TrainingConfig(max_train_minutes=2**24), Progress(elapsed=2.0**25), MainOfTwo())  # a year
+    each = Clock(TrainingConfig(max_train_minutes=2**24), Progress(elapsed=2.0**25), MainOfTwo(), [])  # a year
     before = each._elapsed()
     each.tell(torch.zeros(()))
     each.progress.step += 1
