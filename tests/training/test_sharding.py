@@ -60,7 +60,7 @@ def train(model, average, optimizer, steps):
 
 def made(in_shards):
     torch.manual_seed(0)
-    model = Blocks().to(memory_format=torch.contiguous_format if in_shards else torch.channels_last)
+    model = Blocks().to(memory_format=torch.channels_last)
     average = PowerFunctionAverage(model, 0.1)
     if in_shards:
         sharding.shard(model, torch.device("cpu"), "no")

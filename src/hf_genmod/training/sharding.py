@@ -48,6 +48,7 @@ def shard(model: nn.Module, device: torch.device, mixed_precision: str):
         device (`torch.device`): That of the process.
         mixed_precision (`str`): With "bf16", processes send each other weights and gradients in bf16.
     """
+    model.to(memory_format=torch.contiguous_format)  # so that rows are in one piece
     in_bf16 = torch.bfloat16 if mixed_precision == "bf16" else None
     settings = {
         "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),

@@ -95,26 +95,12 @@ class Trainer:
         self.save = save or (lambda pipeline, folder: pipeline.save_pretrained(folder))
         self.load = load or (lambda folder: self._pipeline().from_pretrained(folder))
         self.folder = RunFolder(config.output_dir)
-        processes()  # which the accelerator would make with less patience
-        AcceleratorState._shared_state, GradientState._shared_state = {}, {}  # each trainer has its own settings
         in_shards = sharding.is_asked_for(config.mixed_precision, config.compile)
-        with patch_environment(ACCELERATE_USE_FSDP="false"):  # Accelerate shards on GPUs alone, and transformers
-            self.accelerator = accelerator = Accelerator(
-                mixed_precision=config.mixed_precision,
-                gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
-                log_with=config.report_to,
-                project_dir=f"{config.output_dir}/logs",
-                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-                dynamo_backend="inductor" if config.compile else None,
-                cpu=not torch.accelerator.is_available(),
-            )
-        _check_launch(config, accelerator)
+        self.accelerator = accelerator = _accelerator(config)
         self.batches = Batches(dataset, config, accelerator)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        # A kernel in shards is in pieces of its rows.
-        memory_format = torch.contiguous_format if in_shards else torch.channels_last
-        model.to(accelerator.device, memory_format=memory_format)
+        model.to(accelerator.device, memory_format=torch.channels_last)
         model.train()
         self._dtype = next(model.parameters()).dtype
         self.averaged_model = PowerFunctionAverage(model, config.ema_length)
@@ -123,7 +109,7 @@ class Trainer:
         betas, shared = (config.adam_beta1, config.adam_beta2), accelerator.num_processes > 1
         optimizer = Muon(model, config.learning_rate, betas=betas, weight_decay=config.weight_decay, shared=shared)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # What is in shards needs no DistributedDataParallel around it, which an evaluation has not either.
+        # An evaluation needs no DistributedDataParallel around the model, and shards do not either.
         self.model = accelerator.prepare_model(model, evaluation_mode=in_shards)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         parallel = getattr(self.model, "_orig_mod", self.model)  # of a compiled one
@@ -351,8 +337,21 @@ class Trainer:
         sys.exit(128 + (stopped_by[0] if stopped_by else signal.SIGTERM))
 
 
-def _check_launch(config: TrainingConfig, accelerator: Accelerator):
-    """Refuses a launcher whose processes do not know each other, and a tracker that is not installed."""
+def _accelerator(config: TrainingConfig) -> Accelerator:
+    """The accelerator of a run. Refuses a launcher whose processes do not know each other, and a tracker that is not
+    installed."""
+    processes()  # which the accelerator would make with less patience
+    AcceleratorState._shared_state, GradientState._shared_state = {}, {}  # each trainer has its own settings
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # it would shard on GPUs alone, and by layers of transformers
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
+            log_with=config.report_to,
+            project_dir=f"{config.output_dir}/logs",
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            dynamo_backend="inductor" if config.compile else None,
+            cpu=not torch.accelerator.is_available(),
+        )
     if config.report_to and not accelerator.log_with:
         raise ValueError(f"report_to: {config.report_to!r} is not installed; pip install it")
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -361,6 +360,7 @@ def _check_launch(config: TrainingConfig, accelerator: Accelerator):
             f"WORLD_SIZE is {world_size} but Accelerate sees {accelerator.num_processes} process(es), so each would "
             "train alone; start the script with `torchrun --nproc_per_node N` or `accelerate launch --num_processes N`"
         )
+    return accelerator
 
 
 def _mix(*numbers: int) -> int:
