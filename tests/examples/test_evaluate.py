@@ -217,7 +217,9 @@ def test_a_sweep_is_reported_and_adopted(measured_model, features, tmp_path):
     pipe, sampler = load_pipeline(folder), chosen.pop("sampler")
     assert type(pipe.scheduler).__name__ == sampler and pipe.config.defaults["arguments"] == chosen
     card = (folder / "README.md").read_text()
-    assert "(evaluation/sweep.png)" in card and "the sampler from 12 settings; 100 samples have" in card
+    assert (
+        "(evaluation/sweep.png)" in card and "A sweep of 12 settings chose this, and the sampler; 100 samples" in card
+    )
     assert not re.search(r"\n\|[^\n]*\n[^|\n]", card) and not re.search(r"\n[^|\n][^\n]*\n\|", card)
     done = run("evaluate.py", "--model", folder, "--dataset", measured_model / "data", "--features", features,
                "--samples", 130, "--output_dir", tmp_path / "again")  # fmt: skip

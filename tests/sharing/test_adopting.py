@@ -80,8 +80,8 @@ def test_the_card_and_its_samples_are_of_the_defaults(folder):
     Image.new("RGB", (8, 8)).save(folder / "evaluation" / "sweep.png")
     text = write_card(folder, "mit").text
     assert (
-        "Where a call leaves them out, `guidance_scale` is 1.5 and `num_inference_steps` is 3. A sweep chose these "
-        "and the sampler from 3 settings; 50 samples have a kernel distance of 0.25 (0.125–0.375) from images "
+        "Where a call leaves them out, `guidance_scale` is 1.5 and `num_inference_steps` is 3. A sweep of 3 "
+        "settings chose this, and the sampler; 50 samples have a kernel distance of 0.25 (0.125–0.375) from images "
         "of `pets`.\n"
     ) in text
     assert "; 3 steps each*" in text and "(evaluation/sweep.png)" in text

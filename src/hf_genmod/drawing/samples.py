@@ -27,7 +27,7 @@ def draw_images(
         kwargs (`dict`): Arguments of the pipeline that are the same for all images.
 
     Raises:
-        RuntimeError: On all of several processes, if drawing fails on one of them.
+        ValueError, RuntimeError: On all of several processes, if drawing fails on one of them.
     """
     count = len(next(iter(request.values()))) if request else count
     state = processes()
