@@ -1,3 +1,4 @@
+import collections
 import functools
 import http.server
 import os
@@ -12,7 +13,9 @@ import torch
 from small_shards import FEATURES, NAMES, write_parquet, write_tar
 
 from hf_genmod.data import shards as shards_module
+from hf_genmod.data import stream as stream_module
 from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.randomness import GlobalBatchSampler, _Philox, batch_positions
 from hf_genmod.data.stream import stream_pictures
 
 
@@ -24,9 +27,14 @@ def parquet(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tars")
-    write_tar(folder / "train-000.tar", 300)
-    write_tar(folder / "train-001.tar", 20, start=300)
+    write_tar(folder / "train-000.tar", 60)
+    write_tar(folder / "train-001.tar", 20, start=60)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr("hf_genmod.data.web_dataset._BLOCK", 25)
 
 
 @pytest.fixture
@@ -34,7 +42,7 @@ def server(tmp_path):
     """The address of a folder, and the folder."""
     handler = functools.partial(OfParts, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", tmp_path
         server.shutdown()
 
@@ -84,7 +92,7 @@ def test_a_stream_of_web_datasets_has_the_images_of_the_loaded_data_set(tars, tm
     pictures = load_pictures(tars)
     assert_same_pictures(stream_pictures(str(tars)), pictures)
     assert_same_pictures(stream_pictures(str(tars)), pictures)  # by what was written down at first
-    write_tar(tmp_path / "x.tar", 80, json_fields=True)
+    write_tar(tmp_path / "x.tar", 72, json_fields=True)
     assert_same_pictures(stream_pictures(str(tmp_path / "x.tar")), load_pictures(tmp_path / "x.tar"))
 
 
@@ -146,10 +154,28 @@ def test_each_block_is_read_once_in_an_epoch(parquet):
     stream = in_another_process(stream_pictures(str(parquet)))
     shards, read = stream._entries.shards, []
     shards._read = lambda block: (read.append(block), type(shards)._read(shards, block))
-    order = stream.order(_philox(), 0, 4)
+    order = stream.order(_Philox(0, b"order"), 0, 4)
     for place in range(len(stream)):
         stream.__getitems__([order[place]])
     assert sorted(read) == list(range(len(shards.sizes)))
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+def test_any_number_of_processes_sees_every_image_once_in_an_epoch(tmp_path, monkeypatch, num_processes):
+    """Four processes have three shards, which do not fit into the memory for blocks."""
+    whole = stream_pictures(str(write_parquet(tmp_path, group=2)))
+    for module in (shards_module, stream_module):
+        monkeypatch.setattr(module, "BUFFER", 16 * int(whole._entries.shards.num_bytes.max()))
+    assert len(whole.order(_Philox(0, b"order"), 0, 8).intervals) == 4  # lanes
+    epochs = [collections.Counter(), collections.Counter()]
+    for process in range(num_processes):
+        stream = in_another_process(whole)
+        parts = [batch_positions(8, process_index=process, num_processes=num_processes)]
+        sampler = iter(GlobalBatchSampler(72, 8, 0, 0, parts, stream.order))
+        for step in range(18):
+            epochs[step // 9].update(stream.__getitems__(next(sampler))["captions"])
+    every = collections.Counter(f"number {i}" for i in range(72))
+    assert epochs == [every, every]
 
 
 def test_few_blocks_are_kept(parquet, monkeypatch):
@@ -162,12 +188,6 @@ def test_few_blocks_are_kept(parquet, monkeypatch):
     monkeypatch.setattr(shards_module, "BUFFER", 100)
     with pytest.raises(ValueError, match="parquet: it has a row group of .*; write it again with smaller ones"):
         stream_pictures(str(parquet))
-
-
-def _philox():
-    from hf_genmod.data.randomness import _Philox
-
-    return _Philox(0, b"order")
 
 
 def in_another_process(stream):
@@ -198,7 +218,7 @@ def test_a_shard_that_cannot_be_read_is_named_or_left_out(kind, tmp_path, parque
     (reason,) = rest.skipped
     assert str(first) in reason
     lost = len(whole) - len(rest)
-    assert lost == {"parquet": 40, "tar": 300}[kind]
+    assert lost == {"parquet": 40, "tar": 60}[kind]
     assert torch.equal(rest.x_0(range(20)), whole.x_0(range(lost, lost + 20)))
 
 
@@ -213,7 +233,7 @@ def test_in_place_of_a_block_that_cannot_be_read_others_are_taken(kind, tmp_path
         damage(file, 4, 3000)  # in the first row group
     else:
         file.write_bytes(file.read_bytes()[:1000])
-        size = 300  # both of its blocks
+        size = 60  # all of its blocks
     batch = skipping.__getitems__([0, 1, size, size + 1])
     expected = whole.__getitems__([size, size, size, size + 1])
     assert set(batch["unusable"]) == {batch["unusable"][0]}
