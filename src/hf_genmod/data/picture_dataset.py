@@ -260,9 +260,11 @@ class PictureDataset(LabelledDataset):
 
     def _decode(self, entry) -> np.ndarray:
         """Pixels of one image, `uint8` (C, H, W), or measured values, `float32`."""
+        return self._pixels(open_image(entry))
+
+    def _pixels(self, image: Image.Image | np.ndarray) -> np.ndarray:
         size = width, height = self.resolution[::-1]
         fit = functools.partial(ImageOps.fit, size=size, method=Image.Resampling.LANCZOS)
-        image = open_image(entry)
         if isinstance(image, np.ndarray):
             if self._scale and image.shape[1:] != (height, width):
                 return np.stack([fit(Image.fromarray(plane)) for plane in image])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hf_genmod.data.block_order import BlockOrder
-from hf_genmod.data.decoding import inspect
+from hf_genmod.data.decoding import inspect, open_image
 from hf_genmod.data.entries import Entries
 from hf_genmod.data.loading import (
     captions_of,
@@ -169,7 +169,7 @@ class StreamedPictures(PictureDataset):
         self.skipped, self.images, self._entries = entries.shards.skipped, None, entries
         self.resolution, self.channels, self._scale = resolution, channels, resolution is not None
         self._sample = sample = self.in_memory(NUM_SAMPLE_IMAGES)
-        self._as_sample = channels is None or sample.value_range is not None
+        self._as_sample = channels is None
         self.resolution, self.channels, self.value_range = sample.resolution, sample.channels, sample.value_range
         self.properties, self.captions = sample.properties, None
         if entries.has_captions:
@@ -268,15 +268,17 @@ class StreamedPictures(PictureDataset):
         return pixels
 
     def _decode(self, entry) -> np.ndarray:
-        is_measured, kind = self.value_range is not None, "colour, transparency or measured values"
-        if self._as_sample:
-            properties = inspect(entry)
-            more = (properties.has_color and self.channels < 3) or (properties.has_alpha and self.channels % 2)
-            if (more and not is_measured) or bool(properties.measured_channels) != is_measured:
-                raise ValueError(f"it differs in {kind} from the first images; give --channels, or remove it")
-        pixels = super()._decode(entry)
-        if (pixels.dtype != np.uint8) != is_measured:
-            raise ValueError(f"it differs in {kind} from the first images; remove it")
+        image, is_measured = open_image(entry), self.value_range is not None
+        kind = "it differs in colour, transparency or measured values from the first images"
+        if isinstance(image, np.ndarray) != is_measured:
+            raise ValueError(f"{kind}; remove it")
+        if self._as_sample and not is_measured:
+            may_have_color = self.channels < 3 and image.mode not in ("1", "L", "LA")
+            if may_have_color or (self.channels % 2 and image.has_transparency_data):
+                properties = inspect(entry)
+                if (properties.has_color and self.channels < 3) or (properties.has_alpha and self.channels % 2):
+                    raise ValueError(f"{kind}; give --channels, or remove it")
+        pixels = self._pixels(image)
         if pixels.shape != (self.channels, *self.resolution):
             raise ValueError(self._wrong_size)
         return pixels
