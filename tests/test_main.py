@@ -214,9 +214,11 @@ def test_settings_of_accelerate_are_found_by_name_and_by_path(is_path, precision
 
 
 @pytest.mark.slow
-def test_two_processes_train_by_one_command_and_the_run_says_how_to_repeat_it(tmp_path):
+@pytest.mark.parametrize("settings", [[], ["--accelerate_config", "fsdp"]])
+def test_two_processes_train_by_one_command_and_the_run_says_how_to_repeat_it(settings, tmp_path):
     run = tmp_path / "run"
-    command = ["train", "cfg", "--num_processes", "2", *SMALL, "--max_train_steps", "2", "--output_dir", str(run)]
+    command = ["train", "cfg", "--num_processes", "2", *settings, *SMALL]
+    command += ["--max_train_steps", "2", "--output_dir", str(run)]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
         [sys.executable, "-m", "hf_genmod", *command], capture_output=True, text=True, timeout=300, env=environment

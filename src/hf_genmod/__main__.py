@@ -89,6 +89,7 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
         from accelerate.commands import launch as accelerate
 
         words = [*_settings_of(launch), *again]
+        os.environ["HF_GENMOD_SETTINGS"] = launch.accelerate_config  # for the records of a run
         if os.name == "posix":
             accelerate.simple_launcher = _become
         with _launching():

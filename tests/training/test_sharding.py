@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 import os
 import shutil
@@ -221,7 +222,8 @@ def values(trainer):
 
 def objective(model, batch, rng):
     if trainer.progress.step == 2:
-        print("values of each process", *values(trainer), sum(p.numel() for p in model.parameters()))
+        numbers = [*values(trainer), sum(p.numel() for p in model.parameters())]
+        sys.stdout.write(f"values {{numbers}}\\n")  # at once, as two processes write
     return inner(model, batch, rng)
 
 trainer = make_trainer(load_pictures(ShapesDataset(40, resolution=16)), sys.argv[1], max_train_steps=3)
@@ -238,8 +240,8 @@ def test_each_of_two_processes_holds_half_of_weights_averages_and_state(tmp_path
     command = [*launcher, str(tmp_path / "script.py"), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | IN_SHARDS)
     assert done.returncode == 0, done.stderr
-    lines = [line.split()[4:] for line in done.stdout.splitlines() if line.startswith("values of")]
-    (*first, whole), (*second, _) = (map(int, line) for line in lines)
+    lines = [json.loads(line.removeprefix("values ")) for line in done.stdout.splitlines() if "values [" in line]
+    (*first, whole), (*second, _) = lines
     for one, two in zip(first, second, strict=True):
         assert one < 0.52 * (one + two) and two < 0.52 * (one + two)
     assert first[0] + second[0] == first[1] + second[1] == whole

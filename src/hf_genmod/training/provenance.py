@@ -64,6 +64,8 @@ def origin(dataset: torch.utils.data.Dataset, pipeline) -> dict:
 def _command(num_processes):
     if "HF_GENMOD_COMMAND" in os.environ:
         several = [] if num_processes == 1 else ["--num_processes", str(num_processes)]
+        if "HF_GENMOD_SETTINGS" in os.environ:
+            several += ["--accelerate_config", _quoted(os.environ["HF_GENMOD_SETTINGS"])]
         return " ".join([os.environ["HF_GENMOD_COMMAND"], *several, *map(_quoted, sys.argv[1:])])
     launcher = "python" if num_processes == 1 else f"torchrun --nproc_per_node {num_processes}"
     script = Path(sys.argv[0])
