@@ -63,12 +63,6 @@ class Muon(torch.optim.AdamW):
         super().step()
         return loss
 
-    def _init_group(self, group, *tensors):  # by which AdamW collects what its step changes
-        is_complex = super()._init_group(group, *tensors)
-        for of_one_kind in tensors:
-            of_one_kind[:] = local(of_one_kind)
-        return is_complex
-
     def _step_matrices(self, matrices, lr, momentum, weight_decay):
         for W in matrices:
             if not self.state[W]:  # AdamW expects a "step"
