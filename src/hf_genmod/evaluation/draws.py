@@ -10,11 +10,14 @@ from hf_genmod.data.encoding import weights_fingerprint
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.drawing.samples import draw_to_folder
 from hf_genmod.evaluation.config import make_sampler
+from hf_genmod.processes import multiplies_in_bf16
 
 
 class Draws:
     """
-    Samples that are drawn once for each setting, whatever interrupts: those in the folder are not drawn again.
+    Samples that are drawn once for each setting, whatever interrupts: those in the folder are not drawn again. A U-Net
+    of pixels computes in bf16 where that is fast, as in training. What it rounds is multiplied by the noise level of
+    its step, so that the last steps leave none of it. (Of a decoder's output it would be half a grey level.)
 
     Args:
         pipeline: A pipeline of this package.
@@ -37,7 +40,8 @@ class Draws:
         models = [model for model in pipeline.components.values() if isinstance(model, torch.nn.Module)]
         own = pipeline.components.get("scheduler")
         key = f"{[*map(weights_fingerprint, models)]} {own and own.to_json_string()} {source.fingerprint} "
-        key += f"{pipeline.config.get('defaults') or ''}{count} {seed}"
+        self._in_bf16 = pipeline.denoises and "vae" not in pipeline.components and multiplies_in_bf16(pipeline.device)
+        key += f"{pipeline.config.get('defaults') or ''}{count} {seed} {self._in_bf16}"
         self._key = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
 
     @property
@@ -64,7 +68,8 @@ class Draws:
         request = {name: values[:count] for name, values in self.request.items()}
         options = {argument: value for argument, value in setting.items() if argument != "sampler"}
         folder = self.folder / f"{file_name(setting)}-{self._key}"
-        with self.by_sampler_of(setting):
+        precision = torch.autocast(self.pipeline.device.type, torch.bfloat16, enabled=self._in_bf16)
+        with self.by_sampler_of(setting), precision:
             return draw_to_folder(self.pipeline, folder, request, count, self.seed, **options)
 
 

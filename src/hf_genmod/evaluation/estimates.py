@@ -60,8 +60,9 @@ class Share(Estimate):
 
     @classmethod
     def of(cls, hits: Tensor) -> "Share":
-        """The share of `True` in a `bool` tensor (n,). With p = k/n and z = 1.96 the interval is (p + z²/2n ±
-        z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) (Wilson 1927), which also holds for shares near 0 and 1."""
+        """The share of `True` in a `bool` tensor (n,), or the mean of a share for each image, (n,). With p = k/n and
+        z = 1.96 the interval is (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) (Wilson 1927), which also holds for
+        shares near 0 and 1."""
         n, p = len(hits), hits.double().mean().item()
         z = NormalDist().inv_cdf(0.975)
         centre = p + z**2 / (2 * n)

@@ -1,5 +1,7 @@
 """How well samples can be told from pictures: the classifier two-sample test."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +10,10 @@ from tqdm.auto import tqdm
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.evaluation.estimates import Share
 from hf_genmod.models.initial_weights import SeededWeights
+from hf_genmod.processes import multiplies_in_bf16
+
+_HALVINGS = 2
+_STUDENT = 3.18  # the 97.5% quantile of Student's t with as many degrees of freedom as judges, less one
 
 
 class Judge(nn.Module):
@@ -41,7 +47,8 @@ def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, longer: int = 1
     The share of images, half of them samples and half pictures, of which a [`Judge`] that learned from others says
     rightly what they are: 50% if nothing tells samples from pictures, 100% if each is told at a glance (Lopez-Paz and
     Oquab 2017, https://arxiv.org/abs/1610.06545). Both are cut into halves at random; one judge learns from the first
-    halves and is asked about the second, another the other way round.
+    halves and is asked about the second, another the other way round; and once more with other halves. The interval
+    is Wilson's of all images or, where it is wider, Student's of the four judges: one may learn more than another.
 
     Args:
         samples, pictures (`torch.Tensor`): (n, C, H, W) and (m, C, H, W), uint8. Of the larger set a random min(n, m)
@@ -58,16 +65,21 @@ def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, longer: int = 1
         shapes = f"shapes {tuple(samples.shape)} and {tuple(pictures.shape)}"
         raise ValueError(f"samples and pictures: {shapes}; give two or more images of one size of each")
     rng = torch.Generator().manual_seed(seed)
-    chosen = [x[torch.randperm(len(x), generator=rng)[:n]] for x in (samples, pictures)]
-    halves = [torch.cat(parts) for parts in zip(*(x.tensor_split(2) for x in chosen), strict=True)]
-    answers = [torch.arange(len(half)) < len(half) // 2 for half in halves]
     right = []
-    for learned, asked in ((0, 1), (1, 0)):
-        judge = _trained(halves[learned], answers[learned], seed + learned, longer)
-        with torch.no_grad():
-            logits = torch.cat([judge(to_model_range(part)) for part in halves[asked].split(256)])
-        right.append((logits > 0) == answers[asked])
-    return Share.of(torch.cat(right))
+    with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_in_bf16(samples.device), cache_enabled=False):
+        for halving in range(_HALVINGS):
+            chosen = [x[torch.randperm(len(x), generator=rng)[:n]] for x in (samples, pictures)]
+            halves = [torch.cat(parts) for parts in zip(*(x.tensor_split(2) for x in chosen), strict=True)]
+            answers = [torch.arange(len(half)) < len(half) // 2 for half in halves]
+            for learned, asked in ((0, 1), (1, 0)):
+                judge = _trained(halves[learned], answers[learned], 2 * (_HALVINGS * seed + halving) + learned, longer)
+                with torch.no_grad():
+                    logits = torch.cat([judge(to_model_range(part)) for part in halves[asked].split(256)])
+                right.append(((logits > 0) == answers[asked]).double())
+    share = Share.of(torch.cat(right).view(_HALVINGS, -1).mean(dim=0))
+    spread = _STUDENT * torch.stack([answers.mean() for answers in right]).std().item() / len(right) ** 0.5
+    low, high = min(share.low, share.value - spread), max(share.high, share.value + spread)
+    return replace(share, low=max(low, 0.0), high=min(high, 1.0))
 
 
 def _trained(images: Tensor, is_sample: Tensor, seed: int, longer: int, batch_size: int = 64) -> Judge:
