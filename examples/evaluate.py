@@ -64,7 +64,8 @@ def main(data: MeasuredDataArguments, config: EvaluationConfig, arguments: Evalu
     pictures, held_out = data.of_run(arguments.model).evaluation_pictures(pipeline)
     report = evaluate(pipeline, pictures, held_out, output_dir, config, arguments.model)
     if report:  # on the first process
-        print(f"{report}\n{output_dir}/evaluation.json holds all of it; closest_*.png shows the closest samples")
+        closest = "; closest_*.png shows the closest samples" if any(Path(output_dir).glob("closest_*.png")) else ""
+        print(f"{report}\n{output_dir}/evaluation.json holds all of it{closest}")
         if arguments.adopt:
             adopt(folder, pipeline, report)
             print(f"{folder} draws by the setting that the sweep chose, by default")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from runs import command, make_trainer, raw_weights
 
 from hf_genmod.drawing.grids import class_rows
@@ -117,7 +118,8 @@ def test_after_the_last_step_a_signal_ends_the_run_at_once_and_the_same_command_
         raise KeyboardInterrupt  # as Python does after a Ctrl-C
 
     def trainer():
-        return make_trainer(dataset, tmp_path, max_train_minutes=1e-4)
+        settings = {"max_train_minutes": 1e-4, "sampling_steps": 100}
+        return make_trainer(dataset, tmp_path, draw_samples=lambda pipeline: Image.new("L", (8, 8)), **settings)
 
     stopped = trainer()
     setattr(stopped, {"saving the checkpoint": "save", "drawing samples": "draw_samples"}.get(during, "finish"), stop)
@@ -126,7 +128,9 @@ def test_after_the_last_step_a_signal_ends_the_run_at_once_and_the_same_command_
     assert ended.value.code == 130
     kept = "the state saved" if during == "saving the checkpoint" else "the checkpoint complete"
     assert f"with {kept}; the same command continues the run" in capsys.readouterr().err
-    trainer().train()
+    again = trainer()
+    again.train()
+    assert again.folder.has_sample(again.progress.step)
     continued = "from step" if during == "saving the checkpoint" else "nothing left to train"
     assert continued in capsys.readouterr().out
 

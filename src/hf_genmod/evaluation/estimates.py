@@ -19,7 +19,8 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} ({self.low:.3g}–{self.high:.3g}, n = {self.count})"
+        value, low, high = (f"{x:.3g}".replace("-", "−") for x in (self.value, self.low, self.high))
+        return f"{value} ({low}–{high}, n = {self.count})"
 
     @property
     def interval(self) -> str:

@@ -108,11 +108,12 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     parser = _Parser(
         [_flags_of(dataclass_type) for dataclass_type in dataclass_types],
         prog=os.environ.get("HF_GENMOD_COMMAND"),
-        usage="%(prog)s [--FLAG VALUE ...]",
         description=(description or sys.modules["__main__"].__doc__ or "").strip(),
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    required = "".join(f"--{x.dest} {x.dest.upper()} " for x in parser._actions if x.required)
+    parser.usage = f"%(prog)s {required}[--FLAG VALUE ...]"
     parser.add_argument("--config", help="YAML file of settings, or the training_config.json of a run to repeat.")
     names = [field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)]
     argv = sys.argv[1:] if argv is None else argv

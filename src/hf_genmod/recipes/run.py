@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_genmod.errors import TrainingError, one_line_errors
 from hf_genmod.recipes.arguments import SharingArguments, parse_arguments
+from hf_genmod.sharing.doctor import examine_run
 from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.model_card import write_card
 from hf_genmod.sharing.push import PushError, push_checkpoint
@@ -88,6 +89,7 @@ def _next_steps(output_dir: str, dataset: str | None, sharing: SharingArguments)
         commands.insert(0, f"hf_genmod sample {folder} {prompts}--output grid.png")
     samples = sorted(Path(output_dir, "samples").glob("*.png"), key=lambda file: file.stat().st_mtime)
     parts = [f"{samples[-1]} shows samples"] if samples else []
+    parts += [] if facts.base else examine_run(Path(output_dir))
     parts += ["In Python:", textwrap.indent(facts.usage(output_dir), "    ")]
     parts += ["Next:", textwrap.indent("\n".join(commands), "    ")] if commands else []
     return "\n\n".join(parts)

@@ -57,7 +57,7 @@ def _examine_checkpoint(folder: Path) -> Iterator[str]:
     yield from not_finite
     yield from _shipped_code(folder, sample=not not_finite)
     yield from _process(pipeline)
-    yield from _run(folder)
+    yield from examine_run(folder)
 
 
 def _examine_adapter(file: Path) -> Iterator[str]:
@@ -120,8 +120,8 @@ def _process(pipeline) -> Iterator[str]:
         )
 
 
-def _run(folder: Path) -> Iterator[str]:
-    """Whether the run that made the checkpoint was long enough for it."""
+def examine_run(folder: Path) -> Iterator[str]:
+    """What was wrong with a run: too few steps, or many that were skipped."""
     last = (RunFolder(folder).metrics() or [{}])[-1]
     steps, bad = last.get("step", math.inf), last.get("bad_steps", 0)
     if steps < 200:

@@ -26,6 +26,7 @@ class Monitor:
     def __init__(self, config: TrainingConfig, folder: RunFolder, accelerator: Accelerator):
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.accumulated: dict[str, list[torch.Tensor]] = {}  # the metrics of the steps since the last line
+        self.bar = tqdm(disable=True)  # before that of the training
         self.last_steps: list[tuple[torch.Tensor, dict]] = []  # those whose metrics the host has not looked at
 
     def say(self, message: str):

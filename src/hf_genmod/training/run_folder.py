@@ -217,8 +217,14 @@ class RunFolder:
         with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def _sample(self, step: int) -> Path:
+        return self.path / "samples" / f"step-{step:06d}.png"
+
+    def has_sample(self, step: int) -> bool:
+        return self._sample(step).is_file()
+
     def save_sample(self, step: int, picture: Image.Image):
-        file = self.path / "samples" / f"step-{step:06d}.png"
+        file = self._sample(step)
         file.parent.mkdir(exist_ok=True)
         picture.save(file)
 
@@ -229,6 +235,11 @@ class RunFolder:
             with contextlib.suppress(json.JSONDecodeError):
                 lines.append(json.loads(line))
         return lines
+
+    @property
+    def last_step(self) -> int:
+        """The step of the last line of metrics, 0 before the first."""
+        return max((line["step"] for line in self.metrics()), default=0)
 
     def forget_metrics_after(self, step: int):
         """Deletes the lines of later steps, which will be repeated."""

@@ -92,6 +92,7 @@ class Trainer:
         self.config, self.objective = config, objective
         self.dataset, self.validation_dataset, self.depends_on = dataset, validation_dataset, depends_on or {}
         self.make_pipeline, self.draw_samples, self.finish = make_pipeline, draw_samples, finish
+        self._draws = draw_samples is not None and config.sampling_steps > 0
         self.save = save or (lambda pipeline, folder: pipeline.save_pretrained(folder))
         self.load = load or (lambda folder: self._pipeline().from_pretrained(folder))
         self.folder = RunFolder(config.output_dir)
@@ -180,7 +181,7 @@ class Trainer:
                 with stop_signals(self.monitor.say) as signals, contextlib.closing(self.batches), in_shards:
                     self._train(signals)
             try:
-                pipeline = pipeline or self._save_checkpoint()
+                pipeline = self._save_checkpoint() if pipeline is None else self._shown(pipeline)
                 if self.finish is not None and accelerator.is_main_process:
                     with self.monitor.optional("the work after training"):
                         self.finish(pipeline)
@@ -297,15 +298,21 @@ class Trainer:
     def _pipeline(self):
         return self.make_pipeline(self.averaged_model.module.eval())
 
-    def _show(self):
+    def _show(self, pipeline=None):
         def draw():
             with sharding.gathered(self.averaged_model.module):
-                pipeline = self._pipeline()
-                pipeline.set_progress_bar_config(desc="drawing samples", disable=not self.monitor.has_ended)
-                return self.draw_samples(pipeline)
+                drawing = pipeline or self._pipeline()
+                drawing.set_progress_bar_config(desc="drawing samples", disable=not self.monitor.has_ended)
+                return self.draw_samples(drawing)
 
-        has_samples = self.draw_samples is not None and self.config.sampling_steps
-        self.monitor.show(self.progress.step, draw if has_samples else None)
+        self.monitor.show(self.progress.step, draw if self._draws else None)
+
+    def _shown(self, pipeline):
+        """The pipeline of a complete run, whose last samples are drawn if a Ctrl-C has prevented that."""
+        self.progress.step = self.folder.last_step
+        if self._draws and not self.folder.has_sample(self.progress.step):
+            self._show(pipeline)
+        return pipeline
 
     def _save_checkpoint(self):
         pipeline = self._pipeline()
