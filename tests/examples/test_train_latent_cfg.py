@@ -19,7 +19,9 @@ def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(
         f"{tmp_path}/run-vae is the checkpoint",
         f"{tmp_path}/run/ is the checkpoint",
     ]
-    after = f"""In Python:
+    after = f"""it was trained for 3 steps, too few for a model that starts from random weights; train longer
+
+In Python:
 
     from diffusers import DiffusionPipeline
 
