@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from example_scripts import EXAMPLES, SMALL, SMALL_AUTOENCODER, SMALL_LATENT, run
-from small_shards import write_parquet, write_tar
+from small_shards import FEATURES, write_parquet, write_tar
 
 from hf_genmod import load_pipeline
 
@@ -51,6 +51,32 @@ def test_an_adapter_refuses_a_stream(shards, tmp_path):
     done = run("finetune_lora.py", *flags, "--base", "x")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "streaming: an adapter learns from few images" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_shards_that_can_no_longer_be_read_end_all_processes_with_their_state(num_processes, tmp_path):
+    features = {name: feature for name, feature in FEATURES.items() if name != "text"}
+    folder = write_parquet(tmp_path / "shards", (1000, 1000, 1000), features=features)
+    contents = {file: file.read_bytes() for file in folder.iterdir()}
+    flags = ["--dataset", folder, "--streaming", "--output_dir", tmp_path / "run", "--checkpointing_steps", 0]
+    flags = [*flags, *SMALL, "--max_train_steps", 60, "--logging_steps", 1, "--num_processes", num_processes]
+    command = [sys.executable, "-m", "hf_genmod", "train", "cfg", *map(str, flags)]
+    process, said = subprocess.Popen(command, stderr=subprocess.PIPE, text=True), []
+    for line in process.stderr:
+        said.append(line)
+        if re.search(r"step 3, ", line):
+            for file, content in contents.items():
+                file.write_bytes(bytes(len(content) * 9 // 10) + content[len(content) * 9 // 10 :])
+    assert process.wait() == 1
+    error = re.fullmatch(
+        r"error: .*parquet: the shard cannot be read .* stopped at step (\d+) with the st.*\n", said[-1]
+    )
+    assert (tmp_path / "run" / "checkpoints" / f"step-{error[1]}").is_dir()
+    for file, content in contents.items():
+        file.write_bytes(content)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and f"continuing {tmp_path / 'run'} from step {error[1]}" in done.stdout
 
 
 @pytest.mark.slow

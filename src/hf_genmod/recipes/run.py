@@ -65,7 +65,8 @@ def run(main: Callable, argv: list[str] | None = None):
         if sharing.license is not None and trainer.accelerator.is_main_process:
             _write_card(trainer.config.output_dir, sharing.license)
     if trainer.accelerator.is_main_process:
-        dataset = next((group.dataset for group in values if hasattr(group, "dataset")), None)
+        data = next((group for group in values if hasattr(group, "dataset")), None)
+        dataset = data and f"{shlex.quote(data.dataset)}{' --streaming' * getattr(data, 'streaming', False)}"
         with contextlib.suppress(OSError, ValueError):  # of a run that saves something else than a checkpoint
             print(_next_steps(trainer.config.output_dir, dataset, sharing))
         if sharing.push_to_hub:
@@ -73,11 +74,11 @@ def run(main: Callable, argv: list[str] | None = None):
 
 
 def _next_steps(output_dir: str, dataset: str | None, sharing: SharingArguments) -> str:
-    """What to look at and what to do after training."""
+    """What to look at and what to do after training; `dataset` as in a command."""
     facts, folder = Facts.read(output_dir), shlex.quote(output_dir)
     commands = [f"hf_genmod push {folder} NAME --license {sharing.license or 'LICENCE'}"] * (not sharing.push_to_hub)
     if not facts.base and dataset is not None:
-        commands.insert(0, f"hf_genmod evaluate {folder} --dataset {shlex.quote(dataset)}")
+        commands.insert(0, f"hf_genmod evaluate {folder} --dataset {dataset}")
     if facts.factor:
         commands.insert(0, f"hf_genmod enlarge small.png --upsamplers {folder}")
     elif facts.base:

@@ -228,6 +228,8 @@ class Trainer:
                 bad_steps = progress.count(monitor.look(), math.inf if clock.is_stopping else config.max_bad_steps)
                 if clock.is_stopping and progress.take_back():  # for the run that continues to repeat them
                     self._save_state()
+                    failures = gather_object([self.batches.failure])
+                    self.batches.failure = next(filter(None, failures), None)
                     self._leave(signals)
                 all_bad = done and progress.bad_steps == progress.step
                 too_bad = progress.bad_steps_in_a_row >= config.max_bad_steps or all_bad
