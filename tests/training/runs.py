@@ -188,7 +188,6 @@ def train(output_dir, kill=None, **settings):
         rounded.extend(torch.equal(g, g.bfloat16().to(g)) for g in gradients)
 
     trainer.optimizer.optimizer.register_step_pre_hook(before_the_step)
-    trainer.accelerator.end_training = lambda: None  # which would part the processes before their next run
     trainer.train()
     end = {
         "raw": raw_weights(trainer),

@@ -64,6 +64,7 @@ def run(main: Callable, argv: list[str] | None = None):
         trainer.accelerator.print(f"{trainer.config.output_dir} is the checkpoint")
         if sharing.license is not None and trainer.accelerator.is_main_process:
             _write_card(trainer.config.output_dir, sharing.license)
+    trainer.accelerator.state.destroy_process_group()
     if trainer.accelerator.is_main_process:
         data = next((group for group in values if hasattr(group, "dataset")), None)
         dataset = data and f"{shlex.quote(data.dataset)}{' --streaming' * getattr(data, 'streaming', False)}"

@@ -60,7 +60,8 @@ class Monitor:
 
     def end_tracker(self):
         with self.optional("the tracker"):
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
     def progress_bar(self, fraction: float) -> tqdm:
         bar_format = "{desc}{percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}"
