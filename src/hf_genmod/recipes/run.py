@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub.utils import validate_repo_id
 
 from hf_genmod.errors import TrainingError, one_line_errors
+from hf_genmod.processes import processes
 from hf_genmod.recipes.arguments import SharingArguments, parse_arguments
 from hf_genmod.sharing.doctor import examine_run
 from hf_genmod.sharing.facts import Facts
@@ -64,7 +65,7 @@ def run(main: Callable, argv: list[str] | None = None):
         trainer.accelerator.print(f"{trainer.config.output_dir} is the checkpoint")
         if sharing.license is not None and trainer.accelerator.is_main_process:
             _write_card(trainer.config.output_dir, sharing.license)
-    trainer.accelerator.state.destroy_process_group()
+    processes().destroy_process_group()
     if trainer.accelerator.is_main_process:
         data = next((group for group in values if hasattr(group, "dataset")), None)
         dataset = data and f"{shlex.quote(data.dataset)}{' --streaming' * getattr(data, 'streaming', False)}"

@@ -339,7 +339,7 @@ class Trainer:
         saved = "the state saved" if f"step-{step}" in states else "the state NOT saved"
         saved = "the checkpoint complete" if self.folder.is_complete else saved
         self.monitor.end_tracker()
-        self.accelerator.state.destroy_process_group()
+        processes().destroy_process_group()
         if failure := self.batches.failure:
             remedy = "repair it, and the same command continues the run, or continue with --on_bad_image skip"
             raise TrainingError(f"{failure}; stopped at step {step} with {saved}; {remedy}")
