@@ -37,6 +37,7 @@ from hf_genmod.training.monitor import Monitor
 from hf_genmod.training.muon import Muon
 from hf_genmod.training.provenance import origin, plan, provenance
 from hf_genmod.training.run_folder import RunFolder, changeable_settings, run_settings
+from hf_genmod.training.sharding import gathered
 from hf_genmod.training.state import TrainingState, check_all_alike
 from hf_genmod.training.validation import validation_metrics
 
@@ -288,8 +289,7 @@ class Trainer:
         if not is_due or not (done or self.clock.has_time_for("validating")):
             return {}
         model, what = self.averaged_model.module.eval(), "validating"
-        pause = self.clock.pause(what, model)
-        with self.monitor.optional(what), pause, self.monitor.doing(what), sharding.gathered(model):
+        with self.monitor.optional(what), self.clock.pause(what, model), self.monitor.doing(what), gathered(model):
             return validation_metrics(model, self.objective, self.validation_dataset, self.config, self.accelerator)
         return {}
 
@@ -302,7 +302,7 @@ class Trainer:
 
     def _show(self, pipeline=None):
         def draw():
-            with sharding.gathered(self.averaged_model.module):
+            with gathered(self.averaged_model.module):
                 drawing = pipeline or self._pipeline()
                 drawing.set_progress_bar_config(desc="drawing samples", disable=not self.monitor.has_ended)
                 return self.draw_samples(drawing)
