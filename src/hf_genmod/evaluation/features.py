@@ -121,7 +121,8 @@ def train_feature_classifier(
         images (`torch.Tensor`): (n, C, H, W), uint8.
         labels (`torch.Tensor` or `None`): (n,), integers in 0..num_classes-1.
         seed (`int`): The seed of initial weights, order, flips and shifts.
-        max_train_steps, batch_size (`int`): The number of batches, and of images in each.
+        max_train_steps, batch_size (`int`): The number of batches, of which no image is in more than 100 (flipped
+            images count as others), and of images in each.
         flip (`bool`): Whether to mirror half of the images left to right; not for digits or letters.
         max_shift (`int`): The most pixels by which an image is shifted.
         num_blocks: As [`FeatureClassifier`] takes it.
@@ -142,6 +143,7 @@ def train_feature_classifier(
         model = FeatureClassifier(images.shape[1], num_classes, num_blocks=num_blocks)
     model = model.to(images.device, memory_format=torch.channels_last)
     rng = torch.Generator().manual_seed(seed)
+    max_train_steps = min(max_train_steps, math.ceil(100 * len(images) / batch_size))
     num_epochs = math.ceil(max_train_steps * batch_size / len(images))
     order = torch.cat([torch.randperm(len(images), generator=rng) for _ in range(num_epochs)])
 
