@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline
 from hf_genmod.data.shapes import check_name
 from hf_genmod.data.shapes_checker import matches
 from hf_genmod.drawing.grids import grid, in_rows
-from hf_genmod.errors import one_line_errors
+from hf_genmod.errors import a_or_an, one_line_errors
 
 
 def main():
@@ -42,7 +42,8 @@ def main():
     num_columns = min(8, arguments.samples_per_class)
     names = list(getattr(pipe, "labels", ()))
     if not names or pipe.guidance_argument != "guidance_scale":
-        raise ValueError(f"model: a {type(pipe).__name__} of {len(names)} classes; give one that train_cfg.py trained")
+        kind = a_or_an(type(pipe).__name__)
+        raise ValueError(f"model: {kind} of {len(names)} classes; give one that train_cfg.py trained")
     for name in names:
         check_name("model", name)
     right, rows = 0, []

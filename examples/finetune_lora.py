@@ -54,6 +54,7 @@ def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceAr
     if sharing.push_to_hub and os.path.isdir(lora.base):
         raise ValueError("base: it is a folder here, which others do not have; push it first, and give its id")
     pipeline = load_pipeline(lora.base).to(processes().device)
+    pipeline.set_progress_bar_config(desc="drawing", disable=not processes().is_main_process)
     unet, encoder = pipeline.components.get("unet"), pipeline.components.get("text_encoder")
     if "classifier" in pipeline.components:
         raise ValueError("base: an adapter of a ClassifierGuidedPipeline is trained for the model that it guides")

@@ -22,7 +22,7 @@ from transformers.hf_argparser import HfArg
 from hf_genmod import load_pipeline
 from hf_genmod.drawing.grids import grid, in_rows
 from hf_genmod.drawing.samples import draw_images
-from hf_genmod.errors import one_line_errors
+from hf_genmod.errors import a_or_an, counted, one_line_errors
 from hf_genmod.processes import processes
 from hf_genmod.recipes.arguments import parse_arguments
 from hf_genmod.training.text_encoder import VOCAB_SIZE
@@ -69,7 +69,7 @@ def conditions(pipeline, class_labels: list[str], prompts: list[str]) -> tuple[s
             "class_labels": "--class_labels",
             None: "neither --class_labels nor --prompts",
         }
-        raise ValueError(f"the model, a {type(pipeline).__name__}, takes {wanted[takes]}")
+        raise ValueError(f"the model, {a_or_an(type(pipeline).__name__)}, takes {wanted[takes]}")
     if takes == "prompt":
         return takes, prompts, prompts
     if takes is None:
@@ -112,7 +112,8 @@ def main(arguments: SampleArguments):
         options["num_inference_steps"] = arguments.num_inference_steps
     if arguments.guidance_scale is not None:
         if not pipeline.guidance_argument:
-            raise ValueError(f"guidance_scale: the model, a {type(pipeline).__name__}, has no guidance; leave it out")
+            kind = a_or_an(type(pipeline).__name__)
+            raise ValueError(f"guidance_scale: the model, {kind}, has no guidance; leave it out")
         options[pipeline.guidance_argument] = arguments.guidance_scale
     request = {argument: [value for value in values for _ in range(arguments.num)]} if argument else {}
     images = draw_images(pipeline, request, arguments.num, arguments.seed, **options)
@@ -129,7 +130,7 @@ def main(arguments: SampleArguments):
         for i, image in enumerate(images):
             name = re.sub(r"[^\w.-]+", "-", names[i // arguments.num])[:60]
             image.save(output / f"{name}-{arguments.seed + i}.png".removeprefix("-"))
-    print(f"{len(images)} images in {output}")
+    print(f"{counted(len(images), 'image')} in {output}")
 
 
 if __name__ == "__main__":

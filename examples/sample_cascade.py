@@ -24,7 +24,7 @@ from hf_genmod import load_pipeline
 from hf_genmod.data.decoding import open_image
 from hf_genmod.drawing.cascade import draw_cascade
 from hf_genmod.drawing.grids import grid
-from hf_genmod.errors import one_line_errors, refuse_lfs_pointers
+from hf_genmod.errors import a_or_an, counted, one_line_errors, refuse_lfs_pointers
 from hf_genmod.recipes.arguments import parse_arguments
 
 
@@ -92,7 +92,8 @@ def main(arguments: CascadeArguments):
     stages = [load_pipeline(path) for path in ([arguments.base] if arguments.base else []) + arguments.upsamplers]
     for path, stage in zip(arguments.upsamplers, stages[-len(arguments.upsamplers) :], strict=True):
         if "image" not in stage.example_request():
-            raise ValueError(f"{path}: a {type(stage).__name__} does not enlarge; give what `train upsampler` made")
+            kind = a_or_an(type(stage).__name__)
+            raise ValueError(f"{path}: {kind} does not enlarge; give what `train upsampler` made")
     for stage in stages:
         stage.set_progress_bar_config(desc="enlarging" if "image" in stage.example_request() else "drawing")
     seed, out = arguments.seed, Path(arguments.output_dir)
@@ -109,11 +110,13 @@ def main(arguments: CascadeArguments):
         seed += len(names)
         out.mkdir(parents=True, exist_ok=True)
         for name, image in zip(names, drawn[-1], strict=True):
-            image.save(out / f"{name}-{image.width}x{image.height}.png")
+            image.save(file := out / f"{name}-{image.width}x{image.height}.png")
     if arguments.base:
         sizes = [f"{row[0].height}x{row[0].width}" for row in drawn]
         grid([row[:8] for row in drawn], sizes, [str(name) for name in names[:8]]).save(out / "stages.png")
-    print(f"{seed - arguments.seed} images in {out}{', and stages.png' if arguments.base else ''}")
+        print(f"{counted(seed - arguments.seed, 'image')} in {out}, and stages.png")
+    else:
+        print(file if len(arguments.images) == 1 else f"{len(arguments.images)} images in {out}")
 
 
 if __name__ == "__main__":

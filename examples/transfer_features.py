@@ -23,7 +23,7 @@ import torch
 from transformers.hf_argparser import HfArg
 
 from hf_genmod import load_vae
-from hf_genmod.errors import one_line_errors
+from hf_genmod.errors import a_or_an, one_line_errors
 from hf_genmod.evaluation.features import shifted, train_by_cross_entropy
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.processes import processes
@@ -120,8 +120,8 @@ def main(data: MeasuredDataArguments, transfer: TransferArguments):
     vae = load_vae(transfer.vae).to(processes().device, memory_format=torch.channels_last)
     if not isinstance(vae, ImageAutoencoder):
         raise ValueError(
-            f"vae: a {type(vae).__name__} is not an autoencoder of this package, whose features are known; train one "
-            "by train_autoencoder.py or train_vae.py"
+            f"vae: {a_or_an(type(vae).__name__)} is not an autoencoder of this package, whose features are known; "
+            "train one by train_autoencoder.py or train_vae.py"
         )
     ((images, labels), validation, test), num_classes = load_images(data.of_run(transfer.vae), transfer, vae)
     spread = f"mean ± standard deviation of {transfer.num_seeds} seeds"

@@ -3,7 +3,11 @@ import sys
 
 import pytest
 
-from hf_genmod.errors import one_line_errors
+from hf_genmod.errors import a_or_an, one_line_errors
+
+
+def test_a_name_has_its_article():
+    assert [a_or_an("VAE"), a_or_an("UnconditionalPipeline")] == ["a VAE", "an UnconditionalPipeline"]
 
 
 def test_a_mistake_ends_a_script_with_one_line(capsys):

@@ -64,6 +64,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{ending}"
 
 
+def a_or_an(name: str) -> str:
+    """A name with its article: "an UnconditionalPipeline"."""
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 def is_lfs_pointer(file: str | os.PathLike) -> bool:
     """Whether a file is what a repository holds where Git LFS has not downloaded the file itself."""
     with open(file, "rb") as opened:

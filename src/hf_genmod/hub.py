@@ -1,5 +1,7 @@
 """Whether the Hub has a repository, found out in a few seconds."""
 
+import contextlib
+import difflib
 import os
 import queue
 import re
@@ -21,6 +23,18 @@ def can_be_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII) is not None
 
 
+def did_you_mean(path: str) -> str:
+    """The question whether somebody has meant what is there in place of a path that is not, if it is called almost so;
+    else an empty text."""
+    wanted, cutoff = Path(os.path.expanduser(path)), 0.5
+    while not wanted.parent.exists():
+        wanted, cutoff = wanted.parent, 0.75  # it may be an id, of a user
+    with contextlib.suppress(OSError):
+        if near := difflib.get_close_matches(wanted.name, os.listdir(wanted.parent), n=1, cutoff=cutoff):
+            return f"did you mean {wanted.parent / near[0]}?"
+    return ""
+
+
 def why_missing(
     repo_id: str, repo_type: str = "model", cache_dir: str | os.PathLike | None = None, token: str | bool | None = None
 ) -> str | None:
@@ -39,7 +53,7 @@ def why_missing(
     if constants.HF_HUB_OFFLINE:
         return None
     if not can_be_id(repo_id):
-        return "it cannot be the id of a repository on the Hub"
+        return f"it cannot be the id of a repository on the Hub; {did_you_mean(repo_id) or 'check the path'}"
     answer = queue.SimpleQueue()
 
     def ask():
@@ -56,8 +70,9 @@ def why_missing(
         error = TimeoutError(f"no answer in {_SECONDS} seconds")
     if isinstance(error, RepositoryNotFoundError):
         kind = "data set" if repo_type == "dataset" else "model"
-        return f"the Hub has no such {kind} ({first_line(error)}); check the spelling"
+        return f"the Hub has no such {kind} ({first_line(error)}); {did_you_mean(repo_id) or 'check the spelling'}"
     cached = Path(cache_dir or constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type=repo_type))
     if error is None or cached.is_dir():
         return None
-    return f"the Hub cannot be asked ({first_line(error)}); check the spelling and the connection"
+    remedy = did_you_mean(repo_id) or "check the spelling and the connection"
+    return f"the Hub cannot be asked ({first_line(error)}); {remedy}"

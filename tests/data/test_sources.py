@@ -285,11 +285,11 @@ def test_missing_and_empty_places(tmp_path, monkeypatch):
     (tmp_path / "birds" / "robins").mkdir(parents=True)
     (tmp_path / "birds" / "wren.tar.gz").touch()
     for bad, near in (("bids/robins", "birds"), ("birds/robbins", "birds/robins"), ("birds/wren.zip", "wren.tar.gz")):
-        with pytest.raises(FileNotFoundError, match=rf"check the path \(there is .*/{near}\)$"):
+        with pytest.raises(FileNotFoundError, match=rf"or file; did you mean .*/{near}\?$"):
             load_pictures(tmp_path / bad)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        FileNotFoundError, match=r"^birds/robbins: there is .* \(there is birds/robins\), and the Hub has"
+        FileNotFoundError, match=r"^birds/robbins: there is .*, and the Hub has .*did you mean birds/robins\?$"
     ):
         load_pictures("birds/robbins")
     (tmp_path / "empty").mkdir()

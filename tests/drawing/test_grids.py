@@ -102,12 +102,36 @@ def test_a_trajectory_ends_at_the_picture_itself():
     figure = draw_trajectory(pipe, {}, 2, num_columns=3, num_inference_steps=5)
     pictures = draw_images(pipe, count=2, num_inference_steps=5)
     for row, picture in enumerate(pictures):
-        last, first = (figure.crop((x, 16 + 100 * row, x + 96, 112 + 100 * row)) for x in (200, 0))
+        last, first = (figure.crop((x, 32 + 116 * row, x + 96, 128 + 116 * row)) for x in (200, 0))
         assert last.tobytes() == enlarged(picture).tobytes() != first.tobytes()
 
 
+@pytest.mark.parametrize("kind", ["classes", "numbers", "captions"])
+def test_figures_name_what_their_images_are_of(kind):
+    names = {"classes": ["dog", "cat"], "numbers": ["class 1", "class 0"], "captions": ["a dog", "a cat"]}[kind]
+    if kind == "captions":
+        pipe, request = tiny_text_pipeline(), {"prompt": names}
+    else:
+        labels = {"id2label": {0: "cat", 1: "dog"}} if kind == "classes" else {}
+        pipe = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler(), **labels)
+        request = {"class_labels": [1, 0]}
+    pipe.set_progress_bar_config(disable=True)
+
+    def title(text, width):
+        return grid([[Image.new("RGB", (width, 96))]], [text]).crop((0, 0, width, 16)).tobytes()
+
+    figure = draw_trajectory(pipe, request, 2, num_columns=3, num_inference_steps=3)
+    for row, name in enumerate(names):
+        assert figure.crop((0, 16 + 116 * row, 196, 32 + 116 * row)).tobytes() == title(name, 196)
+    four = {name: values * 2 for name, values in request.items()}
+    figure = draw_steps(pipe, four, {"guidance_scale": [1.0]}, steps=(2, 3))
+    told = f"guidance scale 1: {', '.join(names)}; below {', '.join(names)}"
+    assert figure.crop((0, 16, 404, 32)).tobytes() == title(told, 404)
+
+
 def test_a_grid_of_steps_shows_what_each_setting_draws():
-    pipe = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler())
+    names = {0: "cat", 1: "dog"}
+    pipe = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), AncestralDDPMScheduler(), id2label=names)
     pipe.set_progress_bar_config(disable=True)
     request = {"class_labels": [1, 0, 1, 1]}
     figure = draw_steps(pipe, request, {"guidance_scale": [1.0, 4.0]}, steps=(2, 3))

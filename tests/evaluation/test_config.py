@@ -55,7 +55,7 @@ def test_settings_are_all_combinations_by_the_names_that_the_pipeline_takes():
     fitted.vae.fit_prior(torch.randn(50, *fitted.vae.latent_shape(8, 8)))
     assert settings_of(variational, [], [5], []) == [{"prior": "standard"}]
     assert settings_of(fitted, [], [5], []) == [{"prior": "fitted"}]
-    with pytest.raises(ValueError, match="guidance_scales: a UnconditionalPipeline is not guided"):
+    with pytest.raises(ValueError, match="guidance_scales: an UnconditionalPipeline is not guided"):
         settings_of(plain(), [], [5], [2.0])
     with pytest.raises(ValueError, match="sweep: an AutoencoderPipeline draws in one step without guidance; leave"):
         EvaluationConfig(sweep=True).settings_for(variational)
@@ -64,7 +64,7 @@ def test_settings_are_all_combinations_by_the_names_that_the_pipeline_takes():
     with pytest.raises(ValueError, match="guidance_scales: a SuperResolutionPipeline is not guided"):
         settings_of(upsampler(), [], [5], [2.0])
     assert settings_of(upsampler(num_classes=2), [], [5], [2.0])[0]["guidance_scale"] == 2.0
-    with pytest.raises(ValueError, match="noise_levels: a UnconditionalPipeline is no upsampler"):
+    with pytest.raises(ValueError, match="noise_levels: an UnconditionalPipeline is no upsampler"):
         settings_of(plain(), [], [5], [], noise_levels=[0])
 
 

@@ -22,7 +22,7 @@ def test_a_model_that_the_demo_cannot_check_is_one_sentence(tmp_path):
         "nope holds no checkpoint; `make demo` trains one"
     )
     UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()).save_pretrained(tmp_path / "plain")
-    assert "a UnconditionalPipeline of 0 classes" in error_of("demo.py", "--model", tmp_path / "plain")
+    assert "an UnconditionalPipeline of 0 classes" in error_of("demo.py", "--model", tmp_path / "plain")
     names = {0: "cat", 1: "dog", 2: "bee"}
     pets = ClassifierFreeGuidedPipeline(tiny_unet(num_classes=3), AncestralDDPMScheduler(), id2label=names)
     pets.save_pretrained(tmp_path / "pets")

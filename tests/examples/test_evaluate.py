@@ -140,7 +140,7 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
         (["--features", "{missing}"], "features: '{missing}' is no folder here, and"),
         (["--dataset", "{classes}"], "dataset: the labels of the model are dark, bright, and those of the images"),
         (["--resolution", "16"], "resolution: the model is for 8x8 images of 3 channels"),
-        (["--model", "{plain}", "--guidance_scales", "2"], "guidance_scales: a UnconditionalPipeline is not guided"),
+        (["--model", "{plain}", "--guidance_scales", "2"], "guidance_scales: an UnconditionalPipeline is not guided"),
         (["--model", "{missing}"], "missing' is not a folder"),
         (["--license", "MIT"], "license: 'MIT' is not the name of a licence"),
         (["--features", "{few}"], "is of 3 other classes"),

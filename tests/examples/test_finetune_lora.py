@@ -1,4 +1,5 @@
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -66,7 +67,9 @@ def test_an_adapter_learns_from_a_few_pictures(base, arguments, asked, bases, fe
     flags = ["--base", bases / base, "--dataset", few_pictures, "--output_dir", tmp_path / "run", *FEW_STEPS,
              "--license", "mit"]  # fmt: skip
     done = run("finetune_lora.py", *flags, *arguments)
-    assert done.returncode == 0
+    assert done.returncode == 0 and f"{tmp_path / 'run'} is the adapter\n" in done.stdout
+    classes = ", 1 class" if base == "classes" else ""
+    assert re.search(rf": 5 images of 8x8{classes}; 0.\d\d M parameters, of which 0.0\d+ M are trained", done.stderr)
     (advised,) = [line for line in done.stdout.splitlines() if "hf_genmod sample" in line]
     words = ["--model", *shlex.split(advised)[2:], "--num", 1, "--num_inference_steps", 2]
     assert run("sample.py", *words, "--output", tmp_path / "grid.png").returncode == 0
@@ -107,7 +110,9 @@ def test_an_adapter_for_another_text_encoder_is_another_run(bases, few_pictures,
     assert run("finetune_lora.py", *flags, "--caption", "a zorb").returncode == 0
     weights = load_file(base / "text_encoder" / "model.safetensors")
     save_file({name: weight + 1 for name, weight in weights.items()}, base / "text_encoder" / "model.safetensors")
-    assert "holds a different run (depends_on.model was" in error_of("finetune_lora.py", *flags, "--caption", "a zorb")
+    assert "holds a different run (the weights of its model have" in error_of(
+        "finetune_lora.py", *flags, "--caption", "a zorb"
+    )
 
 
 def test_a_push_that_failed_leaves_the_run_complete_and_is_made_up_for_by_the_same_command(

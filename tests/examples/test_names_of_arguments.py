@@ -35,7 +35,7 @@ def test_cards_doctor_pushes_and_resuming_know_no_names_of_arguments(class_folde
     again = run(*last, renamed=True)
     assert f"{guided} is complete; there is nothing left to train" in again.stdout
     other = run(*last, "--dropout", 0.5, renamed=True)
-    assert other.returncode == 2 and "section_2.dropout was 0.0, is 0.5" in other.stderr
+    assert other.returncode == 2 and "--dropout was 0.0, is 0.5" in other.stderr
     (guided / "model_index.json").unlink()
     resumed = run(*last, "--license", "apache-2.0", "--validation_steps", 1, renamed=True)
     assert resumed.returncode == 0 and f"continuing {guided} from step 2" in resumed.stdout, resumed.stderr

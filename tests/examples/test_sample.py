@@ -118,7 +118,7 @@ def test_mistakes_are_one_sentence(labelled, flags, error, tmp_path):
 
 def test_guidance_is_refused_for_a_model_without_conditions(plain, tmp_path):
     error = error_of("sample.py", "--model", plain, "--guidance_scale", 2, "--output", tmp_path / "grid.png")
-    assert error == "error: guidance_scale: the model, a UnconditionalPipeline, has no guidance; leave it out"
+    assert error == "error: guidance_scale: the model, an UnconditionalPipeline, has no guidance; leave it out"
 
 
 def test_words_that_no_caption_had_are_named():

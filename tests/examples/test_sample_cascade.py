@@ -43,6 +43,9 @@ class TestSamplingACascade:
         assert done.returncode == 0, done.stderr
         assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a-60x38.png", "b-8x10.png"]
         assert Image.open(tmp_path / "out" / "a-60x38.png").size == (60, 38)
+        assert done.stdout == f"2 images in {tmp_path / 'out'}\n"
+        done = run(*command, "--images", tmp_path / "b.jpg", "--output_dir", tmp_path / "one")
+        assert done.stdout == f"{tmp_path / 'one' / 'b-8x10.png'}\n"
 
     @pytest.mark.parametrize(
         "flags, error",

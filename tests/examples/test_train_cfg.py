@@ -14,7 +14,7 @@ def test_training_on_a_folder_of_grey_class_folders_leaves_a_model_of_them(class
 
     again = run("train_cfg.py", "--dataset", class_folders, "--output_dir", tmp_path, "--max_train_steps", 4, *SMALL)
     assert again.returncode == 2
-    assert "holds a different run (training.max_train_steps was 3, is 4)" in again.stderr
+    assert "holds a different run (--max_train_steps was 3, is 4)" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_a_classifier_trained_for_a_model_guides_it(class_folders, tmp_path):
     plain.unet.conv_in.bias.data += 1
     plain.unet.save_pretrained(model / "unet")
     done = run(*command, *flags)
-    assert done.returncode == 2 and "holds a different run (depends_on.unet was" in done.stderr
+    assert done.returncode == 2 and "holds a different run (the weights of its unet have" in done.stderr
 
     done = run("train_classifier.py", "--for_model", tmp_path / "no", "--max_train_steps", 1)
     assert done.returncode == 2 and "no' is not a folder" in done.stderr and "Traceback" not in done.stderr

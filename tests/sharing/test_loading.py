@@ -19,6 +19,7 @@ from hf_genmod import (
     load_pipeline,
     load_vae,
 )
+from hf_genmod.sharing.facts import Facts
 
 
 def pipeline(num_classes=None):
@@ -77,11 +78,22 @@ def test_a_mistyped_folder_beside_checkpoints_is_not_looked_for_on_the_hub(tmp_p
     monkeypatch.chdir(tmp_path)
     for name in ("runs/plain", "runs/guided"):
         pipeline().save_pretrained(name)
-    with pytest.raises(
-        FileNotFoundError, match="'runs/plane' is not a folder; runs holds the checkpoints guided, plain:"
-    ):
-        load_pipeline("runs/plane")
+    others = "runs holds the checkpoints guided, plain: check the spelling"
+    for name, told in (("plane", r"did you mean runs/plain\?"), ("xy", others)):
+        with pytest.raises(FileNotFoundError, match=f"'runs/{name}' is not a folder; {told}$"):
+            load_pipeline(f"runs/{name}")
     assert not hub.requests
+    wrong = r"did you mean .*runs/plain\?$"
+    with pytest.raises(FileNotFoundError, match=f"nor can it be the id of a repository on the Hub; {wrong}"):
+        load_pipeline(tmp_path / "runs" / "plane")
+    with pytest.raises(FileNotFoundError, match=r"did you mean runs\?"):
+        load_pipeline("run/plain")
+    with pytest.raises(FileNotFoundError, match=wrong):
+        pipeline().load_lora_weights("runs/plane")
+    with pytest.raises(FileNotFoundError, match=r"did you mean runs/plain\?"):
+        load_vae("runs/plane")
+    with pytest.raises(FileNotFoundError, match=f"^runs/plane: there is no such folder; {wrong}"):
+        Facts.read("runs/plane")
 
 
 VAES = {

@@ -31,6 +31,30 @@ def new_of_a_class(count):
     return pictures(count, labels=torch.full((count,), 3), label_names=["zebra"])
 
 
+def test_samples_are_drawn_once_for_all_that_they_depend_on(capsys):
+    calls, some = [], new_of_a_class(2)
+
+    def prior(count=17, seed=11, scheduler=None, changed=False, steps=2):
+        pipeline = of_classes()
+        pipeline.register_modules(scheduler=scheduler or pipeline.scheduler)
+        pipeline.register_to_config(defaults={"arguments": {"num_inference_steps": steps}})
+        pipeline.unet.conv_in.bias.data += changed
+        pipeline.set_progress_bar_config(desc="drawing")
+        pipeline.unet.register_forward_hook(lambda *_: calls.append(1))
+        calls.clear()
+        return PriorSamples(some, pipeline, count, {"class_labels": [0, 1]}, seed).x_0(range(2 * count))
+
+    first = prior()
+    shown = capsys.readouterr().err
+    assert calls and "drawing 17 samples of the model to keep what it knows\n" in shown
+    assert "drawing: 100%" in shown and "17/17 [" in shown and shown.count("drawing:   0%") == 1
+    assert torch.equal(first, prior()) and not calls
+    assert not capsys.readouterr().err
+    other = AncestralDDPMScheduler(timestep_spacing="trailing")
+    for change in ({"seed": 12}, {"scheduler": other}, {"changed": True}, {"steps": 3}):
+        assert not torch.equal(first, prior(**change)) and calls
+
+
 def test_half_are_new_pictures_and_half_samples_of_what_was_known():
     pipeline, some = of_classes(), new_of_a_class(5)
     mixed = PriorSamples(some, pipeline, 8, {"class_labels": [0, 1, 2]}, seed=7)

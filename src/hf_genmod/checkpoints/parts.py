@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from diffusers import DDPMScheduler, DiffusionPipeline
 
-from hf_genmod.errors import first_line
+from hf_genmod.errors import a_or_an, first_line
 
 # Of each component: what pipelines use of it, and a class that has that.
 _USED = {
@@ -44,8 +44,8 @@ def check_parts(pipeline: DiffusionPipeline, components: dict | None = None, con
             try:
                 attrgetter(attribute)(None if isinstance(part, type) else part)
             except AttributeError:
-                kind = "None" if part is None else f"a {type(part).__name__}"
-                raise ValueError(f"{name}: {kind} has no {attribute}; give a {expected}") from None
+                kind = "None" if part is None else a_or_an(type(part).__name__)
+                raise ValueError(f"{name}: {kind} has no {attribute}; give {a_or_an(expected)}") from None
     if (process := config.get("process")) is not None:
         check_process(process)
     if (defaults := config.get("defaults")) is not None:

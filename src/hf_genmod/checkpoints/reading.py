@@ -11,8 +11,8 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 import hf_genmod
 from hf_genmod.checkpoints.safety import check_component, class_of_component, read_json
-from hf_genmod.errors import first_line, shortened
-from hf_genmod.hub import can_be_id, why_missing
+from hf_genmod.errors import a_or_an, first_line, shortened
+from hf_genmod.hub import can_be_id, did_you_mean, why_missing
 from hf_genmod.schedulers.ancestral_ddpm import TRAINING_KEYS
 
 
@@ -32,7 +32,7 @@ def checked(cls: type, path: str | os.PathLike, kwargs: dict) -> tuple[str | os.
     index = cls.load_config(folder)
     for name in component_names(index):
         if name not in known:
-            raise ValueError(f"model_index.json: a {cls.__name__} has no component {name!r}")
+            raise ValueError(f"model_index.json: {a_or_an(cls.__name__)} has no component {name!r}")
         if name not in kwargs:
             check_component(Path(folder, name), class_of_component(name, *index[name]))
     if "scheduler" in kwargs and "process" in known and "process" not in index:  # of an earlier version
@@ -88,13 +88,13 @@ def _download(repo_id: str, kwargs: dict) -> str:
     names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
     options = {name: kwargs.pop(name) for name in names if name in kwargs}
     if not can_be_id(repo_id):
-        raise FileNotFoundError(f"{repo_id!r} is not a folder, nor can it be the id of a repository on the Hub")
+        reason = "is not a folder, nor can it be the id of a repository on the Hub"
+        raise FileNotFoundError(f"{repo_id!r} {reason}; {did_you_mean(repo_id) or 'check the path'}")
     parent = Path(repo_id).parent
     siblings = sorted(index.parent.name for index in parent.glob("*/model_index.json")) if parent.name else []
     if siblings:
-        raise FileNotFoundError(
-            f"{repo_id!r} is not a folder; {parent} holds the checkpoints {shortened(siblings)}: check the spelling"
-        )
+        others = f"{parent} holds the checkpoints {shortened(siblings)}: check the spelling"
+        raise FileNotFoundError(f"{repo_id!r} is not a folder; {did_you_mean(repo_id) or others}")
     of_hub = {name: options[name] for name in ("cache_dir", "token") if name in options}
     if not options.get("local_files_only") and (reason := why_missing(repo_id, **of_hub)):
         raise FileNotFoundError(f"{repo_id!r} is not a folder here, and {reason}")

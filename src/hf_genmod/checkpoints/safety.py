@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 import hf_genmod
 from hf_genmod.checkpoints.bundle import bundle
-from hf_genmod.errors import first_line, refuse_lfs_pointers
+from hf_genmod.errors import a_or_an, first_line, refuse_lfs_pointers
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
 from hf_genmod.models.image_autoencoder import Autoencoder
 from hf_genmod.models.image_model import COMPONENT
@@ -140,7 +140,8 @@ def _check_size(folder: Path, cls: type, config: dict) -> None:
         with torch.device("meta"):
             model = cls.from_config(config) if hasattr(cls, "from_config") else cls(cls.config_class(**config))
     except Exception as error:  # a wrong config can lead to any error
-        raise ValueError(f"{folder}: its config does not define a {cls.__name__} ({first_line(error)})") from error
+        what = f"its config does not define {a_or_an(cls.__name__)}"
+        raise ValueError(f"{folder}: {what} ({first_line(error)})") from error
     expected, given = sum(parameter.numel() for parameter in model.parameters()), sum(map(math.prod, shapes))
     if expected > given:
         raise ValueError(f"{folder}: its config defines {expected:,} parameters, but the weights have only {given:,}")

@@ -14,6 +14,7 @@ from hf_genmod.data.archives import shown
 from hf_genmod.data.files import dangling
 from hf_genmod.data.sources import ARRAY_TYPES
 from hf_genmod.errors import counted
+from hf_genmod.processes import processes
 
 _CHUNK = 64  # images that a thread holds at once
 
@@ -72,7 +73,9 @@ class Entries:
         """`apply` to all indices, by threads and with a progress bar."""
         results, unusable = [], []
         chunks = [range(len(self))[i : i + _CHUNK] for i in range(0, len(self), _CHUNK)]
-        progress = tqdm(total=len(self), desc=description, unit=" images", disable=None)
+        progress = tqdm(
+            total=len(self), desc=description, unit=" images", disable=None if processes().is_main_process else True
+        )
         with ThreadPoolExecutor(num_threads) as threads, progress:
             for some, their_errors in threads.map(lambda chunk: self.apply(function, chunk), chunks):
                 results += some

@@ -23,6 +23,7 @@ from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
 from hf_genmod.data.sources import ARRAY_TYPES, SHAPES_SPLITS, Found, column_of, find_splits, refuse_unused
 from hf_genmod.errors import counted, shortened
+from hf_genmod.processes import processes
 
 
 def load_pictures(
@@ -77,7 +78,8 @@ def load_pictures(
         refuse_unused("shapes", config_name, array_axes)
         if require_labels and not dataset.label_names:
             raise ValueError("shapes: these images have no labels; draw them with label='shape'")
-        rows = [dataset[i] for i in tqdm(_at_even_distances(len(dataset), limit), "Drawing images", disable=None)]
+        hidden = None if processes().is_main_process else True
+        rows = [dataset[i] for i in tqdm(_at_even_distances(len(dataset), limit), "Drawing images", disable=hidden)]
         labels = torch.tensor([row["label"] for row in rows]) if dataset.label_names else None
         pictures, captions = [row["image"] for row in rows], [row["caption"] for row in rows]
         label_names = dataset.label_names or None

@@ -1,7 +1,6 @@
 """Finds the images of a folder, file or data set on the Hub."""
 
 import contextlib
-import difflib
 import os
 import re
 import warnings
@@ -22,8 +21,8 @@ from hf_genmod.data.files import ARCHIVE, ARRAYS, File, Listing, dangling
 from hf_genmod.data.folder import read_folder, warn_of_others
 from hf_genmod.data.formats import container
 from hf_genmod.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS
-from hf_genmod.errors import first_line, refuse_lfs_pointers, shortened
-from hf_genmod.hub import can_be_id, why_missing
+from hf_genmod.errors import a_or_an, first_line, refuse_lfs_pointers, shortened
+from hf_genmod.hub import can_be_id, did_you_mean, why_missing
 
 SHAPES_SPLITS = {"train": (8192, 0), "test": (2048, 1)}  # number of images, seed
 ARRAY_TYPES = (datasets.Array2D, datasets.Array3D)  # types of columns
@@ -68,7 +67,7 @@ def find_splits(
             if isinstance(rows, datasets.IterableDataset):
                 raise ValueError("dataset: a stream (IterableDataset) cannot be sampled; load it without streaming")
             if not isinstance(rows, datasets.Dataset):
-                raise ValueError(f"dataset: a {type(rows).__name__}; give a path, an id or a datasets.Dataset")
+                raise ValueError(f"dataset: {a_or_an(type(rows).__name__)}; give a path, an id or a datasets.Dataset")
             if rows.format["type"] == "custom":
                 remedy = "apply it by `map`, or take it off by `reset_format`"
                 raise ValueError(f"dataset: its transform would not be applied to the stored images; {remedy}")
@@ -99,20 +98,9 @@ def refuse_missing(name: str) -> None:
     if "://" in name:
         raise FileNotFoundError(f"{name}: an address; download what is there, and give its path")
     if not can_be_id(name):
-        raise FileNotFoundError(f"{name}: there is no such folder or file; check the path{_near(name)}")
+        raise FileNotFoundError(f"{name}: there is no such folder or file; {did_you_mean(name) or 'check the path'}")
     if reason := why_missing(name, "dataset"):
-        raise FileNotFoundError(f"{name}: there is no such folder{_near(name)}, and {reason}")
-
-
-def _near(name: str) -> str:
-    """What there is in place of a path that is not there, in brackets, if something is called almost so."""
-    path, cutoff = Path(os.path.expanduser(name)), 0.5
-    while not path.parent.exists():
-        path, cutoff = path.parent, 0.75  # it may be an id, of a user
-    with contextlib.suppress(OSError):
-        if near := difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=cutoff):
-            return f" (there is {path.parent / near[0]})"
-    return ""
+        raise FileNotFoundError(f"{name}: there is no such folder, and {reason}")
 
 
 def refuse_unused(name: str, config_name: str | None = None, array_axes: str | None = None) -> None:
@@ -244,8 +232,8 @@ def explained(source: str | Path, name: str, config_name: str | None) -> Iterato
             _check_configuration(str(source), name, config_name)
         cause = first_line(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
         if not isinstance(source, Path):
-            message = f"there is no such folder{_near(name)}, and the Hub has no such data set that can be read"
-            raise FileNotFoundError(f"{name}: {message} ({cause})") from error
+            message = f"there is no such folder, and the Hub has no such data set that can be read ({cause})"
+            raise FileNotFoundError(f"{name}: {message}; {did_you_mean(name) or 'check the spelling'}") from error
         raise ValueError(f"{name}: it holds no data set that can be read ({cause}); {_KINDS}") from error
     finally:
         for logger in loggers:

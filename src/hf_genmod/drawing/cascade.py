@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hf_genmod.errors import a_or_an
 from hf_genmod.processes import processes
 
 
@@ -69,7 +70,8 @@ def draw_cascade(
 def _check_stage(before, upsampler) -> None:
     """Raises if an upsampler does not take the images of the stage before it."""
     if "image" not in upsampler.example_request():
-        raise ValueError(f"stages: a {type(upsampler).__name__} enlarges no images; only the first stage can be one")
+        kind = a_or_an(type(upsampler).__name__)
+        raise ValueError(f"stages: {kind} enlarges no images; only the first stage can be one")
     channels, height, width = upsampler.picture_shape
     expected = (channels, height // upsampler.config.factor, width // upsampler.config.factor)
     if before.picture_shape != expected:

@@ -71,9 +71,8 @@ def class_rows(pipeline, labels: Sequence[int] | None = None, max_rows: int = 10
     """A grid of samples with one row for each of the first `max_rows` labels, by default all; further arguments are
     those of `sample_rows`."""
     labels = list(range(pipeline.num_classes) if labels is None else labels)[:max_rows]
-    by_label = {label: name for name, label in pipeline.labels.items()}
-    names = [by_label.get(label, f"class {label}") for label in labels]
-    return sample_rows(pipeline, {"class_labels": labels}, names, **kwargs)
+    request = {"class_labels": labels}
+    return sample_rows(pipeline, request, _names(pipeline, request, len(labels)), **kwargs)
 
 
 def caption_rows(pipeline, captions: list[str], **kwargs) -> Image.Image:
@@ -128,8 +127,10 @@ def draw_steps(pipeline, request: dict, choices: dict[str, list[float]], steps: 
         return grid(in_rows(draw_images(pipeline, request, 4, shared=False, **options), 2))
 
     cells = [[cell(num_inference_steps=count, **row) for count in steps] for row in rows]
-    names = [f"{name.replace('_', ' ')} {value:g}" for row in rows for name, value in row.items()]
-    return grid(cells, names or ["seeds 0 and 1, and below 2 and 3"], [f"{count} steps" for count in steps])
+    names = _names(pipeline, request, 4)
+    shown = f"{', '.join(names[:2])}; below {', '.join(names[2:])}"
+    values = [f"{name.replace('_', ' ')} {value:g}: " for row in rows for name, value in row.items()]
+    return grid(cells, [value + shown for value in values or [""]], [f"{count} steps" for count in steps])
 
 
 def draw_trajectory(
@@ -149,7 +150,15 @@ def draw_trajectory(
 
     steps = {"num_inference_steps": num_inference_steps, "callback_on_step_end": keep}
     draw_images(pipeline, request, count, shared=False, **steps, **kwargs)
-    return grid([*zip(*columns, strict=True)], (), names)
+    rows = [*zip(*columns, strict=True)]
+    return grid(rows, _names(pipeline, request, len(rows)), names)
+
+
+def _names(pipeline, request: dict[str, list], count: int) -> list[str]:
+    """What images are of, in words: their classes or captions, or else their seeds."""
+    by_label = {label: name for name, label in pipeline.labels.items()} if "class_labels" in request else {}
+    values = request.get("class_labels", request.get("prompt", [f"seed {i}" for i in range(count)]))
+    return [value if isinstance(value, str) else by_label.get(int(value), f"class {value}") for value in values]
 
 
 def _spread(dataset, count: int) -> list[int]:

@@ -1,7 +1,8 @@
 """Draws samples of a pipeline on all processes; sample i has the seed `seed` + i."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -103,11 +104,27 @@ def to_bytes(images: torch.Tensor, pipeline) -> torch.Tensor:
 
 
 def _draw(pipeline, request: dict[str, list] | None, indices: Sequence[int], seed, batch_size=16, **kwargs) -> list:
-    """The images of these indices, on this process."""
+    """The images of these indices, on this process, with one progress bar: over the steps of a single batch, or over
+    the images of several."""
     images = []
-    for start in range(0, len(indices), batch_size):
-        part = indices[start : start + batch_size]
-        each = {name: [values[i] for i in part] for name, values in (request or {}).items()}
-        generators = [torch.Generator().manual_seed(seed + i) for i in part]
-        images += pipeline(**(each or {"batch_size": len(part)}), generator=generators, **kwargs).images
+    with _over_images(pipeline, len(indices)) if len(indices) > batch_size else contextlib.nullcontext() as bar:
+        for start in range(0, len(indices), batch_size):
+            part = indices[start : start + batch_size]
+            each = {name: [values[i] for i in part] for name, values in (request or {}).items()}
+            generators = [torch.Generator().manual_seed(seed + i) for i in part]
+            images += pipeline(**(each or {"batch_size": len(part)}), generator=generators, **kwargs).images
+            if bar is not None:
+                bar.update(len(part))
     return images
+
+
+@contextlib.contextmanager
+def _over_images(pipeline, count: int) -> Iterator[tqdm]:
+    """A progress bar over images, as the pipeline shows it, in the place of those over its steps."""
+    shown = getattr(pipeline, "_progress_bar_config", {})
+    with pipeline.progress_bar(total=count) as bar:
+        pipeline.set_progress_bar_config(disable=True)
+        try:
+            yield bar
+        finally:
+            pipeline.set_progress_bar_config(**shown)

@@ -9,6 +9,7 @@ from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from transformers.hf_argparser import HfArg
 
 import hf_genmod
+from hf_genmod.errors import a_or_an
 
 # What a sweep tries beside what the checkpoint has: the samplers that `docs/samplers.md` finds best, and strengths of
 # guidance from the one that is off, or nearly off, to one that costs variety.
@@ -62,9 +63,9 @@ class EvaluationConfig:
         of no upsampler, the sweep of an autoencoder, and unknown samplers."""
         name, scale = type(pipeline).__name__, pipeline.guidance_argument
         if self.guidance_scales and scale is None:
-            raise ValueError(f"guidance_scales: a {name} is not guided; leave them out")
+            raise ValueError(f"guidance_scales: {a_or_an(name)} is not guided; leave them out")
         if self.noise_levels and "image" not in pipeline.example_request():
-            raise ValueError(f"noise_levels: a {name} is no upsampler; leave them out")
+            raise ValueError(f"noise_levels: {a_or_an(name)} is no upsampler; leave them out")
         if self.sweep and not pipeline.denoises:
             raise ValueError(f"sweep: an {name} draws in one step without guidance; leave --sweep out")
         if not pipeline.denoises:

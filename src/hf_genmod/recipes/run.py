@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub.utils import validate_repo_id
 
 from hf_genmod.errors import TrainingError, one_line_errors
@@ -62,7 +63,8 @@ def run(main: Callable, argv: list[str] | None = None):
             trainer.open_run({name: value for name, value in arguments.items() if id(value) in recorded})
         with one_line_errors(TrainingError, status=1):
             trainer.train()
-        trainer.accelerator.print(f"{trainer.config.output_dir} is the checkpoint")
+        kind = "adapter" if trainer.folder.index == LORA_WEIGHT_NAME_SAFE else "checkpoint"
+        trainer.accelerator.print(f"{trainer.config.output_dir} is the {kind}")
         if sharing.license is not None and trainer.accelerator.is_main_process:
             _write_card(trainer.config.output_dir, sharing.license)
     processes().destroy_process_group()

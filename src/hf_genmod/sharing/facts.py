@@ -12,6 +12,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from hf_genmod.checkpoints.reading import component_names
 from hf_genmod.checkpoints.safety import read_json, shapes_in
 from hf_genmod.evaluation.report import Report
+from hf_genmod.hub import did_you_mean
 from hf_genmod.training.run_folder import PROVENANCE, RunFolder
 
 _MOST_EXAMPLES = 3
@@ -52,6 +53,10 @@ class Facts:
             ValueError: If the run of an adapter has not recorded which model the adapter is for.
         """
         folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder}: there is no such folder; {did_you_mean(str(folder)) or 'check the path'}"
+            )
         if not RunFolder(folder).is_complete:
             raise FileNotFoundError(f"{folder}: no model_index.json in it, so it holds no checkpoint")
         index, settings = _read(folder / "model_index.json"), _read(folder / "training_config.json")

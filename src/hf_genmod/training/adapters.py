@@ -5,6 +5,7 @@ from peft import LoraConfig
 from torch.nn.utils import parametrize
 
 from hf_genmod.data.labelled_dataset import LabelledDataset
+from hf_genmod.errors import a_or_an
 from hf_genmod.models.denoising_unet import DenoisingUNet2DModel
 from hf_genmod.models.initial_weights import SeededWeights
 from hf_genmod.pipelines.base import GenerationPipeline
@@ -54,7 +55,7 @@ def with_names_for(
     taken = pipeline.example_request()
     for argument, value, name in (("class_name", class_name, "class_labels"), ("caption", caption, "prompt")):
         if value is not None and name not in taken:
-            raise ValueError(f"{argument}: a {type(pipeline).__name__} is not asked by it; leave it out")
+            raise ValueError(f"{argument}: {a_or_an(type(pipeline).__name__)} is not asked by it; leave it out")
     if "prompt" in taken:
         if (pictures.captions is None) == (caption is None):
             has = "the images have captions; leave it out" if caption else "say what they show, or caption each"
@@ -71,7 +72,8 @@ def with_names_for(
         names, labels = [class_name], torch.zeros(len(pictures)).long()
     for name in [name for name in names if name not in pipeline.labels]:
         if not hasattr(pipeline, "add_class"):
-            raise ValueError(f"class_name: a {type(pipeline).__name__} is not asked by {name!r} and cannot learn it")
+            kind = a_or_an(type(pipeline).__name__)
+            raise ValueError(f"class_name: {kind} is not asked by {name!r} and cannot learn it")
         pipeline.add_class(name, adapter_name=ADAPTER)
     labels = torch.tensor([pipeline.labels[name] for name in names])[labels]
     return pictures.with_labels(labels, list(pipeline.labels))

@@ -37,11 +37,13 @@ class Monitor:
     def announce(self, provenance: dict, pictures: torch.utils.data.Dataset):
         """Says in a line what the run trains on what."""
         height, width = pictures.resolution
-        classes = f", {counted(len(pictures.label_names), 'class')}" if pictures.label_names else ""
+        classes = f", {counted(len(balance), 'class')}" if (balance := provenance["class_balance"]) else ""
+        total, trained = (provenance[f"num_{which}"] / 1e6 for which in ("parameters", "trained"))
+        share = f", of which {trained:.2g} M are trained" if trained < total else ""
         self.say(
             f"training on {provenance['hardware']}, mixed precision {provenance['mixed_precision']!r}: "
             f"{counted(len(pictures), 'image')} of {height}x{width}{classes}; "
-            f"{provenance['num_parameters'] / 1e6:.2f} M parameters; {provenance['budget']}"
+            f"{total:.2f} M parameters{share}; {provenance['budget']}"
         )
 
     @contextlib.contextmanager

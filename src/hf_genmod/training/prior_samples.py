@@ -1,21 +1,30 @@
 """Samples by which a model keeps what it knows while it learns something new."""
 
 import hashlib
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import datasets
 import torch
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
 
 from hf_genmod.data.encoding import weights_fingerprint
 from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom
 from hf_genmod.drawing.samples import draw_images
+from hf_genmod.errors import counted
 from hf_genmod.pipelines.base import GenerationPipeline
+from hf_genmod.processes import processes
 
 
 class PriorSamples(torch.utils.data.Dataset):
     """
     New images and, equally often, samples of the model before its training: the prior preservation of Ruiz et al. 2022
-    (https://arxiv.org/abs/2208.12242, Eq. 2). All are kept in memory.
+    (https://arxiv.org/abs/2208.12242, Eq. 2). All are kept in memory, and the samples in the cache folder of
+    `datasets`, too, so that a run that is continued does not draw them again.
 
     Args:
         pictures ([`PictureDataset`] or [`LatentDataset`]): The new images.
@@ -38,7 +47,7 @@ class PriorSamples(torch.utils.data.Dataset):
         self._rows = new = pictures.__getitems__(range(self.num_new))
         if count:
             request = {name: [values[i % len(values)] for i in range(count)] for name, values in request.items()}
-            self._rows = rows = pictures.joined(new, unguided_samples(pipeline, request, count, seed))
+            self._rows = rows = pictures.joined(new, _kept_samples(pipeline, request, count, seed))
             if "class_labels" in request:
                 rows["class_labels"] = torch.cat([new["class_labels"], torch.tensor(request["class_labels"])])
             if "prompt" in request:
@@ -66,6 +75,27 @@ class PriorSamples(torch.utils.data.Dataset):
     def check_augmentation(self, augment: Augmentation):
         """Raises a `ValueError` if the new images do not allow the augmentation."""
         self.pictures.check_augmentation(augment)
+
+
+def _kept_samples(pipeline: GenerationPipeline, request: dict[str, list], count: int, seed: int) -> torch.Tensor:
+    """`unguided_samples`, drawn once for all that they depend on."""
+    models = [pipeline.components.get(name) for name in ("unet", "text_encoder")]
+    weights = [weights_fingerprint(model) for model in models if model is not None]
+    sampler = sorted(item for item in pipeline.scheduler.config.items() if not item[0].startswith("_"))
+    sampler = (type(pipeline.scheduler).__name__, sampler, pipeline.config.get("defaults"))
+    key = f"{weights} {request} {count} {seed} {sampler}"
+    key = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    file, state = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", "samples", f"{key}.pt"), processes()
+    if all(gather_object([file.is_file()])):  # on all machines
+        return torch.load(file, weights_only=True)
+    if state.is_main_process:
+        tqdm.write(f"drawing {counted(count, 'sample')} of the model to keep what it knows", file=sys.stderr)
+    samples = unguided_samples(pipeline, request, count, seed)
+    if state.is_local_main_process:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(samples, partial := file.with_suffix(f".{os.getpid()}"))
+        partial.replace(file)
+    return samples
 
 
 def unguided_samples(pipeline: GenerationPipeline, request: dict[str, list], count: int, seed=0) -> torch.Tensor:

@@ -37,9 +37,12 @@ def provenance(num_processes: int = 1) -> dict:
 
 
 def plan(config: TrainingConfig, model: torch.nn.Module) -> dict:
-    """How a run computes, for how long, and the size of its model."""
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"mixed_precision": config.mixed_precision, "budget": config.budget, "num_parameters": num_parameters}
+    """How a run computes, for how long, the size of its model, and how much of it is trained."""
+    numbers = {"num_parameters": 0, "num_trained": 0}
+    for parameter in model.parameters():
+        numbers["num_parameters"] += parameter.numel()
+        numbers["num_trained"] += parameter.numel() * parameter.requires_grad
+    return {"mixed_precision": config.mixed_precision, "budget": config.budget, **numbers}
 
 
 def origin(dataset: torch.utils.data.Dataset, pipeline) -> dict:

@@ -110,7 +110,6 @@ class RunFolder:
         old = read_json(self._settings)
         if not all(isinstance(old.get(name), dict) for name in ("training", "pictures")):
             raise ValueError(f"output_dir: {self._settings} records no training run; choose another folder")
-        names = {path.split(".")[-1] for path in may_change}
         if "arguments" not in old:
             if not self.is_complete:
                 raise ValueError(
@@ -118,12 +117,15 @@ class RunFolder:
                     "choose another folder, or delete this one, to start the run again"
                 )
             old, settings = ({**arguments_in(run), "pictures": run["pictures"]} for run in (old, settings))
-            may_change = names | {"pictures.fingerprint"} | (old.keys() ^ settings.keys())
+            may_change = {path.split(".")[-1] for path in may_change}
+            may_change |= {"pictures.fingerprint"} | (old.keys() ^ settings.keys())
         differing = list(_differences(old, settings, may_change))
         if differing:
+            # A flag may be why the images differ.
+            told = [phrase for phrase in differing if phrase.startswith("--")] or differing
             raise ValueError(
-                f"output_dir: {self.path} holds a different run ({'; '.join(differing[:5])}); choose another folder, "
-                f"or repeat that run's arguments to continue it (only {', '.join(sorted(names))} may change)"
+                f"output_dir: {self.path} holds a different run ({'; '.join(told[:5])}); choose another folder, or "
+                "repeat that run's arguments to continue it"
             )
 
     @contextlib.contextmanager
@@ -249,16 +251,22 @@ class RunFolder:
 
 
 def _differences(old: dict, new: dict, may_change: set[str], prefix: str = ""):
-    """Phrases "name was a, is b" for the settings that differ but may not."""
+    """Phrases for the settings that differ but may not: of flags "--name was a, is b"."""
     known_otherwise = {"pictures.skipped", "pictures.num_held_out", "built_on"}  # by the fingerprints
     for name in sorted({*old, *new}):
         path, values = f"{prefix}{name}", (old.get(name), new.get(name))
         if path in may_change | known_otherwise or values[0] == values[1]:
             continue
-        if all(isinstance(value, dict) for value in values):
-            yield from _differences(*values, may_change, f"{path}.")
+        if any(isinstance(value, dict) for value in values):
+            yield from _differences(*(value or {} for value in values), may_change, f"{path}.")
+        elif prefix == "depends_on.":
+            yield f"the weights of its {name.replace('_', ' ')} have changed"
+        elif path == "pictures.fingerprint":
+            yield "the images have changed"
         else:
-            yield f"{path} was {values[0]!r}, is {values[1]!r}"
+            what = {"pictures.name": "the data set", "pictures.num_pictures": "the number of images"}
+            was, now = ("not given" if value is None else repr(value) for value in values)
+            yield f"{what.get(path, f'--{name}')} was {was}, is {now}"
 
 
 def _remove_state(folder: Path):
