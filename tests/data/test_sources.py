@@ -350,7 +350,7 @@ def test_what_is_no_data_set_in_memory(arrays):
             load_pictures(stream)
     for other in ([1, 2], 3, {"train": [1]}, arrays):
         with pytest.raises(
-            ValueError, match="^dataset: a (list|int|ndarray); give a path, an id or a datasets.Dataset$"
+            ValueError, match="^dataset: (a list|an int|a ndarray|a dict); give a path, an id or a datasets.Dataset$"
         ):
             load_pictures(other)
 

@@ -20,6 +20,7 @@ from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.model_card import write_card
 from hf_genmod.sharing.push import PushError, push_checkpoint
 from hf_genmod.training.config import TrainingConfig
+from hf_genmod.training.run_folder import RunFolder
 
 
 def run(main: Callable, argv: list[str] | None = None):
@@ -63,7 +64,7 @@ def run(main: Callable, argv: list[str] | None = None):
             trainer.open_run({name: value for name, value in arguments.items() if id(value) in recorded})
         with one_line_errors(TrainingError, status=1):
             trainer.train()
-        kind = "adapter" if trainer.folder.index == LORA_WEIGHT_NAME_SAFE else "checkpoint"
+        kind = "adapter" if RunFolder(trainer.config.output_dir).index == LORA_WEIGHT_NAME_SAFE else "checkpoint"
         trainer.accelerator.print(f"{trainer.config.output_dir} is the {kind}")
         if sharing.license is not None and trainer.accelerator.is_main_process:
             _write_card(trainer.config.output_dir, sharing.license)
