@@ -19,7 +19,7 @@ from hf_genmod.hub import can_be_id
 )
 def test_paths_are_not_asked_for(hub, name):
     assert not can_be_id(name)
-    with pytest.raises(FileNotFoundError, match="there is no such folder or file; check"):
+    with pytest.raises(FileNotFoundError, match="there is no such folder or file; (check|did you mean)"):
         load_pictures(name)
     assert not hub.requests
 

@@ -65,8 +65,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def a_or_an(name: str) -> str:
-    """A name with its article: "an UnconditionalPipeline"."""
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+    """A name with its article: "an UnconditionalPipeline", "a UNet2DModel"."""
+    return f"{'an' if re.match('[AEIOaeiou]|U(?!Net|ni)', name) else 'a'} {name}"
 
 
 def is_lfs_pointer(file: str | os.PathLike) -> bool:
