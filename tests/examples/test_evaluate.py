@@ -54,7 +54,8 @@ REPORTED = {
 }
 
 
-@pytest.mark.parametrize("own_features", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("own_features", [False, True])
 def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_was(
     own_features, measured_model, features, tmp_path
 ):
@@ -91,10 +92,8 @@ def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_wa
     assert again == report
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "autoencoder")) for kind in REPORTED],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", REPORTED)
 def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, features, tmp_path):
     REPORTED[kind]().save_pretrained(tmp_path)
     run_of = {"arguments": {"data": {"dataset": str(measured_model / "data"), "resolution": "8"}}}
