@@ -51,6 +51,7 @@ print(pipe("circle", num_inference_steps=20).images[0].size)
 """
 
 
+@pytest.mark.slow
 def test_everything_imports_trains_and_samples_without_what_windows_lacks(tmp_path):
     folders = [str(EXAMPLES.parent / "tests"), str(EXAMPLES.parent / "tests" / "training")]
     command = [sys.executable, "-c", WITHOUT_POSIX, tmp_path / "run", *folders]

@@ -28,6 +28,7 @@ import argparse
 import atexit
 import contextlib
 import difflib
+import importlib
 import logging
 import os
 import runpy
@@ -37,6 +38,7 @@ from pathlib import Path
 
 from hf_genmod import __version__
 from hf_genmod.errors import LAUNCHED, OneLineParser, counted, first_line, one_line_errors, refuse_unknown
+from hf_genmod.progress import count_seconds, waiting
 
 TASKS = {
     "cfg": "a class-conditional model with classifier-free guidance",
@@ -80,13 +82,12 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
     for name in OF_MACHINES if launch.accelerate_config is None else ():
         if getattr(launch, name) is not None:
             raise ValueError(f"{name}: it is for several machines; add --accelerate_config two_machines")
-    if LAUNCHED not in os.environ and not {"-h", "--help"} & set(flags):
-        _say("loading PyTorch")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait leave their core to other programs soon
     os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run
     again = ["--module", "hf_genmod", *command.split(), *flags]
     if launch.accelerate_config is not None:
-        from accelerate.commands import launch as accelerate
+        with waiting("loading PyTorch"):
+            from accelerate.commands import launch as accelerate
 
         words = [*_settings_of(launch), *again]
         os.environ["HF_GENMOD_SETTINGS"] = launch.accelerate_config  # for the records of a run
@@ -95,15 +96,19 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
         with _launching():
             accelerate.launch_command(accelerate.launch_command_parser().parse_args(words))
     elif launch.num_processes is not None:
-        from torch.distributed.run import parse_args, run
+        with waiting("loading PyTorch"):
+            from torch.distributed.run import parse_args, run
 
-        from hf_genmod.processes import check_processes, threads_of
+            from hf_genmod.processes import check_processes, threads_of
 
         check_processes(launch.num_processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(launch.num_processes)))
         with _launching():
             run(parse_args(["--standalone", "--nproc_per_node", str(launch.num_processes), *again]))
     else:
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first
+            with waiting("loading PyTorch"):
+                importlib.import_module("hf_genmod.recipes.arguments")  # with most of what the scripts import
         file = str(EXAMPLES / f"{script}.py")
         sys.argv = [file, *flags]
         sys.path.insert(0, str(EXAMPLES))  # where Python looks first for what a script imports
@@ -183,17 +188,14 @@ def _become(arguments):
     os.execvpe(command[0], command, environment)
 
 
-def _say(what_takes_seconds: str) -> None:
-    print(what_takes_seconds, file=sys.stderr, flush=True)
-
-
 def doctor(arguments) -> int:
-    from hf_genmod.sharing.doctor import examine, is_checkpoint  # with torch and diffusers, which --help does without
+    with waiting("loading PyTorch"):
+        from hf_genmod.sharing.doctor import examine, is_checkpoint
 
     path = arguments.path
     if is_checkpoint(path):
-        _say("reading the checkpoint, and drawing an image by the code in it")
-        contents, findings, commands = [], list(examine(path)), []
+        with waiting("reading the checkpoint, and drawing an image by the code in it"):
+            contents, findings, commands = [], list(examine(path)), []
         status = 1 if findings else 0
     else:
         from hf_genmod.recipes.dataset_doctor import examine_dataset
@@ -211,10 +213,11 @@ def doctor(arguments) -> int:
 
 
 def push(arguments) -> int:
-    from hf_genmod.sharing.push import PushError, push_checkpoint
+    with waiting("loading PyTorch"):
+        from hf_genmod.sharing.push import PushError, push_checkpoint
 
-    _say("writing the card, uploading, and drawing an image from here and from the Hub")
-    with one_line_errors(PushError, status=1):
+    what = "writing the card, uploading, and drawing an image from here and from the Hub"
+    with one_line_errors(PushError, status=1), waiting(what):
         report = push_checkpoint(
             arguments.path,
             arguments.repo_id,
@@ -267,7 +270,6 @@ def main(argv: list[str] | None = None) -> int:
             arguments = parse_own(command, flags)
             if not arguments.path.strip():
                 raise ValueError("path: it is empty; give the folder of a data set or of a run")
-            _say("loading PyTorch")
             return arguments.function(arguments)
         if command in SCRIPTS:
             if flags and not flags[0].startswith("-"):
@@ -287,6 +289,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def command() -> None:
     """`main` as a process of its own, which does not spend seconds on clearing its memory at the end."""
+    count_seconds()
     status = None
 
     def leave():

@@ -165,6 +165,7 @@ def test_standard_measures_that_cannot_be_had_are_told_before_samples_are_drawn(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_of_few_images_what_can_be_measured_is(features, tmp_path):
     rng = torch.Generator().manual_seed(0)
     for i in range(80):

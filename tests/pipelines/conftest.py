@@ -7,9 +7,11 @@ from bare_machine import BareMachine
 from checkpoint_cases import guided
 from small_pipelines import SAMPLERS
 
+# One of each kind; the others are slow: ours, deterministic, of several steps, stochastic, of noise levels.
+FAST = ["Ancestral", "DDIM", "DPM-Solver", "Few-step DDPM", "SDE-DPM-Solver", "Euler", "Heun"]
 
-# Those of diffusers that compute a thousand steps whenever they are made are slow.
-@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * name.startswith("KDPM2")) for name in SAMPLERS])
+
+@pytest.fixture(params=[pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in SAMPLERS])
 def sampler(request):
     """A name, and a function from the config of a scheduler to the sampler."""
     cls, options = SAMPLERS[request.param]

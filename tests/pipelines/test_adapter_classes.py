@@ -186,6 +186,7 @@ class TestMistakes:
             unnamed.load_lora_weights(tmp_path)
         assert unnamed.get_list_adapters() == {}
 
+    @pytest.mark.slow
     def test_a_model_compiled_as_a_whole_is_refused(self, unchanged, zebra):
         unet = unchanged.unet
         unchanged.unet = torch.compile(unet)

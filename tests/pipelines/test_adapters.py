@@ -53,7 +53,7 @@ class TestAnAdapter:
         loaded, base = load_pipeline(tmp_path / "base").unet.state_dict(), make().unet.state_dict()
         assert loaded.keys() == base.keys() and all(torch.equal(loaded[name], base[name]) for name in base)
 
-    @pytest.mark.parametrize("scale", [1.0, 0.5])
+    @pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 0.5])
     def test_is_part_of_the_weights_when_it_is_fused(self, make, scale, tmp_path):
         pipeline, before = trained(make()), draw(make())
         full = draw(pipeline)

@@ -130,7 +130,7 @@ def test_there_are_many():
     assert {f"{name}Scheduler" for name in [*ALWAYS, *SOMETIMES]} <= set(EXPORTED)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", EXPORTED)
 def test_each_draws_the_gaussian_or_is_refused(name, prediction_type):
     scheduler = make(name, AncestralDDPMScheduler(**PROCESS, prediction_type=prediction_type).config)

@@ -16,11 +16,18 @@ from hf_genmod.pipelines.autoencoder import AutoencoderPipeline
 from hf_genmod.pipelines.classifier_free_guided import ClassifierFreeGuidedPipeline
 from hf_genmod.pipelines.unconditional import UnconditionalPipeline
 
+FAST = ("guided", "guided by a classifier in latent space", "upsampler", "variational autoencoder")
+
+
+def of_each(kinds):
+    """The kinds of pipelines as parameters, of which those are fast that together have every class."""
+    return [pytest.param(kind, marks=[] if kind in FAST else pytest.mark.slow) for kind in kinds]
+
 
 class TestEachWay:
     """From a folder and from the Hub, with this package and without, and again after load, save, load."""
 
-    @pytest.fixture(params=PIPELINES)
+    @pytest.fixture(params=of_each(PIPELINES))
     def pipeline(self, request):
         return PIPELINES[request.param]()
 

@@ -183,6 +183,7 @@ class TestPushCheckpoint:
         for file in folder.rglob("*"):
             assert not file.is_file() or hub.token.encode() not in file.read_bytes()
 
+    @pytest.mark.slow
     def test_a_repository_that_gives_another_image_is_no_success(self, run, hub):
         """Here one that has stored other weights under the hash of these."""
         folder, repo_id = run(), hub.new_repo_id()

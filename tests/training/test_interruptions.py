@@ -43,9 +43,8 @@ def test_an_error_of_the_objective_is_not_taken_for_lack_of_memory(dataset, tmp_
         make_trainer(dataset, tmp_path, objective=objective, max_train_steps=2).train()
 
 
-@pytest.mark.parametrize(
-    "number, status", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_state_and_the_same_command_continues(dataset, tmp_path, number, status):
     arguments = command(tmp_path, {"cut": {"max_train_steps": 30}})
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which rounding depends on
@@ -155,6 +154,7 @@ print(ordinarily, page_faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="how a C library gives memory back is known of glibc alone")
 def test_freed_memory_is_kept_for_what_comes_next():
     of_allocators = ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_")

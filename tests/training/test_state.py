@@ -24,10 +24,10 @@ from hf_genmod.recipes.networks import NetworkArguments
     [
         {"dropout": 0.1, "logging_steps": 4},  # a window of the metrics is open when the state is saved
         {"gradient_accumulation_steps": 2, "horizontal_flip": True, "max_shift": 1},
-        {"weighting": "min_snr", "prediction_type": "epsilon"},
+        pytest.param({"weighting": "min_snr", "prediction_type": "epsilon"}, marks=pytest.mark.slow),
         {"weighting": "balanced", "prediction_type": "sample", "num_workers": 1},
-        {"learn_variance": True, "ema_length": 0.0},
-        {"weighting": "vlb", "validation_steps": 4},
+        pytest.param({"learn_variance": True, "ema_length": 0.0}, marks=pytest.mark.slow),
+        pytest.param({"weighting": "vlb", "validation_steps": 4}, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_continues_to_bitwise_the_same_end(dataset, held_out, tmp_path, settings):

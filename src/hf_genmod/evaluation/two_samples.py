@@ -13,6 +13,7 @@ from hf_genmod.models.initial_weights import SeededWeights
 from hf_genmod.processes import multiplies_in_bf16
 
 _HALVINGS = 2
+_BATCH_SIZE = 64
 _STUDENT = 3.18  # the 97.5% quantile of Student's t with as many degrees of freedom as judges, less one
 
 
@@ -65,14 +66,17 @@ def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, longer: int = 1
         shapes = f"shapes {tuple(samples.shape)} and {tuple(pictures.shape)}"
         raise ValueError(f"samples and pictures: {shapes}; give two or more images of one size of each")
     rng = torch.Generator().manual_seed(seed)
-    right = []
-    with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_in_bf16(samples.device), cache_enabled=False):
+    right, train_steps = [], longer * min(300, -(-50 * n // _BATCH_SIZE))
+    fast = torch.autocast("cpu", torch.bfloat16, enabled=multiplies_in_bf16(samples.device), cache_enabled=False)
+    what = "Learning to tell samples from pictures"
+    with fast, tqdm(total=2 * _HALVINGS * train_steps, desc=what, leave=False, disable=None) as bar:
         for halving in range(_HALVINGS):
             chosen = [x[torch.randperm(len(x), generator=rng)[:n]] for x in (samples, pictures)]
             halves = [torch.cat(parts) for parts in zip(*(x.tensor_split(2) for x in chosen), strict=True)]
             answers = [torch.arange(len(half)) < len(half) // 2 for half in halves]
             for learned, asked in ((0, 1), (1, 0)):
-                judge = _trained(halves[learned], answers[learned], 2 * (_HALVINGS * seed + halving) + learned, longer)
+                judge_seed = 2 * (_HALVINGS * seed + halving) + learned
+                judge = _trained(halves[learned], answers[learned], judge_seed, train_steps, bar)
                 with torch.no_grad():
                     logits = torch.cat([judge(to_model_range(part)) for part in halves[asked].split(256)])
                 right.append(((logits > 0) == answers[asked]).double())
@@ -82,21 +86,20 @@ def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, longer: int = 1
     return replace(share, low=max(low, 0.0), high=min(high, 1.0))
 
 
-def _trained(images: Tensor, is_sample: Tensor, seed: int, longer: int, batch_size: int = 64) -> Judge:
-    train_steps = longer * min(300, -(-50 * len(images) // batch_size))
+def _trained(images: Tensor, is_sample: Tensor, seed: int, train_steps: int, bar: tqdm) -> Judge:
     with SeededWeights(seed):
         judge = Judge(images.shape[1], max(images.shape[-2:]))
     judge = judge.to(memory_format=torch.channels_last)
     rng = torch.Generator().manual_seed(seed)
-    epochs = -(-train_steps * batch_size // len(images))
+    epochs = -(-train_steps * _BATCH_SIZE // len(images))
     order = torch.cat([torch.randperm(len(images), generator=rng) for _ in range(epochs)])
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=train_steps)
-    batches = order[: train_steps * batch_size].split(batch_size)
-    for index in tqdm(batches, "Learning to tell samples from pictures", leave=False, disable=None):
+    for index in order[: train_steps * _BATCH_SIZE].split(_BATCH_SIZE):
         loss = F.binary_cross_entropy_with_logits(judge(to_model_range(images[index])), is_sample[index].float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        bar.update()
     return judge.eval()

@@ -20,6 +20,7 @@ from transformers.hf_argparser import HfArg
 from hf_genmod.data.sources import refuse_missing
 from hf_genmod.errors import OneLineParser, first_line, nearest, refuse_unknown, shortened
 from hf_genmod.processes import use_cores
+from hf_genmod.progress import count_seconds
 from hf_genmod.sharing.model_card import check_license
 from hf_genmod.training.config import changeable
 from hf_genmod.training.run_folder import arguments_in
@@ -132,6 +133,7 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     if values.get("dataset") not in (None, "shapes") and not values.get("streaming"):
         refuse_missing(values["dataset"])  # which is told before what a dataclass refuses
     use_cores(values.get("num_threads"))
+    count_seconds()
     diffusers.utils.logging.disable_progress_bar()  # of the parts of a checkpoint, which load within a second
     if not are_progress_bars_disabled():
         transformers.utils.logging.disable_progress_bar()  # with those of the Hub, whose downloads take longer
