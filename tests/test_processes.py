@@ -3,10 +3,11 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
-from hf_genmod.processes import check_processes, threads_of
+from hf_genmod.processes import available_memory, check_processes, threads_of
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 LAUNCHED = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
@@ -47,6 +48,25 @@ def test_a_launched_process_takes_its_share_of_the_cores_unless_a_person_says_ot
 def test_processes_share_the_cores():
     assert threads_of(1) == CORES
     assert threads_of(CORES) == threads_of(10 * CORES) == 1
+
+
+@pytest.mark.parametrize("controller, file", [("", "memory.max"), ("memory", "memory.limit_in_bytes")])
+def test_memory_is_limited_by_all_control_groups_above_and_shared(controller, file, tmp_path, monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"9:cpu:/x\n5:{controller}:/jobs/7/step\n")
+    group = tmp_path / "sys/fs/cgroup" / controller / "jobs/7/step"
+    group.mkdir(parents=True)
+    free = available_memory(tmp_path)
+    assert free > 2**20
+    (group / file).write_text("max\n")
+    (group.parent / file).write_text(f"{2**20}\n")
+    (tmp_path / "sys/fs/cgroup" / controller / file).write_text(f"{2**21}\n")
+    (tmp_path / file).write_text("1")  # belongs to no group
+    assert available_memory(tmp_path) == 2**20
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert available_memory(tmp_path) == 2**18
+    assert 0 < available_memory() <= psutil.virtual_memory().total / 4
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="counts CPU cores")

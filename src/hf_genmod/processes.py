@@ -1,10 +1,13 @@
-"""The processes of a run, and their CPU threads."""
+"""The processes of a run, and the CPU threads and memory that each may take."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -65,9 +68,33 @@ def check_processes(number: int) -> None:
         )
 
 
+def local_processes() -> int:
+    """The number of processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def threads_of(num_local_processes: int) -> int:
     """The number of CPU threads of each of the processes on this machine: its share of the cores."""
     return max(1, _cores() // num_local_processes)
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """The bytes that this process may take: its share of what is free on this machine, within the limit of its control
+    group, as a container or a job of SLURM has one. `root` is where proc and sys are."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError):  # not Linux
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controller, path = line.split(":", 2)
+            if controller in ("", "memory"):  # of the second version of control groups, and of the first
+                top, file = (
+                    root / "sys/fs/cgroup" / controller,
+                    "memory.limit_in_bytes" if controller else "memory.max",
+                )
+                group = top / path.lstrip("/")
+                for folder in (group, *group.parents)[: len(group.parts) - len(top.parts) + 1]:
+                    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                        free = min(free, int((folder / file).read_text()))
+    return free // local_processes()
 
 
 def use_cores(num_threads: int | None = None) -> None:
@@ -78,7 +105,7 @@ def use_cores(num_threads: int | None = None) -> None:
     # The second is of `accelerate launch` alone; ACCELERATE_MIXED_PRECISION, say, may be a person's.
     is_launched = not {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_MODE"}.isdisjoint(os.environ)
     if num_threads is None and is_launched and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        num_threads = threads_of(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        num_threads = threads_of(local_processes())
     if num_threads is not None:
         torch.set_num_threads(num_threads)
 

@@ -1,6 +1,7 @@
 """Latents are what the autoencoder says of the pictures, encoded once, and standardised on both sides alike."""
 
 import math
+import pickle
 import re
 
 import numpy as np
@@ -230,6 +231,17 @@ class TestCache:
         actual = everything(LatentDataset(data, vae))["posteriors"]
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
+    def test_a_process_that_loads_batches_is_given_no_weights(self):
+        vae = make_vae("variational")
+        latents = LatentDataset(pictures(4), vae)
+        assert next(vae.parameters()).numel() > 0
+        vae.of_this_process = lambda: None  # which cannot be pickled
+        loaded = pickle.loads(pickle.dumps(latents))
+        assert not any(isinstance(value, torch.nn.Module) for value in vars(loaded).values())
+        assert torch.equal(everything(loaded)["posteriors"], everything(latents)["posteriors"])
+        other = latents.with_captions(["one"] * 4)
+        assert other.vae is vae and other.captions != latents.captions
+
 
 def distinctive(kind, size=(8, 8)):
     """An autoencoder whose latents are far from standardised."""
@@ -281,6 +293,13 @@ class TestStandardised:
             decoded = vae.decode(z[:20]).sample
             of_pipeline = trainer._pipeline().decode(prepared[:20])
         torch.testing.assert_close(of_pipeline, decoded, rtol=1e-3, atol=1e-3)
+
+    def test_are_measured_once(self, cache, monkeypatch):
+        vae, data = make_vae("variational"), pictures(20)
+        first = standardised(vae, data)
+        monkeypatch.setattr(hf_genmod.data.latents, "_standardise", None)
+        second = standardised(vae, data)
+        assert dict(second.vae.config) == dict(first.vae.config) and second.fingerprint == first.fingerprint
 
     def test_mirroring_needs_mirrored_latents_and_there_is_no_shift(self, tmp_path):
         latents = standardised(make_vae("variational"), pictures(8, (16, 16)))

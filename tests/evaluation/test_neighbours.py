@@ -90,10 +90,11 @@ class TestMemorisation:
 
 
 class TestNearest:
+    @pytest.mark.parametrize("at_once", [2**28, 150, 1])  # values in memory: all, 30 images, one image
     @pytest.mark.parametrize("shift", [0, 1e4])
-    def test_equals_brute_force_for_features_far_from_the_origin(self, shift):
+    def test_equals_brute_force_for_features_far_from_the_origin(self, shift, at_once):
         x, others = (randn(60, 5) + shift).float(), (randn(300, 5, seed=1) + shift).float()
-        distances, nearest = nearest_of(x, others, batch_size=25)
+        distances, nearest = nearest_of(x, others, batch_size=25, at_once=at_once)
         expected = [min((math.dist(a, b), i) for i, b in enumerate(others.tolist())) for a in x.tolist()]
         torch.testing.assert_close(distances, torch.tensor([distance for distance, _ in expected]).double())
         assert nearest.tolist() == [i for _, i in expected]

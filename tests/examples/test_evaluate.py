@@ -107,7 +107,7 @@ def test_a_report_of_each_kind_of_model_and_its_card(kind, measured_model, featu
     assert done.stdout.endswith(f"Next:\n\n    hf_genmod push {tmp_path} NAME\n") and "Loading" not in done.stderr
     assert ("drawing a figure" in done.stderr) == (kind != "autoencoder")
     said = re.findall(r"(\d+):(\d\d) (reading|preparing|drawing|computing|measuring|done)", done.stderr)
-    assert said[0][2] == "reading" and said[-1][2] == "done" and said == sorted(said, key=lambda line: line[:2])
+    assert said[0][2] == "preparing" and said[-1][2] == "done" and said == sorted(said, key=lambda line: line[:2])
     report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert report["features"] == str(features)
     scale = "classifier_scale" if kind == "guided" else "guidance_scale"

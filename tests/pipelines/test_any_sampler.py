@@ -324,6 +324,20 @@ def test_images_may_be_clipped_to_their_range(name):
         check_sampler(make(name, AncestralDDPMScheduler(**PROCESS).config, **options), 7)
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "AncestralDDPMScheduler"])
+def test_clipping_by_thresholds_is_that_of_the_scheduler_and_takes_images_of_any_size(name):
+    options = {"thresholding": True, "sample_max_value": 1.0}
+    scheduler = make(name, AncestralDDPMScheduler(**PROCESS).config, **options)
+    sampler = Sampler(scheduler, 7)
+    some = 2 * torch.randn(2, 3, 8, 8)
+    assert torch.equal(sampler.scheduler._threshold_sample(some), scheduler._threshold_sample(some))
+    many = torch.full((1, 1, 4097, 4096), 3.0)  # more values than torch.quantile takes
+    assert torch.equal(sampler.scheduler._threshold_sample(many).aminmax().max, torch.tensor(1.0))
+    dynamic = make(name, AncestralDDPMScheduler(**PROCESS).config, **options | {"sample_max_value": 2.0})
+    assert Sampler(dynamic, 7).scheduler._threshold_sample(some).abs().max() <= 1 < some.abs().max()
+    assert not torch.equal(Sampler(dynamic, 7).scheduler._threshold_sample(some), some.clamp(-1, 1))
+
+
 class AnyArguments(DDPMScheduler):
     """A step that passes on what it does not know."""
 

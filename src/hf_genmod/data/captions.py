@@ -64,10 +64,10 @@ class FrozenText:
     def __call__(self, captions: list[str]) -> dict[str, torch.Tensor]:
         others = [caption for caption in dict.fromkeys(captions) if caption not in self._rows]
         others = dict(zip(others, self._encode(others), strict=True)) if others else {}
-        hidden = [others[caption] if caption in others else self._known(caption) for caption in captions]
+        known = iter(self._hidden[[self._rows[caption] for caption in captions if caption in self._rows]]["encoded"])
+        hidden = [
+            others[caption] if caption in others else next(known).unflatten(0, (-1, self._width))
+            for caption in captions
+        ]
         mask = pad_sequence([torch.ones(len(states), dtype=torch.bool) for states in hidden], batch_first=True)
         return {"encoder_hidden_states": pad_sequence(hidden, batch_first=True), "encoder_attention_mask": mask}
-
-    def _known(self, caption: str) -> torch.Tensor:
-        """The hidden states of a caption, (tokens, d)."""
-        return self._hidden[self._rows[caption]]["encoded"].unflatten(0, (-1, self._width))

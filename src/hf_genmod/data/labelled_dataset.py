@@ -1,6 +1,5 @@
 """What data sets of images and of their latents have in common: labels, captions and a fingerprint."""
 
-import copy
 import hashlib
 
 import torch
@@ -33,8 +32,8 @@ class LabelledDataset(torch.utils.data.Dataset):
 
     def _with(self, **changes):
         """A copy with other attributes, which its fingerprint covers."""
-        other = copy.copy(self)
-        vars(other).update(changes)
+        other = object.__new__(type(self))
+        vars(other).update(vars(self) | changes)
         values = {name: v.tolist() if isinstance(v, torch.Tensor) else v for name, v in changes.items()}
         other.fingerprint += "-" + hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
         return other

@@ -2,21 +2,25 @@
 
 import copy
 import hashlib
+import json
 import math
+import os
+import types
 from collections.abc import Iterable, Sequence
 
 import datasets
 import torch
 from diffusers import ModelMixin
 
-from hf_genmod.data.encoding import encode_once, weights_fingerprint
+from hf_genmod.data.encoding import cache_folder, encode_once, weights_fingerprint
 from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom
 from hf_genmod.errors import counted
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
+from hf_genmod.processes import processes
 
-_PIXELS = 2**18  # of images that are encoded together
+_PIXELS = 2**18  # of images that a CPU, with its caches, encodes together
 
 
 class LatentDataset(LabelledDataset):
@@ -54,13 +58,18 @@ class LatentDataset(LabelledDataset):
         key = hashlib.blake2b(variants.encode(), digest_size=16).hexdigest()
         feature = datasets.List(datasets.Value("float32"), length=math.prod(self._shape))
         rows = {"index": range(len(pictures))}
-        self._posteriors = encode_once(rows, encode_rows, feature, "latents", key, _batch_size(pictures))
+        self._posteriors = encode_once(rows, encode_rows, feature, "latents", key, _batch_size(pictures, vae))
+        self._factors = cache_folder("latents") / f"{key}.json"  # that standardise them, once they have been measured
         # The last digits of the factors depend on the number of threads that measured them.
         factors = f"{key} {vae.config.scaling_factor:.4g} {vae.config.get('shift_factor') or 0.0:.4g}"
         self.fingerprint = hashlib.blake2b(factors.encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    def __getstate__(self) -> dict:
+        """What a process that loads batches needs: the autoencoder without its weights, which an accelerator has."""
+        return vars(self) | {"vae": types.SimpleNamespace(config=self.vae.config)}
 
     def __getitems__(self, indices: Sequence[int]) -> dict:
         """A batch as of [`PictureDataset`], but with "posteriors" for "images": `float32` (n, variants, 2, c, h, w),
@@ -150,8 +159,15 @@ def standardised(vae: ModelMixin, pictures: PictureDataset, mirrored: bool = Fal
     vae = copy.deepcopy(vae)
     vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
     latents = LatentDataset(pictures.sample, vae, mirrored)
-    parts = torch.arange(len(latents)).split(1024)
-    _standardise(vae, (latents.__getitems__(part)["posteriors"].flatten(0, 1) for part in parts))
+    with processes().main_process_first():
+        if not latents._factors.is_file():
+            parts = torch.arange(len(latents)).split(1024)
+            _standardise(vae, (latents.__getitems__(part)["posteriors"].flatten(0, 1) for part in parts))
+            factors = {name: vae.config[name] for name in ("scaling_factor", "shift_factor")}
+            partial = latents._factors.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(factors), encoding="utf-8")
+            partial.replace(latents._factors)
+    vae.register_to_config(**json.loads(latents._factors.read_text(encoding="utf-8")))
     return latents_of(pictures, vae, mirrored)
 
 
@@ -160,7 +176,7 @@ def with_statistics(vae: ImageAutoencoder, pictures: PictureDataset, count: int 
     them and, where the autoencoder has no other prior, a Gaussian fitted to them."""
     vae = copy.deepcopy(vae).eval()
     indices = torch.arange(0, len(pictures), -(-len(pictures) // count))
-    posteriors = torch.cat([encode(vae, pictures.x_0(part)) for part in indices.split(_batch_size(pictures))])
+    posteriors = torch.cat([encode(vae, pictures.x_0(part)) for part in indices.split(_batch_size(pictures, vae))])
     _standardise(vae, [posteriors])
     if not vae.has_standard_prior:
         vae.fit_prior(posteriors[:, 0])
@@ -183,8 +199,9 @@ def _moments(vae: ModelMixin, x: torch.Tensor) -> torch.Tensor:
     return torch.stack([mean, std], dim=1).float()
 
 
-def _batch_size(pictures: PictureDataset) -> int:
-    return max(1, _PIXELS // (pictures.resolution[0] * pictures.resolution[1]))
+def _batch_size(pictures: PictureDataset, vae: ModelMixin) -> int:
+    pixels = _PIXELS if vae.device.type == "cpu" else 16 * _PIXELS
+    return max(1, pixels // (pictures.resolution[0] * pictures.resolution[1]))
 
 
 def _standardise(vae: ModelMixin, parts: Iterable[torch.Tensor]) -> None:

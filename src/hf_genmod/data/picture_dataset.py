@@ -4,12 +4,10 @@ import copy
 import functools
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 
 import datasets
 import numpy as np
-import psutil
 import torch
 from PIL import Image, ImageOps
 
@@ -19,6 +17,7 @@ from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom, flip, shift
 from hf_genmod.data.value_range import MODES, to_mode, to_model_range
 from hf_genmod.errors import counted
+from hf_genmod.processes import available_memory, local_processes, threads_of
 
 
 class PictureDataset(LabelledDataset):
@@ -46,7 +45,7 @@ class PictureDataset(LabelledDataset):
             channels, however many.
         labels, label_names, captions (*optional*): See [`LabelledDataset`].
         in_memory (`bool`, *optional*): Whether to keep the decoded pixels. By default if they take less than a quarter
-            of the available memory.
+            of the memory that this process may take.
         on_bad_image (`str`): "error" refuses the whole data set if any image cannot be used, and names the image;
             "skip" leaves such images out.
 
@@ -101,7 +100,9 @@ class PictureDataset(LabelledDataset):
             def inspect_one(_, entry):
                 return cache(f"properties {decode}", functools.partial(inspect, decode=decode), entry)
 
-            return self._entries.apply_to_all(inspect_one, "Inspecting images", os.cpu_count() if decode else 1)
+            return self._entries.apply_to_all(
+                inspect_one, "Inspecting images", threads_of(local_processes()) if decode else 1
+            )
 
         # An image that is left out must not influence the size and channels of the others: decode at once.
         found, self.skipped = inspect_all(decode=skip_bad)
@@ -142,7 +143,7 @@ class PictureDataset(LabelledDataset):
         shape, is_measured = (self.channels, *self.resolution), self.properties[0].measured_channels > 0
         dtype = torch.float32 if is_measured else torch.uint8
         if in_memory is None:
-            in_memory = len(self) * math.prod(shape) * dtype.itemsize < psutil.virtual_memory().available / 4
+            in_memory = len(self) * math.prod(shape) * dtype.itemsize < available_memory() / 4
         self.images = torch.empty((len(self), *shape), dtype=dtype) if in_memory else None
 
         def decode(index, entry):
@@ -154,7 +155,7 @@ class PictureDataset(LabelledDataset):
 
         # Pillow releases the lock of the interpreter while it decodes; with small images threads only wait for it.
         num_pixels = sum(properties.height * properties.width for properties in self.properties)
-        num_threads = os.cpu_count() if num_pixels >= 64 * 64 * len(self) else 1
+        num_threads = threads_of(local_processes()) if num_pixels >= 64 * 64 * len(self) else 1
         summaries, unusable = self._entries.apply_to_all(decode, "Decoding images", num_threads)
         if not skip_bad:
             self._entries.refuse(unusable)

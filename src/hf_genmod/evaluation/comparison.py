@@ -17,6 +17,7 @@ from hf_genmod.evaluation.features import (
     FeatureClassifier,
     PretrainedFeatures,
     all_bytes,
+    as_bytes,
     extract_features,
     train_feature_classifier,
 )
@@ -40,7 +41,8 @@ class Comparison:
         say (`Callable`): Is told what takes time.
 
     Attributes:
-        real, unseen (`torch.Tensor`): Training and held-out images, `uint8` (n, C, H, W).
+        real, unseen (`torch.Tensor`): Training and held-out images, `uint8` (n, C, H, W), read by the processes that
+            look at them.
         network: The network of the features.
         left_out (`dict[str, str]`): The measures for which there are too few images, and how many they need.
 
@@ -67,14 +69,22 @@ class Comparison:
             raise ValueError("reference: it is for --measures; give both, such as --measures standard")
         reference = config.reference or folder / f"reference-{pictures.fingerprint}.safetensors"
         self._standard = StandardMeasures(config.measures, pictures, reference) if config.measures else None
-        say(f"reading {len(pictures):,} images and {len(held_out):,} held-out ones")
-        self.real, self.unseen = all_bytes(pictures), all_bytes(held_out)
-        d = FEATURE_DIM if network is None else extract_features(self.real[:2], network).shape[1]
-        self.left_out = _left_out({"samples": config.samples, "held-out images": len(self.unseen)}, d)
+        d = FEATURE_DIM if network is None else extract_features(as_bytes(pictures.x_0([0])), network).shape[1]
+        self.left_out = _left_out({"samples": config.samples, "held-out images": len(held_out)}, d)
         say("preparing the network of the features")
         needs_classifier = network is None or has_labels
-        self._classifier = _find_classifier(network, pictures, self.real, folder) if needs_classifier else None
+        self._classifier = self._find_classifier(network) if needs_classifier else None
         self._has_labels, self.network = has_labels, network or self._classifier
+
+    @functools.cached_property
+    def real(self) -> Tensor:
+        self._say(f"reading {len(self.pictures):,} images")
+        return all_bytes(self.pictures)
+
+    @functools.cached_property
+    def unseen(self) -> Tensor:
+        self._say(f"reading {len(self.held_out):,} held-out images")
+        return all_bytes(self.held_out)
 
     @functools.cached_property
     def of_real(self) -> Tensor:
@@ -113,6 +123,22 @@ class Comparison:
             measures |= recognised(self._classifier, self.unseen, self.held_out.labels, self.pictures.label_names)
         return measures | self._by_standard(self.unseen)
 
+    def _find_classifier(self, network) -> FeatureClassifier:
+        """The given network if it is a classifier, else one that is trained on the data set and kept in the folder."""
+        labels, names = self.pictures.labels, self.pictures.label_names or []
+        if isinstance(network, FeatureClassifier):
+            num_classes = network.config["num_classes"]
+            if num_classes != len(names):
+                raise ValueError(f"features: the network is of {num_classes} other classes; give one of this data set")
+            return network
+        device, file = processes().device, self.folder / f"features-{self.pictures.fingerprint}.safetensors"
+        with processes().main_process_first():
+            if not file.is_file():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                labels = labels if labels is None else labels.to(device)
+                train_feature_classifier(self.real.to(device), labels, len(names)).save(file)
+        return FeatureClassifier.load(file)
+
     def _by_standard(self, images: Tensor) -> dict:
         if self._standard is None:
             return {}
@@ -132,21 +158,6 @@ def _left_out(counts: dict[str, int], d: int) -> dict[str, str]:
     if counts["held-out images"] < 100:
         left_out["search for copies"] = f"needs 100 held-out images, and there are {counts['held-out images']}"
     return left_out
-
-
-def _find_classifier(network, pictures, images: Tensor, folder: Path) -> FeatureClassifier:
-    """The given network if it is a classifier, else one that is trained on the data set and kept in the folder."""
-    if isinstance(network, FeatureClassifier):
-        num_classes = network.config["num_classes"]
-        if num_classes != len(pictures.label_names):
-            raise ValueError(f"features: the network is of {num_classes} other classes; give one of this data set")
-        return network
-    file = folder / f"features-{pictures.fingerprint}.safetensors"
-    with processes().main_process_first():
-        if not file.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            train_feature_classifier(images, pictures.labels, len(pictures.label_names or [])).save(file)
-    return FeatureClassifier.load(file)
 
 
 def evaluate_features(generated: Tensor, real: Tensor, seed: int = 0) -> dict[str, Estimate]:

@@ -19,7 +19,7 @@ from hf_genmod.data.value_range import to_model_range
 from hf_genmod.errors import first_line, refuse_lfs_pointers
 from hf_genmod.hub import why_missing
 from hf_genmod.models.initial_weights import SeededWeights
-from hf_genmod.processes import multiplies_in_bf16
+from hf_genmod.processes import multiplies_in_bf16, processes
 
 FEATURE_DIM = 64  # of the small classifier
 
@@ -200,6 +200,7 @@ class PretrainedFeatures:
             config = getattr(config, "vision_config", config)  # CLIP's vision tower
             self.processor = AutoImageProcessor.from_pretrained(path, backend="pil")
             self.model = AutoModel.from_pretrained(path, config=config, use_safetensors=True).eval()
+            self.model.to(processes().device)
         except (OSError, ValueError) as error:
             message = f"features: {path!r} is no vision model of transformers ({first_line(error)})"
             raise FileNotFoundError(message) from error
@@ -209,7 +210,7 @@ class PretrainedFeatures:
         arrays = as_bytes(images[:, :3].expand(-1, 3, -1, -1)).permute(0, 2, 3, 1).cpu().numpy()
         output = self.model(**self.processor(images=list(arrays), return_tensors="pt").to(self.model.device))
         pooled = getattr(output, "pooler_output", None)
-        return (output.last_hidden_state.mean(dim=1) if pooled is None else pooled).flatten(1).float()
+        return (output.last_hidden_state.mean(dim=1) if pooled is None else pooled).flatten(1).float().cpu()
 
 
 def extract_features(images: Tensor, network: FeatureClassifier | PretrainedFeatures, batch_size: int = 256) -> Tensor:

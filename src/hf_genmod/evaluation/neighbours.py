@@ -76,14 +76,24 @@ def audit_memorisation(samples: Tensor, training: Tensor, held_out_distances: Te
     return MemorisationAudit(threshold, share, share.value - 0.01 > 3 * error, nearest, distances)
 
 
-def nearest_of(x: Tensor, others: Tensor, batch_size: int = 256, candidates: int = 16) -> tuple[Tensor, Tensor]:
+def nearest_of(
+    x: Tensor, others: Tensor, batch_size: int = 256, candidates: int = 16, at_once: int = 2**28
+) -> tuple[Tensor, Tensor]:
     """
-    The Euclidean distance in fp64 of each of `x`, (n, ...), to the nearest of `others`, (N, ...), and its index.
+    The Euclidean distance in fp64 of each of `x`, (n, ...), to the nearest of `others`, (N, ...), and its index. So
+    many values of `others` are in memory in fp32 `at_once`.
 
-    It is the nearest of the `candidates` y of the least ‖y − c‖² − 2 (x − c)·(y − c), computed in fp32 with the mean c
-    of `others`. So another one is nearer only if fp32 cannot tell it apart from that many.
+    Of each such part it is the nearest of the `candidates` y of the least ‖y − c‖² − 2 (x − c)·(y − c), computed in
+    fp32 with the mean c of the part. So another one is nearer only if fp32 cannot tell it apart from that many.
     """
-    x, others = x.flatten(1), others.flatten(1)
+    x, parts = x.flatten(1), others.flatten(1).split(max(1, at_once // others[0].numel()))
+    found = [_nearest_of_part(x, part, batch_size, candidates) for part in parts]
+    distances, part = torch.stack([distance for distance, _ in found]).min(dim=0)
+    place = torch.stack([index for _, index in found]).gather(0, part[None])[0]
+    return distances, place + part * len(parts[0])
+
+
+def _nearest_of_part(x: Tensor, others: Tensor, batch_size: int, candidates: int) -> tuple[Tensor, Tensor]:
     centre = others.mean(dim=0, dtype=torch.float32)
     centred = others.float() - centre  # (N, D)
     squares = centred.square().sum(dim=1)

@@ -67,7 +67,7 @@ def sweep(draws: Draws, settings: list[dict], comparison: Comparison, say: Calla
     counts = [count for count in ROUNDS if count < draws.count][-needed + 1 :] if needed > 1 else []
     counts.append(draws.count)
     rng = torch.Generator().manual_seed(draws.seed)
-    some = torch.randperm(len(comparison.real), generator=rng)[:_REAL]
+    some = torch.randperm(len(comparison.pictures), generator=rng)[:_REAL]
     rounds, failed = [], {}
 
     def score(kept: list[dict], count: int) -> list[float]:

@@ -79,8 +79,13 @@ def discretised_gaussian_log_likelihood(x_0, mean, log_variance) -> torch.Tensor
     # Φ(u) − Φ(l) = Φ(−l) − Φ(−u): the tail where both are small gives the more precise difference.
     right = lower + upper > 0
     lower, upper = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
-    log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+    log_upper, log_lower = _log_ndtr(upper), _log_ndtr(lower)
     return log_upper + torch.log1p(-torch.exp((log_lower - log_upper).clamp(max=-1e-7)))
+
+
+def _log_ndtr(x):
+    """log Φ(x), on the CPU where the device, MPS, has no such operator."""
+    return torch.special.log_ndtr(x.cpu() if x.device.type == "mps" else x).to(x.device)
 
 
 GAUSSIANS = {"discretised_gaussian": discretised_gaussian_log_likelihood, "gaussian": gaussian_log_likelihood}

@@ -73,7 +73,6 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         scheduler = sampler.scheduler
         x_t = x_T.to(self._execution_device).float() * scheduler.init_noise_sigma
         finite = []  # for each step, on the device
-
         with new_call(self, interrupt=False, num_timesteps=len(scheduler.timesteps), **scales):
             for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
                 model_input, sigma = scheduler.scale_model_input(x_t, t), sampler.sigmas[i]
@@ -90,7 +89,6 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
                     check_guidance(None, **{name: getattr(self, f"_{name}") for name in scales})
                     if self._interrupt:
                         break
-
         finite = torch.stack(finite).tolist()
         if not all(finite):
             t, lower = scheduler.timesteps[finite.index(False)], f"lower {' or '.join(self._scales)}, or "

@@ -35,6 +35,8 @@ class Sampler:
         self.scheduler, self.n = copy.deepcopy(scheduler), StepCount(num_inference_steps)
         self.scheduler.register_to_config(**changes)
         self.scheduler.set_timesteps(self.n, device="cpu")  # a step never waits for the accelerator
+        if self.scheduler.config.get("sample_max_value") == 1:  # thresholding is clipping then, of images of any size
+            self.scheduler._threshold_sample = lambda x_0: x_0.clamp(-1, 1)
         if hasattr(scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)  # else looked up by the timestep, which Karras' sigmas repeat
         steps = [inspect.signature(cls.step).parameters for cls in type(scheduler).__mro__ if "step" in vars(cls)]
