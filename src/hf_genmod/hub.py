@@ -27,7 +27,7 @@ def did_you_mean(path: str) -> str:
     """The question whether somebody has meant what is there in place of a path that is not, if it is called almost so;
     else an empty text."""
     wanted, cutoff = Path(os.path.expanduser(path)), 0.5
-    while not wanted.parent.exists():
+    while not wanted.parent.exists() and wanted != wanted.parent:  # as a drive of Windows that is not there
         wanted, cutoff = wanted.parent, 0.75  # it may be an id, of a user
     with contextlib.suppress(OSError):
         if near := difflib.get_close_matches(wanted.name, os.listdir(wanted.parent), n=1, cutoff=cutoff):

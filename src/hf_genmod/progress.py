@@ -4,24 +4,25 @@ import contextlib
 import functools
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 from tqdm.auto import tqdm
 
 
 @functools.cache
-def count_seconds() -> None:
-    """From now on the progress bars of this process are drawn again each second, so that a bar whose step takes long
-    shows that it goes on. Does nothing where stderr is no terminal."""
+def count_seconds(every: float = 1.0) -> None:
+    """From now on the progress bars of this process are drawn again `every` so many seconds, so that a bar whose step
+    takes long shows that it goes on. Does nothing where stderr is no terminal."""
 
     def draw():
-        while not ended.wait(1):
+        while True:
+            time.sleep(every)
             with tqdm.get_lock():
                 for bar in list(tqdm._instances):
                     if not bar.disable and hasattr(bar, "start_t"):
                         bar.refresh(nolock=True)
 
-    ended = threading.Event()
     if sys.stderr.isatty():
         threading.Thread(target=draw, daemon=True).start()
 

@@ -17,6 +17,7 @@ from hf_genmod.evaluation.config import EvaluationConfig
 from hf_genmod.evaluation.draws import Draws
 from hf_genmod.evaluation.estimates import Estimate, Share
 from hf_genmod.evaluation.features import FeatureClassifier
+from hf_genmod.evaluation.report import setting_name
 from hf_genmod.evaluation.sweep import choose, halve, last_measures, sweep, sweep_table
 
 SETTINGS = [{"num_inference_steps": steps, "guidance_scale": scale} for steps in (1, 20) for scale in (1.0, 3.0)]
@@ -33,7 +34,7 @@ class TestHalving:
                 drawn[setting] = count  # those of the rounds before are the first
             return [quality[setting] + noises[setting, :count].mean().item() for setting in kept]
 
-        return halve(list(range(len(quality))), score, counts), drawn
+        return halve(list(range(len(quality))), score, counts, 3), drawn
 
     @pytest.mark.parametrize("n", [1, 2, 3, 7, 24, 36])
     def test_the_winner_is_that_of_an_exhaustive_search(self, n):
@@ -41,7 +42,7 @@ class TestHalving:
         rounds, drawn = self.halve(quality, [5000, 10000, 20000, 40000], noise=0.1)
         assert rounds[-1][0] == min(range(n), key=quality.__getitem__)
         sizes = [n, math.ceil(n / 2), math.ceil(math.ceil(n / 2) / 2)]
-        assert [len(of_round) for of_round in rounds] == [*sizes, math.ceil(sizes[-1] / 2)]
+        assert [len(of_round) for of_round in rounds] == [*sizes, min(3, math.ceil(sizes[-1] / 2))]
         assert all(set(after) == set(before[: len(after)]) for before, after in itertools.pairwise(rounds))
         assert sum(drawn) == sum(
             count * (len(of_round) - len(after))
@@ -55,9 +56,9 @@ class TestHalving:
         assert rounds[-1][0] < 5
 
     def test_what_cannot_be_scored_is_dropped(self):
-        rounds = halve([1, 2, 3, 4], lambda kept, count: [math.inf if x < 4 else x for x in kept], [50, 100])
+        rounds = halve([1, 2, 3, 4], lambda kept, count: [math.inf if x < 4 else x for x in kept], [50, 100], 3)
         assert rounds == [[4], [4]]
-        assert halve([1, 2], lambda kept, count: [math.inf] * len(kept), [50, 100]) == [[], []]
+        assert halve([1, 2], lambda kept, count: [math.inf] * len(kept), [50, 100], 3) == [[], []]
 
 
 def test_of_settings_as_good_as_the_best_the_cheapest_is_chosen():
@@ -165,6 +166,13 @@ def test_settings_that_cannot_be_drawn_are_named(swept):
     assert found["failed"] == {"1001 steps, γ = 1": reason} and found["chosen"] == SETTINGS[0]
     assert "sweep: round 1 of 1, 2 settings, 50 samples each" in said
     assert sweep_table(found)[-1] == ["1001 steps, γ = 1", reason, "", ""]
+    later = found | {
+        "failed": found["failed"] | {setting_name(SETTINGS[0]): "not finite"}
+    }  # after a round with measures
+    assert [row[:2] for row in sweep_table(later)[1:]] == [
+        ["1001 steps, γ = 1", reason],
+        [setting_name(SETTINGS[0]), "not finite"],
+    ]
     with pytest.raises(ValueError, match="^sweep: no setting can be drawn, such as 1001 steps, γ = 1; num_inference"):
         swept(settings[1:], 50)
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from tiny import tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet
 
@@ -139,15 +140,18 @@ def test_is_known_by_pictures_model_and_samples():
 
     other = of_classes()
     other.unet.conv_in.bias.data += 1
+    by_other_steps = of_classes()
+    by_other_steps.scheduler = DDIMScheduler.from_config(by_other_steps.scheduler.config)
     changed = [
         fingerprint(other),
+        fingerprint(by_other_steps),
         fingerprint(of_classes(), count=2),
         fingerprint(of_classes(), labels=(0, 2)),
         fingerprint(of_classes(), seed=1),
         fingerprint(of_classes(), num_new=3),
     ]
     assert fingerprint(of_classes()) == fingerprint(of_classes())
-    assert len({fingerprint(of_classes()), *changed}) == 6
+    assert len({fingerprint(of_classes()), *changed}) == 7
 
 
 def test_a_number_that_is_none_is_refused():

@@ -236,3 +236,38 @@ def test_a_compiled_model_sends_the_gradients_of_accumulated_batches_once_after_
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("sent at")]
     assert lines == ["sent at [0, 1, 2, 3]"] * 2  # in one bucket each
+
+
+MISSING = """
+import sys
+sys.path[:0] = {folders!r}
+from runs import make_trainer
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.data.shapes import ShapesDataset
+
+settings = {{"max_train_steps": 47, "logging_steps": 50, "checkpointing_steps": 0}}
+trainer = make_trainer(load_pictures(ShapesDataset(40, resolution=16)), sys.argv[1], **settings)
+of_step = trainer.batches.of_step
+
+def without_the_last(step):
+    if step == 40:
+        trainer.clock.look_every, trainer.clock.last_look = 100, (40, trainer.progress.elapsed)
+    if step == 46 and trainer.accelerator.process_index == 1:
+        trainer.batches.failure = "image 46 is gone"
+    return of_step(step)
+
+trainer.batches.of_step = without_the_last
+trainer.train()
+"""
+
+
+@pytest.mark.slow
+def test_an_image_that_is_missing_in_the_last_step_of_one_process_ends_the_run(tmp_path):
+    (tmp_path / "script.py").write_text(MISSING.format(folders=FOLDERS))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(tmp_path / "script.py"), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "image 46 is gone; stopped at step 46 with the state saved" in done.stderr
+    assert not (tmp_path / "run" / "model_index.json").exists()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-46"]

@@ -75,10 +75,13 @@ class LatentDataset(LabelledDataset):
         """A batch as of [`PictureDataset`], but with "posteriors" for "images": `float32` (n, variants, 2, c, h, w),
         the standardised μ and σ of each image and of its mirror image."""
         indices = torch.as_tensor(indices).tolist()
-        mean, std = self._posteriors[indices]["encoded"].unflatten(1, self._shape).unbind(2)
-        scale, shift = self.vae.config.scaling_factor, self.vae.config.get("shift_factor") or 0.0
-        posteriors = torch.stack([(mean - shift) * scale, std * scale], dim=2)
+        posteriors = self._standardised(self._posteriors[indices]["encoded"].unflatten(1, self._shape))
         return {"posteriors": posteriors, **self._targets(indices)}
+
+    def _standardised(self, posteriors: torch.Tensor) -> torch.Tensor:
+        """μ and σ, (n, variants, 2, c, h, w), of the standardised latents."""
+        (mean, std), shift = posteriors.unbind(2), self.vae.config.get("shift_factor") or 0.0
+        return torch.stack([mean - shift, std], dim=2) * self.vae.config.scaling_factor
 
     def x_0(
         self, batch: dict | Sequence[int], rng: BatchRandom | None = None, augment: Augmentation = Augmentation()
@@ -128,10 +131,8 @@ class StreamedLatents(LatentDataset):
         self, batch: dict | Sequence[int], rng: BatchRandom | None = None, augment: Augmentation = Augmentation()
     ) -> torch.Tensor:
         """As of [`LatentDataset.x_0`], on the device of the autoencoder."""
-        mean, std = _moments(self.vae, self.pictures.x_0(batch, rng, augment)).unbind(1)
-        scale, shift = self.vae.config.scaling_factor, self.vae.config.get("shift_factor") or 0.0
-        mean, std = (mean - shift) * scale, std * scale
-        return mean if rng is None else mean + std * rng.normal(mean.shape[1:])
+        posteriors = self._standardised(_moments(self.vae, self.pictures.x_0(batch, rng, augment))[:, None])
+        return posteriors[:, 0, 0] if rng is None else draw_latents(posteriors, rng)
 
     def check_augmentation(self, augment: Augmentation) -> None:
         """The images are varied before they are encoded, in every way."""

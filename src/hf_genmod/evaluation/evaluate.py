@@ -74,10 +74,6 @@ def evaluate(
     features = config.features or "a network trained on the data set"
     report = Report(model, facts, features, config.seed, [], left_out=comparison.left_out, sweep=swept)
     _measure(report, settings, drawn, asked, comparison, say)
-    say("measuring the likelihood")
-    conditions = pipeline.unet_inputs(held_out, range(len(held_out))) if pipeline.denoises else {}
-    unseen = comparison.unseen.to(processes().device)
-    report.bits_per_dimension = bits_per_dimension(pipeline, unseen, **conditions)
     report.save(folder)
 
     say("drawing the figures")
@@ -95,7 +91,8 @@ def evaluate(
 def _measure(
     report: Report, settings: list[dict], drawn: list[dict], draws: Draws, comparison: Comparison, say
 ) -> None:
-    """Compares samples, held-out images and, of an upsampler, interpolated images with the training images."""
+    """Compares samples, held-out images and, of an upsampler, interpolated images with the training images, and
+    measures the likelihood of held-out images."""
     say("computing the features of the images")
     report.held_out = comparison.of_held_out()
     for setting, samples in zip(settings, drawn, strict=True):
@@ -110,6 +107,10 @@ def _measure(
         inputs = draws.pipeline.unet_inputs(draws.source, draws.indices)
         bicubic = extract_features(as_bytes(inputs["conditioning_image"].cpu()), comparison.network)
         report.interpolated = evaluate_features(bicubic, comparison.of_real)
+    say("measuring the likelihood")
+    pipeline, held_out = draws.pipeline, comparison.held_out
+    conditions = pipeline.unet_inputs(held_out, range(len(held_out))) if pipeline.denoises else {}
+    report.bits_per_dimension = bits_per_dimension(pipeline, comparison.unseen.to(processes().device), **conditions)
 
 
 def _speaker() -> Callable[[str], None]:

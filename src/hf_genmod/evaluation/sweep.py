@@ -19,11 +19,11 @@ from hf_genmod.processes import processes
 
 ROUNDS = (50, 100, 200, 400)  # samples of each setting; whole files of samples, which a later round reads again
 SEED = 10**6  # of the first sample, beyond those of the report
-_FINALISTS = 3  # settings of the last round
+_FINALISTS = 3  # the most settings of the last of several rounds
 _REAL = 1000  # training images that a round compares samples with, the same for all settings
 
 
-def halve(settings: list, score: Callable[[list, int], list[float]], counts: list[int]) -> list[list]:
+def halve(settings: list, score: Callable[[list, int], list[float]], counts: list[int], finalists: int) -> list[list]:
     """
     Successive halving (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943): scores all settings on few
     samples, the better half of them on more, and so on.
@@ -33,12 +33,15 @@ def halve(settings: list, score: Callable[[list, int], list[float]], counts: lis
         score (`Callable`): Returns a number for each of some settings on a number of samples; less is better, and ∞
             drops a setting.
         counts (`list[int]`): The number of samples of each setting, for each round.
+        finalists (`int`): The most settings of the last round, if there are several.
 
     Returns:
         `list[list]`: The settings of each round, the best first.
     """
     rounds, kept = [], settings
-    for count in counts:
+    for index, count in enumerate(counts):
+        if index and count == counts[-1]:
+            kept = kept[:finalists]
         scores = score(kept, count)
         order = sorted(range(len(kept)), key=scores.__getitem__)
         rounds.append([kept[i] for i in order if scores[i] < math.inf])
@@ -91,7 +94,7 @@ def sweep(draws: Draws, settings: list[dict], comparison: Comparison, say: Calla
         rounds.append({"samples": count, "settings": [measured for measured in found if measured]})
         return [measured["kernel_distance"].value if measured else math.inf for measured in found]
 
-    halve(settings, score, counts)
+    halve(settings, score, counts, _FINALISTS)
     if not rounds[-1]["settings"]:
         raise ValueError(f"sweep: no setting can be drawn, such as {'; '.join([*failed.items()][0])}")
     best = choose(rounds[-1]["settings"])
@@ -110,12 +113,13 @@ def choose(measured: list[dict]) -> dict:
 
 
 def last_measures(sweep: dict) -> list[dict]:
-    """What the last round of each setting has measured, with its number of "samples": first the settings that stayed
-    longest, of one round the best first."""
+    """The measures of each setting in its last round, with its number of "samples", sorted by round, the last first,
+    and then by kernel distance. Settings that could not be drawn in a later round are left out."""
     found = {}
     for of_round in reversed(sweep["rounds"]):
         for setting in sorted(of_round["settings"], key=lambda setting: setting["kernel_distance"].value):
-            found.setdefault(setting_name(setting), setting | {"samples": of_round["samples"]})
+            if setting_name(setting) not in sweep["failed"]:
+                found.setdefault(setting_name(setting), setting | {"samples": of_round["samples"]})
     return list(found.values())
 
 

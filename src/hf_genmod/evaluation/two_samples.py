@@ -20,7 +20,7 @@ _STUDENT = 3.18  # the 97.5% quantile of Student's t with as many degrees of fre
 class Judge(nn.Module):
     """
     A small convolutional network that says of images (n, C, H, W) in [-1, 1] whether they are samples: a logit (n,).
-    It sees the images, and what is rough in them: the difference of each pixel from the mean of its 3x3 neighbourhood,
+    It sees the images, and their high frequencies: how each pixel differs from the mean of its 3x3 neighbourhood,
     enlarged, so that noise of one grey level is not lost beside the picture. The first convolution leaves about 16x16
     positions, so that large images cost little more.
     """

@@ -1,6 +1,7 @@
 """Makes what a sweep chose the defaults of a checkpoint."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -39,8 +40,15 @@ def adopt(folder: str | os.PathLike, pipeline: DiffusionPipeline, report: Report
     pipeline.scheduler = make_sampler(chosen.pop("sampler"), pipeline.scheduler)
     pipeline.register_to_config(defaults={"arguments": chosen, "chosen_on": chosen_on})
     check_parts(pipeline)
-    pipeline.scheduler.save_pretrained(folder / "scheduler")
-    pipeline.save_config(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as partial:
+        pipeline.scheduler.save_pretrained(Path(partial, "scheduler"))
+        pipeline.save_config(partial)
+        files = [file.relative_to(partial) for file in Path(partial).rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda file: (file.name == pipeline.config_name, file)):  # the index last
+            os.replace(Path(partial, file), folder / file)
+    for source in (folder / "scheduler").glob("*.py"):
+        if source.relative_to(folder) not in files:  # of the sampler before
+            source.unlink()
     if (folder / "samples.png").is_file():
         (folder / "samples.png").unlink()
         draw_samples(Facts.read(folder))

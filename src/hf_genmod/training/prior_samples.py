@@ -42,16 +42,16 @@ class PriorSamples(torch.utils.data.Dataset):
             raise ValueError(f"prior_samples: {count} is negative")
         self.name, self.skipped, self.resolution = pictures.name, pictures.skipped, pictures.resolution
         self.pictures, self.num_new, self.count = pictures, len(pictures), count
-        drawn = f"{weights_fingerprint(pipeline.unet)} {request} {count} {seed}"
-        self.fingerprint = hashlib.blake2b(f"{pictures.fingerprint} {drawn}".encode(), digest_size=8).hexdigest()
-        self._rows = new = pictures.__getitems__(range(self.num_new))
+        self._rows, key = pictures.__getitems__(range(self.num_new)), ""
         if count:
             request = {name: [values[i % len(values)] for i in range(count)] for name, values in request.items()}
-            self._rows = rows = pictures.joined(new, _kept_samples(pipeline, request, count, seed))
+            key, new = _key(pipeline, request, count, seed), self._rows
+            self._rows = rows = pictures.joined(new, _kept_samples(key, pipeline, request, count, seed))
             if "class_labels" in request:
                 rows["class_labels"] = torch.cat([new["class_labels"], torch.tensor(request["class_labels"])])
             if "prompt" in request:
                 rows["captions"] = [*new["captions"], *request["prompt"]]
+        self.fingerprint = hashlib.blake2b(f"{pictures.fingerprint} {key}".encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
         return 2 * max(self.num_new, self.count) if self.count else self.num_new
@@ -77,14 +77,20 @@ class PriorSamples(torch.utils.data.Dataset):
         self.pictures.check_augmentation(augment)
 
 
-def _kept_samples(pipeline: GenerationPipeline, request: dict[str, list], count: int, seed: int) -> torch.Tensor:
-    """`unguided_samples`, drawn once for all that they depend on."""
+def _key(pipeline: GenerationPipeline, request: dict[str, list], count: int, seed: int) -> str:
+    """A hash of all that `unguided_samples` depend on."""
     models = [pipeline.components.get(name) for name in ("unet", "text_encoder")]
     weights = [weights_fingerprint(model) for model in models if model is not None]
     sampler = sorted(item for item in pipeline.scheduler.config.items() if not item[0].startswith("_"))
     sampler = (type(pipeline.scheduler).__name__, sampler, pipeline.config.get("defaults"))
     key = f"{weights} {request} {count} {seed} {sampler}"
-    key = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+
+
+def _kept_samples(
+    key: str, pipeline: GenerationPipeline, request: dict[str, list], count: int, seed: int
+) -> torch.Tensor:
+    """`unguided_samples`, drawn once for a key."""
     file, state = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", "samples", f"{key}.pt"), processes()
     if all(gather_object([file.is_file()])):  # on all machines
         return torch.load(file, weights_only=True)

@@ -219,7 +219,8 @@ class Trainer:
                     group["lr"] = learning_rate
                 with explained_memory(config, self.dataset.resolution, self.accelerator.num_processes):
                     self._step()
-                due = any(map(self._is_due, (config.logging_steps, config.sampling_steps, config.checkpointing_steps)))
+                every = (config.logging_steps, config.sampling_steps, config.checkpointing_steps)
+                due = any(map(self._is_due, every)) or progress.step == config.max_train_steps
                 due = due or (self.validation_dataset is not None and self._is_due(config.validation_steps))
                 bar.update(min(clock.tick(due), 1.0) - bar.n)
                 done = clock.fraction >= 1
@@ -229,8 +230,7 @@ class Trainer:
                 bad_steps = progress.count(monitor.look(), math.inf if clock.is_stopping else config.max_bad_steps)
                 if clock.is_stopping and progress.take_back():  # for the run that continues to repeat them
                     self._save_state()
-                    failures = gather_object([self.batches.failure])
-                    self.batches.failure = next(filter(None, failures), None)
+                    self.batches.failure = next(filter(None, gather_object([self.batches.failure])), None)
                     self._leave(signals)
                 all_bad = done and progress.bad_steps == progress.step
                 too_bad = progress.bad_steps_in_a_row >= config.max_bad_steps or all_bad
