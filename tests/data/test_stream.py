@@ -48,7 +48,9 @@ def server(tmp_path):
 
 
 class OfParts(http.server.SimpleHTTPRequestHandler):
-    """A server of files that sends the part that is asked for."""
+    """A server of files that sends the part that is asked for, or breaks off in its midst for those of `breaks`."""
+
+    breaks = []
 
     def log_message(self, *_):
         pass
@@ -64,7 +66,8 @@ class OfParts(http.server.SimpleHTTPRequestHandler):
         self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(part) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
-        self.wfile.write(part)
+        is_cut = self.breaks and len(part) > 1 and self.breaks.pop()
+        self.wfile.write(part[: len(part) // 2] if is_cut else part)
 
 
 def assert_same_pictures(stream, pictures):
@@ -102,6 +105,22 @@ def test_shards_at_an_address_are_read_in_parts(server, parquet, tars):
         shutil.copy(file, folder)
     assert_same_pictures(stream_pictures(f"{address}/train-{{00000..00002}}-of-00003.parquet"), load_pictures(parquet))
     assert_same_pictures(stream_pictures(f"{address}/train-{{000..001}}.tar"), load_pictures(tars))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_what_a_connection_breaks_off_is_asked_for_again(server, parquet, tars, kind, monkeypatch):
+    address, folder = server
+    file = min({"parquet": parquet, "tar": tars}[kind].iterdir())
+    shutil.copy(file, folder)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(OfParts, "breaks", [True])
+    stream = stream_pictures(f"{address}/{file.name}")
+    assert not OfParts.breaks
+    pictures = load_pictures(file)
+    stream = in_another_process(stream)
+    OfParts.breaks += [True, False, True]
+    assert torch.equal(stream.x_0(range(len(pictures))), pictures.x_0(range(len(pictures))))
+    assert not OfParts.breaks
 
 
 def test_an_address_without_such_a_file_is_named(server):

@@ -1,14 +1,12 @@
 """Files on a disk, at an address or on the Hub, of which parts are read."""
 
-import contextlib
 import io
 import os
 import re
-from collections.abc import Iterator
 
 import fsspec
 from datasets.utils.file_utils import xopen
-from huggingface_hub.utils import http_stream_backoff
+from huggingface_hub.utils import http_backoff, http_stream_backoff
 
 _HTTP = re.compile(r"https?://")
 
@@ -41,7 +39,8 @@ class _AtAddress(io.RawIOBase):
 
     def __init__(self, address: str):
         self._address, self._place = address, 0
-        with self._part(0, 1) as response:
+        with http_stream_backoff("GET", address, **_part(0, 1)) as response:  # as a server may send the whole file
+            _check(response)
             self._size = int(response.headers["Content-Range"].rpartition("/")[2])
             self.version = f"{self._size} {response.headers.get('ETag')} {response.headers.get('Last-Modified')}"
 
@@ -62,18 +61,21 @@ class _AtAddress(io.RawIOBase):
         stop = min(self._place + len(buffer), self._size)
         if stop <= self._place:
             return 0
-        with self._part(self._place, stop) as response:
-            content = response.read()
+        response = http_backoff("GET", self._address, **_part(self._place, stop))
+        _check(response)
+        content = response.content
         buffer[: len(content)] = content
         self._place += len(content)
         return len(content)
 
-    @contextlib.contextmanager
-    def _part(self, start: int, stop: int) -> Iterator:
-        """The answer with the bytes from `start` to before `stop`, which are not read yet."""
-        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        with http_stream_backoff("GET", self._address, headers=headers, follow_redirects=True) as response:
-            if response.status_code != 206:
-                what = "it sends only whole files" if response.status_code == 200 else response.reason_phrase
-                raise OSError(f"the server answers {response.status_code}: {what}")
-            yield response
+
+def _part(start: int, stop: int) -> dict:
+    """The arguments of a request for the bytes from `start` to before `stop`."""
+    headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    return {"headers": headers, "follow_redirects": True}
+
+
+def _check(response) -> None:
+    if response.status_code != 206:
+        what = "it sends only whole files" if response.status_code == 200 else response.reason_phrase
+        raise OSError(f"the server answers {response.status_code}: {what}")
