@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from hf_genmod.data.block_order import BlockOrder
+from hf_genmod.data.block_order import BlockOrder, lanes_and_window
 from hf_genmod.data.randomness import GlobalBatchSampler, _Philox, batch_positions
 
 SIZES = {
@@ -63,6 +63,33 @@ def test_processes_and_their_loaders_read_other_blocks(num_processes, num_worker
                 readers[epoch, owner[row]].add((process, step % num_workers))
     read = sum(map(len, readers.values()))
     assert epochs * 500 <= read <= epochs * (500 + num_lanes)  # a block at the border of two lanes belongs to both
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "mebibytes", "num_lanes", "num_loaders"),
+    [(3000, 2, 64, [0, 1, 2, 4, 8]), (1000, 5, 16, [0, 1, 2]), (600, 11, 8, [0, 1]), (90, 8, 8, [0, 1]), (400, 1, 1, [0, 1])],
+)
+def test_each_block_is_read_once_in_an_epoch_into_the_memory_for_blocks(num_blocks, mebibytes, num_lanes, num_loaders):
+    """Of 512 MiB, of which each loader process has its share and keeps the blocks that it used last."""
+    buffer, epochs, batch_size = 512, 2, 64
+    sizes = np.random.default_rng(0).integers(9, 12, num_blocks)
+    lanes, window = lanes_and_window(sizes, np.full(num_blocks, mebibytes), buffer)
+    assert lanes == num_lanes
+    settings = batch_size, epochs * sizes.sum() // batch_size, lanes, window
+    steps, owner = batches(sizes, *settings), np.repeat(np.arange(num_blocks), sizes)
+    order = BlockOrder(sizes, batch_size, lanes, window, _Philox(0, b"order"), 0)
+    assert sorted({order.num_loaders(most) for most in range(9)}) == num_loaders
+    for loaders in num_loaders:
+        num_read = 0
+        for loader in range(max(loaders, 1)):
+            kept = collections.OrderedDict()
+            for row in np.concatenate(steps[loader :: max(loaders, 1)]):
+                num_read += owner[row] not in kept
+                kept[owner[row]] = None
+                kept.move_to_end(owner[row])
+                if len(kept) > buffer // max(loaders, 1) // mebibytes:
+                    kept.popitem(last=False)
+        assert num_read <= 1.15 * epochs * num_blocks  # some are at the border of two lanes, or used once more later
 
 
 def test_the_rows_of_a_lane_come_from_one_window_after_the_other():

@@ -169,14 +169,24 @@ def test_images_held_out_are_not_in_the_stream(parquet):
         stream.hold_out(52)
 
 
-def test_each_block_is_read_once_in_an_epoch(parquet):
-    stream = in_another_process(stream_pictures(str(parquet)))
-    shards, read = stream._entries.shards, []
-    shards._read = lambda block: (read.append(block), type(shards)._read(shards, block))
-    order = stream.order(_Philox(0, b"order"), 0, 4)
-    for place in range(len(stream)):
-        stream.__getitems__([order[place]])
-    assert sorted(read) == list(range(len(shards.sizes)))
+@pytest.mark.parametrize("num_loaders", [0, 1, 2, 4])
+def test_each_block_is_read_once_in_an_epoch(tmp_path, monkeypatch, num_loaders):
+    """There are 60 blocks, of which 16 fit into memory: there are four lanes, of which two belong to each step."""
+    whole, loaders = stream_pictures(str(write_parquet(tmp_path, (72, 48), group=2))), max(num_loaders, 1)
+    largest = int(whole._entries.shards.num_bytes.max())
+    monkeypatch.setattr(stream_module, "BUFFER", 16 * largest)
+    monkeypatch.setattr(shards_module, "BUFFER", 16 * largest // loaders)  # the share of a loader process
+    sampler, read = GlobalBatchSampler(120, 2, 0, order=whole.order), []
+    assert sampler.of_epoch(0).num_loaders(num_loaders) == min(num_loaders, 2)
+    steps = [batch for batch, _ in zip(iter(sampler), range(60), strict=False)]
+    for loader in range(loaders):
+        shards = in_another_process(whole)._entries.shards
+        shards._read = lambda block, shards=shards: (read.append(block), type(shards)._read(shards, block))
+        for batch in steps[loader::loaders]:
+            for row in batch:
+                assert not isinstance(shards[row], Exception)
+    assert set(read) == set(range(60))
+    assert len(read) <= 66 if num_loaders <= 2 else len(read) > 100  # one at the border of two lanes belongs to both
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 4])

@@ -94,6 +94,25 @@ def test_a_shard_that_cannot_be_read_ends_the_run_with_its_state_or_is_left_out(
     assert_same_state(repaired, whole)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_no_more_processes_load_images_than_can_share_the_blocks(shards, tmp_path, parts, monkeypatch):
+    settings = {"max_train_steps": 1, "batch_size": 6, "gradient_accumulation_steps": parts}
+    stream = stream_pictures(str(shards))
+    here = make_trainer(stream, tmp_path / "here", **settings).batches
+    here.open(3)
+    expected = [here.of_step(step) for step in (3, 4, 5)]
+    batches = make_trainer(stream, tmp_path / "run", num_workers=4, **settings).batches
+    with pytest.warns(UserWarning, match="num_workers: 4 processes would read each block of .*; the number .* is 1"):
+        batches.open(3)
+    assert batches._loaded._num_workers == 1
+    for step, each in zip((3, 4, 5), expected, strict=True):
+        for (part, rng), (its, its_rng) in zip(batches.of_step(step), each, strict=True):
+            assert len(part["images"]) == len(part["captions"]) == len(rng) == 6 // parts
+            assert torch.equal(part["images"], its["images"]) and part["captions"] == its["captions"]
+            assert torch.equal(rng.positions, its_rng.positions)
+    batches.close()
+
+
 class Unreachable(PictureDataset):
     """Images from a server that cannot be reached after the first step."""
 

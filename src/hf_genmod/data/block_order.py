@@ -4,6 +4,19 @@ import math
 
 import numpy as np
 
+_MOST_LANES = 64
+
+
+def lanes_and_window(sizes: np.ndarray, num_bytes: np.ndarray, buffer: int) -> tuple[int, int]:
+    """The number of lanes, a power of two, and of rows in a window, of an order of blocks of so many rows and bytes. The
+    windows of all lanes, with two more blocks for each, fit into `buffer` bytes, so that a process, or `num_loaders`
+    processes with their share of these bytes, reads each block once. Blocks that fit as a whole are one window."""
+    largest, total = int(num_bytes.max()), int(num_bytes.sum())
+    most = 1 if total <= buffer else min(_MOST_LANES, buffer // (4 * largest), len(sizes) // 8)
+    num_lanes = 2 ** max(0, most.bit_length() - 1)
+    of_lane = buffer if total <= buffer else max(buffer // num_lanes - 2 * largest, largest)  # bytes
+    return num_lanes, max(1, of_lane * int(sizes.sum()) // total)
+
 
 class BlockOrder:
     """
@@ -12,7 +25,8 @@ class BlockOrder:
 
     The blocks are in a random order and their rows behind each other, in as many intervals as there are lanes. Place
     g = step · batch_size + position of the endless sequence takes the next row of the lane (step mod S, position mod
-    P), so that each of up to P processes, and of up to S loader processes, reads other blocks. A lane takes its rows
+    P), so that each of up to P processes, and of up to S loader processes that take steps in turn, reads other blocks,
+    if these numbers are powers of two. A lane takes its rows
     from windows of consecutive rows, those of a window in a random order. Every row occurs once in an epoch.
 
     Args:
@@ -56,6 +70,10 @@ class BlockOrder:
         row = offset + low + int(self._windows[lane][1][index - low])  # of the blocks behind each other
         block = int(self.ends.searchsorted(row, side="right"))
         return int(self.first_rows[block]) + row - int(self.ends[block - 1] if block else 0)
+
+    def num_loaders(self, most: int) -> int:
+        """How many of up to `most` loader processes can share the blocks, so that each reads other ones."""
+        return 2 ** (min(most, self.num_steps).bit_length() - 1) if most else 0
 
     def _count(self, places: int, step: int, position: int) -> int:
         """How many of the first places of the endless sequence belong to a lane."""

@@ -89,11 +89,12 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
         self.parts = [positions.numpy() for positions in parts or [batch_positions(batch_size)]]
         self.order = order or (lambda philox, epoch, _: philox.at(0, 0, epoch).permutation(num_pictures))
 
-    def __iter__(self) -> Iterator[list[int]]:
-        @functools.lru_cache(2)
-        def order(epoch):
-            return self.order(_Philox(self.seed, b"order"), epoch, self.batch_size)
+    def of_epoch(self, epoch: int) -> Sequence[int]:
+        """π_e."""
+        return self.order(_Philox(self.seed, b"order"), epoch, self.batch_size)
 
+    def __iter__(self) -> Iterator[list[int]]:
+        order = functools.lru_cache(2)(self.of_epoch)
         for step in itertools.count(self.start_step):
             for positions in self.parts:
                 epochs, places = np.divmod(step * self.batch_size + positions, self.num_pictures)

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import torch
 
-from hf_genmod.data.block_order import BlockOrder
+from hf_genmod.data.block_order import BlockOrder, lanes_and_window
 from hf_genmod.data.decoding import inspect, open_image
 from hf_genmod.data.entries import Entries
 from hf_genmod.data.loading import (
@@ -30,7 +30,6 @@ from hf_genmod.errors import counted
 from hf_genmod.processes import processes
 
 NUM_SAMPLE_IMAGES, NUM_SAMPLE_CAPTIONS = 1024, 8192
-_MOST_LANES = 64
 
 
 def stream_pictures(
@@ -251,15 +250,10 @@ class StreamedPictures(PictureDataset):
         return batch
 
     def order(self, philox, epoch: int, batch_size: int) -> BlockOrder:
-        """The order of an epoch, for [`GlobalBatchSampler`]. The windows of all lanes, with two more blocks for each,
-        fit into the memory for blocks; a data set that fits as a whole is one window."""
+        """The order of an epoch, for [`GlobalBatchSampler`]."""
         shards = self._entries.shards
-        largest, total = int(shards.num_bytes.max()), int(shards.num_bytes.sum())
-        most = 1 if total <= BUFFER else min(_MOST_LANES, BUFFER // (4 * largest), len(shards.sizes) // 8)
-        num_lanes = 2 ** max(0, most.bit_length() - 1)
-        of_lane = BUFFER if total <= BUFFER else max(BUFFER // num_lanes - 2 * largest, largest)  # bytes
-        window = max(1, of_lane * len(self) // total)
-        return BlockOrder(shards.sizes, batch_size, num_lanes, window, philox, epoch)
+        lanes = lanes_and_window(shards.sizes, shards.num_bytes, BUFFER)
+        return BlockOrder(shards.sizes, batch_size, *lanes, philox, epoch)
 
     def _decode_row(self, index: int, entry) -> np.ndarray:
         pixels = self._decode(entry)

@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import warnings
 
 import torch
 from accelerate import Accelerator
@@ -37,8 +38,14 @@ class Batches:
         """Starts to load, from the batch of this step on."""
         config = self.config
         order = getattr(self.dataset, "order", None)  # of a stream
-        sampler = GlobalBatchSampler(len(self.dataset), config.batch_size, config.seed, step, self.positions, order)
+        # A step is loaded as a whole, as loader processes take batches in turn, and the blocks of a stream by steps.
+        parts = [torch.cat(self.positions)]
+        sampler = GlobalBatchSampler(len(self.dataset), config.batch_size, config.seed, step, parts, order)
         pin_memory, num_workers = self.device.type == "cuda", config.num_workers
+        if order is not None and (most := sampler.of_epoch(0).num_loaders(num_workers)) < num_workers:
+            what = f"num_workers: {num_workers} processes would read each block of {self.dataset.name} several times"
+            warnings.warn(f"{what}; the number of those that load images is {most}", stacklevel=2)
+            num_workers = most
         # `dict` changes nothing: a data set returns a batch, not its images one by one.
         loader = DataLoader(
             self.dataset, batch_sampler=sampler, collate_fn=dict, num_workers=num_workers, pin_memory=pin_memory,
@@ -58,7 +65,7 @@ class Batches:
     def of_step(self, step: int) -> list[tuple[dict, BatchRandom]]:
         """The parts of the step's batch, as the data set gives them, and the random numbers of their images."""
         try:
-            parts = [next(self._loaded) for _ in self.positions]
+            whole = next(self._loaded)
         except (RuntimeError, EOFError, ConnectionError) as error:  # the last two from one still dying
             # Torch writes "Caught" before an error of the data set in another process.
             of_dataset = not self.config.num_workers or str(error).startswith("Caught ")
@@ -66,16 +73,19 @@ class Batches:
                 raise
             print(f"a process that loads images has died ({error}); starting others", file=sys.stderr)
             self.open(step)
-            parts = [next(self._loaded) for _ in self.positions]
-        for part in parts:  # of a stream
-            self.failure = part.pop("failure", None) or self.failure
-            for reason in dict.fromkeys(part.pop("unusable", ())) if self.failure is None else ():
-                if reason not in self._reported:
-                    self._reported.add(reason)
-                    tqdm.write(f"{reason}; another image takes its place", file=sys.stderr)
-        seed, size = self.config.seed, self.config.batch_size
-        rngs = [batch_random(seed, step, positions, size, self.device) for positions in self.positions]
-        return list(zip(parts, rngs, strict=True))
+            whole = next(self._loaded)
+        self.failure = whole.pop("failure", None) or self.failure  # of a stream, as is "unusable"
+        for reason in dict.fromkeys(whole.pop("unusable", ())) if self.failure is None else ():
+            if reason not in self._reported:
+                self._reported.add(reason)
+                tqdm.write(f"{reason}; another image takes its place", file=sys.stderr)
+        batches, start = [], 0
+        for positions in self.positions:
+            part = {name: values[start : start + len(positions)] for name, values in whole.items()}
+            rng = batch_random(self.config.seed, step, positions, self.config.batch_size, self.device)
+            batches.append((part, rng))
+            start += len(positions)
+        return batches
 
 
 def _ignore_interrupts(worker: int):
