@@ -1,10 +1,12 @@
 import collections
 import functools
 import http.server
+import io
 import os
 import pickle
 import re
 import shutil
+import tarfile
 import threading
 
 import datasets
@@ -14,6 +16,7 @@ from small_shards import FEATURES, NAMES, write_parquet, write_tar
 
 from hf_genmod.data import shards as shards_module
 from hf_genmod.data import stream as stream_module
+from hf_genmod.data import web_dataset
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.randomness import GlobalBatchSampler, _Philox, batch_positions
 from hf_genmod.data.stream import stream_pictures
@@ -34,7 +37,7 @@ def tars(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("hf_genmod.data.web_dataset._BLOCK", 25)
+    monkeypatch.setattr("hf_genmod.data.web_dataset.BLOCK", 25)
 
 
 @pytest.fixture
@@ -207,6 +210,93 @@ def test_any_number_of_processes_sees_every_image_once_in_an_epoch(tmp_path, mon
     assert epochs == [every, every]
 
 
+def test_a_file_that_was_written_again_is_read_anew(tmp_path):
+    stream_pictures(str(write_parquet(tmp_path, (40,)))).x_0(range(40))
+    write_parquet(tmp_path, (40,), group=7, features={"image": datasets.Image()})
+    stream = stream_pictures(str(tmp_path))
+    assert torch.equal(stream.x_0(range(40)), load_pictures(tmp_path).x_0(range(40)))
+
+
+def test_blocks_of_a_web_dataset_have_few_bytes(tmp_path, monkeypatch):
+    """The samples have 1,536 + 512 k bytes."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for k in range(13):
+            info = tarfile.TarInfo(f"{k}.png")
+            info.size = 1024 + 512 * k
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+    monkeypatch.setattr(web_dataset, "BLOCK_BYTES", 8000)
+    blocks = web_dataset.index_of_samples(str(tmp_path / "a.tar"), {"cls"})["blocks"]
+    assert [size for *_, size in blocks] == [3, 2, *[1] * 8]
+    assert all(num_bytes <= 8000 or size == 1 for _, num_bytes, size in blocks)
+    ends = [first + num_bytes for first, num_bytes, _ in blocks]
+    assert [first for first, *_ in blocks] == [0, *ends[:-1]]
+    read = [web_dataset.read_samples(str(tmp_path / "a.tar"), *block[:2]) for block in blocks]
+    assert [[len(row["png"]["bytes"]) for row in rows] for rows in read[:2]] == [[1024, 1536, 2048], [2560, 3072]]
+    monkeypatch.setattr(shards_module, "BUFFER", 2000)
+    with pytest.raises(ValueError, match="a.tar: it has a sample of .* can be kept; store smaller images"):
+        stream_pictures(str(tmp_path))
+
+
+@pytest.mark.parametrize(("ending", "content"), [("txt", b"\xff"), ("cls", b"bee"), ("json", b"{")])
+def test_a_small_file_that_cannot_be_read_costs_its_sample(tmp_path, ending, content):
+    file = write_tar(tmp_path / "train.tar", 40, json_fields=ending == "json")
+    whole = stream_pictures(str(tmp_path))
+    rewritten = tmp_path / "train.part"
+    with tarfile.open(file) as before, tarfile.open(rewritten, "w") as after:
+        for info in before:
+            written = content if info.name == f"000027.{ending}" else before.extractfile(info).read()
+            info.size = len(written)
+            after.addfile(info, io.BytesIO(written))
+    rewritten.replace(file)
+    stream = stream_pictures(str(tmp_path), on_bad_image="skip")
+    batch = stream.__getitems__(range(40))
+    (reason,) = batch["unusable"]
+    assert reason == f"{file}: 000027.{ending} holds {content!r}; write it again"
+    others = [*range(27), 28, *range(28, 40)]
+    assert torch.equal(batch["images"], whole.__getitems__(others)["images"])
+    assert batch["captions"] == whole.__getitems__(others)["captions"]
+    if ending == "txt":
+        assert torch.equal(batch["class_labels"], whole.__getitems__(others)["class_labels"])
+    else:
+        with pytest.raises(ValueError, match="images without a label .* 1 of 40 images, such as row 27 of"):
+            stream_pictures(str(tmp_path), on_bad_image="skip", require_labels=True)
+
+
+def test_captions_at_the_start_are_read_without_the_images(parquet, tars, monkeypatch):
+    read, its_read = [], shards_module.Shards._read
+    monkeypatch.setattr(
+        shards_module.Shards, "_read", lambda self, block: (read.append((block, *self.columns)), its_read(self, block))
+    )
+    monkeypatch.setattr("hf_genmod.data.stream.NUM_SAMPLE_IMAGES", 2)
+    stream = stream_pictures(str(parquet))
+    assert len(stream.captions) == 72 and len({block for block, *columns in read if "image" in columns}) == 2
+    assert not stream._entries.shards._kept  # nor are the blocks of the sample kept
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer):
+            counts.append(super().readinto(buffer))
+            return counts[-1]
+
+    counts, path = [], str(tars / "train-000.tar")
+    monkeypatch.setattr(web_dataset, "opened", lambda path: io.BufferedReader(Counted(path), 512))
+    (place, num_bytes, size), *_ = web_dataset.index_of_samples(path, set())["blocks"][1:]
+    whole = web_dataset.read_samples(path, place, num_bytes)
+    assert sum(counts) >= num_bytes
+    counts.clear()
+    alone = web_dataset.read_samples(path, place, num_bytes, ["txt"])
+    assert alone == [{"txt": row["txt"]} for row in whole] and len(alone) == size
+    assert sum(counts) < num_bytes
+
+
+def test_what_is_in_a_web_dataset_is_noted_for_all_who_share_the_cache(tars, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    stream_pictures(str(tars))
+    files = [file for file in tmp_path.glob("hf_genmod/shards/*")]
+    (tmp_path / "other").touch()
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "other").stat().st_mode}
+    assert [file.suffix for file in files] == [".json"] * 2
+
+
 def test_few_blocks_are_kept(parquet, monkeypatch):
     stream = in_another_process(stream_pictures(str(parquet)))
     shards = stream._entries.shards
@@ -273,6 +363,22 @@ def test_in_place_of_a_block_that_cannot_be_read_others_are_taken(kind, tmp_path
     batch = stream.__getitems__([0, 1, size, size + 1])
     assert batch["failure"] == batch["unusable"][0]
     assert torch.equal(batch["images"], expected["images"] * torch.tensor([0, 0, 1, 1])[:, None, None, None])
+
+
+def test_the_reason_of_a_failure_is_that_of_its_image(tmp_path):
+    """Of twelve blocks of one image, the second is damaged and replaced, and in place of the sixth the next four are
+    tried."""
+    whole = stream_pictures(str(write_parquet(tmp_path, [1] * 12)))
+    files = sorted(tmp_path.iterdir())
+    for i in (1, *range(5, 11)):
+        damage(files[i], 4, 300)
+    stream, skipping = in_another_process(whole), in_another_process(whole)
+    skipping.on_bad_image = "skip"
+    batch = skipping.__getitems__([0, 1, 2, 5])
+    assert batch["failure"].startswith(f"{files[9]}: the shard cannot be read")
+    assert batch["unusable"][0].startswith(str(files[1]))
+    assert torch.equal(batch["images"][:3], whole.__getitems__([0, 2, 2])["images"]) and not batch["images"][3].any()
+    assert stream.__getitems__([0, 1, 2, 5])["failure"].startswith(str(files[1]))
 
 
 def test_images_of_another_kind_than_the_sample_are_named(tmp_path):

@@ -94,6 +94,16 @@ def test_a_shard_that_cannot_be_read_ends_the_run_with_its_state_or_is_left_out(
     assert_same_state(repaired, whole)
 
 
+def test_a_run_that_skips_already_is_not_told_to_skip(shards, tmp_path):
+    stream = pickle.loads(pickle.dumps(stream_pictures(str(shards), on_bad_image="skip")))
+    for file in shards.iterdir():
+        file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(TrainingError) as error:
+        make_trainer(stream, tmp_path / "run", max_train_steps=2).train()
+    assert "the shard cannot be read" in str(error.value)
+    assert str(error.value).endswith("; repair it, and the same command continues the run")
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_no_more_processes_load_images_than_can_share_the_blocks(shards, tmp_path, parts, monkeypatch):
     settings = {"max_train_steps": 1, "batch_size": 6, "gradient_accumulation_steps": parts}

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import os
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import torch
 from hf_genmod.data.files import image_endings
 from hf_genmod.data.metadata import LABEL_COLUMNS
 from hf_genmod.data.remote import ending_of, opened, version
-from hf_genmod.data.web_dataset import index_of_samples, read_samples
+from hf_genmod.data.web_dataset import BLOCK, BLOCK_BYTES, index_of_samples, read_samples
 from hf_genmod.errors import counted, first_line, shortened
 
 BUFFER = 2**29  # bytes of the blocks that a process keeps
@@ -35,7 +34,7 @@ _LOCK = threading.Lock()
 class Shards:
     """
     The rows of shards, without those of shards that cannot be read. Blocks of rows, the row groups of parquet files or
-    256 samples of a WebDataset, are read as a whole; up to 512 MiB of blocks are kept.
+    up to 256 samples and 4 MiB of a WebDataset, are read as a whole; up to 512 MiB of blocks are kept.
 
     Args:
         paths (`list[str]`): The shards.
@@ -55,6 +54,7 @@ class Shards:
     """
 
     def __init__(self, paths: list[str], on_bad_image: str = "error", label_column: str | None = None):
+        _footer.cache_clear()  # of files that have been written again
         index = functools.partial(_tried, functools.partial(_index, label_column=label_column))
         with ThreadPoolExecutor(8) as threads:
             found = dict(zip(paths, threads.map(index, paths), strict=True))
@@ -74,9 +74,13 @@ class Shards:
         self._first = np.zeros_like(self.sizes)  # the first row of each block that counts
         self._ends = self.sizes.cumsum()
         if (most := self.num_bytes.max()) > BUFFER:
-            large = f"it has a row group of {most / 2**20:,.0f} MiB, and at most {BUFFER // 2**20} can be kept"
-            path = self._paths[self._shard[self.num_bytes.argmax()]]
-            raise ValueError(f"{path}: {large}; write it again with smaller ones (row_group_size=1000 of pyarrow)")
+            path = self._paths[self._shard[block := self.num_bytes.argmax()]]
+            what, remedy = "sample", "store smaller images"
+            if ending_of(path) == ".parquet":
+                size = max(1, int(self.sizes[block]) * BUFFER // (256 * int(most)))
+                what, remedy = "row group", f"write it again with smaller ones (row_group_size={size} of pyarrow)"
+            large = f"it has a {what} of {most / 2**20:,.0f} MiB, and at most {BUFFER // 2**20} can be kept"
+            raise ValueError(f"{path}: {large}; {remedy}")
         names = repr([os.path.basename(path) for path in self._paths]).encode()
         self.fingerprint = hashlib.blake2b(names + blocks.tobytes(), digest_size=8).hexdigest()
         self._kept, self._num_kept_bytes, self._lost, self.columns = collections.OrderedDict(), 0, {}, None
@@ -98,7 +102,7 @@ class Shards:
         return {**vars(self), "_kept": collections.OrderedDict(), "_num_kept_bytes": 0}
 
     def __getitem__(self, number: int) -> dict | ValueError:
-        """The `columns` of a row; if its block cannot be read, the reason."""
+        """The `columns` of a row; if it or its block cannot be read, the reason."""
         block, row = self._locate(number)
         with _LOCK:
             if block not in self._kept and block not in self._lost:
@@ -132,7 +136,10 @@ class Shards:
             with opened(path) as file:
                 batches = pq.ParquetFile(file).iter_batches(100)
                 return datasets.Dataset(pa.Table.from_batches([next(batches)]))
-        rows = read_samples(path, int(self._place[block]), int(self.num_bytes[block]))
+        samples = read_samples(path, int(self._place[block]), int(self.num_bytes[block]))
+        rows = [sample for sample in samples if isinstance(sample, dict)]
+        if not rows:
+            raise samples[0]
         names = dict.fromkeys(name for row in rows for name in row)
         head = datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
         for name in names:
@@ -141,7 +148,7 @@ class Shards:
         return head
 
     def labels(self, column: str) -> datasets.Dataset:
-        """A column of labels, of all rows; of the first ones if it can hold none."""
+        """The column of labels of all rows, or of the first rows if its type cannot hold labels."""
         if column not in self._indices[0].labels.column_names:
             return self.head.select_columns(column)
         try:
@@ -188,10 +195,19 @@ class Shards:
         starts = self._ends - self.sizes
         return np.concatenate([np.arange(start, start + n) for start, n in zip(starts, taken, strict=True) if n])
 
+    def of_columns(self, columns: list[str]) -> "Shards":
+        """The shards with other columns."""
+        part = copy.copy(self)  # which has read nothing
+        part.columns = columns
+        return part
+
+    def forget(self) -> None:
+        """Drops the blocks that are kept."""
+        self._kept, self._num_kept_bytes = collections.OrderedDict(), 0
+
     def without(self, taken: np.ndarray) -> "Shards":
         """The shards without the rows that `spread` took."""
-        rest = copy.copy(self)
-        vars(rest).update(self.__getstate__())
+        rest = copy.copy(self)  # which has read nothing
         rest._first, rest.sizes = self._first + taken, self.sizes - taken
         rest._ends = rest.sizes.cumsum()
         return rest
@@ -239,14 +255,14 @@ def _index(path: str, label_column: str | None) -> _Index:
             names = [n for n in names if not pa.types.is_nested(schema.field(n).type)]
             return _Index(blocks, pq.ParquetFile(file, metadata=footer).read(names), schema.names)
     cache = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", "shards")
-    key = f"{path} {version(path)} {sorted(names)}"
+    key = f"{path} {version(path)} {sorted(names)} {BLOCK} {BLOCK_BYTES}"
     file = cache / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
     if file.is_file():
         known = json.loads(file.read_text(encoding="utf-8"))
     else:
         known = index_of_samples(path, names)
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache, delete=False, encoding="utf-8") as written:
-            json.dump(known, written)
-        os.replace(written.name, file)
+        written = file.with_suffix(f".{os.getpid()}")
+        written.write_text(json.dumps(known), encoding="utf-8")
+        written.replace(file)
     return _Index([*map(tuple, known["blocks"])], pa.table(known["labels"]), [])

@@ -1,5 +1,6 @@
 """`stream_pictures("user/name", resolution=64)`: images that are read from shards while a model trains on them."""
 
+import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -78,7 +79,7 @@ def stream_pictures(
         # The classes are those of all splits, so that a label means the same in each of them.
         columns = {split: shards.labels(label_column)}
         if not isinstance(shards.head.features[label_column], datasets.ClassLabel):
-            columns |= {other: read(splits[other]).labels(label_column) for other in splits.keys() - {split}}
+            columns |= {other: read(splits[other]).labels(label_column) for other in splits if other != split}
         labels, label_names = labels_of(columns, columns[split], name, label_column, require_labels, shards.where)
     warn_of_names(label_names or [], source)
     if captions_of(shards.head, name, caption_column, require_captions, shards.where) is None:
@@ -120,6 +121,12 @@ class ShardEntries(Entries):
         rows = [self._source[self._rows[i]] for i in indices]
         captions = ["" if isinstance(row, Exception) else row[self._caption] for row in rows]
         return [None if caption == [] else caption for caption in captions]
+
+    def captions_alone(self, indices: Sequence[int]) -> list:
+        """As `captions`, without reading the images."""
+        others = copy.copy(self)
+        others._source = self._source.of_columns([self._caption])
+        return others.captions(indices)
 
     def where(self, index: int, entry=None) -> str:
         row = self._rows[index]
@@ -173,7 +180,7 @@ class StreamedPictures(PictureDataset):
         self.properties, self.captions = sample.properties, None
         if entries.has_captions:
             rows = entries.shards.rows_of(entries.shards.spread(NUM_SAMPLE_CAPTIONS))
-            self.captions = [caption for caption in entries.captions(rows) if caption]
+            self.captions = [caption for caption in entries.captions_alone(rows) if caption]
         kind = self.channels, self.resolution, self.value_range, label_names, entries.has_captions
         content = [entries.shards.fingerprint.encode(), repr(kind).encode()]
         content += [] if labels is None else [labels.numpy().tobytes()]
@@ -186,7 +193,7 @@ class StreamedPictures(PictureDataset):
     def _in_memory(self, taken: np.ndarray) -> PictureDataset:
         rows, captions = self._entries.shards.rows_of(taken), None
         if self._entries.has_captions:
-            captions = self._entries.captions(rows)
+            captions = self._entries.captions_alone(rows)
             missing = [row for row, caption in zip(rows, captions, strict=True) if caption is None]
             if missing and self.on_bad_image != "skip":
                 remedy = "caption it, or leave such out with --on_bad_image skip"
@@ -195,7 +202,9 @@ class StreamedPictures(PictureDataset):
         labels = None if self.labels is None else self.labels[rows]
         kind = self.resolution if self._scale else None, self.channels, labels, self.label_names, captions
         entries = self._entries.select(rows.tolist())
-        return PictureDataset(entries, self.name, *kind, on_bad_image=self.on_bad_image)
+        pictures = PictureDataset(entries, self.name, *kind, on_bad_image=self.on_bad_image)
+        self._entries.shards.forget()
+        return pictures
 
     @property
     def sample(self) -> PictureDataset:
@@ -207,7 +216,8 @@ class StreamedPictures(PictureDataset):
         return other
 
     def hold_out(self, count: int, seed: int = 0) -> PictureDataset:
-        """Takes the images of `in_memory(count)` out of this data set, whatever the seed."""
+        """Takes the images of `in_memory(count)` out of this data set, whatever the seed, but neither out of `sample`
+        nor their captions out of `captions`."""
         if not 0 < count < len(self):
             what = f"to hold out {counted(count, 'image')} of its {len(self)} would leave none"
             raise ValueError(f"{self.name}: {what}; collect more")
@@ -226,16 +236,17 @@ class StreamedPictures(PictureDataset):
         """A batch, see [`PictureDataset`], with "failure" or "unusable" if there is an unusable image."""
         indices, batch = torch.as_tensor(indices).tolist(), {}
         pixels, unusable = self._entries.apply(self._decode_row, indices)
-        for i, decoded in enumerate(pixels):
-            others = self._entries.shards.after(indices[i]) if self.on_bad_image == "skip" and decoded is None else ()
-            for other in others:
+        bad = [i for i, decoded in enumerate(pixels) if decoded is None]
+        for i, reason in zip(bad, tuple(unusable), strict=True):
+            for other in self._entries.shards.after(indices[i]) if self.on_bad_image == "skip" else ():
                 (pixels[i],), reasons = self._entries.apply(self._decode_row, [other])
-                unusable += reasons
                 if not reasons:
                     indices[i] = other
                     break
+                unusable += reasons
+                (reason,) = reasons
             if pixels[i] is None:
-                batch["failure"] = unusable[0]
+                batch.setdefault("failure", reason)
                 pixels[i] = np.zeros(
                     (self.channels, *self.resolution), "uint8" if self.value_range is None else "float32"
                 )

@@ -62,6 +62,12 @@ class Batches:
         """Ends the loader processes."""
         self._loaded = None
 
+    def remedy(self) -> str:
+        """What to do about a `failure`."""
+        is_skipping = self.dataset.pictures.on_bad_image == "skip"
+        other = "" if is_skipping else ", or continue with --on_bad_image skip"
+        return f"repair it, and the same command continues the run{other}"
+
     def of_step(self, step: int) -> list[tuple[dict, BatchRandom]]:
         """The parts of the step's batch, as the data set gives them, and the random numbers of their images."""
         try:

@@ -341,8 +341,7 @@ class Trainer:
         self.monitor.end_tracker()
         processes().destroy_process_group()
         if failure := self.batches.failure:
-            remedy = "repair it, and the same command continues the run, or continue with --on_bad_image skip"
-            raise TrainingError(f"{failure}; stopped at step {step} with {saved}; {remedy}")
+            raise TrainingError(f"{failure}; stopped at step {step} with {saved}; {self.batches.remedy()}")
         self.monitor.say(f"\nstopped at step {step} with {saved}; the same command continues the run")
         sys.exit(128 + (stopped_by[0] if stopped_by else signal.SIGTERM))
 
