@@ -68,12 +68,12 @@ def test_processes_and_their_loaders_read_other_blocks(num_processes, num_worker
 @pytest.mark.parametrize(
     ("num_blocks", "mebibytes", "num_lanes", "num_loaders"),
     [(3000, 2, 64, [0, 1, 2, 4, 8]), (1000, 5, 16, [0, 1, 2])]
-    + [(600, 11, 8, [0, 1]), (90, 8, 8, [0, 1]), (400, 1, 1, [0, 1])],
+    + [(600, 11, 8, [0, 1]), (90, 8, 8, [0, 1]), (400, 1, 1, [0, 1]), (6, 200, 1, [0, 1]), (30, 500, 1, [0, 1])],
 )
 def test_each_block_is_read_once_in_an_epoch_into_the_memory_for_blocks(num_blocks, mebibytes, num_lanes, num_loaders):
     """Of 512 MiB, of which each loader process has its share and keeps the blocks that it used last."""
     buffer, epochs, batch_size = 512, 2, 64
-    sizes = np.random.default_rng(0).integers(9, 12, num_blocks)
+    sizes = np.random.default_rng(0).integers(5, 16, num_blocks)
     lanes, window = lanes_and_window(sizes, np.full(num_blocks, mebibytes), buffer)
     assert lanes == num_lanes
     settings = batch_size, epochs * sizes.sum() // batch_size, lanes, window
@@ -88,7 +88,7 @@ def test_each_block_is_read_once_in_an_epoch_into_the_memory_for_blocks(num_bloc
                 num_read += owner[row] not in kept
                 kept[owner[row]] = None
                 kept.move_to_end(owner[row])
-                if len(kept) > buffer // max(loaders, 1) // mebibytes:
+                if len(kept) * mebibytes > max(buffer // max(loaders, 1), 2.5 * mebibytes):
                     kept.popitem(last=False)
         assert num_read <= 1.15 * epochs * num_blocks  # some are at the border of two lanes, or used once more later
 

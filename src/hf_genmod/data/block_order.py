@@ -9,12 +9,13 @@ _MOST_LANES = 64
 
 def lanes_and_window(sizes: np.ndarray, num_bytes: np.ndarray, buffer: int) -> tuple[int, int]:
     """The number of lanes, a power of two, and of rows in a window, for blocks of so many rows and bytes. The windows
-    of all lanes, with two more blocks for each, fit into `buffer` bytes, so that a process, or `num_loaders` of them
-    with their share of these bytes, reads each block about once. Blocks that fit as a whole are one window."""
+    of all lanes, with two more blocks for each, fit into `buffer` bytes, or two and a half blocks if that is more, so
+    that a process, or `num_loaders` of them with their share of these bytes, reads each block about once. Blocks that
+    fit as a whole are one window."""
     largest, total = int(num_bytes.max()), int(num_bytes.sum())
     most = 1 if total <= buffer else min(_MOST_LANES, buffer // (4 * largest), len(sizes) // 8)
     num_lanes = 2 ** max(0, most.bit_length() - 1)
-    of_lane = buffer if total <= buffer else max(buffer // num_lanes - 2 * largest, largest)  # bytes
+    of_lane = buffer if total <= buffer else max(buffer // num_lanes - 2 * largest, largest // 2)  # bytes
     return num_lanes, max(1, of_lane * int(sizes.sum()) // total)
 
 

@@ -34,7 +34,8 @@ _LOCK = threading.Lock()
 class Shards:
     """
     The rows of shards, without those of shards that cannot be read. Blocks of rows, the row groups of parquet files or
-    up to 256 samples and 4 MiB of a WebDataset, are read as a whole; up to 512 MiB of blocks are kept.
+    up to 256 samples and 4 MiB of a WebDataset, are read as a whole; up to 512 MiB of blocks, or two and
+    a half blocks if that is more, are kept.
 
     Args:
         paths (`list[str]`): The shards.
@@ -126,8 +127,8 @@ class Shards:
         self._kept[block] = rows
         self._num_kept_bytes += num_bytes
         worker = torch.utils.data.get_worker_info()
-        most = BUFFER // (worker.num_workers if worker else 1)
-        while self._num_kept_bytes > most and len(self._kept) > 2:
+        most = max(BUFFER // (worker.num_workers if worker else 1), 5 * int(self.num_bytes.max()) // 2)
+        while self._num_kept_bytes > most:
             self._num_kept_bytes -= self.num_bytes[self._kept.popitem(last=False)[0]]
 
     def _head(self, shard: int) -> datasets.Dataset:
