@@ -12,6 +12,7 @@ Draws images with a trained model, into one picture or a folder.
 """
 
 import dataclasses
+import math
 import re
 import sys
 from pathlib import Path
@@ -122,7 +123,8 @@ def main(arguments: SampleArguments):
     rows, output = in_rows(images, arguments.num), Path(arguments.output)
     if output.suffix:
         output.parent.mkdir(parents=True, exist_ok=True)
-        columns = [in_rows(row, 16) for row in rows]
+        width = 16 if argument or arguments.num <= 8 else min(16, math.ceil(arguments.num**0.5))
+        columns = [in_rows(row, width) for row in rows]
         texts = [text for name, parts in zip(names, columns, strict=True) for text in [name] + [""] * (len(parts) - 1)]
         grid([part for parts in columns for part in parts], texts).save(output)
     else:

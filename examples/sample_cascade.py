@@ -9,7 +9,7 @@
 Draws images with a cascade: a model draws small images, and one or more upsamplers enlarge them. Or enlarges images of
 your own.
 
-    hf_genmod enlarge --base runs/small --upsamplers runs/upsampler --class_labels cat dog --count 8
+    hf_genmod enlarge --base runs/small --upsamplers runs/upsampler --class_labels cat dog --num 8
     hf_genmod enlarge mine.png --upsamplers runs/upsampler
 """
 
@@ -38,10 +38,10 @@ class CascadeArguments:
     base: str | None = HfArg(default=None, help="The model that draws small images: a folder, or an id on the Hub.")
     images: list[str] = HfArg(default_factory=list, help="Images of your own to enlarge, instead of those of a base.")
     class_labels: list[str] = HfArg(
-        default_factory=list, help="Names or numbers of classes, --count images each. Default: all."
+        default_factory=list, help="Names or numbers of classes, --num images each. Default: all."
     )
-    prompts: list[str] = HfArg(default_factory=list, help="Prompts, --count images each.")
-    count: int = HfArg(default=8, help="Images of each class or prompt, or in all.")
+    prompts: list[str] = HfArg(default_factory=list, help="Prompts, --num images each.")
+    num: int = HfArg(default=8, help="Images of each class or prompt, or in all.")
     seed: int = HfArg(default=0, help="Seed of the first image; the next has seed + 1.")
     noise_level: int = HfArg(
         default=0, help="Noise added to the small images, in timesteps, so that upsamplers correct them."
@@ -55,8 +55,8 @@ class CascadeArguments:
     def __post_init__(self):
         if (self.base is None) == (not self.images):
             raise ValueError("base: give either a model that draws, or --images to enlarge")
-        if self.count < 1:
-            raise ValueError(f"count: {self.count} is not positive")
+        if self.num < 1:
+            raise ValueError(f"num: {self.num} is not positive")
 
 
 def opened(file: str) -> Image.Image:
@@ -82,10 +82,10 @@ def requests(arguments: CascadeArguments, first) -> list[tuple[list[str], dict]]
         return [([name], {"image": [opened(file)]}) for name, file in zip(names, arguments.images, strict=True)]
     argument, names, values = conditions(first, arguments.class_labels, arguments.prompts)
     if argument is None:
-        return [([str(i) for i in range(arguments.count)], {})]
+        return [([str(i) for i in range(arguments.num)], {})]
     names = range(len(values)) if argument == "prompt" else names
-    names = [f"{name}-{copy}".replace("/", "_") for name in names for copy in range(arguments.count)]
-    return [(names, {argument: [value for value in values for _ in range(arguments.count)]})]
+    names = [f"{name}-{copy}".replace("/", "_") for name in names for copy in range(arguments.num)]
+    return [(names, {argument: [value for value in values for _ in range(arguments.num)]})]
 
 
 def main(arguments: CascadeArguments):
@@ -94,10 +94,13 @@ def main(arguments: CascadeArguments):
         if "image" not in stage.example_request():
             kind = a_or_an(type(stage).__name__)
             raise ValueError(f"{path}: {kind} does not enlarge; give what `train upsampler` made")
-    for stage in stages:
-        stage.set_progress_bar_config(desc="enlarging" if "image" in stage.example_request() else "drawing")
     seed, out = arguments.seed, Path(arguments.output_dir)
-    for names, request in requests(arguments, stages[0]):
+    asked = requests(arguments, stages[0])
+    for number, (names, request) in enumerate(asked, 1):
+        which = f" {names[0]}, {number} of {len(asked)}" if arguments.images else ""
+        for stage in stages:
+            what = "enlarging" if "image" in stage.example_request() else "drawing"
+            stage.set_progress_bar_config(desc=f"{what}{which}")
         drawn = draw_cascade(
             stages,
             range(seed, seed + len(names)),
@@ -113,7 +116,9 @@ def main(arguments: CascadeArguments):
             image.save(file := out / f"{name}-{image.width}x{image.height}.png")
     if arguments.base:
         sizes = [f"{row[0].height}x{row[0].width}" for row in drawn]
-        grid([row[:8] for row in drawn], sizes, [str(name) for name in names[:8]]).save(out / "stages.png")
+        some = range(0, len(names), -(-len(names) // 8))  # of all classes or prompts
+        shown = [[row[i] for i in some] for row in drawn]
+        grid(shown, sizes, [str(names[i]) for i in some]).save(out / "stages.png")
         print(f"{counted(seed - arguments.seed, 'image')} in {out}, and stages.png")
     else:
         print(file if len(arguments.images) == 1 else f"{len(arguments.images)} images in {out}")

@@ -20,6 +20,7 @@ import copy
 import dataclasses
 
 import torch
+from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
 from hf_genmod import load_vae
@@ -38,22 +39,26 @@ class TransferArguments:
     """Features."""
 
     vae: str = HfArg(help="The autoencoder: the folder of its run, or its id on the Hub.")
-    labels_per_class: list[int] = HfArg(default_factory=lambda: [1, 5, 10, 50, 100], help="Labelled images per class.")
+    labels_per_class: list[int] = HfArg(
+        default_factory=list, help="Labelled images per class. Default: those of 1, 5, 10, 50 and 100 that there are."
+    )
     num_seeds: int = HfArg(default=5, help="Choices of labelled images, and of initial weights; two or more.")
     learning_rates: list[float] = HfArg(default_factory=lambda: [3e-4, 1e-3, 3e-3], help="Learning rates of AdamW.")
     max_train_steps: int = HfArg(default=200, help="Training steps.")
     batch_size: int = HfArg(default=16, help="Images per step.")
     max_shift: int = HfArg(default=2, help="Most pixels by which images are shifted at random.")
-    num_validation: int = HfArg(default=500, help="Images on which the learning rate is chosen.")
+    num_validation: int | None = HfArg(
+        default=None, help="Images on which the learning rate is chosen. Default: 500, or a fifth of the images."
+    )
     num_test: int = HfArg(default=2000, help="Images on which the accuracy is measured.")
 
     def __post_init__(self):
         for name in ("num_seeds", "max_shift", "max_train_steps", "batch_size", "num_validation", "num_test"):
             least = {"num_seeds": 2, "max_shift": 0}.get(name, 1)
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
         for name in ("labels_per_class", "learning_rates"):
-            if min(getattr(self, name), default=0) <= 0:
+            if min(getattr(self, name), default=1) <= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} are not all positive")
 
 
@@ -104,13 +109,14 @@ def load_images(data: MeasuredDataArguments, transfer: TransferArguments, vae):
     data.resolution = data.resolution or vae.config.sample_size
     data.channels = data.channels or vae.config.in_channels
     training, test = data.load(num_held_out=transfer.num_test, hold_out=True, require_labels=True)
-    if transfer.num_validation >= len(training):
-        raise ValueError(
-            f"num_validation: {transfer.num_validation} images leave none of {len(training)} to train on; give fewer"
-        )
-    validation = training.hold_out(transfer.num_validation)
+    count = min(500, len(training) // 5) if transfer.num_validation is None else transfer.num_validation
+    if not 0 < count < len(training):
+        remedy = "give fewer by --num_validation" if count else "collect more"
+        raise ValueError(f"num_validation: {count} of {len(training)} images leave too few to train on; {remedy}")
+    validation = training.hold_out(count)
     fewest = torch.bincount(training.labels, minlength=len(training.label_names)).min().item()
-    if max(transfer.labels_per_class) > fewest:
+    transfer.labels_per_class = transfer.labels_per_class or [n for n in (1, 5, 10, 50, 100) if n <= fewest]
+    if max(transfer.labels_per_class, default=1) > fewest:
         raise ValueError(f"labels_per_class: the smallest class has {fewest} images to train on; give no more")
     parts = [(part.x_0(range(len(part))), part.labels) for part in (training, validation, test)]
     return [(images.to(vae.device), labels.to(vae.device)) for images, labels in parts], len(training.label_names)
@@ -127,9 +133,12 @@ def main(data: MeasuredDataArguments, transfer: TransferArguments):
     spread = f"mean ± standard deviation of {transfer.num_seeds} seeds"
     print(f"accuracy on {len(test[1])} images, {spread}, for n labelled images of each class")
     print(f"{'':20}", *(f"{f'n = {n}':>14}" for n in transfer.labels_per_class), flush=True)
+    trainings = len(ARMS) * len(transfer.labels_per_class) * transfer.num_seeds * len(transfer.learning_rates)
+    bar = tqdm(total=trainings, unit="training", leave=False, disable=None)
     for arm in ARMS:
-        print(f"{arm:20}", end="", flush=True)
+        row = f"{arm:20}"
         for n in transfer.labels_per_class:
+            bar.set_description(f"{arm}, n = {n}")
             models = {learning_rate: [] for learning_rate in transfer.learning_rates}
             for seed in range(transfer.num_seeds):
                 rng = torch.Generator().manual_seed(seed)
@@ -139,10 +148,12 @@ def main(data: MeasuredDataArguments, transfer: TransferArguments):
                     torch.manual_seed(seed)
                     trained.append(make_classifier(arm, vae, images[:1], num_classes))
                     train(trained[-1], images[chosen], labels[chosen], learning_rate, transfer, rng.manual_seed(seed))
+                    bar.update()
             best = max(models.values(), key=lambda trained: sum(accuracy(model, *validation) for model in trained))
             std, mean = torch.std_mean(100 * torch.tensor([accuracy(model, *test) for model in best]))
-            print(f" {f'{mean:.1f} ± {std:.1f}%':>14}", end="", flush=True)
-        print()
+            row += f" {f'{mean:.1f} ± {std:.1f}%':>14}"
+        tqdm.write(row)
+    bar.close()
 
 
 if __name__ == "__main__":

@@ -35,5 +35,5 @@ def test_the_curve_of_a_sweep_marks_what_was_chosen(scale, lowest, panel, tmp_pa
     pixels = np.asarray(Image.open(tmp_path / "sweep.png").convert("RGB"), dtype=int)
     is_red = abs(pixels - (214, 39, 40)).sum(axis=-1) < 30
     assert pixels.shape[:2] == (480, 960)
-    rings = [is_red[:, :460].sum(), is_red[:, 460:830].sum()]  # the legend is right of both panels
+    rings = [is_red[:, :440].sum(), is_red[:, 440:764].sum()]  # the legend is right of both panels
     assert rings[panel] > 50 and rings[1 - panel] == 0

@@ -23,7 +23,7 @@ class TestSamplingACascade:
         return folder
 
     def test_draws_small_pictures_and_enlarges_them(self, base, upsampler_run, tmp_path):
-        flags = ["--class_labels", "circle", "1", "--count", "2", "--num_inference_steps", "1", "--noise_level", "50"]
+        flags = ["--class_labels", "circle", "1", "--num", "2", "--num_inference_steps", "1", "--noise_level", "50"]
         command = ["sample_cascade.py", "--base", base, "--upsamplers", upsampler_run, "--output_dir", tmp_path]
         done = run(*command, *flags)
         assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ class TestSamplingACascade:
             ),
             (["--base", "{base}", "--noise_level", "999"], "error: noise_level: 999 is not a whole number from 0"),
             (["--base", "{upsampler}"], "error: stages: one makes images of 16x16 pixels"),
-            (["--base", "{base}", "--count", "0"], "error: count: 0 is not positive"),
+            (["--base", "{base}", "--num", "0"], "error: num: 0 is not positive"),
         ],
     )
     def test_mistakes_are_one_sentence(self, base, upsampler_run, flags, error, tmp_path):

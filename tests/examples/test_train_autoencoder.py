@@ -65,13 +65,21 @@ def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(c
             "resolution: the model is for 16x16",
         ),
         ("transfer_features.py", ["--vae", "{missing}"], "vae: '{missing}' is neither an autoencoder nor"),
-        ("transfer_features.py", ["--vae", "{vae}", "--num_validation", "5"], "labels_per_class: the smallest class"),
+        (
+            "transfer_features.py",
+            ["--vae", "{vae}", "--labels_per_class", "100"],
+            "labels_per_class: the smallest class",
+        ),
         (
             "transfer_features.py",
             ["--vae", "{vae}", "--resolution", "18", "--num_validation", "5", "--labels_per_class", "1"],
             "resolution 18x18: this network (patch_size 2, 2",
         ),
-        ("transfer_features.py", ["--vae", "{vae}"], "num_validation: 500 images leave none of 21 to train on"),
+        (
+            "transfer_features.py",
+            ["--vae", "{vae}", "--num_validation", "21"],
+            "num_validation: 21 of 21 images leave too few to train on; give fewer by --num_validation",
+        ),
     ],
 )
 def test_mistakes_about_autoencoders_get_one_sentence(

@@ -19,7 +19,8 @@ def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(
         f"{tmp_path}/run-vae is the checkpoint",
         f"{tmp_path}/run/ is the checkpoint",
     ]
-    after = f"""it was trained for 3 steps, too few for a model that starts from random weights; train longer
+    too_few = "it was trained for 3 steps, too few for a model that starts from random weights"
+    after = f"""{too_few}; train longer, in another output_dir
 
 In Python:
 

@@ -118,6 +118,9 @@ def draw_sweep(settings: list[dict], chosen: dict, scale: str | None, file: Path
         panel.xaxis.set_minor_locator(ticker.NullLocator())
         panel.grid(alpha=0.2)
     axes[0].set(ylabel="kernel distance")
+    for face, text in (("grey", f"{most} samples"), ("white", "fewer samples")):
+        if face == "grey" or any(setting["samples"] < most for setting in settings):
+            axes[0].scatter([], [], 22, color=face, edgecolors="grey", label=text)
     handles = {text: x for panel in axes for x, text in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside right upper")
     _save(figure, file)

@@ -40,6 +40,7 @@ _ELSEWHERE = {
         "learning_rate": "lr",
         "max_train_minutes": "minutes",
         "max_train_steps": "epochs iterations iters max_steps num_epochs num_steps num_train_epochs steps",
+        "num": "count num_images num_samples",
         "num_workers": "dataloader_num_workers workers",
         "output_dir": "out out_dir outdir output_path results_dir save_dir",
         "resolution": "image_size img_size imsize size",

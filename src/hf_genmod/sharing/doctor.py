@@ -125,7 +125,8 @@ def examine_run(folder: Path) -> Iterator[str]:
     last = (RunFolder(folder).metrics() or [{}])[-1]
     steps, bad = last.get("step", math.inf), last.get("bad_steps", 0)
     if steps < 200:
-        yield f"it was trained for {steps} steps, too few for a model that starts from random weights; train longer"
+        reason = f"it was trained for {steps} steps, too few for a model that starts from random weights"
+        yield f"{reason}; train longer, in another output_dir"
     if bad > 0.01 * steps:
         yield (
             f"{bad} of its {steps} steps were skipped, as their loss was not finite; train with a lower learning "
