@@ -34,15 +34,15 @@ from hf_genmod.models.conditioning import enlarge, shrink
 def test_rows_of_pictures_are_laid_out_and_enlarged(channels):
     rows = [torch.full((3, channels, 8, 16), 10 * (row + 1), dtype=torch.uint8) for row in range(2)]
     figure = side_by_side({"a": rows[0], "b": rows[1]})
-    assert (figure.mode, figure.size) == ("RGB", (3 * (16 * 12 + 4), 2 * (16 + 8 * 12 + 4)))
+    assert (figure.mode, figure.size) == ("RGB", (3 * (16 * 12 + 4), 2 * (20 + 8 * 12 + 4)))
     for row in range(2):
         for column in range(3):
-            shown = np.asarray(figure.crop((196 * column, 16 + 116 * row, 196 * column + 192, 112 + 116 * row)))
+            shown = np.asarray(figure.crop((196 * column, 20 + 120 * row, 196 * column + 192, 116 + 120 * row)))
             assert (shown == 10 * (row + 1)).all()
 
 
 def cell(figure, column, row, side=96, top=0, gap=4):
-    """An image of a grid, whose rows have texts above them where `top` is 16."""
+    """An image of a grid, whose rows have texts above them where `top` is 20."""
     x, y = column * (side + gap), row * (side + gap + top) + top
     return figure.crop((x, y, x + side, y + side))
 
@@ -59,14 +59,14 @@ def ink(figure):
 def test_texts_are_shown_whole_and_images_beneath_them():
     blank, name = Image.new("L", (32, 32), 255), "a red cat, a green dog and two lizards on the hill behind the house"
     figure = grid([[blank] * 2, [blank] * 2], [name, "b"])
-    assert figure.size == (200, 2 * 100 + (4 + 3 * 12) + (4 + 12))  # in three lines, and in one
-    left, top, right, bottom = ink(figure.crop((0, 0, 200, 40)))
-    assert 0 < left and 0 < top and right < 200 and bottom <= 40
-    assert ink(figure.crop((0, 40, 200, 140))) is None and ink(figure.crop((0, 140, 200, 156)))
-    assert ink(figure.crop((0, 156, 200, 256))) is None
+    assert figure.size == (200, 2 * 100 + (4 + 3 * 16) + (4 + 16))  # in three lines, and in one
+    left, top, right, bottom = ink(figure.crop((0, 0, 200, 52)))
+    assert 0 < left and 0 < top and right < 200 and bottom <= 52
+    assert ink(figure.crop((0, 52, 200, 152))) is None and ink(figure.crop((0, 152, 200, 172)))
+    assert ink(figure.crop((0, 172, 200, 272))) is None
     figure = grid([[blank] * 2], column_names=["after t = 999", "b"])
-    assert figure.size == (200, 16 + 100)
-    assert ink(figure)[2] > 100 and ink(figure)[3] <= 16
+    assert figure.size == (200, 20 + 100)
+    assert ink(figure)[2] > 100 and ink(figure)[3] <= 20
 
 
 def test_images_of_several_sizes_are_shown_at_that_of_the_largest():
@@ -85,15 +85,15 @@ def test_a_row_of_samples_has_the_name_of_its_class():
     options = {"num_columns": 2, "num_inference_steps": 2}
     figure = class_rows(pipe, [2, 1], **options)
     pictures = draw_images(pipe, {"class_labels": [2, 2, 1, 1]}, num_inference_steps=2)
-    assert figure.size == (200, 2 * 116)
+    assert figure.size == (200, 2 * 120)
     for i, picture in enumerate(pictures):
-        assert cell(figure, i % 2, i // 2, top=16).tobytes() == enlarged(picture).tobytes()
+        assert cell(figure, i % 2, i // 2, top=20).tobytes() == enlarged(picture).tobytes()
     named = grid([pictures[:2], pictures[2:]], ["z", "y"])
     assert named.tobytes() == figure.tobytes()
     pipe.register_to_config(id2label=None)
     numbered = grid([pictures[:2], pictures[2:]], ["class 2", "class 1"])
     assert class_rows(pipe, [2, 1], **options).tobytes() == numbered.tobytes()
-    assert class_rows(pipe, max_rows=1, **options).size == (200, 116)
+    assert class_rows(pipe, max_rows=1, **options).size == (200, 120)
 
 
 def test_a_trajectory_ends_at_the_picture_itself():
@@ -102,7 +102,7 @@ def test_a_trajectory_ends_at_the_picture_itself():
     figure = draw_trajectory(pipe, {}, 2, num_columns=3, num_inference_steps=5)
     pictures = draw_images(pipe, count=2, num_inference_steps=5)
     for row, picture in enumerate(pictures):
-        last, first = (figure.crop((x, 32 + 116 * row, x + 96, 128 + 116 * row)) for x in (200, 0))
+        last, first = (figure.crop((x, 40 + 120 * row, x + 96, 136 + 120 * row)) for x in (200, 0))
         assert last.tobytes() == enlarged(picture).tobytes() != first.tobytes()
 
 
@@ -118,15 +118,15 @@ def test_figures_name_what_their_images_are_of(kind):
     pipe.set_progress_bar_config(disable=True)
 
     def title(text, width):
-        return grid([[Image.new("RGB", (width, 96))]], [text]).crop((0, 0, width, 16)).tobytes()
+        return grid([[Image.new("RGB", (width, 96))]], [text]).crop((0, 0, width, 20)).tobytes()
 
     figure = draw_trajectory(pipe, request, 2, num_columns=3, num_inference_steps=3)
     for row, name in enumerate(names):
-        assert figure.crop((0, 16 + 116 * row, 196, 32 + 116 * row)).tobytes() == title(name, 196)
+        assert figure.crop((0, 20 + 120 * row, 196, 40 + 120 * row)).tobytes() == title(name, 196)
     four = {name: values * 2 for name, values in request.items()}
     figure = draw_steps(pipe, four, {"guidance_scale": [1.0]}, steps=(2, 3))
     told = f"guidance scale 1: {', '.join(names)}; below {', '.join(names)}"
-    assert figure.crop((0, 16, 404, 32)).tobytes() == title(told, 404)
+    assert figure.crop((0, 20, 404, 40)).tobytes() == title(told, 404)
 
 
 def test_a_grid_of_steps_shows_what_each_setting_draws():
@@ -135,11 +135,11 @@ def test_a_grid_of_steps_shows_what_each_setting_draws():
     pipe.set_progress_bar_config(disable=True)
     request = {"class_labels": [1, 0, 1, 1]}
     figure = draw_steps(pipe, request, {"guidance_scale": [1.0, 4.0]}, steps=(2, 3))
-    assert figure.size == (2 * 204, 16 + 2 * (16 + 204))
+    assert figure.size == (2 * 204, 20 + 2 * (20 + 204))
     for row, scale in enumerate((1.0, 4.0)):
         for column, steps in enumerate((2, 3)):
             pictures = draw_images(pipe, request, guidance_scale=scale, num_inference_steps=steps)
-            shown = figure.crop((204 * column, 220 * row + 32, 204 * column + 200, 220 * row + 232))
+            shown = figure.crop((204 * column, 224 * row + 40, 204 * column + 200, 224 * row + 240))
             for i, picture in enumerate(pictures):
                 assert cell(shown, i % 2, i // 2).tobytes() == enlarged(picture).tobytes()
 
@@ -148,8 +148,8 @@ def test_a_grid_of_steps_without_guidance_names_its_images():
     pipe = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler())
     pipe.set_progress_bar_config(disable=True)
     figure = draw_steps(pipe, {}, {}, steps=(2, 3))
-    assert figure.size == (2 * 204, 16 + 16 + 204)
-    assert ink(figure.crop((0, 16, 200, 32)))
+    assert figure.size == (2 * 204, 20 + 20 + 204)
+    assert ink(figure.crop((0, 20, 200, 40)))
 
 
 @pytest.mark.parametrize("kind", ["classes", "text", "none", "variational", "plain"])
@@ -169,7 +169,7 @@ def test_what_a_checkpoint_makes_is_drawn_by_the_seeds_from_0(kind):
     steps = {"num_inference_steps": 20} if "unet" in pipe.components else {}
     figure = draw_checkpoint(pipe, ["two lizards", "a cat"])
     picture = pipe(**first, **steps, generator=[torch.Generator().manual_seed(0)]).images[0]
-    shown = cell(figure, 0, 0, top=16 if kind in ("classes", "text") else 0)
+    shown = cell(figure, 0, 0, top=20 if kind in ("classes", "text") else 0)
     difference = np.abs(np.asarray(shown, float) - np.asarray(enlarged(picture), float))
     assert difference.max() <= 1  # the shapes of a batch alter rounding
 
@@ -179,17 +179,17 @@ def test_reconstructions_are_shown_below_the_images():
         data = PictureDataset([Image.new("RGB", (8, 8), (4 * i, 100, 255 - 4 * i)) for i in range(count)], "colors")
         pipeline = AutoencoderPipeline(tiny_autoencoder())
         figure = draw_reconstructions(pipeline, data, prior="standard")
-        assert figure.size == (12 * 100, 5 * 116 + 100)
+        assert figure.size == (12 * 100, 5 * 120 + 100)
         shown = [i * count // 24 for i in range(24)]
         images = data.x_0(shown) / 2 + 0.5
         expected, reconstructed = pipeline.postprocess(data.x_0(shown)), pipeline.reconstruct(images).images
         samples = pipeline(24, generator=[torch.Generator().manual_seed(i) for i in range(24)]).images
         for i in range(24):
             row, column = divmod(i, 12)
-            assert cell(figure, column, 2 * row, top=16).tobytes() == enlarged(expected[i]).tobytes()
-            tile = np.asarray(cell(figure, column, 2 * row + 1, top=16), int)
+            assert cell(figure, column, 2 * row, top=20).tobytes() == enlarged(expected[i]).tobytes()
+            tile = np.asarray(cell(figure, column, 2 * row + 1, top=20), int)
             assert abs(tile - np.asarray(enlarged(reconstructed[i]))).max() <= 1
-            y = 4 * 116 + 16 + 100 * row
+            y = 4 * 120 + 20 + 100 * row
             assert (
                 figure.crop((100 * column, y, 100 * column + 96, y + 96)).tobytes() == enlarged(samples[i]).tobytes()
             )
@@ -202,8 +202,8 @@ def test_enlarged_pictures_are_shown_between_interpolation_and_the_truth():
     pipe = SuperResolutionPipeline(unet, AncestralDDPMScheduler(), factor=2, max_noise_level=200)
     pipe.set_progress_bar_config(disable=True)
     figure = draw_enlarged(pipe, pictures, num_columns=3, num_inference_steps=2)
-    assert figure.size == (3 * 100, 8 * 116)
-    cells = [[np.asarray(cell(figure, x, y, top=16), int)[::6, ::6] for x in range(3)] for y in range(8)]
+    assert figure.size == (3 * 100, 8 * 120)
+    cells = [[np.asarray(cell(figure, x, y, top=20), int)[::6, ::6] for x in range(3)] for y in range(8)]
     x = torch.stack([torch.from_numpy(np.array(drawn[i * 8 // 6]["image"])) for i in range(6)]).permute(0, 3, 1, 2)
     small = shrink(x / 127.5 - 1, 2)
     expected = {0: small.repeat_interleave(2, 2).repeat_interleave(2, 3), 1: enlarge(small, 2).clamp(-1, 1)}

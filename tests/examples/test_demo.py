@@ -14,7 +14,7 @@ def test_the_demo_checks_the_model_it_samples(tmp_path):
     assert done.returncode == 0, done.stderr
     assert " of 16 samples (" in done.stdout
     assert f'DiffusionPipeline.from_pretrained("{tmp_path}", trust_remote_code=True)' in done.stdout
-    assert Image.open(tmp_path / "samples" / "classes.png").size == (2 * 100, 8 * (16 + 100))
+    assert Image.open(tmp_path / "samples" / "classes.png").size == (2 * 100, 8 * (20 + 100))
 
 
 def test_a_model_that_the_demo_cannot_check_is_one_sentence(tmp_path):

@@ -79,7 +79,7 @@ def test_a_report_has_every_measure_of_every_setting_and_is_taken_up_where_it_wa
     assert report["held_out"]["frechet_distance"]["value"] < report["settings"][0]["frechet_distance"]["value"]
     assert report["bits_per_dimension"]["variational bound"]["count"] == 200
     closest = Image.open(tmp_path / "closest_DDIMScheduler-2-1.0_pixels.png")
-    assert closest.size == (10 * 100, 2 * (100 + 16))
+    assert closest.size == (10 * 100, 2 * (100 + 20))
 
     kept = sorted(next((tmp_path / "samples").glob("DDIMScheduler-2-1.0-*")).iterdir())
     times = [file.stat().st_mtime_ns for file in kept]

@@ -30,7 +30,7 @@ class TestSamplingACascade:
         (first,) = (name for name, label in load_pipeline(base).labels.items() if label == 1)
         names = sorted(f"{name}-{i}-16x16.png" for name in (first, "circle") for i in range(2))
         assert sorted(file.name for file in tmp_path.iterdir()) == [*names, "stages.png"]
-        assert Image.open(tmp_path / "stages.png").size == (4 * 100, 16 + 2 * (100 + 16))
+        assert Image.open(tmp_path / "stages.png").size == (4 * 100, 20 + 2 * (100 + 20))
         assert done.stdout.strip() == f"4 images in {tmp_path}, and stages.png"
 
     def test_enlarges_pictures_of_ones_own_in_tiles(self, upsampler_run, tmp_path):

@@ -32,7 +32,7 @@ def test_training_on_captions_leaves_a_model_with_a_text_encoder_of_its_own(capt
     (image,) = pipe("a small red circle", num_inference_steps=2).images
     assert (image.mode, image.size) == ("RGB", (16, 16))
     assert len(pipe.tokenizer("picture")["input_ids"]) == 3  # a word of these captions
-    assert Image.open(next((tmp_path / "own" / "samples").glob("*.png"))).size == (800, 8 * (100 + 16))
+    assert Image.open(next((tmp_path / "own" / "samples").glob("*.png"))).size == (800, 8 * (100 + 20))
     lines = [json.loads(line) for line in (tmp_path / "own" / "metrics.jsonl").read_text().splitlines()]
     assert any("validation_loss" in line for line in lines)
 

@@ -12,7 +12,7 @@ def test_training_an_upsampler_on_full_size_pictures_leaves_one_of_them(class_fo
     assert sorted(pipe.labels) == sorted(folder.name for folder in class_folders.iterdir())
     (image,) = pipe(picture_of(class_folders), num_inference_steps=1).images
     assert (image.mode, image.size) == ("L", (32, 32))
-    assert Image.open(upsampler_run / "samples" / "step-000001.png").size == (12 * 100, 8 * (100 + 16))
+    assert Image.open(upsampler_run / "samples" / "step-000001.png").size == (12 * 100, 8 * (100 + 20))
     card = (upsampler_run / "README.md").read_text()
     assert "enlarges images to 2 times their height and width" in card
     assert not (upsampler_run / "samples.png").exists()  # whose pictures would it show?

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.drawing.samples import draw_images
@@ -24,18 +24,18 @@ def grid(
     width, height = map(max, zip(*(image.size for row in rows for image in row), strict=True))
     scale = math.ceil(least / min(width, height))
     width, height = scale * width, scale * height
-    gap, line, top = 4, 12, (16 if column_names else 0)
+    gap, line, top, font = 4, 16, (20 if column_names else 0), ImageFont.load_default(13)
     total = max(map(len, rows)) * (width + gap)
-    # A character of the font is about 5 pixels wide, and 7 if all are wide.
-    texts = [textwrap.wrap(name, max(1, total // 7)) for name in row_names] or [[]] * len(rows)
+    # A character of the font is about 6 pixels wide, and 9 if all are wide.
+    texts = [textwrap.wrap(name, max(1, total // 9)) for name in row_names] or [[]] * len(rows)
     heights = [line * len(text) + 4 * bool(text) + height + gap for text in texts]
     figure = Image.new("RGB", (total, top + sum(heights)), "white")
     pen = ImageDraw.Draw(figure)
     for column, name in enumerate(column_names):
-        pen.text((column * (width + gap) + 2, 2), name, fill="black")
+        pen.text((column * (width + gap) + 2, 2), name, fill="black", font=font)
     for row, text, below in zip(rows, texts, heights, strict=True):
         for i, words in enumerate(text):
-            pen.text((2, top + 2 + i * line), words, fill="black")
+            pen.text((2, top + 2 + i * line), words, fill="black", font=font)
         top += below
         for column, image in enumerate(row):
             enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
