@@ -82,7 +82,7 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
     for name in OF_MACHINES if launch.accelerate_config is None else ():
         if getattr(launch, name) is not None:
             raise ValueError(f"{name}: it is for several machines; add --accelerate_config two_machines")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait leave their core to other programs soon
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # threads that wait leave their core to other programs soon
     os.environ["HF_GENMOD_COMMAND"] = f"hf_genmod {command}"  # for --help, and the records of a run
     again = ["--module", "hf_genmod", *command.split(), *flags]
     if launch.accelerate_config is not None:

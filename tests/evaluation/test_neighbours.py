@@ -89,6 +89,21 @@ class TestMemorisation:
             audit_memorisation(self.pictures(5, 0), self.pictures(5, 1), torch.ones(99))
 
 
+def test_recalls_of_other_samples_agree_within_their_intervals():
+    """Of a distribution with heavy tails, a few samples of which are near many real images."""
+
+    def generated(seed):
+        rng = torch.Generator().manual_seed(seed)
+        tails = torch.randn(100, 2, generator=rng).square().mean(dim=1, keepdim=True).sqrt()
+        return 0.5 * torch.randn(100, 10, generator=rng) / tails
+
+    real, met = randn(100, 10, seed=99), 0
+    for pair in range(40):
+        first, second = (neighbourhoods(real, generated(2 * pair + i))["recall"] for i in (0, 1))
+        met += first.low <= second.high and second.low <= first.high
+    assert met >= 38  # 32 by the intervals of Wilson alone
+
+
 class TestNearest:
     @pytest.mark.parametrize("at_once", [2**28, 150, 1])  # values in memory: all, 30 images, one image
     @pytest.mark.parametrize("shift", [0, 1e4])

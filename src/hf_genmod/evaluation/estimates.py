@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
@@ -72,3 +72,10 @@ class Share(Estimate):
         low = 0.0 if p == 0 else (centre - half_width) / (1 + z**2 / n)
         high = 1.0 if p == 1 else (centre + half_width) / (1 + z**2 / n)
         return cls(p, n, low, high)
+
+    def widened(self, standard_error: float) -> "Share":
+        """The share with an interval that covers another error, independent of that of its images, too."""
+        down, up = (
+            math.hypot(width, 1.96 * standard_error) for width in (self.value - self.low, self.high - self.value)
+        )
+        return replace(self, low=max(self.value - down, 0.0), high=min(self.value + up, 1.0))

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_genmod.evaluation.distances import checked_features
-from hf_genmod.evaluation.estimates import Estimate, Share
+from hf_genmod.evaluation.estimates import Estimate, Share, with_interval
 
 
 def neighbourhoods(real: Tensor, generated: Tensor, k: int = 5, batch_size: int = 2048) -> dict[str, Estimate]:
@@ -19,7 +19,8 @@ def neighbourhoods(real: Tensor, generated: Tensor, k: int = 5, batch_size: int 
 
     - precision: the share of generated images that are in the B of a real image (Kynkäänniemi et al. 2019,
       https://arxiv.org/abs/1904.06991, Eq. 2);
-    - recall: the share of real images that are in the B of a generated image (the same, Eq. 3);
+    - recall: the share of real images that are in the B of a generated image (the same, Eq. 3), whose interval also
+      covers how it varies among random halves of the generated images, a few of which may reach many real ones;
     - density: the number of B of real images that a generated image is in, over k: about 1 for real images (Naeem et
       al. 2020, https://arxiv.org/abs/2002.09797, Eq. 5);
     - coverage: the share of real images whose B holds a generated image (the same, Eq. 6).
@@ -27,26 +28,38 @@ def neighbourhoods(real: Tensor, generated: Tensor, k: int = 5, batch_size: int 
     `batch_size` rows of the distance matrix are computed at once. Raises a `ValueError` as `checked_features` does.
     """
     real, generated = checked_features(real, generated, least=k + 1)
-    # The distance of each image to its k-th neighbour; the nearest is the image itself.
-    of_real, of_generated = (
-        torch.cat([torch.cdist(part, x).kthvalue(k + 1).values for part in x.split(batch_size)])
-        for x in (real, generated)
-    )
-    precise, density = [], []
-    recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
-    for part, radii in zip(generated.split(batch_size), of_generated.split(batch_size), strict=True):
-        distance = torch.cdist(part, real)  # (part, n)
-        within_real = distance <= of_real
+    of_real = _radii(real, k, batch_size)
+    precise, density, covered = [], [], torch.zeros(len(real), dtype=torch.bool)
+    for part in generated.split(batch_size):
+        within_real = torch.cdist(part, real) <= of_real  # (part, n)
         precise.append(within_real.any(dim=1))
         density.append(within_real.sum(dim=1))
         covered |= within_real.any(dim=0)
-        recalled |= (distance <= radii[:, None]).any(dim=0)
+    recall = Share.of(_recalled(real, generated, k, batch_size))
+    if len(generated) >= 2 * (k + 1):
+        of_halves = with_interval(lambda x: _recalled(real, x, k, batch_size).double().mean().item(), generated)
+        recall = recall.widened(of_halves.standard_error)
     return {
         "precision": Share.of(torch.cat(precise)),
-        "recall": Share.of(recalled),
+        "recall": recall,
         "density": Estimate.of(torch.cat(density) / k),
         "coverage": Share.of(covered),
     }
+
+
+def _radii(x: Tensor, k: int, batch_size: int) -> Tensor:
+    """The distance of each image to its k-th neighbour; the nearest is the image itself."""
+    return torch.cat([torch.cdist(part, x).kthvalue(k + 1).values for part in x.split(batch_size)])
+
+
+def _recalled(real: Tensor, generated: Tensor, k: int, batch_size: int) -> Tensor:
+    """Which of the real images are in the B of a generated image, (n,)."""
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    for part, radii in zip(
+        generated.split(batch_size), _radii(generated, k, batch_size).split(batch_size), strict=True
+    ):
+        recalled |= (torch.cdist(part, real) <= radii[:, None]).any(dim=0)
+    return recalled
 
 
 @dataclass(frozen=True, eq=False)
