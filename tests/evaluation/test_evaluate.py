@@ -28,7 +28,7 @@ def test_the_figure_shows_the_closest_samples_above_the_pictures_that_they_copy(
     result = audit({"pixels": (look(images), look(real))}, apart, images, real, tmp_path / "closest.png")
     assert result["pixels"]["flagged"] and result["pixels"]["share"].count == 200
     figure = Image.open(tmp_path / "closest_pixels.png")
-    above, below = (figure.crop((0, y, figure.width, y + 96)) for y in (16, 132))  # below the name of each row
+    above, below = (figure.crop((0, y, figure.width, y + 96)) for y in (20, 140))  # below the name of each row
     assert above.tobytes() == below.tobytes()
 
 
