@@ -71,7 +71,12 @@ def test_a_picture_has_a_named_row_for_each_class(labelled, tmp_path):
     picture = tmp_path / "new" / "grid.png"
     run("sample.py", "--model", labelled, "--num", 17, *STEPS, "--output", picture)
     width, height = Image.open(picture).size
-    assert (width, height) == (16 * 100, 6 * 100 + 3 * 16)  # two rows of at most 16 for each of the three classes
+    assert (width, height) == (16 * 100, 6 * 100 + 3 * 20)  # two rows of at most 16 for each of the three classes
+
+
+def test_images_without_conditions_are_in_a_square(plain, tmp_path):
+    run("sample.py", "--model", plain, "--num", 9, *STEPS, "--output", tmp_path / "grid.png")
+    assert Image.open(tmp_path / "grid.png").size == (3 * 100, 3 * 100)
 
 
 def test_a_model_without_conditions_draws_so_many_images(plain, tmp_path):

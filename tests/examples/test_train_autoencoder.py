@@ -16,7 +16,7 @@ def test_training_a_variational_autoencoder_leaves_one_that_samples_from_its_pri
         posterior = pipe.vae.encode(x).latent_dist
     spread = (posterior.mean.var(correction=0) + posterior.var.mean()).sqrt().item()
     assert pipe.vae.config.scaling_factor == pytest.approx(1 / spread, rel=1e-3)
-    assert Image.open(next((vae_run / "samples").glob("*.png"))).size == (12 * 100, 6 * 100 + 5 * 16)
+    assert Image.open(next((vae_run / "samples").glob("*.png"))).size == (12 * 100, 6 * 100 + 5 * 20)
 
 
 def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(class_folders, tmp_path, monkeypatch):
@@ -29,7 +29,7 @@ def test_training_an_autoencoder_leaves_one_that_samples_from_its_fitted_prior(c
     assert type(pipe.vae) is Autoencoder and pipe.vae.latent_shape(16, 16) == (5, 1, 1)
     images = pipe.reconstruct(picture_of(class_folders)).images + pipe(2, prior="fitted").images
     assert [(image.mode, image.size) for image in images] == [("L", (16, 16))] * 3
-    assert Image.open(next((tmp_path / "samples").glob("*.png"))).size == (12 * 100, 6 * 100 + 5 * 16)
+    assert Image.open(next((tmp_path / "samples").glob("*.png"))).size == (12 * 100, 6 * 100 + 5 * 20)
 
     def encode(vae, x):
         raise AssertionError("a finished run needs no statistics")
