@@ -205,7 +205,7 @@ def test_a_sweep_is_reported_and_adopted(measured_model, features, tmp_path):
     said = re.findall(r"\d+:\d\d (sweep: .*|the sweep chose .*|drawing .*)", done.stderr)
     assert said[:2] == [
         "sweep: round 1 of 2, 12 settings, 50 samples each",
-        "sweep: round 2 of 2, 6 settings, 100 samples each",
+        "sweep: round 2 of 2, 3 settings, 100 samples each",
     ]
     report = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     chosen = report["sweep"]["chosen"]
