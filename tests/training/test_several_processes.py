@@ -176,6 +176,14 @@ def test_two_processes_end_a_budget_of_minutes_at_the_same_step(tmp_path):
     load_pipeline(tmp_path / "minutes")
 
 
+def by_two(program, tmp_path):
+    """A program that two processes have run, with the folder of a run as its argument."""
+    (tmp_path / "script.py").write_text(program.format(folders=FOLDERS))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(tmp_path / "script.py"), str(tmp_path / "run")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
 TWO_FOLDERS = """
 import sys
 sys.path[:0] = {folders!r}
@@ -194,10 +202,7 @@ train(folder, max_train_steps=4, checkpointing_steps=2)
 def test_processes_with_different_folders_are_refused_and_wait_for_each_other_for_a_day(tmp_path):
     train(tmp_path / "run", max_train_steps=4, checkpointing_steps=2)
     (tmp_path / "run" / "model_index.json").unlink()
-    (tmp_path / "script.py").write_text(TWO_FOLDERS.format(folders=FOLDERS))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(tmp_path / "script.py"), str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = by_two(TWO_FOLDERS, tmp_path)
     assert done.returncode != 0
     assert "see different files in" in done.stderr and "the step of the newest state: 4, 0" in done.stderr
     assert done.stdout.count("patience 1 day") == 2
@@ -229,10 +234,7 @@ sys.stdout.write(f"sent at {{sent}}\\n")  # at once, as two processes write
 
 @pytest.mark.slow
 def test_a_compiled_model_sends_the_gradients_of_accumulated_batches_once_after_a_state_is_saved_too(tmp_path):
-    (tmp_path / "script.py").write_text(COMPILED.format(folders=FOLDERS))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(tmp_path / "script.py"), str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = by_two(COMPILED, tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("sent at")]
     assert lines == ["sent at [0, 1, 2, 3]"] * 2  # in one bucket each
@@ -242,11 +244,10 @@ MISSING = """
 import sys
 sys.path[:0] = {folders!r}
 from runs import make_trainer
-from hf_genmod.data.loading import load_pictures
-from hf_genmod.data.shapes import ShapesDataset
+from hf_genmod.data.stream import stream_pictures
 
 settings = {{"max_train_steps": 47, "logging_steps": 50, "checkpointing_steps": 0}}
-trainer = make_trainer(load_pictures(ShapesDataset(40, resolution=16)), sys.argv[1], **settings)
+trainer = make_trainer(stream_pictures(sys.argv[1] + "-shards"), sys.argv[1], **settings)
 of_step = trainer.batches.of_step
 
 def without_the_last(step):
@@ -263,10 +264,8 @@ trainer.train()
 
 @pytest.mark.slow
 def test_an_image_that_is_missing_in_the_last_step_of_one_process_ends_the_run(tmp_path):
-    (tmp_path / "script.py").write_text(MISSING.format(folders=FOLDERS))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(tmp_path / "script.py"), str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    write_parquet(tmp_path / "run-shards", (60, 25, 40))
+    done = by_two(MISSING, tmp_path)
     assert done.returncode != 0
     assert "image 46 is gone; stopped at step 46 with the state saved" in done.stderr
     assert not (tmp_path / "run" / "model_index.json").exists()
