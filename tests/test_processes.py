@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from hf_genmod.processes import available_memory, check_processes, threads_of
+from hf_genmod.processes import available_memory, check_processes, threads_of, use_cores
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 LAUNCHED = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
@@ -43,6 +43,12 @@ def test_a_launched_process_takes_its_share_of_the_cores_unless_a_person_says_ot
     environment = inherited | {"OMP_NUM_THREADS": omp_num_threads}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert [int(line) for line in done.stdout.split()] == [expected for _, _, expected in cases], done.stderr
+
+
+@pytest.mark.parametrize("number", [0, -1, 10**12])
+def test_numbers_of_threads_that_cannot_be_are_refused(number):
+    with pytest.raises(ValueError, match=f"num_threads: {number} is not within 1 ... 1024"):
+        use_cores(number)
 
 
 def test_processes_share_the_cores():

@@ -107,6 +107,8 @@ def use_cores(num_threads: int | None = None) -> None:
     if num_threads is None and is_launched and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         num_threads = threads_of(local_processes())
     if num_threads is not None:
+        if not 1 <= num_threads <= 1024:
+            raise ValueError(f"num_threads: {num_threads} is not within 1 ... 1024")
         torch.set_num_threads(num_threads)
 
 
