@@ -9,6 +9,7 @@ train TASK, with the task one of
 
 with a trained model
     sample MODEL          draw images
+    edit MODEL            vary or complete an image, or go from one to another
     enlarge IMAGE ...     enlarge images by upsamplers, or draw by a model and enlarge
     evaluate MODEL        measure how good its images are
     transfer MODEL        measure what the features of an autoencoder are worth
@@ -51,9 +52,10 @@ TASKS = {
     "upsampler": "a model that enlarges images",
     "lora": "an adapter (LoRA): a new class or word from a few images",
 }
-SCRIPTS = {"sample": "sample", "enlarge": "sample_cascade", "evaluate": "evaluate", "transfer": "transfer_features"}
+SCRIPTS = {name: name for name in ("sample", "edit", "evaluate")}
+SCRIPTS |= {"enlarge": "sample_cascade", "transfer": "transfer_features"}
 # The flag of what comes first on the command line without a flag.
-FIRST = {"sample": "--model", "enlarge": "--images", "evaluate": "--model", "transfer": "--vae"}
+FIRST = {"sample": "--model", "edit": "--model", "enlarge": "--images", "evaluate": "--model", "transfer": "--vae"}
 PACKAGE = Path(__file__).parent
 EXAMPLES = PACKAGE / "examples"  # where the wheel puts them
 if not EXAMPLES.is_dir():  # in a checkout

@@ -230,14 +230,15 @@ class TestAutoencoder:
             (np.full((1, 8, 8, 3), -0.5), "images: values from -0.5 to -0.5 are not in [0, 1]"),
             (np.full((1, 8, 8, 3), 255, np.uint8), "images: values from 255 to 255 are not in [0, 1]"),
             (torch.full((1, 3, 8, 8), float("nan")), "images: values from nan to nan are not in [0, 1]"),
-            (torch.zeros(3, 8, 8), "images: shape (3, 8, 8) does not have four axes"),
+            (torch.zeros(8, 8), "images: shape (8, 8) does not have four axes"),
             (torch.zeros(2, 1, 8, 8), "images: 2 of 1 channels; this model takes one or more of 3"),
             (np.zeros((1, 3, 8, 8)), "images: 1 of 8 channels; this model takes one or more of 3"),
             (torch.zeros(0, 3, 8, 8), "images: 0 of 3 channels; this model takes one or more of 3"),
             ([], "images: there are none, or they differ in size"),
             ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 16))], "images: there are none, or they differ in size"),
             ("picture.png", "images: give images of PIL (Image.open(file)), one array or one tensor"),
-            ([np.zeros((8, 8, 3))], "give images of PIL (Image.open(file)), one array or one tensor"),
+            ([np.zeros((8, 8, 3)), torch.zeros(3, 8, 8)], "give images of PIL (Image.open(file)), one array or one"),
+            ([np.zeros((8, 8, 3)), np.zeros((8, 9, 3))], "images: they differ in size; give one or more of one size"),
         ],
     )
     def test_errors_of_pictures(self, images, message):

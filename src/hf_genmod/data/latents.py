@@ -131,7 +131,7 @@ class StreamedLatents(LatentDataset):
         self, batch: dict | Sequence[int], rng: BatchRandom | None = None, augment: Augmentation = Augmentation()
     ) -> torch.Tensor:
         """As of [`LatentDataset.x_0`], on the device of the autoencoder."""
-        posteriors = self._standardised(_moments(self.vae, self.pictures.x_0(batch, rng, augment))[:, None])
+        posteriors = self._standardised(moments(self.vae, self.pictures.x_0(batch, rng, augment))[:, None])
         return posteriors[:, 0, 0] if rng is None else draw_latents(posteriors, rng)
 
     def check_augmentation(self, augment: Augmentation) -> None:
@@ -186,11 +186,11 @@ def with_statistics(vae: ImageAutoencoder, pictures: PictureDataset, count: int 
 
 def encode(vae: ModelMixin, x: torch.Tensor) -> torch.Tensor:
     """μ and σ of q(z | x), (n, 2, c, h, w) on the CPU, of images x (n, C, H, W) in [-1, 1]."""
-    return _moments(vae, x).cpu()
+    return moments(vae, x).cpu()
 
 
 @torch.no_grad()
-def _moments(vae: ModelMixin, x: torch.Tensor) -> torch.Tensor:
+def moments(vae: ModelMixin, x: torch.Tensor) -> torch.Tensor:
     """The same on the device of the autoencoder."""
     output = vae.encode(x.to(vae.device, vae.dtype))
     if hasattr(output, "latent_dist"):

@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -41,6 +42,18 @@ def grid(
             enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
             figure.paste(enlarged, (column * (width + gap), top - gap - height))
     return figure
+
+
+def save_frames(images: Sequence[Image.Image], file: str | Path, least: int = 96, seconds: float = 0.15) -> None:
+    """Writes images one after another: as an animation, with `seconds` for each and a second for the last, if the file
+    is a .gif, .webp or .png of several frames (.apng), else side by side in a row."""
+    if Path(file).suffix.lower() not in (".gif", ".webp", ".apng"):
+        grid([images], least=least).save(file)
+        return
+    scale = math.ceil(least / min(images[0].size))
+    frames = [image.resize([scale * length for length in image.size], Image.Resampling.NEAREST) for image in images]
+    durations = [int(1000 * seconds)] * (len(frames) - 1) + [1000]
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def in_rows(images: Sequence, num_columns: int) -> list[Sequence]:
@@ -140,18 +153,24 @@ def draw_trajectory(
     for each of up to 16 images. The `request` has one value for each, or is empty; further arguments are those of the
     pipeline."""
     shown = torch.linspace(0, num_inference_steps - 1, num_columns).round().int().tolist()
-    columns, names = [], []
+    after = denoising(pipeline, request, count, shown, num_inference_steps=num_inference_steps, **kwargs)
+    rows = [*zip(*(images for _, images in after), strict=True)]
+    return grid(rows, _names(pipeline, request, len(rows)), [f"after t = {t}" for t, _ in after])
+
+
+def denoising(
+    pipeline, request: dict, count: int = 4, shown: Sequence[int] | None = None, **kwargs
+) -> list[tuple[int, list[Image.Image]]]:
+    """(t, images x_t) after all steps of a pipeline, or some of them, `shown`; the rest as of `draw_trajectory`."""
+    found = []
 
     def keep(pipe, i, t, tensors):
-        if i in shown:
-            columns.append(pipe.postprocess(pipe.decode(tensors["latents"])))
-            names.append(f"after t = {int(t)}")
+        if shown is None or i in shown:
+            found.append((int(t), pipe.postprocess(pipe.decode(tensors["latents"]))))
         return {}
 
-    steps = {"num_inference_steps": num_inference_steps, "callback_on_step_end": keep}
-    draw_images(pipeline, request, count, shared=False, **steps, **kwargs)
-    rows = [*zip(*columns, strict=True)]
-    return grid(rows, _names(pipeline, request, len(rows)), names)
+    draw_images(pipeline, request, count, shared=False, callback_on_step_end=keep, **kwargs)
+    return found
 
 
 def _names(pipeline, request: dict[str, list], count: int) -> list[str]:

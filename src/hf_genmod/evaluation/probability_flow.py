@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from hf_genmod.data.randomness import BatchRandom
 from hf_genmod.data.value_range import to_model_range
+from hf_genmod.editing.inversion import flow_step
 
 
 def probability_flow_bits(
@@ -58,21 +59,16 @@ def probability_flow_bits(
         (epsilon, divergence), change, integral = flow(x, 0), 0, torch.zeros(len(x), dtype=torch.float64)
         for i in range(1, len(timesteps)):
             h = lambdas[i] - lambdas[i - 1]
-            predicted = _step(x, lambdas[i - 1], h, epsilon, change)
+            predicted = flow_step(x, lambdas[i - 1], h, epsilon, change)
             next_epsilon, next_divergence = flow(predicted, i)
             change = (next_epsilon - epsilon) / h
-            x = _step(x, lambdas[i - 1], h, epsilon, change)  # again, by ε at both ends
+            x = flow_step(x, lambdas[i - 1], h, epsilon, change)  # again, by ε at both ends
             integral += h * (divergence + next_divergence) / 2
             epsilon, divergence = next_epsilon, next_divergence
         square = alpha_bar[-1] * x.cpu().double().square().flatten(1).mean(dim=1)  # of x_T
         log_prior = -0.5 * (square + math.log(2 * math.pi) - torch.log(alpha_bar[-1]))  # per dimension
         bits.append(-(log_prior + integral / x[0].numel()) / math.log(2))
     return torch.cat(bits) + (math.log2(255 / 2) if of_8_bits else 0)
-
-
-def _step(x_bar: Tensor, lambda_: float, h: float, epsilon: Tensor, change: Tensor | float) -> Tensor:
-    """x̄ at λ + h if ε is `epsilon` + τ `change` at λ + τ: x̄ + ∫_0^h e^{λ+τ} (epsilon + τ change) dτ."""
-    return x_bar + math.exp(lambda_) * (math.expm1(h) * epsilon + ((h - 1) * math.exp(h) + 1) * change)
 
 
 @torch.enable_grad()

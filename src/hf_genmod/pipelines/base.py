@@ -1,5 +1,6 @@
 """The sampling loop that all diffusion pipelines share."""
 
+import importlib
 import inspect
 from collections.abc import Sequence
 
@@ -19,7 +20,17 @@ from .requests import (
     one_generator_each,
     standard_normal,
 )
-from .samplers import Sampler, check_process, check_sampler, process_of
+from .samplers import Sampler, check_process, check_sampler, clips_of, process_of
+
+
+def _edits(name: str):
+    """A method that is a function of `hf_genmod.editing`, which checkpoints do not carry."""
+
+    def edit(self, *args, **kwargs):
+        return getattr(importlib.import_module("hf_genmod.editing"), name)(self, *args, **kwargs)
+
+    edit.__name__, edit.__doc__ = name, f"See `hf_genmod.editing.{name}`."
+    return edit
 
 
 class GenerationPipeline(ImagePipeline, AdapterMixin):
@@ -37,6 +48,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     do_classifier_free_guidance = property(lambda self: self._guidance_scale not in (None, 0, 1), doc="γ is not off.")
     interrupt = property(lambda self: self._interrupt, doc="Whether the call of this thread stops after this step.")
     num_timesteps = property(lambda self: self._num_timesteps, doc="Number of steps of the call of this thread.")
+    invert, interpolate, vary = map(_edits, ("invert", "interpolate", "vary"))
 
     def __init__(self, components: dict, value_range: dict | None, process: dict | None, defaults=None, **config):
         super().__init__(components, value_range=value_range, process=process, defaults=defaults, **config)
@@ -44,13 +56,15 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         self.register_to_config(process=process or process_of(self.scheduler.config))  # that of the network's training
 
     def _generate(
-        self, predict, n, steps, generator, x_T, output_type, return_dict, callback, shift=None, clip=True, size=None
-    ):
+        self, predict, n, steps, generator, x_T, output_type, return_dict, callback,
+        edit=(), shift=None, clip=True, size=None,
+    ):  # fmt: skip
         """
         Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239) with any scheduler: x_T ~ N(0, I), then
         x_{t-1} from x_t and the model's prediction until x_0. Pipelines differ in `predict(x_t, t, σ)`, where x_t is
         the network's input, √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(scheduler, x_t, t, σ,
-        prediction)`, which is added to x_{t-1}. With `clip=False` the scheduler does not clip x̂_0.
+        prediction)`, which is added to x_{t-1}. With `clip=False` the scheduler does not clip x̂_0. An `edit`, of the
+        arguments (image, mask_image, strength, num_resample), takes the steps in its own order.
         """
         on_step_end, tensor_inputs, scales = callback  # which may change the scales
         tensor_inputs = getattr(on_step_end, "tensor_inputs", tensor_inputs)  # of a callback of diffusers
@@ -70,30 +84,38 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         if takes_variance and self.unet.config.out_channels == shape[1]:
             raise ValueError("scheduler: its variance_type is learned, but not by this unet; use 'fixed_small'")
         sampler = Sampler(self.scheduler, steps, **changes)
-        scheduler = sampler.scheduler
-        x_t = x_T.to(self._execution_device).float() * scheduler.init_noise_sigma
-        finite = []  # for each step, on the device
-        with new_call(self, interrupt=False, num_timesteps=len(scheduler.timesteps), **scales):
-            for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
-                model_input, sigma = scheduler.scale_model_input(x_t, t), sampler.sigmas[i]
-                prediction = predict(model_input, t, sigma)[:, : None if takes_variance else x_t.shape[1]]
-                x_t = sampler.step(i, prediction, x_t, generators)
-                if shift is not None:
-                    x_t = x_t + shift(scheduler, model_input, t, sigma, prediction)
-                finite.append(prediction.isfinite().all() & x_t.isfinite().all())
-                if on_step_end is not None:
-                    changed = on_step_end(self, i, t, {name: x_t for name in tensor_inputs})
-                    if not isinstance(changed, dict | None):
-                        raise ValueError(f"callback_on_step_end: it returned {changed!r:.40}, neither a dict nor None")
-                    x_t = checked_latents((changed or {}).get("latents", x_t), shape).to(x_t)
-                    check_guidance(None, **{name: getattr(self, f"_{name}") for name in scales})
-                    if self._interrupt:
-                        break
-        finite = torch.stack(finite).tolist()
-        if not all(finite):
-            t, lower = scheduler.timesteps[finite.index(False)], f"lower {' or '.join(self._scales)}, or "
+        if edit := edit if any(part is not None for part in edit) else None:
+            edit = importlib.import_module("hf_genmod.editing.edits").edit_of(self, sampler, n, generators, *edit)
+        x_T = x_T.to(self._execution_device).float()
+        finite = []  # for each step, its timestep and whether the result is finite, on the device
+
+        def take_step(sampler, i, x_t, predict):
+            scheduler, t, sigma = sampler.scheduler, sampler.scheduler.timesteps[i], sampler.sigmas[i]
+            model_input = scheduler.scale_model_input(x_t, t)
+            prediction = predict(model_input, t, sigma)[:, : None if takes_variance else x_t.shape[1]]
+            x_t = sampler.step(i, prediction, x_t, generators)
+            if shift is not None:
+                x_t = x_t + shift(scheduler, model_input, t, sigma, prediction)
+            finite.append((t, prediction.isfinite().all() & x_t.isfinite().all()))
+            if on_step_end is not None:
+                changed = on_step_end(self, i, t, {name: x_t for name in tensor_inputs})
+                if not isinstance(changed, dict | None):
+                    raise ValueError(f"callback_on_step_end: it returned {changed!r:.40}, neither a dict nor None")
+                x_t = checked_latents((changed or {}).get("latents", x_t), shape).to(x_t)
+                check_guidance(None, **{name: getattr(self, f"_{name}") for name in scales})
+            return x_t
+
+        with new_call(self, interrupt=False, num_timesteps=len(sampler.sigmas), **scales):
+            x_t = x_T * sampler.scheduler.init_noise_sigma if edit is None else edit.run(take_step, predict, x_T)
+            for i in self.progress_bar(range(len(sampler.sigmas))) if edit is None else ():
+                x_t = take_step(sampler, i, x_t, predict)
+                if self._interrupt:
+                    break
+        are_finite = torch.stack([is_finite for _, is_finite in finite]).tolist() if finite else []
+        if not all(are_finite):
+            t, lower = finite[are_finite.index(False)][0], f"lower {' or '.join(self._scales)}, or "
             raise ValueError(f"the prediction at timestep {t:.6g} is not finite; {lower * bool(self._scales)}{REMEDY}")
-        return self._finished(x_t, output_type, return_dict)
+        return (self if edit is None else edit)._finished(x_t, output_type, return_dict)
 
     def _denoise(self, x_t, t, **condition):
         """The network's prediction, in fp32."""
@@ -105,12 +127,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         known = inspect.signature(type(self.scheduler).__init__).parameters
         takes_variance = learned and "variance_type" in known and "algorithm_type" not in known
         changes = {"variance_type": None} if learned and not takes_variance else {}  # DPM-Solver would keep 3 channels
-        return changes | ({} if clip else dict.fromkeys(self._clips(), False)), takes_variance
-
-    def _clips(self) -> list[str]:
-        """How the scheduler clips x̂_0; its config may also have keys that only other schedulers act on."""
-        known = inspect.signature(type(self.scheduler).__init__).parameters
-        return [name for name in ("thresholding", "clip_sample") if name in known and self.scheduler.config[name]]
+        return changes | ({} if clip else dict.fromkeys(clips_of(self.scheduler), False)), takes_variance
 
     def unet_inputs(self, pictures, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """What the U-Net is conditioned on for images of a data set, besides x_t and t."""

@@ -57,6 +57,10 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
         num_images_per_prompt: int = 1,
+        image=None,
+        mask_image=None,
+        strength: float | None = None,
+        num_resample: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
@@ -72,6 +76,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
                 callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them. The callback may set
                 `pipe._guidance_scale` for the next steps.
             num_images_per_prompt (`int`, defaults to 1): Images of each label, one after another.
+            image, mask_image, strength, num_resample: As [`UnconditionalPipeline`] takes them.
 
         Raises:
             ValueError: If a label is unknown, an argument out of its range or too large for a finite result, or a
@@ -85,8 +90,10 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             return self._classifier_free_guidance(x_t, t, labels, gamma)
 
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, {"guidance_scale": guidance_scale})
-        n = labels.num_images
-        return self._generate(predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback)
+        n, edit = labels.num_images, (image, mask_image, strength, num_resample)
+        return self._generate(
+            predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback, edit
+        )
 
     def add_class(self, name: str, embedding: torch.Tensor | None = None, adapter_name: str | None = None) -> int:
         """

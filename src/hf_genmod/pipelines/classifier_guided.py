@@ -8,6 +8,7 @@ from diffusers import DDPMScheduler, ImagePipelineOutput, ModelMixin, SchedulerM
 
 from ..models.image_model import pair
 from .labels import ClassConditionalPipeline
+from .predictions import clipped, prediction_of, x_0_of
 from .requests import check_guidance, generates, is_within, of_call
 from .samplers import check_process
 
@@ -81,6 +82,10 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
         num_images_per_prompt: int = 1,
+        image=None,
+        mask_image=None,
+        strength: float | None = None,
+        num_resample: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
@@ -98,6 +103,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
                 callback_on_step_end_tensor_inputs, num_images_per_prompt: As [`ClassifierFreeGuidedPipeline`] takes
                 them. The callback may set `pipe._classifier_scale`, too.
+            image, mask_image, strength, num_resample: As [`UnconditionalPipeline`] takes them.
 
         Raises:
             ValueError: If a label is unknown, an argument out of its range or too large for a finite result, or the
@@ -107,7 +113,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         check_guidance(guidance_interval, classifier_scale=classifier_scale, guidance_scale=guidance_scale)
         self._check_classifier()
         has_labels = self.unet.config.num_classes is not None
-        is_mean = guidance_form == "mean"
+        is_mean, prediction_type = guidance_form == "mean", self.scheduler.config.prediction_type
         if guidance_form not in ("noise", "mean"):
             raise ValueError(f"guidance_form: {guidance_form!r} is not one of 'noise', 'mean'")
         if is_mean and type(self.scheduler).__name__ != "AncestralDDPMScheduler":
@@ -141,9 +147,9 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
                 return prediction
             # x̂_0 is clipped as the scheduler would clip it, and then guided.
             prediction, variance = prediction.tensor_split([x_t.shape[1]], dim=1)
-            x_0 = self._clip(self._x_0_of(prediction, x_t, sigma))
+            x_0 = clipped(self.scheduler, x_0_of(prediction_type, prediction, x_t, sigma))
             x_0 = x_0 + sigma**2 / math.hypot(1, sigma) * guidance(x_t, t, sigma)  # (1−ᾱ)/√ᾱ = σ²/√(1+σ²)
-            return torch.cat([self._prediction_of(x_0, x_t, sigma), variance], dim=1)
+            return torch.cat([prediction_of(prediction_type, x_0, x_t, sigma), variance], dim=1)
 
         def shift(scheduler, x_t, t, sigma, prediction):
             _, predicted_variance = scheduler.split_model_output(prediction, x_t)
@@ -154,9 +160,9 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
 
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, scales)
         form = {"shift": shift if is_mean else None, "clip": is_mean or never_guides}
-        n = labels.num_images
+        n, edit = labels.num_images, (image, mask_image, strength, num_resample)
         return self._generate(
-            predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback, **form
+            predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback, edit, **form
         )
 
     def _classifier_gradient(self, x_t, t, labels):
@@ -168,26 +174,6 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             logits = self.classifier(x_t.to(self.classifier.dtype), t).logits.to(x_t.dtype)
             log_probabilities = logits.log_softmax(dim=1)[image, label]
             return torch.autograd.grad((weight * log_probabilities).sum(), x_t)[0]
-
-    def _x_0_of(self, prediction, x_t, sigma):
-        """x̂_0 from the prediction of the U-Net, with √ᾱ = 1/√(1+σ²) and √(1−ᾱ) = σ/√(1+σ²)."""
-        prediction_type, root = self.scheduler.config.prediction_type, math.hypot(1, sigma)
-        if prediction_type == "epsilon":
-            return root * x_t - sigma * prediction
-        return (x_t - sigma * prediction) / root if prediction_type == "v_prediction" else prediction
-
-    def _prediction_of(self, x_0, x_t, sigma):
-        """The prediction of the U-Net that gives x̂_0: the inverse of `_x_0_of`."""
-        prediction_type, root = self.scheduler.config.prediction_type, math.hypot(1, sigma)
-        if prediction_type == "epsilon":
-            return (root * x_t - x_0) / sigma
-        return (x_t - root * x_0) / sigma if prediction_type == "v_prediction" else x_0
-
-    def _clip(self, x_0):
-        clips, config = self._clips(), self.scheduler.config
-        if "thresholding" in clips:
-            return self.scheduler._threshold_sample(x_0)
-        return x_0.clamp(-config.clip_sample_range, config.clip_sample_range) if clips else x_0
 
     def _check_classifier(self):
         def refuse(reason):

@@ -12,23 +12,31 @@ class PictureReader(PictureProcessor):
     """A [`PictureProcessor`] that reads images as the training does, and refuses those that do not fit the model."""
 
     def preprocess(self, image) -> torch.Tensor:
+        """Images as `read` takes them, as a tensor in [-1, 1], (n, channels, height, width)."""
+        return to_model_range(self.read(image), self.value_range or {"low": [0.0], "high": [1.0]})
+
+    def read(self, image) -> torch.Tensor:
         """
-        Images as a tensor in [-1, 1], (n, channels, height, width).
+        Images as a tensor, (n, channels, height, width), in [0, 1] or, with a `value_range`, in the units of the data.
 
         Args:
-            image (`PIL.Image.Image`, a list of them, `np.ndarray` or `torch.Tensor`): Arrays are (n, height, width,
-                channels) and tensors (n, channels, height, width), in [0, 1] or, with a `value_range`, in the units of
-                the data.
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, or a list of them): Arrays are (n, height, width,
+                channels) and tensors (n, channels, height, width), in [0, 1] or the units of the data; those of one
+                image, and of a list, lack the first axis.
 
         Raises:
             ValueError: If the images cannot be converted, differ in size, or have other channels or values.
         """
         images = list(image) if isinstance(image, (list, tuple)) else image
-        if isinstance(images, list) and images and all(isinstance(tensor, torch.Tensor) for tensor in images):
-            images = torch.stack(images)
+        for kind, stack in ((torch.Tensor, torch.stack), (np.ndarray, np.stack)):
+            if isinstance(images, list) and images and all(isinstance(one, kind) for one in images):
+                if len({tuple(one.shape) for one in images}) != 1:
+                    raise ValueError("images: they differ in size; give one or more of one size")
+                images = stack(images)
         if not isinstance(images, (np.ndarray, torch.Tensor)):
             images = self._stacked(images if isinstance(images, list) else [images])
         values = torch.as_tensor(images).float().cpu()
+        values = values[None] if values.ndim == 3 else values
         if values.ndim != 4:
             raise ValueError(f"images: shape {tuple(values.shape)} does not have four axes, the first for the images")
         values = values.permute(0, 3, 1, 2) if isinstance(images, np.ndarray) else values
@@ -37,7 +45,7 @@ class PictureReader(PictureProcessor):
             raise ValueError(f"images: {n} of {channels} channels; this model takes one or more of {self.channels}")
         if self.value_range is None and not (0 <= values.min() and values.max() <= 1):
             raise ValueError(f"images: values from {values.min():.3g} to {values.max():.3g} are not in [0, 1]")
-        return to_model_range(values, self.value_range or {"low": [0.0], "high": [1.0]})
+        return values
 
     def _stacked(self, images: list) -> np.ndarray:
         """Images of PIL as one array, (n, height, width, channels), in [0, 1]."""

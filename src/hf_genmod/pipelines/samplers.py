@@ -31,14 +31,14 @@ class StepCount(int):
 class Sampler:
     """A scheduler for one call, as steps change it: a copy with its timesteps chosen, and changes of its config."""
 
-    def __init__(self, scheduler: SchedulerMixin, num_inference_steps: int, **changes):
+    def __init__(self, scheduler: SchedulerMixin, num_inference_steps: int, first: int = 0, **changes):
         self.scheduler, self.n = copy.deepcopy(scheduler), StepCount(num_inference_steps)
         self.scheduler.register_to_config(**changes)
         self.scheduler.set_timesteps(self.n, device="cpu")  # a step never waits for the accelerator
         if self.scheduler.config.get("sample_max_value") == 1:  # thresholding is clipping then, of images of any size
             self.scheduler._threshold_sample = lambda x_0: x_0.clamp(-1, 1)
         if hasattr(scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(0)  # else looked up by the timestep, which Karras' sigmas repeat
+            self.scheduler.set_begin_index(first)  # else looked up by the timestep, which Karras' sigmas repeat
         steps = [inspect.signature(cls.step).parameters for cls in type(scheduler).__mro__ if "step" in vars(cls)]
         options = ("generator", "check_finite")  # `step` names them, or has **kwargs for a `step` below, which does
         self.options = [x for x in options if next((x in s for s in steps if x in s or "**" not in str(s)), True)]
@@ -52,6 +52,12 @@ class Sampler:
         self.n.stride = (1 + is_half) * int(t - after) or int(timesteps[i - 1] - t)
         options = {"generator": generators, "check_finite": False}
         return self.scheduler.step(prediction, t, x_t, **{name: options[name] for name in self.options}).prev_sample
+
+
+def clips_of(scheduler: SchedulerMixin) -> list[str]:
+    """How a scheduler clips x̂_0; its config may also have keys that only other schedulers act on."""
+    known = inspect.signature(type(scheduler).__init__).parameters
+    return [name for name in ("thresholding", "clip_sample") if name in known and scheduler.config[name]]
 
 
 def process_of(config: dict) -> dict:
@@ -76,34 +82,35 @@ def check_process(scheduler: SchedulerMixin, process: dict) -> None:
         raise ValueError(f"scheduler: {name} changes the noise levels of the training; {OTHER_SAMPLER}")
 
 
-def check_sampler(scheduler: SchedulerMixin, n: int) -> None:
-    """Raises `ValueError` if a scheduler does not draw from a known distribution in n steps."""
+def check_sampler(scheduler: SchedulerMixin, n: int, first: int = 0) -> None:
+    """Raises `ValueError` if a scheduler does not draw from a known distribution in n steps, or from one on."""
     T = scheduler.config.get("num_train_timesteps", n)
     if n > T:
         raise ValueError(f"num_inference_steps: {n} must be within 1 ... {T}, the steps of training")
     reason = "fails"
     with contextlib.suppress(Exception):  # those for other models raise anything
-        reason = _fault(type(scheduler), json.dumps(scheduler.config, default=plain), n)
+        reason = _fault(type(scheduler), json.dumps(scheduler.config, default=plain), n, first)
     if reason:
-        raise ValueError(f"scheduler: {type(scheduler).__name__} in {n} steps {reason}; {OTHER_SAMPLER}")
+        start = f", from step {first + 1} on," if first else ""
+        raise ValueError(f"scheduler: {type(scheduler).__name__} in {n} steps{start} {reason}; {OTHER_SAMPLER}")
 
 
 @functools.cache
-def _fault(cls: type[SchedulerMixin], config: str, n: int) -> str | None:
+def _fault(cls: type[SchedulerMixin], config: str, n: int, first: int) -> str | None:
     """What is wrong with samples of N(m, s²), whose E[x_0 | x_t] is known; few steps may give less than s."""
     config = json.loads(config) | {"_use_default_values": []}
     for clips, most in (("clip_sample", "clip_sample_range"), ("thresholding", "sample_max_value")):
         config[clips] = bool(config.get(clips)) and config.get(most, 1) < 1  # pixels are in [-1, 1], other x_0 are not
     if str(config.get("variance_type")).startswith("learned"):
         config["variance_type"] = "fixed_small"
-    sampler = Sampler(cls.from_config(config), n)
+    sampler = Sampler(cls.from_config(config), n, first)
     scheduler, sigmas = sampler.scheduler, np.minimum(sampler.sigmas, 1e6)
     m, s, generators = 0.5, torch.tensor([0.1, 0.5, 1.0, 4.0]), [torch.Generator().manual_seed(0)]
     x_t = torch.randn(1, 1, 4096, 4, generator=generators[0]) * scheduler.init_noise_sigma
-    if scheduler.alphas_cumprod[-1] >= 0.01:  # x_T is not noise, but √ᾱ_T x_0 + √(1−ᾱ_T) ε
-        scale = scheduler.scale_model_input(math.hypot(1, sigmas[0]), scheduler.timesteps[0])
-        x_t = (m + (s**2 + sigmas[0] ** 2).sqrt() * x_t / scheduler.init_noise_sigma) / scale
-    for i, sigma in enumerate(sigmas):
+    if first or scheduler.alphas_cumprod[-1] >= 0.01:  # x_t is not noise, but √ᾱ_t x_0 + √(1−ᾱ_t) ε
+        scale = scheduler.scale_model_input(math.hypot(1, sigmas[first]), scheduler.timesteps[first])
+        x_t = (m + (s**2 + sigmas[first] ** 2).sqrt() * x_t / scheduler.init_noise_sigma) / scale
+    for i, sigma in enumerate(sigmas[first:], first):
         x = scheduler.scale_model_input(x_t, scheduler.timesteps[i])
         a, b = 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)  # x is a x_0 + b ε
         x_0 = m + a * s**2 / (a**2 * s**2 + b**2) * (x - a * m)
@@ -112,7 +119,8 @@ def _fault(cls: type[SchedulerMixin], config: str, n: int) -> str | None:
     mean, deviation = x_t.mean((0, 1, 2)), x_t.std((0, 1, 2))
     # DDIM multiplies x_t / √ᾱ_t − m by (s² + σ_t σ_t') / (s² + σ_t²). Algorithm 2 with β_t gives a little more than s.
     trailing = Sampler(DDPMScheduler.from_config(config, timestep_spacing="trailing"), n)
-    at = torch.tensor([*trailing.sigmas, 0.0]).clamp(max=1e6)[:, None]
+    at = [sigma for sigma in (*trailing.sigmas, 0.0) if not first or sigma <= 1.01 * sampler.sigmas[first]]
+    at = torch.tensor(at).clamp(max=1e6)[:, None]
     of_ddim = (s**2 + at[0] ** 2).sqrt() * ((s**2 + at[:-1] * at[1:]) / (s**2 + at[:-1] ** 2)).prod(0)
     least, most = min(0.85, max(0.3, 1 - 2 / n)) * of_ddim - 0.001, 1.2 * s + min(0.05, 1 / n)
     is_right = ((mean - m).abs() < 0.2 * s) & (least < deviation) & (deviation < most)

@@ -85,6 +85,10 @@ class TextToImagePipeline(GenerationPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
+        image=None,
+        mask_image=None,
+        strength: float | None = None,
+        num_resample: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
@@ -109,6 +113,7 @@ class TextToImagePipeline(GenerationPipeline):
             output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: As
                 [`UnconditionalPipeline`] takes them. The callback may set `pipe._guidance_scale` and
                 `pipe._guidance_rescale` for the next steps.
+            image, mask_image, strength, num_resample: As [`UnconditionalPipeline`] takes them.
 
         Raises:
             ValueError: If there is no prompt or more than one kind, an argument is out of its range or too large for
@@ -140,8 +145,10 @@ class TextToImagePipeline(GenerationPipeline):
             return self._guided_by_text(x_t, t, tokens, mask, gamma, self._guidance_rescale)
 
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, scales)
-        n = count * num_images_per_prompt
-        return self._generate(predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback)
+        n, edit = count * num_images_per_prompt, (image, mask_image, strength, num_resample)
+        return self._generate(
+            predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback, edit
+        )
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.Tensor]:

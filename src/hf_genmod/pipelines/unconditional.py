@@ -53,6 +53,10 @@ class UnconditionalPipeline(GenerationPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
         num_images_per_prompt: int = 1,
+        image=None,
+        mask_image=None,
+        strength: float | None = None,
+        num_resample: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
@@ -69,6 +73,13 @@ class UnconditionalPipeline(GenerationPipeline):
                 each step. It may return a dict whose `"latents"` replace x_t.
             callback_on_step_end_tensor_inputs (`list[str]`): The tensors it is given: `"latents"`.
             num_images_per_prompt (`int`, defaults to 1): Another name of `batch_size`.
+            image (*optional*): What to start from, as PIL, array or tensor, in [0, 1] or the units of the data: one
+                image for all results, or one for each.
+            mask_image (*optional*): A black and white mask, or one for each image: only what is white is drawn anew.
+            strength (`float`, *optional*): Where in the noise to start, in (0, 1]: by default 0.6, and 1, in pure
+                noise, with a mask.
+            num_resample (`int`, *optional*): How often each step is taken, with a mask: by default 3 times where
+                the sampler allows it.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
@@ -81,5 +92,10 @@ class UnconditionalPipeline(GenerationPipeline):
             return self._denoise(x_t, t)
 
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, {})
+        given = len(image) if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4 else 1
         n = number_of_images(batch_size, num_images_per_prompt)
-        return self._generate(predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback)
+        n = given if n == 1 else n
+        edit = (image, mask_image, strength, num_resample)
+        return self._generate(
+            predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback, edit
+        )

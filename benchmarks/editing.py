@@ -1,0 +1,143 @@
+"""
+How well a model completes, inverts and interpolates held-out images, by a model with and one without labels. Completed
+images have their lower half drawn anew, beside plain replacement (the known part is pasted into x_t with noise of its
+level) and beside real images completed by the lower half of the training image with the nearest upper half.
+
+    python benchmarks/editing.py --dataset ../shared/data/mnist --output_dir runs/editing --samples 500
+"""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from judge import Judge, once, parser, to_uint8, train
+
+from hf_genmod import load_pipeline
+from hf_genmod.data.loading import load_pictures
+from hf_genmod.editing import edits
+from hf_genmod.evaluation.distances import frechet_distance
+from hf_genmod.evaluation.estimates import Share
+from hf_genmod.evaluation.features import extract_features
+
+parser = parser(__doc__)
+parser.add_argument(
+    "--minutes", type=float, default=8.0, help="Training of the model with and of that without labels."
+)
+parser.add_argument("--num_inference_steps", type=int, default=20)
+parser.add_argument("--inverted", type=int, default=100, help="Images to invert, and pairs to interpolate.")
+parser.add_argument("--train_flags", nargs="*", default=[], help="More flags of the two, without their dashes.")
+arguments = parser.parse_args()
+out, flags = Path(arguments.output_dir), [f"--{flag}" for flag in arguments.train_flags]
+judge = Judge(arguments.dataset, arguments.resolution, 1000, arguments.flip, out)
+test = load_pictures(arguments.dataset, resolution=arguments.resolution, split="test", in_memory=True)
+chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: arguments.samples]
+images, labels = test.images[chosen], test.labels[chosen]
+x = images.float() / 255
+middle = x.shape[2] // 2
+mask = torch.zeros(x.shape[2:])
+mask[middle:] = 1
+paths = {"with labels": out / "with_labels", "without labels": out / "without_labels"}
+for path, example in zip(paths.values(), ("train_cfg.py", "train_unconditional.py"), strict=True):
+    once(path.with_suffix(".rate.pt"), train, example, path, arguments, arguments.minutes, *flags)
+pipelines = {name: load_pipeline(path) for name, path in paths.items()}
+for pipeline in pipelines.values():
+    pipeline.set_progress_bar_config(disable=True)
+
+
+def recognised(shown: torch.Tensor) -> torch.Tensor:
+    """The class that the judge sees in each image, (n,)."""
+    with torch.no_grad():
+        return judge.classifier.head(extract_features(shown, judge.classifier)).argmax(dim=1)
+
+
+def row(name: str, shown: torch.Tensor, seconds: float | None = None) -> None:
+    own = Share.of(recognised(shown) == labels)
+    distance = frechet_distance(extract_features(shown, judge.classifier), judge.real)
+    print(f"| {name} | {own} | {distance:.2f} | {'' if seconds is None else f'{seconds:.2f}'} |", flush=True)
+
+
+def in_parts(draw, *parts: torch.Tensor) -> torch.Tensor:
+    """What `draw` makes of 50 images at a time."""
+    return torch.cat([draw(*some) for some in zip(*(part.split(50) for part in parts), strict=True)])
+
+
+def replacing(y, known, predict, prediction_type):
+    """Plain replacement, with the same noise in all steps."""
+    epsilon = torch.randn_like(y)
+
+    def predict_replaced(x_t, t, sigma):
+        level = min(sigma, 1e6)
+        return predict(torch.where(known, (y + level * epsilon) / math.hypot(1, level), x_t), t, sigma)
+
+    return predict_replaced
+
+
+def completed(name: str, **options) -> tuple[torch.Tensor, float]:
+    """Images with their lower half drawn anew, and seconds of each."""
+    has_labels, start = name == "with labels", time.perf_counter()
+
+    def draw(x, labels, seeds):
+        request = {"class_labels": labels.tolist()} if has_labels else {"batch_size": len(x)}
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+        request |= {"image": x, "mask_image": mask, "generator": generators, "output_type": "pt"}
+        return pipelines[name](**request, num_inference_steps=arguments.num_inference_steps, **options).images
+
+    drawn = in_parts(draw, x, labels, torch.arange(len(x)))
+    assert torch.equal(drawn[:, :, :middle], x[:, :, :middle])  # what is kept, bitwise
+    return to_uint8(drawn), (time.perf_counter() - start) / len(x)
+
+
+def psnr(drawn: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Of each image, in dB."""
+    return -10 * torch.log10((drawn - image).square().flatten(1).mean(dim=1).clamp(min=1e-10))
+
+
+print(f"{len(x)} held-out images of {arguments.dataset}, {arguments.num_inference_steps} steps, lower half drawn\n")
+print("| | recognised as its class | Fréchet distance | seconds |\n|---|---|---|---|")
+row("real images", images)
+upper = judge.train.images[:, :, :middle].flatten(1).float()
+nearest = in_parts(lambda part: torch.cdist(part[:, :, :middle].flatten(1).float(), upper).argmin(dim=1), images)
+row("completed by the nearest", torch.cat([images[:, :, :middle], judge.train.images[nearest][:, :, middle:]], dim=2))
+of_known = edits.denoiser_given
+for name in pipelines:
+    row(f"{name}, default", *completed(name))
+    row(f"{name}, num_resample 1", *completed(name, num_resample=1))
+    edits.denoiser_given = replacing
+    row(f"{name}, plain replacement", *completed(name, num_resample=1))
+    edits.denoiser_given = of_known
+
+print("\n| | steps | images | mean PSNR, dB | lowest |\n|---|---|---|---|---|")
+some, of_some = x[: arguments.inverted], labels[: arguments.inverted]
+for name, pipeline in pipelines.items():
+    process = {"timestep_spacing": "trailing", "thresholding": True, "sample_max_value": 1.0}
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.config.process, **process)
+    for corrections in (0, 1, 2):
+
+        def again(x, labels, name=name, corrections=corrections):
+            request = {"class_labels": labels.tolist()} if name == "with labels" else {}
+            x_T = pipelines[name].invert(x, num_inference_steps=50, num_corrections=corrections, **request)
+            request |= {"guidance_scale": 1.0} if request else {"batch_size": len(x)}
+            return pipelines[name](**request, latents=x_T, num_inference_steps=50, output_type="pt").images
+
+        found = psnr(in_parts(again, some, of_some), some)
+        print(
+            f"| {name}, {corrections} corrections | 50 | {len(some)} | {found.mean():.1f} | {found.min():.1f} |",
+            flush=True,
+        )
+
+between, ends, count = [], [], 0
+pipeline, num = pipelines["with labels"], 8
+for a, b, first, second in zip(x[0::2], x[1::2], labels[0::2].tolist(), labels[1::2].tolist(), strict=False):
+    if first == second or count == arguments.inverted // 4:
+        continue
+    image_a, image_b = (image.permute(1, 2, 0).numpy() for image in (a, b))
+    shown = pipeline.interpolate(image_a, image_b, num, class_labels=[first, second], output_type="pt").images
+    ends += psnr(shown[[0, -1]], torch.stack([a, b])).tolist()
+    seen = recognised(to_uint8(shown[1:-1]))
+    between, count = [*between, (seen == first) | (seen == second)], count + 1
+share = Share.of(torch.cat(between))
+print(
+    f"\n{count} pairs of two classes: ends at {sum(ends) / len(ends):.1f} dB; between them {share} are one of the two"
+)

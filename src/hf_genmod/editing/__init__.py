@@ -1,0 +1,6 @@
+"""Editing of images by diffusion models, as functions of a pipeline."""
+
+from hf_genmod.editing.interpolation import interpolate, vary
+from hf_genmod.editing.inversion import invert
+
+__all__ = ["interpolate", "invert", "vary"]

@@ -1,0 +1,116 @@
+"""Images drawn anew from given ones: from a noise level in between (SDEdit), or where a mask is white (inpainting)."""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ImagePipelineOutput
+from torch import Tensor
+
+from hf_genmod.data.value_range import to_model_range
+from hf_genmod.editing.given import UNIT, latents_of, read_images, read_mask
+from hf_genmod.editing.inversion import Inversion
+from hf_genmod.editing.known_part import denoiser_given, seamless
+from hf_genmod.editing.noise_levels import from_step, noised, noised_back
+from hf_genmod.pipelines.base import GenerationPipeline
+from hf_genmod.pipelines.requests import check_positive, standard_normal
+from hf_genmod.pipelines.samplers import Sampler, check_sampler
+
+STRENGTH = 0.6  # without a mask
+NUM_RESAMPLE = 3  # with a mask, where the sampler can take a step again
+
+
+def edit_of(pipeline: GenerationPipeline, sampler: Sampler, n: int, generators: list, image=None, *how):
+    """The steps of a call that is given an image, or by `invert` something else in its place."""
+    if isinstance(image, Inversion):
+        return image.of_call(pipeline, sampler)
+    return Edit(pipeline, sampler, n, generators, image, *how)
+
+
+class Edit:
+    """
+    The steps of a call that is given images x_0. It starts at the first timestep t up to strength · T of the sampler,
+
+        x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε        (SDEdit, Meng et al. 2022, https://arxiv.org/abs/2108.01073)
+
+    and, with a mask, steps by the mean of x_0 given x_t and the part that is kept, see [`denoiser_given`]. Then each
+    step is taken `num_resample` times, by default 3: x_{t'} is noised to x_t again before each but the first (RePaint,
+    Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865, Algorithm 1), which corrects errors of x̂_0.
+
+    Args:
+        sampler ([`Sampler`]): All steps of the call.
+        n (`int`): The number of results.
+        generators (`list[torch.Generator]`): One for each of them.
+        image, mask_image, strength, num_resample: As the pipelines take them.
+
+    Raises:
+        ValueError: If an argument is missing or out of its range, an image does not fit the model, or the sampler
+            cannot start there or take a step again.
+    """
+
+    def __init__(
+        self,
+        pipeline: GenerationPipeline,
+        sampler: Sampler,
+        n: int,
+        generators: list[torch.Generator],
+        image=None,
+        mask_image=None,
+        strength: float | None = None,
+        num_resample: int | None = None,
+    ):
+        for name, value in (("mask_image", mask_image), ("strength", strength), ("num_resample", num_resample)):
+            if value is not None and (image is None or (name == "num_resample" and mask_image is None)):
+                missing = "image" if image is None else "mask_image"
+                raise ValueError(f"{name}: it is for a given {missing}; give one, or leave it out")
+        strength = (1.0 if mask_image is not None else STRENGTH) if strength is None else strength
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
+            raise ValueError(f"strength: {strength!r} is not within (0, 1]; at 1 nothing of the image is left")
+        check_positive(num_resample=1 if num_resample is None else num_resample)
+        if mask_image is not None and torch.is_inference_mode_enabled():
+            raise ValueError("mask_image: it needs derivatives; use torch.no_grad() instead of inference_mode()")
+        self.pipeline, self.sampler, self.generators = pipeline, sampler, generators
+        device, self.values = pipeline._execution_device, read_images(pipeline, image, n)
+        self.x = to_model_range(self.values, pipeline.config.value_range or UNIT).to(device)
+        self.x_0 = latents_of(pipeline, self.x)
+        self.redrawn = None if mask_image is None else read_mask(mask_image, self.x.shape).to(device)
+        timesteps = sampler.scheduler.timesteps
+        most = strength * pipeline.scheduler.config.num_train_timesteps - 1
+        self.first = min(int((timesteps > most + 0.5).sum()), len(timesteps) - 1)
+        check_sampler(pipeline.scheduler, int(sampler.n), self.first)
+        can_repeat = len(timesteps) == sampler.n  # not of Heun, PNDM and others that take a step in parts
+        if num_resample not in (None, 1) and not can_repeat:
+            name = type(pipeline.scheduler).__name__
+            raise ValueError(f"num_resample: {name} cannot take a step again; use 1, or DPMSolverMultistepScheduler")
+        self.num_resample = num_resample or (NUM_RESAMPLE if can_repeat and mask_image is not None else 1)
+
+    def run(self, take_step, predict, epsilon: Tensor) -> Tensor:
+        """The result of all steps, (n, c, h, w), for noise ε of the same shape."""
+        pipeline, sampler = self.pipeline, from_step(self.sampler, self.first)
+        steps, times = range(self.first, len(sampler.sigmas)), range(self.num_resample)
+        pipeline._num_timesteps = len(steps) * len(times)
+        x_t = noised(self.sampler, self.first, self.x_0, epsilon)
+        if self.redrawn is not None:
+            redrawn = F.adaptive_max_pool2d(self.redrawn.float(), x_t.shape[2:]) > 0
+            predict = denoiser_given(self.x_0, ~redrawn, predict, pipeline.scheduler.config.prediction_type)
+        for i, k in pipeline.progress_bar([(i, k) for i in steps for k in times]):
+            if k < times[-1]:  # a step that is taken again, without what earlier ones left in the sampler
+                x_t = take_step(from_step(self.sampler, i), i, x_t, predict)
+                epsilon = standard_normal(x_t.shape[1:], self.generators).to(x_t.device)
+                x_t = noised_back(self.sampler, i, x_t, epsilon)
+            else:
+                x_t = take_step(sampler, i, x_t, predict)
+            if pipeline.interrupt:
+                break
+        return x_t
+
+    def _finished(self, z: Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
+        """The output of the call, as of the pipeline, with the pixels that are kept as they were given."""
+        if self.redrawn is None or output_type == "latent":
+            return self.pipeline._finished(z, output_type, return_dict)
+        images = self.pipeline.postprocess(seamless(self.pipeline.decode(z), self.x, self.redrawn), output_type)
+        if output_type != "pil":  # which converting to [-1, 1] and back would round
+            kept, values = (~self.redrawn).cpu().expand(self.values.shape), self.values
+            if output_type == "np":
+                kept, values = (x.permute(0, 2, 3, 1).numpy() for x in (kept, values))
+            images[kept] = values[kept]
+        self.pipeline.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

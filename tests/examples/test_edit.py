@@ -1,0 +1,80 @@
+"""`hf_genmod edit`."""
+
+import numpy as np
+import pytest
+import torch
+from example_scripts import error_of, run
+from PIL import Image
+from tiny import TINY_UNET, randomized
+
+from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline, DenoisingUNet2DModel, load_pipeline
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("edit")
+    unet = randomized(DenoisingUNet2DModel(**TINY_UNET, num_classes=2))
+    scheduler = AncestralDDPMScheduler(timestep_spacing="trailing")
+    ClassifierFreeGuidedPipeline(unet, scheduler, id2label={0: "cat", 1: "dog"}).save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    for name, size in (("small", (8, 8, 3)), ("large", (20, 30, 3))):
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{name}.png")
+        mask = Image.new("L", size[1::-1])
+        mask.paste(255, (0, 0, size[1] // 2, size[0]))
+        mask.save(folder / f"{name}-mask.png")
+    return folder
+
+
+def edited(files, *flags, steps=3):
+    command = ["--model", files / "model", "--num_inference_steps", steps, "--output", files / "out.png"]
+    return run("edit.py", *command, *flags)
+
+
+def test_a_part_drawn_anew_for_each_class(files):
+    flags = ["--image", files / "small.png", "--mask_image", files / "small-mask.png", "--num", 2]
+    done = edited(files, *flags)
+    assert done.stdout == f"4 images in {files / 'out.png'}, beside the one that was given\n"
+    shown = np.asarray(Image.open(files / "out.png"))
+    direct = load_pipeline(files / "model")(
+        "dog", image=Image.open(files / "small.png"), mask_image=Image.open(files / "small-mask.png"),
+        generator=torch.Generator().manual_seed(1), num_inference_steps=3,
+    ).images[0]  # fmt: skip
+    enlarged = np.asarray(direct.resize((96, 96), Image.Resampling.NEAREST), int)
+    bottom = shown[-100:-4, 200:296]  # the last row, after the image that was given and the first one
+    assert abs(bottom.astype(int) - enlarged).max() <= 1
+
+
+def test_an_image_of_another_size_is_cropped_with_its_mask(files):
+    done = edited(
+        files, "--image", files / "large.png", "--mask_image", files / "large-mask.png", "--class_labels", "cat"
+    )
+    assert "8 images" in done.stdout
+
+
+def test_between_two_images_as_a_gif(files):
+    images = [files / "small.png", files / "large.png"]
+    out = files / "between.gif"
+    run("edit.py", "--model", files / "model", "--image", *images, "--class_labels", "cat", "dog", "--num", 3,
+        "--num_inference_steps", 3, "--output", out)  # fmt: skip
+    assert Image.open(out).n_frames == 3
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--image", "{}/missing.png"], "missing.png"),
+        (
+            ["--image", "{}/large.png", "--fit", "false"],
+            "image: 20x30 pixels (height, width), and this model draws 8x8",
+        ),
+        (["--image", "{}/small.png", "--mask_image", "{}/large-mask.png"], "mask_image: 20x30 pixels"),
+        (["--image", "{}/small.png", "--mask_image", "{}/small.png"], "mask_image: it has grey levels"),
+        (["--image", "{}/small.png", "--class_labels", "bird"], "class_labels: 'bird' is not a label"),
+        (["--image", "{}/small.png", "--strength", "2"], "strength: 2.0 is not within (0, 1]"),
+        (["--image", "{0}/small.png", "{0}/small.png", "--strength", "0.5"], "image: two of them, and mask_image and"),
+        (["--image", "{}/small.png", "--output", "{}/out.txt"], "out.txt is of no format of Pillow"),
+    ],
+)
+def test_errors(files, flags, message):
+    flags = [flag.format(files) for flag in flags]
+    assert message in error_of("edit.py", "--model", files / "model", "--num_inference_steps", 2, *flags)
