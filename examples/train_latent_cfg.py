@@ -45,10 +45,11 @@ def main(data: DataArguments, autoencoder: AutoencoderArguments, model: ModelArg
     if model.vae is None:
         model.vae = f"{Path(config.output_dir)}-vae"
         first = config.part(latent.autoencoder_share, output_dir=model.vae)
-        trainer = train_vae.main(data, autoencoder, train_vae.ElboArguments(), first)
+        images = dataclasses.replace(data, cache_latents=False)
+        trainer = train_vae.main(images, autoencoder, train_vae.ElboArguments(), first)
         pictures = trainer.dataset
         if pictures.labels is None:
-            data.load(require_labels=True)  # raises, with the reason
+            images.load(require_labels=True)  # raises, with the reason
         # These raise now instead of after the first stage.
         channels, *resolution = trainer.averaged_model.module.latent_shape(*pictures.resolution)
         unet = model.make_unet_of_size(channels, resolution, True, len(pictures.label_names))

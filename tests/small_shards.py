@@ -52,3 +52,10 @@ def write_tar(file, count, start=0, json_fields=False):
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
     return file
+
+
+def damage(file, start, count):
+    """Overwrites some bytes of a file."""
+    content = bytearray(file.read_bytes())
+    content[start : start + count] = bytes(count)
+    file.write_bytes(content)

@@ -1,17 +1,23 @@
 """Latents are what the autoencoder says of the pictures, encoded once, and standardised on both sides alike."""
 
+import collections
 import math
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from small_shards import write_parquet
+from small_shards import FEATURES, damage, write_parquet, write_tar
 from tiny import tiny_autoencoder, tiny_classifier, tiny_unet, tiny_vae
 
 import hf_genmod.data.latents
+import hf_genmod.data.shards as shards_module
+import hf_genmod.data.stream as stream_module
+import hf_genmod.data.stream_encoding as stream_encoding
 from hf_genmod import (
     AncestralDDPMScheduler,
     Autoencoder,
@@ -22,16 +28,18 @@ from hf_genmod import (
     VariationalAutoencoder,
 )
 from hf_genmod.data.latents import (
+    CachedLatents,
     LatentDataset,
     StreamedLatents,
     draw_latents,
     encode,
+    latents_of,
     standardised,
     with_statistics,
 )
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
-from hf_genmod.data.randomness import Augmentation, BatchRandom
+from hf_genmod.data.randomness import Augmentation, BatchRandom, GlobalBatchSampler, _Philox, batch_positions
 from hf_genmod.data.stream import stream_pictures
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.evaluation.recognition import accuracy_by_noise_level
@@ -430,3 +438,97 @@ def test_latents_of_a_stream_are_those_that_are_encoded_once(kind, tmp_path):
     streamed.check_augmentation(Augmentation(mirror=True, max_shift=3))
     other = standardised(make_vae(kind, latent_channels=3), stream_pictures(str(shards)))
     assert streamed.fingerprint != other.fingerprint
+
+
+class TestCachedLatents:
+    """Those of a stream, which are encoded once."""
+
+    @pytest.fixture(autouse=True)
+    def small_files(self, monkeypatch):
+        monkeypatch.setattr(stream_encoding, "_ROWS", 24)
+        monkeypatch.setattr(stream_encoding, "_BLOCK", 2**11)  # two images with their mirror images, or four
+
+    @pytest.mark.parametrize("kind", ["variational", "plain"])
+    def test_are_those_of_the_loaded_data_set_rounded(self, kind, tmp_path, monkeypatch):
+        if kind == "plain":
+            write_tar(tmp_path / "a.tar", 40)
+        else:
+            write_parquet(tmp_path, (20, 13, 7))
+        monkeypatch.setattr(stream_module, "NUM_SAMPLE_IMAGES", 16)  # the factors are those of all images
+        vae, mirror = make_vae(kind), Augmentation(mirror=True)
+        counts = counting(vae)
+        cached = standardised(vae, stream_pictures(str(tmp_path)), mirrored=True, cached=True)
+        assert isinstance(cached, CachedLatents)
+        kept = standardised(vae, load_pictures(tmp_path), mirrored=True)
+        assert len(cached) == len(kept) == 40 and cached.labels.tolist() == kept.labels.tolist()
+        assert (cached.channels, cached.resolution) == (kept.channels, kept.resolution)
+        for name in ("scaling_factor", "shift_factor"):
+            assert cached.vae.config[name] == pytest.approx(kept.vae.config[name], rel=1e-3, abs=1e-4)
+        indices = [39, 4, 4, 0, 33]
+        mine, theirs = (dataset.__getitems__(indices) for dataset in (cached, kept))
+        assert mine.keys() == theirs.keys() == {"posteriors", "class_labels", "captions"}
+        assert mine["posteriors"].shape == theirs["posteriors"].shape
+        difference = (mine["posteriors"] - theirs["posteriors"]).abs()
+        assert 0 < difference.max() < 4e-3 and difference.square().mean().sqrt() < 1e-3
+        assert torch.equal(mine["class_labels"], theirs["class_labels"]) and mine["captions"] == theirs["captions"]
+        first, second = (data.x_0(batch, rng_of(5), mirror) for data, batch in ((cached, mine), (kept, theirs)))
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-2)
+        counts.clear()
+        again = standardised(vae, stream_pictures(str(tmp_path)), mirrored=True, cached=True)
+        assert torch.equal(again.x_0(indices), cached.x_0(indices)) and again.fingerprint == cached.fingerprint
+        assert set(counts) == {1}  # for the shape, and for what the latents take
+        with pytest.raises(ValueError, match="max_shift: latents cannot be moved"):
+            cached.check_augmentation(Augmentation(max_shift=1))
+
+    def test_take_half_the_bytes_where_rounding_changes_little(self, tmp_path, cache):
+        shards, sizes = write_parquet(tmp_path, (12,)), []
+        for shift in (0.0, 1e3, 1e6):  # from which fp16 would have only whole numbers, and infinity
+            vae = make_vae("variational")
+            vae.encoder.conv_out.bias.data[:2] += shift
+            cached = standardised(vae, stream_pictures(str(shards)), cached=True)
+            content = pq.read_table(cached._posteriors.shards._paths[0])["encoded"].to_pylist()
+            sizes.append({len(posteriors) for posteriors in content})
+            expected = standardised(vae, load_pictures(shards)).x_0(range(12))
+            assert (cached.x_0(range(12)) - expected).square().mean().sqrt() < 2e-3
+        assert sizes == [{4 * 64 * 2}, {4 * 64 * 4}, {4 * 64 * 4}]  # 2 channels of 8x8, as mean and deviation
+
+    @pytest.mark.parametrize("num_processes", [1, 2])
+    def test_occur_once_in_an_epoch_on_any_number_of_processes(self, num_processes, tmp_path, monkeypatch):
+        whole = latents_of(stream_pictures(str(write_parquet(tmp_path))), make_vae("variational"), cached=True)
+        for module in (shards_module, stream_module):
+            monkeypatch.setattr(module, "BUFFER", 16 * int(whole._posteriors.shards.num_bytes.max()))
+        assert len(whole.order(_Philox(0, b"order"), 0, 8).intervals) == 2  # lanes
+        epochs = [collections.Counter(), collections.Counter()]
+        for process in range(num_processes):
+            latents = pickle.loads(pickle.dumps(whole))
+            parts = [batch_positions(8, process_index=process, num_processes=num_processes)]
+            sampler = iter(GlobalBatchSampler(72, 8, 0, 0, parts, latents.order))
+            for step in range(18):
+                epochs[step // 9].update(latents.__getitems__(next(sampler))["captions"])
+        every = collections.Counter(f"number {i}" for i in range(72))
+        assert epochs == [every, every]
+
+    def test_of_a_file_that_can_no_longer_be_read_are_named_or_others_take_their_place(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(stream_encoding, "_ROWS", 8)
+        pictures = stream_pictures(str(write_parquet(tmp_path)))
+        cached = latents_of(pictures, make_vae("variational"), cached=True)
+        file, expected = cached._posteriors.shards._paths[0], cached.__getitems__([8, 9])
+        named, skipping = (pickle.loads(pickle.dumps(cached)) for _ in range(2))
+        end = pq.read_metadata(file).serialized_size + 100  # which tells the blocks
+        damage(Path(file), 4, Path(file).stat().st_size - end)
+        batch = named.__getitems__([0, 9])
+        assert batch["failure"].startswith(f"{file}: the shard cannot be read (")
+        skipping.pictures.on_bad_image = "skip"
+        batch = skipping.__getitems__([0, 9])
+        assert "failure" not in batch and batch["unusable"][0].startswith(f"{file}: the shard cannot be read (")
+        assert all(torch.equal(batch[name], expected[name]) for name in ("posteriors", "class_labels"))
+        assert batch["captions"] == expected["captions"]
+
+    def test_have_all_captions_of_an_image(self, tmp_path):
+        captions = [["a", "b"], ["c"], ["d", "e", "f"]]
+        folder = write_parquet(tmp_path, (3,), features={"image": FEATURES["image"]})
+        (file,) = folder.iterdir()
+        pq.write_table(pq.read_table(file).append_column("text", [captions]), file)
+        cached = latents_of(stream_pictures(str(folder)), make_vae("variational"), cached=True)
+        assert cached.__getitems__([2, 0])["captions"] == [captions[2], captions[0]]
+        assert "class_labels" not in cached.__getitems__([0])

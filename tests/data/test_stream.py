@@ -12,7 +12,7 @@ import threading
 import datasets
 import pytest
 import torch
-from small_shards import FEATURES, NAMES, write_parquet, write_tar
+from small_shards import FEATURES, NAMES, damage, write_parquet, write_tar
 
 from hf_genmod.data import shards as shards_module
 from hf_genmod.data import stream as stream_module
@@ -314,12 +314,6 @@ def in_another_process(stream):
     stream = pickle.loads(pickle.dumps(stream))
     assert not stream._entries.shards._kept
     return stream
-
-
-def damage(file, start, count):
-    content = bytearray(file.read_bytes())
-    content[start : start + count] = bytes(count)
-    file.write_bytes(content)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])

@@ -1,3 +1,4 @@
+import os
 import re
 import signal
 import subprocess
@@ -36,7 +37,7 @@ def test_every_task_trains_on_a_stream(shards, tmp_path):
         "upsampler": ["--factor", 2, *MODEL],
         "autoencoder": [*SMALL_AUTOENCODER, *MODEL[-4:]],
         "vae": [*SMALL_AUTOENCODER, *MODEL[-4:]],
-        "latent_cfg": [*SMALL_LATENT, *MODEL[-4:], "--vae", tmp_path / "vae", "--horizontal_flip"],
+        "latent_cfg": [*SMALL_LATENT, *MODEL[-4:], "--vae", tmp_path / "vae", "--horizontal_flip", "--cache_latents"],
     }
     for task, flags in tasks.items():
         command = [f"train_{task}.py", "--dataset", shards, "--streaming", "--output_dir", tmp_path / task, *flags]
@@ -95,5 +96,62 @@ def test_a_script_killed_while_it_streams_ends_as_if_it_was_not(shards, tmp_path
     assert not (tmp_path / "cut" / "model_index.json").exists()
     subprocess.run(command("cut"), check=True)
     whole, cut = (torch.load(tmp_path / name / "checkpoints" / "step-40" / "state.pt") for name in ("whole", "cut"))
+    for part in ("model", "averaged_model"):
+        assert all(torch.equal(whole[part][name], cut[part][name]) for name in whole[part])
+
+
+# Training in which an encoded file has 40 rows. The process is killed before the n-th of them gets its name.
+KILLED = """
+import os, runpy, signal, sys
+sys.path.insert(0, {examples!r})
+from hf_genmod.data import stream_encoding
+stream_encoding._ROWS, left = 40, int(sys.argv[1])
+
+def before_renaming(event, arguments):
+    global left
+    if event == "os.rename" and str(arguments[0]).endswith(".partial"):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(before_renaming)
+sys.argv[:] = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_killed_while_it_encodes_a_stream_and_while_it_trains_ends_as_if_it_was_not(tmp_path):
+    shards = write_parquet(tmp_path / "shards", (200, 120), group=50)
+    vae = ["--output_dir", tmp_path / "vae", *SMALL_AUTOENCODER, "--max_train_steps", 2]
+    done = run("train_vae.py", "--dataset", shards, "--streaming", *vae)
+    assert done.returncode == 0, done.stderr
+
+    def command(name, nth=0):
+        flags = ["--dataset", shards, "--streaming", "--cache_latents", "--vae", tmp_path / "vae", "--horizontal_flip"]
+        flags += ["--output_dir", tmp_path / name, "--checkpointing_steps", 1, *SMALL_LATENT]
+        flags += ["--max_train_steps", 60, "--logging_steps", 1]
+        program = KILLED.format(examples=str(EXAMPLES))
+        return [sys.executable, "-c", program, *map(str, [nth, EXAMPLES / "train_latent_cfg.py", *flags])]
+
+    def environment(name):
+        return {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / f"{name}-cache")}
+
+    subprocess.run(command("whole"), check=True, env=environment("whole"))
+    killed = subprocess.run(command("cut", 5), env=environment("cut"))
+    assert killed.returncode == -signal.SIGKILL
+    folder = tmp_path / "cut-cache" / "hf_genmod" / "latents"
+    times = {file: file.stat().st_mtime_ns for file in folder.glob("*.parquet")}
+    assert len(times) == 4 and len([*folder.glob("*.partial")]) == 1
+    process = subprocess.Popen(command("cut"), stderr=subprocess.PIPE, text=True, env=environment("cut"))
+    for line in process.stderr:
+        if (step := re.search(r"step (\d+), ", line)) and int(step[1]) >= 49:  # in the second epoch
+            process.kill()
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "cut" / "model_index.json").exists()
+    done = subprocess.run(command("cut"), stderr=subprocess.PIPE, text=True, env=environment("cut"))
+    assert done.returncode == 0 and "the latents of" not in done.stderr
+    assert len([*folder.glob("*.parquet")]) == 8 and not [*folder.glob("*.partial")]
+    assert all(file.stat().st_mtime_ns == time for file, time in times.items())
+    whole, cut = (torch.load(tmp_path / name / "checkpoints" / "step-60" / "state.pt") for name in ("whole", "cut"))
     for part in ("model", "averaged_model"):
         assert all(torch.equal(whole[part][name], cut[part][name]) for name in whole[part])

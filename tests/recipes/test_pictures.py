@@ -17,7 +17,7 @@ from hf_genmod import (
     ClassifierFreeGuidedPipeline,
     UnconditionalPipeline,
 )
-from hf_genmod.data.latents import LatentDataset, encode
+from hf_genmod.data.latents import CachedLatents, LatentDataset, StreamedLatents, encode
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.stream import StreamedPictures, stream_pictures
@@ -256,7 +256,7 @@ class TestPicturesForAnEvaluation:
 def test_the_fields_are_parameters_of_the_loader():
     fields = {field.name for field in dataclasses.fields(CaptionedDataArguments)}
     for load in (load_pictures, stream_pictures):
-        assert fields - {"validation_split", "streaming"} < set(inspect.signature(load).parameters)
+        assert fields - {"validation_split", "streaming", "cache_latents"} < set(inspect.signature(load).parameters)
 
 
 def colored_folder(folder, size=(8, 12), **counts):
@@ -291,6 +291,27 @@ class TestLatents:
         assert all(latents.mirrored for latents in both)
         only = DataArguments(dataset=f"{folder}/train", channels=1)
         assert only.load(vae=str(tmp_path / "vae"))[1] is None
+
+    def test_of_a_stream_are_encoded_in_each_step_or_on_demand_once(self, tmp_path):
+        vae = tiny_autoencoder(sample_size=(16, 16))
+        vae.save_pretrained(tmp_path / "vae")
+        shards = write_parquet(tmp_path / "shards", (20,))
+        arguments = DataArguments(dataset=str(shards), streaming=True)
+        assert type(arguments.load(str(tmp_path / "vae"))[0]) is StreamedLatents
+        arguments.cache_latents = True
+        assert type(arguments.load(str(tmp_path / "vae"))[0]) is CachedLatents
+        unet = tiny_unet(in_channels=2, out_channels=2, sample_size=(8, 8))
+        pipeline = UnconditionalPipeline(unet, AncestralDDPMScheduler(clip_sample=False), vae)
+        latents = arguments.training_pictures_for(pipeline, **LABELLED)
+        assert [(type(part), len(part)) for part in latents] == [(CachedLatents, 18), (LatentDataset, 2)]
+        assert type(arguments.evaluation_pictures(pipeline)[0]) is StreamedPictures
+        pixels = UnconditionalPipeline(tiny_unet(sample_size=(16, 16)), AncestralDDPMScheduler())
+        for load in (arguments.load, lambda: arguments.training_pictures_for(pixels)):
+            with pytest.raises(ValueError, match="cache_latents: there is no autoencoder to encode the images"):
+                load()
+        arguments.streaming = False
+        with pytest.raises(ValueError, match="cache_latents: only a stream is encoded in each step; leave it out, or"):
+            arguments.load(str(tmp_path / "vae"))
 
     def test_may_be_of_another_size_than_the_autoencoder_was_made_for(self, vae, tmp_path):
         vae.save_pretrained(tmp_path / "vae")

@@ -25,6 +25,7 @@ from hf_genmod import (
     VariationalAutoencoder,
 )
 from hf_genmod.data.captions import Tokens, all_captions
+from hf_genmod.data.latents import latents_of
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.shapes import ShapesDataset
 from hf_genmod.data.stream import stream_pictures
@@ -157,11 +158,15 @@ def train(output_dir, kill=None, **settings):
     """
     A run whose end is saved beside its folder. `kill` is None; or (n, seconds), to kill all processes so long after
     the n-th step; or n, to do so before the n-th time that a file or folder is renamed after the last step. With
-    "stream" in the settings, the run streams the data set that this names.
+    "stream" in the settings, the run streams the data set that this names; with "cached", its latents.
     """
     pictures, held_out = (load_pictures(ShapesDataset(n, resolution=16, seed=seed)) for n, seed in ((40, 0), (4, 1)))
     if "stream" in settings:
         pictures = stream_pictures(settings.pop("stream"))
+    if settings.pop("cached", False):
+        torch.manual_seed(0)
+        vae = VariationalAutoencoder(16, 3, 3, (16, 32), norm_num_groups=8).eval()
+        pictures, held_out = (latents_of(each, vae, cached=True) for each in (pictures, held_out))
     make = make_other_trainer if "kind" in settings else make_trainer
     trainer = make(pictures, output_dir, held_out=held_out, **settings)
     inner, counted = trainer.objective, itertools.count(1)

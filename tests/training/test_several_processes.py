@@ -47,10 +47,11 @@ def test_a_run_killed_twenty_times_ends_bitwise_as_the_whole_one(tmp_path, num_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_run_on_a_stream_killed_at_random_moments_ends_bitwise_as_the_whole_one(tmp_path, num_processes):
+def test_a_run_on_a_stream_killed_at_random_moments_ends_bitwise_as_the_whole_one(tmp_path, num_processes, cached):
     stream = str(write_parquet(tmp_path / "shards", (60, 25, 40)))
-    settings = {"max_train_steps": 60, "checkpointing_steps": 1, "stream": stream, "num_workers": 1}
+    settings = {"max_train_steps": 60, "checkpointing_steps": 1, "stream": stream, "cached": cached, "num_workers": 1}
     assert_killed_runs_end_as_the_whole_one(tmp_path, settings, num_processes, num_kills=2)
 
 

@@ -9,13 +9,18 @@ import types
 from collections.abc import Iterable, Sequence
 
 import datasets
+import numpy as np
 import torch
 from diffusers import ModelMixin
 
+from hf_genmod.data.block_order import BlockOrder
 from hf_genmod.data.encoding import cache_folder, encode_once, weights_fingerprint
 from hf_genmod.data.labelled_dataset import LabelledDataset
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom
+from hf_genmod.data.shards import Shards
+from hf_genmod.data.stream import ShardEntries
+from hf_genmod.data.stream_encoding import encode_stream
 from hf_genmod.errors import counted
 from hf_genmod.models.image_autoencoder import ImageAutoencoder
 from hf_genmod.processes import processes
@@ -46,23 +51,32 @@ class LatentDataset(LabelledDataset):
         self.labels, self.label_names, self.captions = pictures.labels, pictures.label_names, pictures.captions
         self.name, self.skipped, self.value_range = pictures.name, pictures.skipped, pictures.value_range
         self.may_have_been_trained_on = pictures.may_have_been_trained_on
-        shape = encode(vae, pictures.x_0([0])).shape  # (1, 2, c, h, w)
+        shape = encode(vae, pictures.sample.x_0([0])).shape  # (1, 2, c, h, w)
         self.channels, self.resolution, self._shape = shape[2], tuple(shape[3:]), (1 + mirrored, *shape[1:])
-
-        def encode_rows(batch):
-            x_0 = pictures.x_0(batch["index"])
-            variants = [x_0, x_0.flip(-1)] if mirrored else [x_0]
-            return {"encoded": torch.stack([encode(vae, x) for x in variants], dim=1).flatten(1).numpy()}
-
-        variants = f"{pictures.fingerprint} {weights_fingerprint(vae)} {mirrored}"
+        # The fingerprint of a stream covers the pixels of its sample alone by that of the sample.
+        images = " ".join(dict.fromkeys([pictures.fingerprint, pictures.sample.fingerprint]))
+        variants = f"{images} {weights_fingerprint(vae)} {mirrored}"
         key = hashlib.blake2b(variants.encode(), digest_size=16).hexdigest()
-        feature = datasets.List(datasets.Value("float32"), length=math.prod(self._shape))
-        rows = {"index": range(len(pictures))}
-        self._posteriors = encode_once(rows, encode_rows, feature, "latents", key, _batch_size(pictures, vae))
+        self._posteriors = self._encode_all(key)
         self._factors = cache_folder("latents") / f"{key}.json"  # that standardise them, once they have been measured
         # The last digits of the factors depend on the number of threads that measured them.
         factors = f"{key} {vae.config.scaling_factor:.4g} {vae.config.get('shift_factor') or 0.0:.4g}"
         self.fingerprint = hashlib.blake2b(factors.encode(), digest_size=8).hexdigest()
+
+    def _encode_all(self, key: str) -> datasets.Dataset:
+        """The posteriors of all images in the column "encoded"."""
+
+        def encode_rows(batch):
+            return {"encoded": self._encode(self.pictures.x_0(batch["index"])).flatten(1).numpy()}
+
+        feature = datasets.List(datasets.Value("float32"), length=math.prod(self._shape))
+        rows = {"index": range(len(self))}
+        return encode_once(rows, encode_rows, feature, "latents", key, _batch_size(self.pictures, self.vae))
+
+    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        """μ and σ of images and their mirror images, (n, variants, 2, c, h, w) on the CPU."""
+        variants = [x, x.flip(-1)] if self.mirrored else [x]
+        return torch.stack([encode(self.vae, x) for x in variants], dim=1)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -102,7 +116,8 @@ class LatentDataset(LabelledDataset):
         if augment.mirror and not self.mirrored:
             raise ValueError("horizontal_flip: the mirrored images were not encoded; encode them as well")
         if augment.max_shift:
-            raise ValueError("max_shift: latents cannot be moved by pixels; shift the images of their autoencoder")
+            remedy = "shift the images of their autoencoder, or stream them without --cache_latents"
+            raise ValueError(f"max_shift: latents cannot be moved by pixels; {remedy}")
 
 
 class StreamedLatents(LatentDataset):
@@ -138,11 +153,59 @@ class StreamedLatents(LatentDataset):
         """The images are varied before they are encoded, in every way."""
 
 
-def latents_of(pictures: PictureDataset, vae: ModelMixin, mirrored: bool = False) -> LatentDataset:
-    """The latents of images, encoded once, or of a stream, encoded in each step."""
-    if pictures.sample is not pictures:
-        return StreamedLatents(pictures, vae)
-    return LatentDataset(pictures, vae, mirrored)
+class CachedLatents(LatentDataset):
+    """
+    The latents of streamed images, which are encoded once, into parquet files that are read as those of the images.
+    They hold fp16 numbers, where rounding changes the latents by at most a thousandth of their standard deviation.
+
+    Args:
+        pictures ([`StreamedPictures`]): The images.
+        vae, mirrored: As of [`LatentDataset`].
+    """
+
+    def _encode_all(self, key: str) -> ShardEntries:
+        num_bytes = len(self._as_bytes(self.pictures.sample.x_0([0]))[0])
+        batch_size = _batch_size(self.pictures, self.vae)
+        shards = Shards(encode_stream(self.pictures, self._as_bytes, num_bytes, key, batch_size))
+        if self.labels is not None:  # also of images that took the place of others
+            self.labels = torch.tensor(shards.labels("label").with_format("numpy")["label"][:])
+        return ShardEntries(shards, self.name, "encoded", None if self.captions is None else "caption")
+
+    def _as_bytes(self, x: torch.Tensor) -> list[bytes]:
+        """The posteriors of images."""
+        posteriors = self._encode(x)
+        half = posteriors.half()
+        error = (half.float() - posteriors).square().mean().sqrt()
+        is_small = error <= 1e-3 * posteriors[:, :, 0].std()  # not if a number is infinite in fp16
+        return [row.tobytes() for row in (half if is_small else posteriors).numpy()]
+
+    def __getitems__(self, indices: Sequence[int]) -> dict:
+        """As of [`LatentDataset`], with "failure" or "unusable" as of [`StreamedPictures`]."""
+
+        def decode(_, entry: dict | Exception) -> np.ndarray:
+            if isinstance(entry, Exception):  # why it cannot be read
+                raise entry
+            content = entry["bytes"]
+            return np.frombuffer(content, f"f{len(content) // math.prod(self._shape)}").reshape(self._shape)
+
+        blank, skip = np.zeros(self._shape, "float16"), self.pictures.on_bad_image == "skip"
+        posteriors, batch = self._posteriors.batch(indices, decode, blank, self.labels, skip)
+        if "captions" in batch:
+            batch["captions"] = [json.loads(caption or '""') for caption in batch["captions"]]
+        return {"posteriors": self._standardised(posteriors.float()), **batch}
+
+    def order(self, philox, epoch: int, batch_size: int) -> BlockOrder:
+        """As of [`StreamedPictures`]."""
+        return self._posteriors.order(philox, epoch, batch_size)
+
+
+def latents_of(
+    pictures: PictureDataset, vae: ModelMixin, mirrored: bool = False, cached: bool = False
+) -> LatentDataset:
+    """The latents of images, encoded once, or of a stream, encoded in each step or, if they are `cached`, once."""
+    if pictures.sample is pictures:
+        return LatentDataset(pictures, vae, mirrored)
+    return CachedLatents(pictures, vae, mirrored) if cached else StreamedLatents(pictures, vae)
 
 
 def draw_latents(posteriors: torch.Tensor, rng: BatchRandom, mirror: bool = False) -> torch.Tensor:
@@ -155,11 +218,13 @@ def draw_latents(posteriors: torch.Tensor, rng: BatchRandom, mirror: bool = Fals
     return mean + std * rng.normal(mean.shape[1:])
 
 
-def standardised(vae: ModelMixin, pictures: PictureDataset, mirrored: bool = False) -> LatentDataset:
-    """The latents of images under a copy of an autoencoder whose factors standardise them."""
+def standardised(
+    vae: ModelMixin, pictures: PictureDataset, mirrored: bool = False, cached: bool = False
+) -> LatentDataset:
+    """The latents of images, as of [`latents_of`], under a copy of an autoencoder whose factors standardise them."""
     vae = copy.deepcopy(vae)
     vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
-    latents = LatentDataset(pictures.sample, vae, mirrored)
+    latents = latents_of(pictures if cached else pictures.sample, vae, mirrored, cached)
     with processes().main_process_first():
         if not latents._factors.is_file():
             parts = torch.arange(len(latents)).split(1024)
@@ -169,7 +234,7 @@ def standardised(vae: ModelMixin, pictures: PictureDataset, mirrored: bool = Fal
             partial.write_text(json.dumps(factors), encoding="utf-8")
             partial.replace(latents._factors)
     vae.register_to_config(**json.loads(latents._factors.read_text(encoding="utf-8")))
-    return latents_of(pictures, vae, mirrored)
+    return latents_of(pictures, vae, mirrored, cached)
 
 
 def with_statistics(vae: ImageAutoencoder, pictures: PictureDataset, count: int = 1024) -> ImageAutoencoder:

@@ -179,6 +179,10 @@ class Shards:
             if self._locate(other)[0] not in self._lost:
                 yield other
 
+    def is_lost(self, number: int) -> bool:
+        """Whether the block of a row could not be read."""
+        return self._locate(number)[0] in self._lost
+
     def spread(self, count: int) -> np.ndarray:
         """How many rows to take from the start of each block for a sample of `count`, from 16 blocks or more."""
         share, taken = max(1, -(-count // 16)), np.zeros_like(self.sizes)

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import datasets
 import numpy as np
@@ -128,6 +128,41 @@ class ShardEntries(Entries):
         others._source = self._source.of_columns([self._caption])
         return others.captions(indices)
 
+    def batch(
+        self, indices: Sequence[int], decode: Callable, blank: np.ndarray, labels: torch.Tensor | None, skip: bool
+    ) -> tuple[torch.Tensor, dict]:
+        """
+        What `decode(index, entry)` makes of rows, (n, ...), and the rest of their batch: "class_labels" and
+        "captions", where there are any. If a row cannot be used, `blank` takes its place, and "failure" is the reason;
+        with `skip`, the next usable row does, if there is one, and "unusable" has the reasons.
+        """
+        indices, batch = torch.as_tensor(indices).tolist(), {}
+        decoded, unusable = self.apply(decode, indices)
+        bad = [i for i, row in enumerate(decoded) if row is None]
+        for i, reason in zip(bad, tuple(unusable), strict=True):
+            for other in self.shards.after(indices[i]) if skip else ():
+                (decoded[i],), reasons = self.apply(decode, [other])
+                if not reasons:
+                    indices[i] = other
+                    break
+                unusable += reasons
+                (reason,) = reasons
+            if decoded[i] is None:
+                batch.setdefault("failure", reason)
+                decoded[i] = blank
+        if unusable:
+            batch["unusable"] = unusable
+        if labels is not None:
+            batch["class_labels"] = labels[indices]
+        if self.has_captions:
+            batch["captions"] = [caption or "" for caption in self.captions(indices)]
+        return torch.from_numpy(np.stack(decoded)), batch
+
+    def order(self, philox, epoch: int, batch_size: int) -> BlockOrder:
+        """The order of an epoch, for [`GlobalBatchSampler`]."""
+        lanes = lanes_and_window(self.shards.sizes, self.shards.num_bytes, BUFFER)
+        return BlockOrder(self.shards.sizes, batch_size, *lanes, philox, epoch)
+
     def where(self, index: int, entry=None) -> str:
         row = self._rows[index]
         return self._source.shard_of(row) if isinstance(entry, Exception) else self._source.where(row)
@@ -207,6 +242,10 @@ class StreamedPictures(PictureDataset):
         return pictures
 
     @property
+    def shards(self) -> Shards:
+        return self._entries.shards
+
+    @property
     def sample(self) -> PictureDataset:
         return self._sample
 
@@ -234,37 +273,15 @@ class StreamedPictures(PictureDataset):
 
     def __getitems__(self, indices: Sequence[int]) -> dict:
         """A batch, see [`PictureDataset`], with "failure" or "unusable" if there is an unusable image."""
-        indices, batch = torch.as_tensor(indices).tolist(), {}
-        pixels, unusable = self._entries.apply(self._decode_row, indices)
-        bad = [i for i, decoded in enumerate(pixels) if decoded is None]
-        for i, reason in zip(bad, tuple(unusable), strict=True):
-            for other in self._entries.shards.after(indices[i]) if self.on_bad_image == "skip" else ():
-                (pixels[i],), reasons = self._entries.apply(self._decode_row, [other])
-                if not reasons:
-                    indices[i] = other
-                    break
-                unusable += reasons
-                (reason,) = reasons
-            if pixels[i] is None:
-                batch.setdefault("failure", reason)
-                pixels[i] = np.zeros(
-                    (self.channels, *self.resolution), "uint8" if self.value_range is None else "float32"
-                )
-        images = torch.from_numpy(np.stack(pixels))
-        batch["images"] = images if self.value_range is None else to_model_range(images, self.value_range)
-        if unusable:
-            batch["unusable"] = unusable
-        if self.labels is not None:
-            batch["class_labels"] = self.labels[indices]
-        if self.captions is not None:
-            batch["captions"] = [caption or "" for caption in self._entries.captions(indices)]
+        blank = np.zeros((self.channels, *self.resolution), "uint8" if self.value_range is None else "float32")
+        skip = self.on_bad_image == "skip"
+        pixels, batch = self._entries.batch(indices, self._decode_row, blank, self.labels, skip)
+        batch["images"] = pixels if self.value_range is None else to_model_range(pixels, self.value_range)
         return batch
 
     def order(self, philox, epoch: int, batch_size: int) -> BlockOrder:
-        """The order of an epoch, for [`GlobalBatchSampler`]."""
-        shards = self._entries.shards
-        lanes = lanes_and_window(shards.sizes, shards.num_bytes, BUFFER)
-        return BlockOrder(shards.sizes, batch_size, *lanes, philox, epoch)
+        """See [`ShardEntries`]."""
+        return self._entries.order(philox, epoch, batch_size)
 
     def _decode_row(self, index: int, entry) -> np.ndarray:
         pixels = self._decode(entry)

@@ -53,6 +53,10 @@ class DataArguments:
         False, help="Read the images, in parquet files or WebDatasets at a path or address, while the model trains."
     )
 
+    cache_latents: bool = changeable(
+        False, help="Encode the images of a stream once, into the cache folder of `datasets`, not in each step."
+    )
+
     most_streamed = None  # how many images of a stream to take, into memory
 
     def load(
@@ -71,6 +75,7 @@ class DataArguments:
                 [`~hf_genmod.data.loading.load_pictures`].
         """
         if vae is None:
+            self._refuse_to_cache()
             return self._load_pixels(num_held_out, hold_out, **required)
         path, vae = vae, load_vae(vae).to(processes().device).eval()  # which asks the Hub for a few seconds at most
         value_range = _value_range_of(path)
@@ -86,7 +91,7 @@ class DataArguments:
                 f"vae: it is for grey images, and some of {training.name} are stored in colour; train an autoencoder "
                 f"of colour images, or give --channels {training.channels} to turn them grey"
             )
-        latents = standardised(vae, training.with_value_range(value_range), mirrored)
+        latents = standardised(vae, training.with_value_range(value_range), mirrored, self.cache_latents)
         held_out = held_out and LatentDataset(held_out.with_value_range(value_range), latents.vae, mirrored)
         return latents, held_out
 
@@ -101,9 +106,11 @@ class DataArguments:
             raise ValueError("the model is an upsampler, which makes images of others; give another")
         loaded = self._load_pixels_for(pipeline, hold_out, **required)
         if pipeline.vae is None:
+            self._refuse_to_cache()
             return loaded
         pipeline.vae.to(processes().device)
-        return tuple(pictures and latents_of(pictures, pipeline.vae, mirrored) for pictures in loaded)
+        settings = pipeline.vae, mirrored, self.cache_latents
+        return tuple(pictures and latents_of(pictures, *settings) for pictures in loaded)
 
     def evaluation_pictures(self, pipeline: GenerationPipeline) -> tuple[PictureDataset, PictureDataset]:
         """Training images and up to 1,000 held-out images at the resolution of a pipeline, to evaluate it. Without a
@@ -134,9 +141,15 @@ class DataArguments:
             )
         return training.with_value_range(value_range), held_out and held_out.with_value_range(value_range)
 
+    def _refuse_to_cache(self) -> None:
+        if self.cache_latents:
+            raise ValueError("cache_latents: there is no autoencoder to encode the images; leave it out, or give one")
+
     def _load_pixels(self, num_held_out: int, hold_out: bool, **required: bool):
         arguments = dataclasses.asdict(self) | required  # the fields are the parameters of load_pictures
         held_out_split = arguments.pop("validation_split")
+        if arguments.pop("cache_latents") and not self.streaming:
+            raise ValueError("cache_latents: only a stream is encoded in each step; leave it out, or give --streaming")
         load = stream_pictures if arguments.pop("streaming") else load_pictures
         if self.streaming:
             arguments |= {"dataset": find_shards(self.dataset, self.config_name), "limit": self.most_streamed}
