@@ -62,20 +62,20 @@ def test_an_interruption_leaves_the_whole_files_and_these_are_not_encoded_again(
     capsys.readouterr()
     with pytest.raises(KeyboardInterrupt):
         encoded(pictures, seen, until=55)
-    assert sorted(file.name for file in folder.glob("*[!k]")) == ["key-0.parquet", "key-20.parquet"]
+    assert sorted(file.name for file in folder.glob("*[!k]")) == ["key-0-20.parquet", "key-20-40.parquet"]
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith(f"the latents of 72 images of {pictures.name} take 18.0 MiB in {folder}, where ")
     seen.clear()
     expected = [*map(row, range(72))]
     assert encoded(pictures, seen) == expected and seen == [*range(40, 72)]
     assert "the latents of 32 images" in capsys.readouterr().err
-    assert pq.read_metadata(folder / "key-0.parquet").num_row_groups == 5  # 4 rows have a mebibyte
+    assert pq.read_metadata(folder / "key-0-20.parquet").num_row_groups == 5  # 4 rows have a mebibyte
     assert pictures.shards._num_kept_bytes == 0
     seen.clear()
     assert encoded(pictures, seen) == expected and not seen
     assert not capsys.readouterr().err
-    (folder / "key-20.parquet").write_bytes((folder / "key-20.parquet").read_bytes()[:-9])
-    (folder / "key-60.parquet").unlink()
+    (folder / "key-20-40.parquet").write_bytes((folder / "key-20-40.parquet").read_bytes()[:-9])
+    (folder / "key-60-72.parquet").unlink()
     assert encoded(pictures, seen) == expected and seen == [*range(20, 40), *range(60, 72)]
 
 
@@ -90,9 +90,7 @@ def test_a_disk_without_room_is_refused_before_the_first_image(tmp_path, cache):
 def test_an_unusable_image_is_named_or_the_next_one_takes_its_place(tmp_path, cache, capsys):
     spoil_image(write_parquet(tmp_path, (72,)) / "train-00000-of-00001.parquet", 45)
     seen = []
-    with pytest.raises(
-        ValueError, match="row 45 of .*; repair it, and the same command goes on .* --on_bad_image skip"
-    ):
+    with pytest.raises(ValueError, match="row 45 of .*; repair it, or leave such out with --on_bad_image skip, w"):
         encoded(stream_pictures(str(tmp_path)), seen)
     assert seen == [*range(44)]
     seen.clear()
@@ -112,7 +110,7 @@ def test_images_of_a_block_that_could_not_be_read_are_encoded_when_it_can(tmp_pa
     content = file.read_bytes()
     named = stream_pictures(str(tmp_path))
     damage(file, 4, 3000)  # in its first row group, of the rows 40 to 49
-    with pytest.raises(ValueError, match=f"{file}: the shard cannot be read .*; repair it, and the same command goes"):
+    with pytest.raises(ValueError, match=f"{file}: the shard cannot be read .*; repair it, or leave such out with"):
         encoded(named)
     assert encoded(pictures) == [row(50 if 40 <= number < 50 else number) for number in range(72)]
     file.write_bytes(content)

@@ -46,8 +46,8 @@ def encode_stream(
         ValueError: If an image cannot be used, or the disk has no room.
     """
     folder, state, skip = cache_folder("latents"), processes(), pictures.on_bad_image == "skip"
-    starts = range(0, len(pictures), _ROWS)
-    rows = {folder / f"{key}-{start}.parquet": range(len(pictures))[start : start + _ROWS] for start in starts}
+    parts = _split(range(len(pictures)), _ROWS)
+    rows = {folder / f"{key}-{part.start}-{part.stop}.parquet": part for part in parts}
     usable = {"nothing", "images"} if skip else {"nothing"}
     missing = {file for file in rows if _left_out(file) not in usable}
     mine = list(rows)[state.process_index :: state.num_processes]
@@ -94,7 +94,7 @@ def _write(file: Path, blocks: list[range], encode_rows: Callable, batch_size: i
                 writer.write_table(pa.concat_tables(tables))
                 progress.update(len(block))
             if left_out:
-                writer.add_key_value_metadata({"left_out": max(left_out)})
+                writer.add_key_value_metadata({"left_out": "shards" if "shards" in left_out else "images"})
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
@@ -104,8 +104,9 @@ def _encode_rows(pictures: StreamedPictures, encode: Callable, rows: range, left
     """The table of rows. To `left_out` is added whether "images" could not be used, or "shards" not be read."""
     batch = pictures.__getitems__(rows)
     if "failure" in batch:
-        other = "" if pictures.on_bad_image == "skip" else ", or leave such out with --on_bad_image skip"
-        raise ValueError(f"{batch['failure']}; repair it, and the same command goes on from there{other}")
+        skip = pictures.on_bad_image == "skip"
+        remedy = "and the same command goes" if skip else "or leave such out with --on_bad_image skip, which goes"
+        raise ValueError(f"{batch['failure']}; repair it, {remedy} on from there")
     for reason in dict.fromkeys(batch.get("unusable", ())):
         left_out.add("shards" if any(map(pictures.shards.is_lost, rows)) else "images")
         tqdm.write(f"{reason}; another image takes its place", file=sys.stderr)
