@@ -6,6 +6,7 @@ import tarfile
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -59,3 +60,11 @@ def damage(file, start, count):
     content = bytearray(file.read_bytes())
     content[start : start + count] = bytes(count)
     file.write_bytes(content)
+
+
+def spoil_image(file, number):
+    """Replaces an image of a parquet file by bytes that are none."""
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    rows[number]["image"]["bytes"] = b"no image"
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), file, row_group_size=10)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from small_shards import FEATURES, damage, write_parquet, write_tar
+from small_shards import FEATURES, damage, spoil_image, write_parquet, write_tar
 from tiny import tiny_autoencoder, tiny_classifier, tiny_unet, tiny_vae
 
 import hf_genmod.data.latents
@@ -523,6 +523,15 @@ class TestCachedLatents:
         assert "failure" not in batch and batch["unusable"][0].startswith(f"{file}: the shard cannot be read (")
         assert all(torch.equal(batch[name], expected[name]) for name in ("posteriors", "class_labels"))
         assert batch["captions"] == expected["captions"]
+
+    def test_of_an_unusable_image_are_those_of_the_next_with_its_label_and_caption(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(stream_module, "NUM_SAMPLE_IMAGES", 1)
+        (file,) = write_parquet(tmp_path, (8,)).iterdir()
+        spoil_image(file, 5)
+        cached = latents_of(stream_pictures(str(tmp_path), on_bad_image="skip"), make_vae("variational"), cached=True)
+        batch = cached.__getitems__([5, 6])
+        assert batch["captions"] == ["number 6"] * 2 and batch["class_labels"].tolist() == [6, 6]
+        assert torch.equal(*batch["posteriors"]) and "unusable" not in batch
 
     def test_have_all_captions_of_an_image(self, tmp_path):
         captions = [["a", "b"], ["c"], ["d", "e", "f"]]

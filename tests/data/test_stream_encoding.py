@@ -4,10 +4,9 @@ import json
 import subprocess
 import sys
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_shards import FEATURES, damage, write_parquet, write_tar
+from small_shards import FEATURES, damage, spoil_image, write_parquet, write_tar
 
 from hf_genmod.data import stream, stream_encoding
 from hf_genmod.data.stream import stream_pictures
@@ -39,13 +38,6 @@ def encoded(pictures, seen=None, until=None, num_bytes=2**18, key="key"):
     files = encode_stream(pictures, encode, num_bytes, key, batch_size=3)
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     return [(int(row["encoded"]), row["label"], json.loads(row["caption"])) for row in rows]
-
-
-def spoil_image(file, number):
-    table = pq.read_table(file)
-    rows = table.to_pylist()
-    rows[number]["image"]["bytes"] = b"no image"
-    pq.write_table(pa.Table.from_pylist(rows, table.schema), file, row_group_size=10)
 
 
 def row(number):
