@@ -48,3 +48,13 @@ def test_without_an_error_of_the_decoder_nothing_changes():
     redrawn[..., 4:] = True
     drawn = torch.where(redrawn, other, image)
     assert torch.equal(seamless(drawn, image, redrawn), drawn)
+
+
+def test_the_error_of_a_decoder_at_the_seam_goes_on_across_it():
+    """So the step across the seam is that of the decoder's own image, in every pixel of a straight seam."""
+    image, drawn = torch.rand(2, 2, 3, 12, 12, generator=seeded())
+    redrawn = torch.zeros(2, 1, 12, 12, dtype=torch.bool)
+    redrawn[..., 6:] = True
+    joined = seamless(drawn, image, redrawn)
+    step = joined[..., 6] - joined[..., 5]
+    torch.testing.assert_close(step, drawn[..., 6] - drawn[..., 5], atol=1e-6, rtol=0)
