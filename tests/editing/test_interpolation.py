@@ -71,6 +71,16 @@ class TestInterpolate:
         constant = pipeline.interpolate(0, 0, num=2, class_labels="dog", **options).images
         torch.testing.assert_close(constant[:1], direct[2:], atol=1e-4, rtol=0)
 
+    def test_of_two_images_is_guided_in_between(self):
+        pipeline = deterministic(guided())
+        a, b = (torch.rand(8, 8, 3, generator=seeded(seed)).numpy() for seed in (0, 1))
+        images = pipeline.interpolate(a, b, num=3, class_labels=["cat", "dog"], **DRAWN).images
+        noise = [pipeline.invert(x, 3, class_labels=label) for x, label in ((a, "cat"), (b, "dog"))]
+        x_T = slerp(*noise, torch.tensor([0.0, 0.5, 1.0]))
+        labels = ["cat", {"cat": 1.0, "dog": 1.0}, "dog"]
+        direct = pipeline(labels, latents=x_T, guidance_scale=1.0, **DRAWN).images
+        torch.testing.assert_close(images, direct, atol=1e-3, rtol=0)
+
     def test_goes_from_prompt_to_prompt(self):
         pipeline = deterministic(of_text())
         first, second = CAPTIONS[0], " ".join(CAPTIONS[1:3])

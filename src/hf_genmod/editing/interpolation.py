@@ -1,5 +1,6 @@
 """Images between two others, and variations of one."""
 
+import math
 from numbers import Integral
 
 import torch
@@ -29,7 +30,8 @@ def interpolate(
         num (`int`, defaults to 8): The number of images, at least 2.
         num_inference_steps (`int`, defaults to 50): Steps of the sampler.
         request: Further arguments of the pipeline. `class_labels` or `prompt` may be a pair: the labels are weighted
-            1−τ and τ, and so are the embeddings of prompts. Guidance is off by default if a or b is an image.
+            1−τ and τ, and so are the embeddings of prompts. If a or b is an image, guidance is off by default at the
+            ends, so that they are what was given, and the weights of two labels are up to doubled in between.
 
     Raises:
         ValueError: If the sampler adds noise, or an argument does not fit the pipeline.
@@ -37,8 +39,8 @@ def interpolate(
     check_positive(num=num - 1)
     kinds = {"class_labels": request.pop("class_labels", None), "prompt": request.pop("prompt", None)}
     pairs = {name: _pair(name, value) for name, value in kinds.items() if value is not None}
-    if not all(isinstance(end, int | Tensor) for end in (a, b)):
-        request = unguided(pipeline) | request
+    is_guided = all(isinstance(end, int | Tensor) for end in (a, b))
+    request = request if is_guided else unguided(pipeline) | request
     of_ends = [{name: pair[k] for name, pair in pairs.items()} for k in (0, 1)]
     options = {name: request[name] for name in request if name not in ("output_type", "return_dict", "generator")}
     options["num_inference_steps"] = num_inference_steps
@@ -46,7 +48,7 @@ def interpolate(
     tau = torch.linspace(0, 1, num, device=x_a.device)
     for name, (first, second) in pairs.items():
         if name == "class_labels":
-            request[name] = [_between(first, second, share) for share in tau.tolist()]
+            request[name] = [_between(first, second, share, is_guided) for share in tau.tolist()]
         elif first == second:
             request[name] = [first] * num
         else:
@@ -82,11 +84,13 @@ def _pair(name: str, value) -> list:
     return both
 
 
-def _between(first, second, share: float):
-    """The weights of two labels."""
+def _between(first, second, share: float, is_guided: bool):
+    """The weights of two labels. Where guidance is off, so that the ends are the images that are given, their sum
+    rises from 1 to 2 on half the way, as if γ did: there is no image to be given back."""
     if first == second or share in (0, 1):
         return second if share else first
-    return {first: 1 - share, second: share}
+    total = 1 if is_guided else 1 + math.sin(math.pi * share)
+    return {first: total * (1 - share), second: total * share}
 
 
 def _prompts_between(pipeline, first: str, second: str, tau: Tensor) -> dict[str, Tensor]:
