@@ -102,6 +102,15 @@ def draw_with_the_package(checkpoint):
     return fingerprint(ClassifierFreeGuidedPipeline.from_pretrained(checkpoint))
 
 
+def error_of_editing(checkpoint):
+    """What a checkpoint says that is given an image to edit."""
+    pipeline = load(checkpoint)
+    try:
+        pipeline(0, image=[[]], num_inference_steps=2)
+    except ImportError as error:
+        return str(error)
+
+
 def save_again(checkpoint, folder, **options):
     load(checkpoint).save_pretrained(folder, **options)
 

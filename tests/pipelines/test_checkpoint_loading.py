@@ -231,6 +231,11 @@ class TestWhatIsMissing:
         assert str(error.value).startswith(f"{path!r} is not a folder")
         assert "\n" not in str(error.value)
 
+    def test_editing_without_the_package_says_what_to_install(self, folder, elsewhere):
+        assert elsewhere.error_of_editing(folder) == (
+            "editing images needs the package hf_genmod, besides the checkpoint; install it"
+        )
+
     def test_the_wrong_pipeline_for_a_checkpoint_is_named(self, folder):
         with pytest.raises(ValueError, match="unet: it has 3 classes; use ClassifierFreeGuidedPipeline"):
             UnconditionalPipeline.from_pretrained(folder)

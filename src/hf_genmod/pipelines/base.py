@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 
@@ -27,6 +28,8 @@ def _edits(name: str):
     """A method that is a function of `hf_genmod.editing`, which checkpoints do not carry."""
 
     def edit(self, *args, **kwargs):
+        if find_spec("hf_genmod") is None:
+            raise ImportError("editing images needs the package hf_genmod, besides the checkpoint; install it")
         return getattr(importlib.import_module("hf_genmod.editing"), name)(self, *args, **kwargs)
 
     edit.__name__, edit.__doc__ = name, f"See `hf_genmod.editing.{name}`."
@@ -84,8 +87,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         if takes_variance and self.unet.config.out_channels == shape[1]:
             raise ValueError("scheduler: its variance_type is learned, but not by this unet; use 'fixed_small'")
         sampler = Sampler(self.scheduler, steps, **changes)
-        if edit := edit if any(part is not None for part in edit) else None:
-            edit = importlib.import_module("hf_genmod.editing.edits").edit_of(self, sampler, n, generators, *edit)
+        edit = _edits("edit_of")(self, sampler, n, generators, *edit) if any(x is not None for x in edit) else None
         x_T = x_T.to(self._execution_device).float()
         finite = []  # for each step, its timestep and whether the result is finite, on the device
 
