@@ -264,6 +264,10 @@ class TestErrors:
             ({"mask_image": torch.eye(8).repeat(3, 1, 1)}, "mask_image: 3 for 1 results; give one, or one for each"),
             ({"mask_image": torch.zeros(8)}, "mask_image: shape (8,) is not (m, height, width), with one channel"),
             ({"mask_image": torch.rand(3, 8, 8, 2)}, "mask_image: shape (3, 8, 8, 2) is not (m, height, width)"),
+            ({"mask_image": []}, "mask_image: 0 for 1 results; give one, or one for each"),
+            ({"mask_image": np.zeros((0, 8, 8), np.uint8)}, "mask_image: 0 for 1 results; give one, or one for each"),
+            ({"mask_image": [torch.eye(8), LARGE[0]]}, "mask_image: 10x8 pixels (height, width), and the image has"),
+            ({"mask_image": torch.eye(8).log() * 0}, "mask_image: it has grey levels, and white is drawn"),
             ({"mask_image": "mask.png"}, "mask_image: str is no image of PIL, array or tensor"),
             ({"mask_image": torch.eye(8), "num_resample": 0}, "num_resample: 0 is not a positive whole number"),
         ],
@@ -271,6 +275,13 @@ class TestErrors:
     def test_of_an_argument(self, arguments, message):
         with pytest.raises(ValueError, match=re.escape(message)):
             unconditional()(**({"image": torch.zeros(3, 8, 8), "num_inference_steps": 2} | arguments))
+
+    def test_of_measured_values_that_are_missing(self):
+        value_range = {"low": [0.0] * 3, "high": [9.0] * 3}
+        field, mask = torch.rand(3, 8, 8), torch.eye(8)
+        field[:, 0, 0] = torch.nan
+        with pytest.raises(ValueError, match="image: some of its values are not finite; give numbers, even where the"):
+            unconditional(value_range=value_range)(image=field, mask_image=mask, num_inference_steps=2)
 
     def test_of_a_sampler_that_cannot_start_on_the_way_or_step_again(self):
         pipeline = unconditional(scheduler=PNDMScheduler(timestep_spacing="trailing"))

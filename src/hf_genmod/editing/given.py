@@ -27,6 +27,8 @@ def read_images(pipeline: GenerationPipeline, image, n: int | None = None) -> Te
     Raises:
         ValueError: If the images are of another size, number or kind.
     """
+    if "image" in pipeline.example_request():
+        raise ValueError(f"image: {type(pipeline).__name__} only enlarges images; use a model that draws them")
     channels, *size = pipeline.picture_shape
     values = PictureReader(channels, pipeline.config.value_range).read(image)
     if list(values.shape[2:]) != size:
@@ -35,6 +37,8 @@ def read_images(pipeline: GenerationPipeline, image, n: int | None = None) -> Te
             f"image: {given} pixels (height, width), and this model draws {own}; resize it, or use `hf_genmod edit`, "
             "which crops and scales it as the training did"
         )
+    if not values.isfinite().all():
+        raise ValueError("image: some of its values are not finite; give numbers, even where the mask is white")
     n = len(values) if n is None else n
     if n % len(values):
         raise ValueError(f"image: {len(values)} for {n} results; give one, or one for each")
@@ -54,14 +58,11 @@ def read_mask(mask_image, shape: tuple[int, ...]) -> Tensor:
         ValueError: If a mask is of another size, has grey levels, or is black or white all over.
     """
     masks = list(mask_image) if isinstance(mask_image, (list, tuple)) else [mask_image]
-    levels = torch.cat([_levels(mask, shape[2:]) for mask in masks])  # (m, H, W)
-    if levels.shape[1:] != shape[2:]:
-        given, own = ("x".join(map(str, lengths)) for lengths in (levels.shape[1:], shape[2:]))
-        raise ValueError(f"mask_image: {given} pixels (height, width), and the image has {own}; resize it")
+    levels = torch.cat([torch.zeros(0, *shape[2:]), *(_levels(mask, shape[2:]) for mask in masks)])  # (m, H, W)
     if len(levels) == 0 or shape[0] % len(levels):
         raise ValueError(f"mask_image: {len(levels)} for {shape[0]} results; give one, or one for each")
     redrawn = levels > 0.5
-    if ((levels - redrawn.float()).abs() > 0.1).any():
+    if not ((levels - redrawn.float()).abs() <= 0.1).all():  # NaN, too
         raise ValueError(
             f"mask_image: it has grey levels, and {WHERE}; make it black and white, for example by "
             "mask.point(lambda level: 255 * (level > 127))"
@@ -98,7 +99,7 @@ def _levels(mask, size: tuple[int, int]) -> Tensor:
     if not isinstance(mask, (np.ndarray, Tensor)):
         raise ValueError(f"mask_image: {type(mask).__name__} is no image of PIL, array or tensor")
     levels = torch.as_tensor(mask)
-    scale = 255 if not levels.is_floating_point() and levels.dtype != torch.bool and levels.max() > 1 else 1
+    scale = 255 if not levels.is_floating_point() and levels.dtype != torch.bool and (levels > 1).any() else 1
     levels = levels.cpu().float() / scale
     channel = 3 if isinstance(mask, np.ndarray) else 1
     if levels.ndim == 4 and levels.shape[channel] == 1:
@@ -109,4 +110,7 @@ def _levels(mask, size: tuple[int, int]) -> Tensor:
         levels = levels[None]
     if levels.ndim != 3:
         raise ValueError(f"mask_image: shape {tuple(mask.shape)} is not (m, height, width), with one channel")
+    if levels.shape[1:] != size:
+        given, own = ("x".join(map(str, lengths)) for lengths in (levels.shape[1:], size))
+        raise ValueError(f"mask_image: {given} pixels (height, width), and the image has {own}; resize it")
     return levels
