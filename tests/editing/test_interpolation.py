@@ -94,7 +94,9 @@ class TestInterpolate:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            ({"num": 1}, "num: 0 is not a positive"),
+            ({"num": 1}, "num: 1 is less than the two ends; give 2 or more"),
+            ({"num": "2"}, "num: '2' is not a positive"),
+            ({"num_inference_steps": 0}, "num_inference_steps: 0 is not a positive"),
             ({"a": torch.zeros(2, 3, 8, 8)}, "latents: "),
             ({"a": torch.zeros(3, 8, 8, dtype=torch.int64)}, "latents: "),
             ({"a": [Image.new("RGB", (8, 8))] * 2}, "image: 2 of them for one end; give one"),
@@ -104,12 +106,42 @@ class TestInterpolate:
         with pytest.raises(ValueError, match=message):
             deterministic(unconditional()).interpolate(**({"a": 0, "b": 1, "num_inference_steps": 3} | arguments))
 
+    def test_a_sampler_that_adds_noise_is_refused_for_seeds_too(self):
+        with pytest.raises(ValueError, match="AncestralDDPMScheduler adds noise and cannot be run backwards; use DPM"):
+            unconditional().interpolate(0, 1, num_inference_steps=4)
+
+    def test_goes_between_weights_of_labels(self):
+        pipeline, options = deterministic(guided()), {"guidance_scale": 3.0} | DRAWN
+        of_first = {"cat": 1.0, "lizard": -0.5}
+        images = pipeline.interpolate(0, 0, num=3, class_labels=[of_first, "dog"], **options).images
+        half = {"cat": 0.5, "lizard": -0.25, "dog": 0.5}
+        direct = pipeline([of_first, half, "dog"], generator=[seeded() for _ in range(3)], **options).images
+        torch.testing.assert_close(images, direct, atol=1e-4, rtol=0)
+
+    def test_one_condition_in_a_list_is_that_of_both_ends(self):
+        for pipeline, name, value in ((guided(), "class_labels", "dog"), (of_text(), "prompt", CAPTIONS[0])):
+            one, both = (
+                deterministic(pipeline).interpolate(0, 1, num=2, **{name: given}, **DRAWN).images
+                for given in ([value], value)
+            )
+            assert torch.equal(one, both)
+
     def test_errors_of_conditions(self):
         with pytest.raises(ValueError, match="class_labels: 3 of them; give one, or one for each end"):
             deterministic(guided()).interpolate(0, 1, class_labels=[0, 1, 2])
 
 
 class TestVary:
+    @pytest.mark.parametrize("make, request_", [(unconditional, {}), (guided, {"class_labels": "dog"})])
+    def test_draws_so_many_from_each_of_several(self, make, request_):
+        pipeline, count = make(), 2
+        images = torch.rand(2, *pipeline.picture_shape, generator=seeded())
+        generators = [seeded(i) for i in range(4)]
+        drawn = pipeline.vary(images, 0.4, num=count, generator=generators, **request_, **DRAWN).images
+        last = pipeline.vary(images[1], 0.4, num=1, generator=seeded(3), **request_, **DRAWN).images
+        assert len(drawn) == 4
+        torch.testing.assert_close(drawn[3:], last, atol=1e-4, rtol=0)
+
     def test_draws_so_many_from_one_image(self):
         pipeline = guided()
         image = torch.rand(pipeline.picture_shape, generator=seeded())

@@ -1,12 +1,20 @@
 """Images as noise, and back."""
 
+import logging
 import math
+import re
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    SASolverScheduler,
+)
 from gaussian_pairs import pairs, pairs_pipeline
-from small_pipelines import PIPELINES, guided, seeded, unconditional
+from small_pipelines import PIPELINES, guided, seeded, unconditional, upsampler
 from tiny import randn
 
 from hf_genmod.editing.inversion import flow_step
@@ -113,9 +121,35 @@ def test_a_sampler_that_adds_noise_is_refused(cls):
         pipeline.invert(torch.rand(pipeline.picture_shape), num_inference_steps=4)
 
 
+@pytest.mark.parametrize(
+    "cls, options, name",
+    [
+        (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, "DPMSolverMultistepScheduler (sde-dp"),
+        (SASolverScheduler, {}, "SASolverScheduler"),  # whose first steps add no noise
+    ],
+)
+def test_a_sampler_that_adds_noise_is_refused_by_its_kind(cls, options, name):
+    pipeline = unconditional(scheduler=cls(timestep_spacing="trailing", **options))
+    with pytest.raises(ValueError, match=rf"scheduler: {re.escape(name)}.* adds noise and cannot be run backwards"):
+        pipeline.invert(torch.rand(pipeline.picture_shape), num_inference_steps=20)
+
+
+def test_a_sampler_that_scales_its_input_gives_no_warning(caplog):
+    pipeline = unconditional(scheduler=EulerDiscreteScheduler(timestep_spacing="trailing"))
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    pipeline.invert(torch.rand(pipeline.picture_shape), num_inference_steps=4)
+    logger.removeHandler(caplog.handler)
+    assert not caplog.records
+
+
 def test_errors():
     pipeline = unconditional(scheduler=DDIMScheduler())
     with pytest.raises(ValueError, match="image: 9x8 pixels"):
         pipeline.invert(torch.rand(3, 9, 8))
-    with pytest.raises(ValueError, match="num_corrections: 0.5"):
+    with pytest.raises(ValueError, match="num_corrections: -0.5"):
         pipeline.invert(torch.rand(3, 8, 8), num_corrections=-0.5)
+    with pytest.raises(ValueError, match="image: 1 for 2 results; give one condition for all, or one for each"):
+        guided(scheduler=DDIMScheduler()).invert(torch.rand(3, 8, 8), num_inference_steps=2, class_labels=[0, 1])
+    with pytest.raises(ValueError, match="image: SuperResolutionPipeline only enlarges images; use a model that"):
+        upsampler().invert(torch.rand(3, 8, 8))

@@ -21,7 +21,7 @@ NUM_RESAMPLE = 3  # with a mask, where the sampler can take a step again
 def edit_of(pipeline: GenerationPipeline, sampler: Sampler, n: int, generators: list, image=None, *how):
     """The steps of a call that is given an image, or by `invert` something else in its place."""
     if isinstance(image, Inversion):
-        return image.of_call(pipeline, sampler)
+        return image.of_call(pipeline, sampler, n)
     return Edit(pipeline, sampler, n, generators, image, *how)
 
 

@@ -7,11 +7,12 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
-from hf_genmod.editing.given import repeated
-from hf_genmod.editing.inversion import invert, unguided
+from hf_genmod.editing.given import read_images, repeated
+from hf_genmod.editing.inversion import check_deterministic, invert, unguided
 from hf_genmod.models.image_model import pair
 from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.pipelines.requests import check_positive, checked_latents, plain, standard_normal
+from hf_genmod.pipelines.samplers import Sampler, check_process, check_sampler
 
 
 def interpolate(
@@ -36,10 +37,15 @@ def interpolate(
     Raises:
         ValueError: If the sampler adds noise, or an argument does not fit the pipeline.
     """
-    check_positive(num=num - 1)
+    check_positive(num=num, num_inference_steps=num_inference_steps)
+    if num < 2:
+        raise ValueError(f"num: {num} is less than the two ends; give 2 or more")
+    check_process(pipeline.scheduler, pipeline.config.process)
+    check_sampler(pipeline.scheduler, num_inference_steps)
+    check_deterministic(Sampler(pipeline.scheduler, num_inference_steps, **pipeline._config_changes(True)[0]))
     kinds = {"class_labels": request.pop("class_labels", None), "prompt": request.pop("prompt", None)}
     pairs = {name: _pair(name, value) for name, value in kinds.items() if value is not None}
-    is_guided = all(isinstance(end, int | Tensor) for end in (a, b))
+    is_guided = all(isinstance(end, Integral | Tensor) for end in (a, b))
     request = request if is_guided else unguided(pipeline) | request
     of_ends = [{name: pair[k] for name, pair in pairs.items()} for k in (0, 1)]
     options = {name: request[name] for name in request if name not in ("output_type", "return_dict", "generator")}
@@ -61,11 +67,16 @@ def vary(
     pipeline: GenerationPipeline, image, strength: float = 0.6, num: int = 4, **request
 ) -> ImagePipelineOutput | tuple:
     """
-    `num` variations of an image: it is noised to strength · T and drawn from there, by other seeds, see
+    `num` variations of each image: it is noised to strength · T and drawn from there, by other seeds, see
     [`UnconditionalPipeline`]. Further arguments are those of the pipeline: with another class or prompt than that of
     the image, it becomes one of that class.
     """
-    return pipeline(image=image, strength=strength, num_images_per_prompt=num, **request)
+    check_positive(num=num)
+    images = read_images(pipeline, image)
+    request = repeated(pipeline, request, len(images))
+    if "batch_size" in request:
+        return pipeline(**request | {"batch_size": num * len(images)}, image=images, strength=strength)
+    return pipeline(**request, image=images, strength=strength, num_images_per_prompt=num)
 
 
 def slerp(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
@@ -78,19 +89,21 @@ def slerp(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
 def _pair(name: str, value) -> list:
     """The conditions of both ends."""
     value = plain(value)
-    both = value if isinstance(value, list) else [value, value]
-    if len(both) != 2:
+    both = value if isinstance(value, list) else [value]
+    if len(both) not in (1, 2):
         raise ValueError(f"{name}: {len(both)} of them; give one, or one for each end")
-    return both
+    return [both[0], both[-1]]
 
 
 def _between(first, second, share: float, is_guided: bool):
-    """The weights of two labels. Where guidance is off, so that the ends are the images that are given, their sum
-    rises from 1 to 2 on half the way, as if γ did: there is no image to be given back."""
+    """The weights of two labels, or of those that both ends have. Where guidance is off, so that the ends are the
+    images that are given, their sum rises from 1 to 2 on half the way, as if γ did: there is no image to be given
+    back."""
     if first == second or share in (0, 1):
         return second if share else first
+    first, second = (end if isinstance(end, dict) else {end: 1.0} for end in (first, second))
     total = 1 if is_guided else 1 + math.sin(math.pi * share)
-    return {first: total * (1 - share), second: total * share}
+    return {x: total * ((1 - share) * first.get(x, 0) + share * second.get(x, 0)) for x in first | second}
 
 
 def _prompts_between(pipeline, first: str, second: str, tau: Tensor) -> dict[str, Tensor]:

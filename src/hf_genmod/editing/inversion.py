@@ -42,7 +42,8 @@ def invert(
     Raises:
         ValueError: If the sampler adds noise, so that it cannot be run backwards.
     """
-    check_positive(num_corrections=num_corrections + 1)
+    if num_corrections != 0:
+        check_positive(num_corrections=num_corrections)
     values = read_images(pipeline, image)
     x = to_model_range(values, pipeline.config.value_range or UNIT).to(pipeline._execution_device)
     inversion = Inversion(latents_of(pipeline, x), num_corrections)
@@ -63,11 +64,11 @@ class Inversion:
     def __init__(self, x_0: Tensor, num_corrections: int):
         self.x_0, self.num_corrections = x_0, num_corrections
 
-    def of_call(self, pipeline: GenerationPipeline, sampler: Sampler) -> "Inversion":
+    def of_call(self, pipeline: GenerationPipeline, sampler: Sampler, n: int) -> "Inversion":
         self.pipeline, self.sampler = pipeline, sampler
-        if not is_deterministic(sampler):
-            name = type(pipeline.scheduler).__name__
-            raise ValueError(f"scheduler: {name} adds noise and cannot be run backwards; {OTHER_SAMPLER}")
+        check_deterministic(sampler)
+        if n != len(self.x_0):
+            raise ValueError(f"image: {len(self.x_0)} for {n} results; give one condition for all, or one for each")
         levels = range(len(sampler.sigmas))
         self.levels = [i for i in levels if sigma_of(sampler, i) > sigma_of(sampler, i + 1)]  # some have half steps
         return self
@@ -132,10 +133,17 @@ def flow_step(x_bar: Tensor, lambda_: float, h: float, epsilon: Tensor, change: 
     return x_bar + math.exp(lambda_) * (math.expm1(h) * epsilon + ((h - 1) * math.exp(h) + 1) * change)
 
 
-def is_deterministic(sampler: Sampler) -> bool:
-    """Whether a step is the same whatever the generator."""
-    if str(sampler.scheduler.config.get("variance_type")).startswith("learned"):
-        return False
-    x = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
-    generators = [[torch.Generator().manual_seed(seed)] for seed in (0, 1)]
-    return torch.equal(*(from_step(sampler, 0).step(0, x / 2, x, generator) for generator in generators))
+def check_deterministic(sampler: Sampler) -> None:
+    """Raises `ValueError` if a step depends on the generator."""
+
+    def after(i, seed):
+        own, x = from_step(sampler, i), torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
+        own.scheduler.scale_model_input(x, own.scheduler.timesteps[i])  # which some must have seen
+        return own.step(i, x / 2, x, [torch.Generator().manual_seed(seed)])
+
+    config, some = sampler.scheduler.config, (0, len(sampler.sigmas) // 2)  # some add noise only on the way
+    learned = str(config.get("variance_type")).startswith("learned")
+    if learned or not all(torch.equal(after(i, 0), after(i, 1)) for i in some):
+        name, kind = type(sampler.scheduler).__name__, config.get("algorithm_type")
+        name += f" ({kind})" if kind else ""
+        raise ValueError(f"scheduler: {name} adds noise and cannot be run backwards; {OTHER_SAMPLER}")
