@@ -95,7 +95,7 @@ def repeated(pipeline: GenerationPipeline, request: dict, n: int) -> dict:
 def _levels(mask, size: tuple[int, int]) -> Tensor:
     """The levels of one or more masks in [0, 1], (m, H, W)."""
     if isinstance(mask, Image.Image):
-        return torch.as_tensor(np.asarray(mask.convert("L"), np.float32) / 255)[None]
+        mask = np.asarray(mask.convert("L"), np.float32) / 255
     if not isinstance(mask, (np.ndarray, Tensor)):
         raise ValueError(f"mask_image: {type(mask).__name__} is no image of PIL, array or tensor")
     levels = torch.as_tensor(mask)
