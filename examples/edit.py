@@ -65,6 +65,8 @@ class EditArguments:
             raise ValueError(f"num: {self.num} is not positive")
         if len(self.image) not in (1, 2):
             raise ValueError(f"image: {len(self.image)} of them; give one, or two")
+        if len(self.image) == 2 and self.num < 2:
+            raise ValueError(f"num: {self.num} is less than the two images; give 2 or more")
         if len(self.image) == 2 and (self.mask_image is not None or self.strength is not None):
             raise ValueError("image: two of them, and mask_image and strength are for one")
         if Path(self.output).suffix.lower() not in Image.registered_extensions():
@@ -77,7 +79,11 @@ def fitted(file: str, pipeline, fit: bool, channels: int | None = None) -> torch
     resolution = pipeline.picture_shape[1:] if fit else None
     if channels is None and not pipeline.config.value_range:
         channels = pipeline.picture_shape[0]
-    images = PictureDataset([{"path": file, "bytes": None}], file, resolution, channels, in_memory=True).images
+    entries = [{"path": file, "bytes": None}]
+    try:
+        images = PictureDataset(entries, file, resolution, channels, in_memory=True).images
+    except ValueError as error:  # without the remedies for a data set
+        raise ValueError(str(error).rpartition("--on_bad_image skip: ")[2]) from error
     return images[0] / 255 if images.dtype == torch.uint8 else images[0]
 
 
@@ -102,7 +108,10 @@ def main(arguments: EditArguments):
             raise ValueError(f"guidance_scale: {type(pipeline).__name__} has no guidance; leave it out")
         options[pipeline.guidance_argument] = arguments.guidance_scale
     argument, names, values = conditions(pipeline, arguments.class_labels, arguments.prompts)
+    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
     if len(images) == 2:
+        if argument == "class_labels" and not arguments.class_labels:
+            raise ValueError("class_labels: say of which class the two images are; give one, or one for each")
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
             pipeline.config.process, timestep_spacing="trailing"
         )

@@ -16,6 +16,7 @@ def files(tmp_path_factory):
     unet = randomized(DenoisingUNet2DModel(**TINY_UNET, num_classes=2))
     scheduler = AncestralDDPMScheduler(timestep_spacing="trailing")
     ClassifierFreeGuidedPipeline(unet, scheduler, id2label={0: "cat", 1: "dog"}).save_pretrained(folder / "model")
+    (folder / "no-image.png").write_text("no image")
     rng = np.random.default_rng(0)
     for name, size in (("small", (8, 8, 3)), ("large", (20, 30, 3))):
         Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{name}.png")
@@ -53,7 +54,7 @@ def test_an_image_of_another_size_is_cropped_with_its_mask(files):
 
 def test_between_two_images_as_a_gif(files):
     images = [files / "small.png", files / "large.png"]
-    out = files / "between.gif"
+    out = files / "new folder" / "between.gif"
     run("edit.py", "--model", files / "model", "--image", *images, "--class_labels", "cat", "dog", "--num", 3,
         "--num_inference_steps", 3, "--output", out)  # fmt: skip
     assert Image.open(out).n_frames == 3
@@ -62,7 +63,10 @@ def test_between_two_images_as_a_gif(files):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--image", "{}/missing.png"], "missing.png"),
+        (["--image", "{}/missing.png"], "error: {}/missing.png: No such file or directory"),
+        (["--image", "{}/no-image.png"], "error: {}/no-image.png: no image that Pillow knows"),
+        (["--image", "{}/small.png", "{}/large.png"], "class_labels: say of which class the two images are; give one"),
+        (["--image", "{}/small.png", "{}/large.png", "--num", "1"], "num: 1 is less than the two images; give 2 or"),
         (
             ["--image", "{}/large.png", "--fit", "false"],
             "image: 20x30 pixels (height, width), and this model draws 8x8",
@@ -77,4 +81,4 @@ def test_between_two_images_as_a_gif(files):
 )
 def test_errors(files, flags, message):
     flags = [flag.format(files) for flag in flags]
-    assert message in error_of("edit.py", "--model", files / "model", "--num_inference_steps", 2, *flags)
+    assert message.format(files) in error_of("edit.py", "--model", files / "model", "--num_inference_steps", 2, *flags)
