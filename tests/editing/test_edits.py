@@ -266,7 +266,7 @@ class TestErrors:
             ({"mask_image": torch.rand(3, 8, 8, 2)}, "mask_image: shape (3, 8, 8, 2) is not (m, height, width)"),
             ({"mask_image": []}, "mask_image: 0 for 1 results; give one, or one for each"),
             ({"mask_image": np.zeros((0, 8, 8), np.uint8)}, "mask_image: 0 for 1 results; give one, or one for each"),
-            ({"mask_image": Image.new("L", (8, 10))}, "mask_image: 10x8 pixels (height, width), and the image has 8x8"),
+            ({"mask_image": Image.new("L", (8, 10))}, "mask_image: 10x8 pixels (height, width), and the image"),
             ({"mask_image": [torch.eye(8), LARGE[0]]}, "mask_image: 10x8 pixels (height, width), and the image has"),
             ({"mask_image": torch.eye(8).log() * 0}, "mask_image: it has grey levels, and white is drawn"),
             ({"mask_image": "mask.png"}, "mask_image: str is no image of PIL, array or tensor"),

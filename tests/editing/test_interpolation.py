@@ -80,6 +80,10 @@ class TestInterpolate:
         labels = ["cat", {"cat": 1.0, "dog": 1.0}, "dog"]
         direct = pipeline(labels, latents=x_T, guidance_scale=1.0, **DRAWN).images
         torch.testing.assert_close(images, direct, atol=1e-3, rtol=0)
+        images = pipeline.interpolate(a, b, num=3, class_labels=["cat", "dog"], guidance_scale=1.0, **DRAWN).images
+        labels[1] = {"cat": 0.5, "dog": 0.5}
+        direct = pipeline(labels, latents=x_T, guidance_scale=1.0, **DRAWN).images
+        torch.testing.assert_close(images, direct, atol=1e-3, rtol=0)
 
     def test_goes_from_prompt_to_prompt(self):
         pipeline = deterministic(of_text())

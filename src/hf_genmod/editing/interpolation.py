@@ -31,8 +31,9 @@ def interpolate(
         num (`int`, defaults to 8): The number of images, at least 2.
         num_inference_steps (`int`, defaults to 50): Steps of the sampler.
         request: Further arguments of the pipeline. `class_labels` or `prompt` may be a pair: the labels are weighted
-            1−τ and τ, and so are the embeddings of prompts. If a or b is an image, guidance is off by default at the
-            ends, so that they are what was given, and the weights of two labels are up to doubled in between.
+            1−τ and τ, and so are the embeddings of prompts. If a or b is an image, guidance is off at the ends, so
+            that they are what was given, and the weights of two labels are up to doubled in between, unless the
+            strength of guidance is given.
 
     Raises:
         ValueError: If the sampler adds noise, or an argument does not fit the pipeline.
@@ -45,7 +46,7 @@ def interpolate(
     check_deterministic(Sampler(pipeline.scheduler, num_inference_steps, **pipeline._config_changes(True)[0]))
     kinds = {"class_labels": request.pop("class_labels", None), "prompt": request.pop("prompt", None)}
     pairs = {name: _pair(name, value) for name, value in kinds.items() if value is not None}
-    is_guided = all(isinstance(end, Integral | Tensor) for end in (a, b))
+    is_guided = all(isinstance(end, Integral | Tensor) for end in (a, b)) or pipeline.guidance_argument in request
     request = request if is_guided else unguided(pipeline) | request
     of_ends = [{name: pair[k] for name, pair in pairs.items()} for k in (0, 1)]
     options = {name: request[name] for name in request if name not in ("output_type", "return_dict", "generator")}
