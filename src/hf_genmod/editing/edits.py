@@ -1,5 +1,6 @@
 """Images drawn anew from given ones: from a noise level in between (SDEdit), or where a mask is white (inpainting)."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import ImagePipelineOutput
@@ -107,10 +108,10 @@ class Edit:
         if self.redrawn is None or output_type == "latent":
             return self.pipeline._finished(z, output_type, return_dict)
         images = self.pipeline.postprocess(seamless(self.pipeline.decode(z), self.x, self.redrawn), output_type)
-        if output_type != "pil":  # which converting to [-1, 1] and back would round
-            kept, values = (~self.redrawn).cpu().expand(self.values.shape), self.values
-            if output_type == "np":
-                kept, values = (x.permute(0, 2, 3, 1).numpy() for x in (kept, values))
-            images[kept] = values[kept]
+        kept, values = ~self.redrawn, self.values.to(self.x.device)
+        if output_type == "pt":  # converting what is kept to [-1, 1] and back would round it
+            images = torch.where(kept, values, images)
+        elif output_type == "np":
+            images = np.where(*(x.permute(0, 2, 3, 1).cpu().numpy() for x in (kept, values)), images)
         self.pipeline.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
