@@ -69,8 +69,8 @@ class EditArguments:
             raise ValueError(f"num: {self.num} is less than the two images; give 2 or more")
         if len(self.image) == 2 and (self.mask_image is not None or self.strength is not None):
             raise ValueError("image: two of them, and mask_image and strength are for one")
-        if Path(self.output).suffix.lower() not in Image.registered_extensions():
-            raise ValueError(f"output: {self.output} is of no format of Pillow, such as .png")
+        if Image.registered_extensions().get(Path(self.output).suffix.lower()) not in Image.SAVE:
+            raise ValueError(f"output: {self.output} is of no format that Pillow writes, such as .png")
 
 
 def fitted(file: str, pipeline, fit: bool, channels: int | None = None) -> torch.Tensor:
@@ -84,7 +84,11 @@ def fitted(file: str, pipeline, fit: bool, channels: int | None = None) -> torch
         images = PictureDataset(entries, file, resolution, channels, in_memory=True).images
     except ValueError as error:  # without the remedies for a data set
         raise ValueError(str(error).rpartition("--on_bad_image skip: ")[2]) from error
-    return images[0] / 255 if images.dtype == torch.uint8 else images[0]
+    if images.dtype != torch.uint8:
+        return images[0]
+    if channels is None:
+        raise ValueError(f"{file}: it has 8 bits, and this model was trained on measured values; give a file of them")
+    return images[0] / 255
 
 
 def fitted_mask(file: str, of_image: str, pipeline, fit: bool) -> torch.Tensor:
@@ -92,7 +96,11 @@ def fitted_mask(file: str, of_image: str, pipeline, fit: bool) -> torch.Tensor:
     mask, image = (open_image({"path": path, "bytes": None}) for path in (file, of_image))
     size = image.shape[1:] if isinstance(image, np.ndarray) else image.size[::-1]
     read_mask(mask, (1, 1, *size))  # refuses what is no mask for the image
-    return fitted(file, pipeline, fit, channels=1) > 0.5
+    redrawn = fitted(file, pipeline, fit, channels=1) > 0.5
+    if redrawn.all() or not redrawn.any():
+        level = "white" if redrawn.all() else "black"
+        raise ValueError(f"mask_image: cropped with the image, {file} is {level} all over; crop both yourself")
+    return redrawn
 
 
 def main(arguments: EditArguments):

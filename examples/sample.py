@@ -53,8 +53,8 @@ class SampleArguments:
         if self.num < 1:
             raise ValueError(f"num: {self.num} is not positive")
         output = Path(self.output)
-        if output.suffix and output.suffix.lower() not in Image.registered_extensions():
-            raise ValueError(f"output: {output} is neither a folder nor of a format of Pillow, such as .png")
+        if output.suffix and Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
+            raise ValueError(f"output: {output} is neither a folder nor of a format that Pillow writes, such as .png")
         if not output.suffix and output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(f"output: {output} exists; give a new folder, or a picture such as {output}.png")
 
@@ -72,6 +72,8 @@ def conditions(pipeline, class_labels: list[str], prompts: list[str]) -> tuple[s
         }
         raise ValueError(f"the model, {a_or_an(type(pipeline).__name__)}, takes {wanted[takes]}")
     if takes == "prompt":
+        if unknown := unknown_words(pipeline.tokenizer, prompts):
+            print(f"no caption of the training had {', '.join(unknown)}; the model does not know it", file=sys.stderr)
         return takes, prompts, prompts
     if takes is None:
         return takes, [""], []
@@ -106,8 +108,6 @@ def main(arguments: SampleArguments):
     if "image" in pipeline.example_request():
         raise ValueError(f"{arguments.model}: this model enlarges images; give it some by `hf_genmod enlarge`")
     argument, names, values = conditions(pipeline, arguments.class_labels, arguments.prompts)
-    if argument == "prompt" and (unknown := unknown_words(pipeline.tokenizer, values)):
-        print(f"no caption of the training had {', '.join(unknown)}; the model does not know it", file=sys.stderr)
     options = {}
     if arguments.num_inference_steps is not None and pipeline.denoises:
         options["num_inference_steps"] = arguments.num_inference_steps

@@ -7,7 +7,13 @@ from example_scripts import error_of, run
 from PIL import Image
 from tiny import TINY_UNET, randomized
 
-from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline, DenoisingUNet2DModel, load_pipeline
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    ClassifierFreeGuidedPipeline,
+    DenoisingUNet2DModel,
+    UnconditionalPipeline,
+    load_pipeline,
+)
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +22,9 @@ def files(tmp_path_factory):
     unet = randomized(DenoisingUNet2DModel(**TINY_UNET, num_classes=2))
     scheduler = AncestralDDPMScheduler(timestep_spacing="trailing")
     ClassifierFreeGuidedPipeline(unet, scheduler, id2label={0: "cat", 1: "dog"}).save_pretrained(folder / "model")
+    edge = Image.new("L", (30, 20))
+    edge.paste(255, (0, 0, 2, 20))
+    edge.save(folder / "edge-mask.png")
     (folder / "no-image.png").write_text("no image")
     rng = np.random.default_rng(0)
     for name, size in (("small", (8, 8, 3)), ("large", (20, 30, 3))):
@@ -43,6 +52,14 @@ def test_a_part_drawn_anew_for_each_class(files):
     enlarged = np.asarray(direct.resize((96, 96), Image.Resampling.NEAREST), int)
     bottom = shown[-100:-4, 200:296]  # the last row, after the image that was given and the first one
     assert abs(bottom.astype(int) - enlarged).max() <= 1
+
+
+def test_an_image_of_8_bits_is_no_measured_values(files):
+    unet = DenoisingUNet2DModel(**TINY_UNET)
+    value_range = {"low": [0.0] * 3, "high": [9.0] * 3}
+    UnconditionalPipeline(unet, AncestralDDPMScheduler(), value_range=value_range).save_pretrained(files / "measured")
+    error = error_of("edit.py", "--model", files / "measured", "--image", files / "small.png")
+    assert "small.png: it has 8 bits, and this model was trained on measured values; give a file of them" in error
 
 
 def test_an_image_of_another_size_is_cropped_with_its_mask(files):
@@ -76,7 +93,12 @@ def test_between_two_images_as_a_gif(files):
         (["--image", "{}/small.png", "--class_labels", "bird"], "class_labels: 'bird' is not a label"),
         (["--image", "{}/small.png", "--strength", "2"], "strength: 2.0 is not within (0, 1]"),
         (["--image", "{0}/small.png", "{0}/small.png", "--strength", "0.5"], "image: two of them, and mask_image and"),
-        (["--image", "{}/small.png", "--output", "{}/out.txt"], "out.txt is of no format of Pillow"),
+        (["--image", "{}/small.png", "--output", "{}/out.txt"], "out.txt is of no format that Pillow writes"),
+        (["--image", "{}/small.png", "--output", "{}/out.psd"], "out.psd is of no format that Pillow writes"),
+        (
+            ["--image", "{}/large.png", "--mask_image", "{}/edge-mask.png"],
+            "edge-mask.png is black all over; crop both yourself",
+        ),
     ],
 )
 def test_errors(files, flags, message):

@@ -110,7 +110,14 @@ def test_a_class_asked_for_twice_is_drawn_twice(labelled, tmp_path):
         (["--prompts", "a dog"], "error: the model, a ClassifierFreeGuidedPipeline, takes --class_labels"),
         (["--num", "0"], "error: num: 0 is not positive"),
         (["--num_inference_steps", "0"], "error: num_inference_steps: 0 "),
-        (["--output", "u.xyz"], "error: output: u.xyz is neither a folder nor of a format of Pillow, such as .png"),
+        (
+            ["--output", "u.xyz"],
+            "error: output: u.xyz is neither a folder nor of a format that Pillow writes, such as",
+        ),
+        (
+            ["--output", "u.psd"],
+            "error: output: u.psd is neither a folder nor of a format that Pillow writes, such as",
+        ),
         (["--output", "tests"], "error: output: tests exists; give a new folder, or a picture such as tests.png"),
         (["--model", "nowhere/at/all"], "error: 'nowhere/at/all' is not a folder"),
     ],
