@@ -1,5 +1,7 @@
 """Images drawn anew from given ones: from a noise level in between (SDEdit), or where a mask is white (inpainting)."""
 
+from numbers import Real
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -63,7 +65,7 @@ class Edit:
                 missing = "image" if image is None else "mask_image"
                 raise ValueError(f"{name}: it is for a given {missing}; give one, or leave it out")
         strength = (1.0 if mask_image is not None else STRENGTH) if strength is None else strength
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
+        if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 < strength <= 1:
             raise ValueError(f"strength: {strength!r} is not within (0, 1]; at 1 nothing of the image is left")
         check_positive(num_resample=1 if num_resample is None else num_resample)
         if mask_image is not None and torch.is_inference_mode_enabled():
