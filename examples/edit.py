@@ -17,7 +17,6 @@ way from it to another one.
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
@@ -25,7 +24,7 @@ from sample import conditions
 from transformers.hf_argparser import HfArg
 
 from hf_genmod import load_pipeline
-from hf_genmod.data.decoding import open_image
+from hf_genmod.data.decoding import inspect, open_image
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.drawing.grids import grid, save_frames
@@ -93,10 +92,9 @@ def fitted(file: str, pipeline, fit: bool, channels: int | None = None) -> torch
 
 def fitted_mask(file: str, of_image: str, pipeline, fit: bool) -> torch.Tensor:
     """A mask of the size of the image in a file, cropped as that is."""
-    mask, image = (open_image({"path": path, "bytes": None}) for path in (file, of_image))
-    size = image.shape[1:] if isinstance(image, np.ndarray) else image.size[::-1]
-    read_mask(mask, (1, 1, *size))  # refuses what is no mask for the image
     redrawn = fitted(file, pipeline, fit, channels=1) > 0.5
+    mask, upright = open_image({"path": file, "bytes": None}), inspect({"path": of_image, "bytes": None})
+    read_mask(mask, (1, 1, upright.height, upright.width))  # refuses what is no mask for the image
     if redrawn.all() or not redrawn.any():
         level = "white" if redrawn.all() else "black"
         raise ValueError(f"mask_image: cropped with the image, {file} is {level} all over; crop both yourself")

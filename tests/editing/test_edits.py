@@ -54,7 +54,7 @@ class TestStrength:
     @pytest.mark.parametrize("cls", [AncestralDDPMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
     def test_is_the_share_of_timesteps_that_are_taken(self, cls):
         pipeline = unconditional(scheduler=cls(timestep_spacing="trailing"))
-        for strength, expected in ((1.0, 10), (0.6, 6), (0.25, 2), (0.01, 1)):
+        for strength, expected in ((1.0, 10), (np.float32(0.6), 6), (0.6, 6), (0.25, 2), (0.01, 1)):
             seen = []
 
             def note(pipe, i, t, tensors, seen=seen, expected=expected):
@@ -154,7 +154,12 @@ class TestAMask:
             Image.fromarray(levels).convert("RGB"),
             Image.fromarray(levels).convert("1"),
         ]
-        forms += [[Image.fromarray(levels)], levels.astype(np.float32) / 255, (levels > 0).astype(np.int64)]
+        forms += [
+            [Image.fromarray(levels)],
+            levels.astype(np.float32) / 255,
+            levels.astype(float),
+            (levels > 0).astype(np.int64),
+        ]
         drawn = [edit(pipeline, {"batch_size": 1}, image, mask_image=form) for form in forms]
         for other in drawn[1:]:
             assert torch.equal(other, drawn[0])

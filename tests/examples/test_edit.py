@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from example_scripts import error_of, run
-from PIL import Image
+from PIL import ExifTags, Image
 from tiny import TINY_UNET, randomized
 
 from hf_genmod import (
@@ -69,6 +69,21 @@ def test_an_image_of_another_size_is_cropped_with_its_mask(files):
     assert "8 images" in done.stdout
 
 
+def test_a_mask_is_of_an_image_as_it_is_shown(files, tmp_path):
+    """Cameras save how to turn an image, and not the image turned."""
+    image, mask = (Image.open(files / f"{name}.png") for name in ("large", "large-mask"))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    mask.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned-mask.png", exif=exif)
+    turned, turned_mask, results = tmp_path / "turned.png", tmp_path / "turned-mask.png", []
+    upright, upright_mask = files / "large.png", files / "large-mask.png"
+    for of, by in ((upright, upright_mask), (turned, upright_mask), (turned, turned_mask)):
+        edited(files, "--class_labels", "cat", "--num", 1, "--image", of, "--mask_image", by)
+        results.append(Image.open(files / "out.png").tobytes())
+    assert results[0] == results[1] == results[2]
+
+
 def test_between_two_images_as_a_gif(files):
     images = [files / "small.png", files / "large.png"]
     out = files / "new folder" / "between.gif"
@@ -89,6 +104,7 @@ def test_between_two_images_as_a_gif(files):
             "image: 20x30 pixels (height, width), and this model draws 8x8",
         ),
         (["--image", "{}/small.png", "--mask_image", "{}/large-mask.png"], "mask_image: 20x30 pixels"),
+        (["--image", "{}/small.png", "--mask_image", "{}/no-image.png"], "{}/no-image.png: no image that Pillow"),
         (["--image", "{}/small.png", "--mask_image", "{}/small.png"], "mask_image: it has grey levels"),
         (["--image", "{}/small.png", "--class_labels", "bird"], "class_labels: 'bird' is not a label"),
         (["--image", "{}/small.png", "--strength", "2"], "strength: 2.0 is not within (0, 1]"),

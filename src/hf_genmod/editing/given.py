@@ -6,6 +6,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_genmod.data.latents import moments
+from hf_genmod.data.value_range import to_mode
 from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.pipelines.given_pictures import PictureReader
 from hf_genmod.pipelines.pictures import in_enough_precision
@@ -51,8 +52,8 @@ def read_mask(mask_image, shape: tuple[int, ...]) -> Tensor:
 
     Args:
         mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, or a list of them): One, or m as of `read_images`:
-            arrays (m, H, W) or (m, H, W, 1), tensors (m, H, W) or (m, 1, H, W), of bools, of 0 and 1 or, of whole
-            numbers, of 0 and 255; those of one mask may lack the first axis.
+            arrays (m, H, W) or (m, H, W, 1), tensors (m, H, W) or (m, 1, H, W), of bools, of 0 and 1 or of
+            0 and 255; those of one mask may lack the first axis.
 
     Raises:
         ValueError: If a mask is of another size, has grey levels, or is black or white all over.
@@ -95,12 +96,11 @@ def repeated(pipeline: GenerationPipeline, request: dict, n: int) -> dict:
 def _levels(mask, size: tuple[int, int]) -> Tensor:
     """The levels of one or more masks in [0, 1], (m, H, W)."""
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"), np.float32) / 255
+        mask = np.asarray(to_mode(mask, "L"), np.float32) / 255
     if not isinstance(mask, (np.ndarray, Tensor)):
         raise ValueError(f"mask_image: {type(mask).__name__} is no image of PIL, array or tensor")
-    levels = torch.as_tensor(mask)
-    scale = 255 if not levels.is_floating_point() and levels.dtype != torch.bool and (levels > 1).any() else 1
-    levels = levels.cpu().float() / scale
+    levels = torch.as_tensor(mask).cpu().float()
+    levels = levels / (255 if (levels > 1.1).any() else 1)
     channel = 3 if isinstance(mask, np.ndarray) else 1
     if levels.ndim == 4 and levels.shape[channel] == 1:
         levels = levels.squeeze(channel)
