@@ -18,12 +18,14 @@ from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
 from hf_genmod.drawing.grids import (
     class_rows,
+    denoising,
     draw_checkpoint,
     draw_enlarged,
     draw_reconstructions,
     draw_steps,
     draw_trajectory,
     grid,
+    save_frames,
     side_by_side,
 )
 from hf_genmod.drawing.samples import draw_images
@@ -218,3 +220,33 @@ def test_enlarged_pictures_are_shown_between_interpolation_and_the_truth():
             seed = [torch.Generator().manual_seed(i)]
             (image,) = pipe(small[i : i + 1] / 2 + 0.5, generator=seed, num_inference_steps=2).images
             assert np.abs(cells[4 * half + 2][column] - np.asarray(image, int)).max() <= 1
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "apng"])
+def test_frames_follow_one_another(tmp_path, ending):
+    colors, file = ["red", "lime", "blue"], tmp_path / "new" / f"frames.{ending}"
+    save_frames([Image.new("RGB", (8, 16), color) for color in colors], file, least=32, seconds=0.2)
+    with Image.open(file) as animation:
+        assert (animation.n_frames, animation.size) == (3, (32, 64))
+        for i, color in enumerate(colors):
+            animation.seek(i)
+            animation.load()
+            assert animation.info["duration"] == (200 if i < 2 else 1000)
+            expected = np.asarray(Image.new("RGB", (32, 64), color), int)
+            assert abs(np.asarray(animation.convert("RGB"), int) - expected).max() <= 16  # WebP is lossy
+
+
+def test_frames_of_a_picture_lie_side_by_side(tmp_path):
+    images = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    save_frames(images, tmp_path / "row.png", least=32)
+    assert Image.open(tmp_path / "row.png").tobytes() == grid([images], least=32).tobytes()
+    with pytest.raises(ValueError, match="images: there are none to save; give one or more"):
+        save_frames([], tmp_path / "row.png")
+
+
+def test_the_last_image_of_denoising_is_the_sample():
+    pipeline = UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler(timestep_spacing="trailing"))
+    shown = denoising(pipeline, {}, 2, num_inference_steps=4)
+    assert [t for t, _ in shown] == [999, 749, 499, 249]
+    for drawn, sample in zip(shown[-1][1], draw_images(pipeline, {}, 2, num_inference_steps=4), strict=True):
+        assert ImageChops.difference(drawn, sample).getextrema() == ((0, 0),) * 3

@@ -47,6 +47,9 @@ def grid(
 def save_frames(images: Sequence[Image.Image], file: str | Path, least: int = 96, seconds: float = 0.15) -> None:
     """Writes images one after another: as an animation, with `seconds` for each and a second for the last, if the file
     is a .gif, .webp or .png of several frames (.apng), else side by side in a row."""
+    if len(images) == 0:
+        raise ValueError("images: there are none to save; give one or more")
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     if Path(file).suffix.lower() not in (".gif", ".webp", ".apng"):
         grid([images], least=least).save(file)
         return
