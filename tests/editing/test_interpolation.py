@@ -100,6 +100,8 @@ class TestInterpolate:
         [
             ({"num": 1}, "num: 1 is less than the two ends; give 2 or more"),
             ({"num": "2"}, "num: '2' is not a positive"),
+            ({"latents": torch.zeros(8, 3, 8, 8)}, "latents: the noise is that between a and b, and num says of how"),
+            ({"batch_size": 2}, "batch_size: the noise is that between a and b, and num says of how"),
             ({"num_inference_steps": 0}, "num_inference_steps: 0 is not a positive"),
             ({"a": torch.zeros(2, 3, 8, 8)}, "latents: "),
             ({"a": torch.zeros(3, 8, 8, dtype=torch.int64)}, "latents: "),

@@ -41,6 +41,8 @@ def interpolate(
     check_positive(num=num, num_inference_steps=num_inference_steps)
     if num < 2:
         raise ValueError(f"num: {num} is less than the two ends; give 2 or more")
+    for name in {"latents", "batch_size", "num_images_per_prompt"} & request.keys():
+        raise ValueError(f"{name}: the noise is that between a and b, and num says of how many images; leave it out")
     check_process(pipeline.scheduler, pipeline.config.process)
     check_sampler(pipeline.scheduler, num_inference_steps)
     check_deterministic(Sampler(pipeline.scheduler, num_inference_steps, **pipeline._config_changes(True)[0]))
