@@ -30,8 +30,8 @@ def interpolate(
             (1, c, h, w); or an image, whose x_T is found by [`invert`].
         num (`int`, defaults to 8): The number of images, at least 2.
         num_inference_steps (`int`, defaults to 50): Steps of the sampler.
-        request: Further arguments of the pipeline. `class_labels` or `prompt` may be a pair: the labels are weighted
-            1−τ and τ, and so are the embeddings of prompts. If a or b is an image, guidance is off at the ends, so
+        request (`dict`): Further arguments of the pipeline. `class_labels` or `prompt` may be a pair: the labels are
+            weighted 1−τ and τ, and so are the embeddings of prompts. If a or b is an image, guidance is off at the ends, so
             that they are what was given, and the weights of two labels are up to doubled in between, unless the
             strength of guidance is given.
 

@@ -33,11 +33,12 @@ def invert(
         x_T ← x_T + G(x_0) − G(F(x_T))
 
     Args:
-        image: n images as PIL, an array or a tensor, see [`UnconditionalPipeline`].
+        image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): n of them, as
+            [`UnconditionalPipeline`] takes them.
         num_inference_steps (`int`, defaults to 50): Steps of the sampler.
         num_corrections (`int`, defaults to 1): Each costs twice the steps. The x_T that draws an image best is kept.
-        request: The condition, such as `class_labels`, one for all images or one for each; and `guidance_scale` or
-            `classifier_scale`, which are off by default.
+        request (`dict`): The condition, such as `class_labels`, one for all images or one for each; and
+            `guidance_scale` or `classifier_scale`, which are off by default.
 
     Raises:
         ValueError: If the sampler adds noise, so that it cannot be run backwards.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers import DDPMScheduler, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.image_processor import PipelineImageInput
 
 from ..models.image_model import pair
 from .labels import ClassConditionalPipeline
@@ -82,8 +83,8 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
         num_images_per_prompt: int = 1,
-        image=None,
-        mask_image=None,
+        image: PipelineImageInput | None = None,
+        mask_image: PipelineImageInput | None = None,
         strength: float | None = None,
         num_resample: int | None = None,
     ) -> ImagePipelineOutput | tuple:

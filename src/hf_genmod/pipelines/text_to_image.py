@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.nn.functional as F
 from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.image_processor import PipelineImageInput
 
 from ..models.conditioning import tokenize
 from .base import GenerationPipeline
@@ -85,8 +86,8 @@ class TextToImagePipeline(GenerationPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
-        image=None,
-        mask_image=None,
+        image: PipelineImageInput | None = None,
+        mask_image: PipelineImageInput | None = None,
         strength: float | None = None,
         num_resample: int | None = None,
     ) -> ImagePipelineOutput | tuple:
