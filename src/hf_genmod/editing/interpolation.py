@@ -31,9 +31,9 @@ def interpolate(
         num (`int`, defaults to 8): The number of images, at least 2.
         num_inference_steps (`int`, defaults to 50): Steps of the sampler.
         request (`dict`): Further arguments of the pipeline. `class_labels` or `prompt` may be a pair: the labels are
-            weighted 1−τ and τ, and so are the embeddings of prompts. If a or b is an image, guidance is off at the ends, so
-            that they are what was given, and the weights of two labels are up to doubled in between, unless the
-            strength of guidance is given.
+            weighted 1−τ and τ, and so are the embeddings of prompts. If a or b is an image, guidance is off at the
+            ends, so that they are what was given, and the weights of two labels are up to doubled in between, unless
+            the strength of guidance is given.
 
     Raises:
         ValueError: If the sampler adds noise, or an argument does not fit the pipeline.
