@@ -112,10 +112,10 @@ def _between(first, second, share: float, is_guided: bool):
 def _prompts_between(pipeline, first: str, second: str, tau: Tensor) -> dict[str, Tensor]:
     """The embeddings of two prompts, (2, tokens, d), weighted 1−τ and τ."""
     tokens, mask = pipeline.encode_prompt([first, second])
-    tokens, tau = tokens * mask[..., None], tau.to(tokens)[:, None, None]
+    tokens, tau = tokens * mask[..., None], tau.to(tokens)[:, None]
     return {
-        "prompt_embeds": (1 - tau) * tokens[:1] + tau * tokens[1:],
-        "prompt_attention_mask": mask.any(dim=0).expand(len(tau), -1),
+        "prompt_embeds": torch.lerp(tokens[:1], tokens[1:], tau[..., None]),
+        "prompt_attention_mask": torch.lerp(mask[:1].to(tau), mask[1:].to(tau), tau) > 0,  # at an end its own tokens
     }
 
 

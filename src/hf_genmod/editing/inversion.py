@@ -79,7 +79,7 @@ class Inversion:
         sampler, pipeline = self.sampler, self.pipeline
         factor = factor_of(sampler, 0) * sampler.scheduler.init_noise_sigma  # x̄_T / x_T
         steps, k = len(sampler.sigmas), self.num_corrections
-        pipeline._num_timesteps = (k + 1) * (len(self.levels) + steps)
+        pipeline._num_timesteps = (k + 1) * len(self.levels) + (k + 1 if k else 0) * steps
         with pipeline.progress_bar(total=pipeline._num_timesteps) as bar:
 
             def draw(x_T):

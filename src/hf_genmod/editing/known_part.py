@@ -12,15 +12,15 @@ MOST_NOISE = 20.0  # the σ up to which ∂x̂_0/∂x_t is known well enough
 NOISE = 0.01  # standard deviation of the known part, which keeps the system well-conditioned
 
 
-def denoiser_given(y: Tensor, known: Tensor, predict, prediction_type: str, iterations: int = 1):
+def denoiser_given(y: Tensor, known: Tensor, predict, prediction_type: str):
     """
     A denoiser's `predict(x_t, t, σ)` for images whose part y = A x_0 is known. With x̄ = x_t / √ᾱ_t = x_0 + σ ε,
 
         E[x_0 | x_t, y] = x̂_0 + V Aᵀ (A V Aᵀ)⁻¹ (y − A x̂_0),   V = Cov(x_0 | x_t) = σ² ∂x̂_0/∂x̄
 
     which is exact where x_0 given x_t is Gaussian (moment matching: Rozet et al. 2024,
-    https://arxiv.org/abs/2405.13712). The system is solved approximately by conjugate gradients; each iteration costs
-    a backward pass. The result is y where y is known.
+    https://arxiv.org/abs/2405.13712). The system is solved approximately, by one step of conjugate gradients, which
+    costs a backward pass; further steps add errors of ∂x̂_0/∂x̄. The result is y where y is known.
 
     Args:
         y (`torch.Tensor`): (n, c, h, w); only values at `known` count.
@@ -40,16 +40,11 @@ def denoiser_given(y: Tensor, known: Tensor, predict, prediction_type: str, iter
             x = x_t.detach().requires_grad_()
             prediction, variance = predict(x, t, sigma).tensor_split([y.shape[1]], dim=1)
             x_0 = x_0_of(prediction_type, prediction, x, sigma)
-        residual = known * (y - x_0.detach())  # of (A V Aᵀ + NOISE²) w = y − A x̂_0
-        direction, square, shift = residual, dot(residual, residual), 0
-        for k in range(iterations):
-            (product,) = torch.autograd.grad(x_0, x, direction, retain_graph=k + 1 < iterations)
-            product = sigma**2 / math.hypot(1, sigma) * product  # V Aᵀ d
-            applied = known * product + NOISE**2 * direction
-            step = square / dot(direction, applied).clamp(min=1e-12)
-            shift, residual = shift + step * product, residual - step * applied
-            before, square = square, dot(residual, residual)
-            direction = residual + square / before.clamp(min=1e-20) * direction
+        residual = known * (y - x_0.detach())
+        (product,) = torch.autograd.grad(x_0, x, residual)
+        product = sigma**2 / math.hypot(1, sigma) * product  # V Aᵀ r
+        applied = known * product + NOISE**2 * residual  # (A V Aᵀ + NOISE²) r
+        shift = dot(residual, residual) / dot(residual, applied).clamp(min=1e-12) * product
         x_0 = torch.where(known, y, x_0.detach() + shift)
         return torch.cat([prediction_of(prediction_type, x_0, x_t, sigma), variance.detach()], dim=1)
 
