@@ -60,7 +60,7 @@ def main(data: CaptionedDataArguments, lora: LoraArguments, guidance: GuidanceAr
         raise ValueError("base: an adapter of a ClassifierGuidedPipeline is trained for the model that it guides")
     if lora.train_text_encoder and encoder is None:
         raise ValueError("train_text_encoder: the model has none; leave it out")
-    pictures, _ = data.training_pictures_for(pipeline, config.horizontal_flip)
+    pictures, _ = data.training_pictures_for(pipeline, config.horizontal_flip, max_shift=config.max_shift)
     num_known = unet.config.num_classes or 0
     pictures = with_names_for(pipeline, pictures, lora.class_name, lora.caption)
     network = TextConditionedUNet(unet, encoder) if encoder else unet

@@ -20,7 +20,7 @@ from hf_genmod.recipes.run import run
 
 
 def main(data: DataArguments, model: ModelArguments, guidance: GuidanceArguments, config: TrainingConfig) -> Trainer:
-    pictures, held_out = data.load(model.vae, config.horizontal_flip, require_labels=True)
+    pictures, held_out = data.load(model.vae, config.horizontal_flip, max_shift=config.max_shift, require_labels=True)
     return make_trainer(pictures, held_out, model, guidance, config)
 
 

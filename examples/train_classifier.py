@@ -40,7 +40,9 @@ def main(
     data: DataArguments, guidance: ClassifierArguments, network: NetworkArguments, config: TrainingConfig
 ) -> Trainer:
     model = load_pipeline(guidance.for_model)
-    pictures, held_out = data.training_pictures_for(model, config.horizontal_flip, hold_out=True, require_labels=True)
+    pictures, held_out = data.training_pictures_for(
+        model, config.horizontal_flip, hold_out=True, max_shift=config.max_shift, require_labels=True
+    )
     scheduler = AncestralDDPMScheduler.from_config(model.scheduler.config)
     sampler = sampler_with_classifier(model.scheduler)
     classifier = network.make_classifier(pictures, scheduler, config.seed)

@@ -58,7 +58,7 @@ def main(data: DataArguments, autoencoder: AutoencoderArguments, model: ModelArg
         yield trainer, data, autoencoder
         config = config.part(1 - latent.autoencoder_share, max_shift=0)  # of the images, which the autoencoder sees
         trainer.monitor.say("stage 2 of 2: the model of its latents")
-    latents, held_out = data.load(model.vae, config.horizontal_flip, require_labels=True)
+    latents, held_out = data.load(model.vae, config.horizontal_flip, max_shift=config.max_shift, require_labels=True)
     batch_size = latent.latent_batch_size or config.batch_size * (4 if max(latents.resolution) <= 4 else 1)
     learning_rate = config.learning_rate * math.sqrt(batch_size / config.batch_size)
     latent.latent_batch_size = batch_size  # recorded, to repeat this run

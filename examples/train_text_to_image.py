@@ -36,7 +36,9 @@ class TextArguments(GuidanceArguments):
 
 
 def main(data: CaptionedDataArguments, model: ModelArguments, text: TextArguments, config: TrainingConfig) -> Trainer:
-    pictures, held_out = data.load(model.vae, config.horizontal_flip, require_captions=True)
+    pictures, held_out = data.load(
+        model.vae, config.horizontal_flip, max_shift=config.max_shift, require_captions=True
+    )
     captions = all_captions(pictures, held_out)
     is_trained = text.text_encoder == "scratch"
     if is_trained:

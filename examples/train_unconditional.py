@@ -19,7 +19,7 @@ from hf_genmod.recipes.run import run
 
 
 def main(data: DataArguments, model: ModelArguments, config: TrainingConfig) -> Trainer:
-    pictures, held_out = data.load(model.vae, config.horizontal_flip)
+    pictures, held_out = data.load(model.vae, config.horizontal_flip, max_shift=config.max_shift)
     unet = model.make_unet(pictures, seed=config.seed)
     scheduler = model.make_scheduler()
     sampler = model.make_sampler(scheduler, pictures)

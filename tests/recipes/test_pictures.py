@@ -313,6 +313,19 @@ class TestLatents:
         with pytest.raises(ValueError, match="cache_latents: only a stream is encoded in each step; leave it out, or"):
             arguments.load(str(tmp_path / "vae"))
 
+    def test_of_shifted_images_are_refused_before_any_is_read(self, vae, tmp_path):
+        vae.save_pretrained(tmp_path / "vae")
+        model = UnconditionalPipeline(tiny_unet(in_channels=2, out_channels=2), AncestralDDPMScheduler(), vae)
+        for options in ({}, {"streaming": True, "cache_latents": True}):
+            data = DataArguments(dataset=str(tmp_path / "missing"), **options)
+            for load, of in ((data.load, str(tmp_path / "vae")), (data.training_pictures_for, model)):
+                with pytest.raises(ValueError, match="max_shift: latents cannot be moved by pixels; shift the images"):
+                    load(of, max_shift=1)
+        shards = write_parquet(tmp_path / "shards", (20,))
+        tiny_autoencoder(sample_size=(16, 16)).save_pretrained(tmp_path / "large")
+        stream = DataArguments(dataset=str(shards), streaming=True)
+        assert type(stream.load(str(tmp_path / "large"), max_shift=1)[0]) is StreamedLatents
+
     def test_may_be_of_another_size_than_the_autoencoder_was_made_for(self, vae, tmp_path):
         vae.save_pretrained(tmp_path / "vae")
         folder = colored_folder(tmp_path / "pictures", train=4)

@@ -115,9 +115,7 @@ class LatentDataset(LabelledDataset):
         """Raises a `ValueError` for an augmentation that needs other images than those encoded."""
         if augment.mirror and not self.mirrored:
             raise ValueError("horizontal_flip: the mirrored images were not encoded; encode them as well")
-        if augment.max_shift:
-            remedy = "shift the images of their autoencoder, or stream them without --cache_latents"
-            raise ValueError(f"max_shift: latents cannot be moved by pixels; {remedy}")
+        refuse_shift(augment.max_shift)
 
 
 class StreamedLatents(LatentDataset):
@@ -197,6 +195,13 @@ class CachedLatents(LatentDataset):
     def order(self, philox, epoch: int, batch_size: int) -> BlockOrder:
         """As of [`StreamedPictures`]."""
         return self._posteriors.order(philox, epoch, batch_size)
+
+
+def refuse_shift(max_shift: int) -> None:
+    """Raises a `ValueError` if latents that are encoded once are to be those of shifted images."""
+    if max_shift:
+        remedy = "shift the images of their autoencoder, or stream them without --cache_latents"
+        raise ValueError(f"max_shift: latents cannot be moved by pixels; {remedy}")
 
 
 def latents_of(

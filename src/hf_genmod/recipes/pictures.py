@@ -11,7 +11,7 @@ from transformers.hf_argparser import HfArg
 
 from hf_genmod.checkpoints.safety import read_json
 from hf_genmod.data.labelled_dataset import LabelledDataset
-from hf_genmod.data.latents import LatentDataset, latents_of, standardised
+from hf_genmod.data.latents import LatentDataset, latents_of, refuse_shift, standardised
 from hf_genmod.data.loading import load_pictures
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shard_files import find_shards
@@ -60,7 +60,7 @@ class DataArguments:
     most_streamed = None  # how many images of a stream to take, into memory
 
     def load(
-        self, vae: str | None = None, mirrored=False, num_held_out: int = 256, hold_out=False, **required: bool
+        self, vae: str | None = None, mirrored=False, num_held_out=256, hold_out=False, max_shift=0, **required: bool
     ) -> tuple[LabelledDataset, LabelledDataset | None]:
         """
         Loads the training images and the held-out images, if there are any, of a data set, or their latents.
@@ -71,12 +71,15 @@ class DataArguments:
             mirrored (`bool`): Whether to encode mirrored images, too.
             num_held_out (`int`): The most held-out images to load, or 0.
             hold_out (`bool`): Whether to hold out a tenth of the training images if there is no validation split.
+            max_shift (`int`): By how many pixels the training shifts images, which latents that are encoded once
+                cannot be: they are refused before they are encoded.
             required (`bool`): `require_labels` or `require_captions`, as for
                 [`~hf_genmod.data.loading.load_pictures`].
         """
         if vae is None:
             self._refuse_to_cache()
             return self._load_pixels(num_held_out, hold_out, **required)
+        self._refuse_to_shift(max_shift)
         path, vae = vae, load_vae(vae).to(processes().device).eval()  # which asks the Hub for a few seconds at most
         value_range = _value_range_of(path)
         channels = vae.config.in_channels if value_range is None else None
@@ -96,7 +99,7 @@ class DataArguments:
         return latents, held_out
 
     def training_pictures_for(
-        self, pipeline: GenerationPipeline, mirrored: bool = False, hold_out: bool = False, **required: bool
+        self, pipeline: GenerationPipeline, mirrored=False, hold_out=False, max_shift=0, **required: bool
     ) -> tuple[LabelledDataset, LabelledDataset | None]:
         """Training images and, with `hold_out`, up to 1,000 held-out images as the U-Net of a pipeline sees them: at
         its resolution, or as latents. The other arguments are those of [`~DataArguments.load`]."""
@@ -104,10 +107,11 @@ class DataArguments:
             raise ValueError("the model is an autoencoder and no diffusion model; give another")
         if pipeline.unet.config.conditioning_channels:
             raise ValueError("the model is an upsampler, which makes images of others; give another")
-        loaded = self._load_pixels_for(pipeline, hold_out, **required)
         if pipeline.vae is None:
             self._refuse_to_cache()
-            return loaded
+            return self._load_pixels_for(pipeline, hold_out, **required)
+        self._refuse_to_shift(max_shift)
+        loaded = self._load_pixels_for(pipeline, hold_out, **required)
         pipeline.vae.to(processes().device)
         settings = pipeline.vae, mirrored, self.cache_latents
         return tuple(pictures and latents_of(pictures, *settings) for pictures in loaded)
@@ -144,6 +148,10 @@ class DataArguments:
     def _refuse_to_cache(self) -> None:
         if self.cache_latents:
             raise ValueError("cache_latents: there is no autoencoder to encode the images; leave it out, or give one")
+
+    def _refuse_to_shift(self, max_shift: int) -> None:
+        if self.cache_latents or not self.streaming:
+            refuse_shift(max_shift)
 
     def _load_pixels(self, num_held_out: int, hold_out: bool, **required: bool):
         arguments = dataclasses.asdict(self) | required  # the fields are the parameters of load_pictures
