@@ -114,8 +114,11 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
-    required = "".join(f"--{x.dest} {x.dest.upper()} " for x in parser._actions if x.required)
-    parser.usage = f"%(prog)s {required}[--FLAG VALUE ...]"
+    required = [action for action in parser._actions if action.required]
+    needed = "".join(f"--{action.dest} {action.dest.upper()} " for action in required)
+    parser.usage = f"%(prog)s {needed}[--FLAG VALUE ...]"
+    for action in required:
+        action.required = False  # for the parser, which would not say that a flag is misspelled
     parser.add_argument("--config", help="YAML file of settings, or the training_config.json of a run to repeat.")
     names = [field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)]
     argv = sys.argv[1:] if argv is None else argv
@@ -124,8 +127,11 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     file = config_parser.parse_known_args(argv)[0].config
     settings = _flags_in_file(file, names, parser.prog) if file else []
     values, unknown = parser.parse_known_args(settings + argv)
+    missing = [action.dest for action in required if getattr(values, action.dest) is None]
     is_given = any(word.split("=")[0] == f"--{names[0]}" for word in argv)
-    refuse_unknown(unknown, names, _ELSEWHERE, first="" if is_given else names[0])
+    refuse_unknown(unknown, names, _ELSEWHERE, first=next(iter(missing), "" if is_given else names[0]))
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(f'--{name}' for name in missing)}")
     for name, value in vars(values).items():
         numbers = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, float)]
         if not all(map(math.isfinite, numbers)):
