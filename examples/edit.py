@@ -28,6 +28,7 @@ from hf_genmod.data.decoding import inspect, open_image
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.drawing.grids import grid, save_frames
+from hf_genmod.drawing.samples import draw_images
 from hf_genmod.editing.given import UNIT, read_mask
 from hf_genmod.errors import counted, one_line_errors, refuse_lfs_pointers
 from hf_genmod.processes import processes
@@ -103,6 +104,7 @@ def fitted_mask(file: str, of_image: str, pipeline, fit: bool) -> torch.Tensor:
 
 def main(arguments: EditArguments):
     pipeline = load_pipeline(arguments.model).to(processes().device)
+    pipeline.set_progress_bar_config(desc="drawing", disable=not processes().is_main_process)
     if not pipeline.denoises or "image" in pipeline.example_request():
         raise ValueError(f"{arguments.model}: {type(pipeline).__name__} does not edit; give a diffusion model")
     images = [fitted(file, pipeline, arguments.fit) for file in arguments.image]
@@ -133,11 +135,8 @@ def main(arguments: EditArguments):
         options["strength"] = arguments.strength
     given, rows = images[0][None], []
     for value in values or [None]:
-        request = {argument: value} if argument else {}
-        seeds = [torch.Generator().manual_seed(arguments.seed + i) for i in range(arguments.num)]
-        drawn = pipeline(
-            **request, image=given, generator=seeds, num_images_per_prompt=arguments.num, **options
-        ).images
+        request = {argument: [value] * arguments.num} if argument else {}
+        drawn = draw_images(pipeline, request, arguments.num, arguments.seed, image=given, **options)
         rows.append([*pipeline.postprocess(to_model_range(given, pipeline.config.value_range or UNIT)), *drawn])
     grid(rows, names, ["given"]).save(arguments.output)
     print(f"{counted(arguments.num * len(rows), 'image')} in {arguments.output}, beside the one that was given")

@@ -12,6 +12,7 @@ from small_pipelines import PIPELINES, SAMPLERS, classifier_guided, guided, of_l
 from tiny import randn, tiny_autoencoder, tiny_unet
 
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 KINDS = ["unconditional", "latents", "guided", "classifier guided", "text"]
@@ -296,6 +297,18 @@ class TestErrors:
         options = {"mask_image": left_half(pipeline), "num_inference_steps": 20}
         with pytest.raises(ValueError, match="num_resample: PNDMScheduler cannot take a step again; use 1"):
             pipeline(image=given(pipeline), num_resample=2, **options)
+
+    @pytest.mark.parametrize("strength", [0.3, 0.5])
+    def test_of_too_few_steps_from_the_middle_on(self, strength):
+        """It names a number of steps that is enough."""
+        pipeline = unconditional(scheduler=FewStepDDPMScheduler())
+        how = {"image": given(pipeline), "strength": strength}
+        with pytest.raises(
+            ValueError, match=r"in 4 steps, from step \d on, draws .*; take \d steps, or use"
+        ) as refused:
+            pipeline(**how, num_inference_steps=4)
+        enough = int(re.search(r"take (\d+) steps", str(refused.value))[1])
+        assert len(pipeline(**how, num_inference_steps=enough).images) == 1
 
     def test_of_inference_mode(self):
         pipeline = unconditional()

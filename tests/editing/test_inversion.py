@@ -143,6 +143,21 @@ def test_a_sampler_that_scales_its_input_gives_no_warning(caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("drawn", [0, 1, 2])
+def test_stops_where_a_callback_says_so(drawn):
+    """In a later correction the x_T of those before is kept."""
+    pipeline, calls = unconditional(scheduler=DDIMScheduler(timestep_spacing="trailing")), []
+    image, options = torch.rand(3, 8, 8, generator=seeded()), {"num_inference_steps": 4}
+
+    def stop(pipe, i, t, tensors):
+        calls.append(i)
+        pipe._interrupt = len(calls) == 4 * drawn + 2
+
+    x_T = pipeline.invert(image, num_corrections=3, callback_on_step_end=stop, **options)
+    assert len(calls) == 4 * drawn + 2
+    assert torch.equal(x_T, pipeline.invert(image, num_corrections=max(0, drawn - 1), **options))
+
+
 def test_errors():
     pipeline = unconditional(scheduler=DDIMScheduler())
     with pytest.raises(ValueError, match="image: 9x8 pixels"):
@@ -151,5 +166,10 @@ def test_errors():
         pipeline.invert(torch.rand(3, 8, 8), num_corrections=-0.5)
     with pytest.raises(ValueError, match="image: 1 for 2 results; give one condition for all, or one for each"):
         guided(scheduler=DDIMScheduler()).invert(torch.rand(3, 8, 8), num_inference_steps=2, class_labels=[0, 1])
-    with pytest.raises(ValueError, match="image: SuperResolutionPipeline only enlarges images; use a model that"):
-        upsampler().invert(torch.rand(3, 8, 8))
+
+
+def test_an_upsampler_is_refused():
+    pipeline, image = upsampler(), torch.rand(3, 8, 8)
+    for edit in (lambda: pipeline.invert(image), lambda: pipeline.vary(image), pipeline.interpolate):
+        with pytest.raises(ValueError, match="^SuperResolutionPipeline only enlarges images, and neither inverts nor"):
+            edit()

@@ -1,9 +1,11 @@
 """`hf_genmod edit`."""
 
+import runpy
+
 import numpy as np
 import pytest
 import torch
-from example_scripts import error_of, run
+from example_scripts import EXAMPLES, error_of, run
 from PIL import ExifTags, Image
 from tiny import TINY_UNET, randomized
 
@@ -54,6 +56,22 @@ def test_a_part_drawn_anew_for_each_class(files):
     assert abs(bottom.astype(int) - enlarged).max() <= 1
 
 
+def test_many_are_drawn_in_batches(files, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)  # for what the script imports
+    script, sizes = runpy.run_path(str(EXAMPLES / "edit.py")), set()
+    given = [str(files / "small.png")], str(files / "small-mask.png")
+    flags = {"class_labels": ["dog"], "num": 18, "num_inference_steps": 2, "output": str(files / "many.png")}
+
+    def note(module, inputs):
+        if isinstance(module, DenoisingUNet2DModel):
+            sizes.add(len(inputs[0]))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    script["main"](script["EditArguments"](str(files / "model"), *given, **flags))
+    hook.remove()
+    assert sizes == {2 * 16, 2 * 2}  # with and without the label
+
+
 def test_an_image_of_8_bits_is_no_measured_values(files):
     unet = DenoisingUNet2DModel(**TINY_UNET)
     value_range = {"low": [0.0] * 3, "high": [9.0] * 3}
@@ -95,6 +113,9 @@ def test_between_two_images_as_a_gif(files):
 @pytest.mark.parametrize(
     "flags, message",
     [
+        (["--imge", "{}/small.png"], "--imge: no such flag; did you mean --image?"),
+        (["{}/small.png"], "small.png: belongs to no flag; put its flag in front, such as --image"),
+        ([], "the following arguments are required: --image; --help tells what flags take"),
         (["--image", "{}/missing.png"], "error: {}/missing.png: No such file or directory"),
         (["--image", "{}/no-image.png"], "error: {}/no-image.png: no image that Pillow knows"),
         (["--image", "{}/small.png", "{}/large.png"], "class_labels: say of which class the two images are; give one"),

@@ -16,6 +16,13 @@ UNIT = {"low": [0.0], "high": [1.0]}  # what -1 and 1 stand for in images withou
 WHERE = "white is drawn anew, black is kept"
 
 
+def check_draws(pipeline: GenerationPipeline) -> None:
+    """Raises `ValueError` for an upsampler, whose images are all made of others."""
+    if "image" in pipeline.example_request():
+        name = type(pipeline).__name__
+        raise ValueError(f"{name} only enlarges images, and neither inverts nor varies them; use a model that draws")
+
+
 def read_images(pipeline: GenerationPipeline, image, n: int | None = None) -> Tensor:
     """
     Images of the size of a pipeline as [`PictureReader.read`] reads them, (n, C, H, W) on the CPU, in [0, 1] or the
@@ -28,8 +35,7 @@ def read_images(pipeline: GenerationPipeline, image, n: int | None = None) -> Te
     Raises:
         ValueError: If the images are of another size, number or kind.
     """
-    if "image" in pipeline.example_request():
-        raise ValueError(f"image: {type(pipeline).__name__} only enlarges images; use a model that draws them")
+    check_draws(pipeline)
     channels, *size = pipeline.picture_shape
     values = PictureReader(channels, pipeline.config.value_range).read(image)
     if list(values.shape[2:]) != size:

@@ -7,7 +7,7 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
-from hf_genmod.editing.given import read_images, repeated
+from hf_genmod.editing.given import check_draws, read_images, repeated
 from hf_genmod.editing.inversion import check_deterministic, invert, unguided
 from hf_genmod.models.image_model import pair
 from hf_genmod.pipelines.base import GenerationPipeline
@@ -38,6 +38,7 @@ def interpolate(
     Raises:
         ValueError: If the sampler adds noise, or an argument does not fit the pipeline.
     """
+    check_draws(pipeline)
     check_positive(num=num, num_inference_steps=num_inference_steps)
     if num < 2:
         raise ValueError(f"num: {num} is less than the two ends; give 2 or more")
@@ -74,6 +75,7 @@ def vary(
     [`UnconditionalPipeline`]. Further arguments are those of the pipeline: with another class or prompt than that of
     the image, it becomes one of that class.
     """
+    check_draws(pipeline)
     check_positive(num=num)
     images = read_images(pipeline, image)
     request = repeated(pipeline, request, len(images))

@@ -37,8 +37,9 @@ def invert(
             [`UnconditionalPipeline`] takes them.
         num_inference_steps (`int`, defaults to 50): Steps of the sampler.
         num_corrections (`int`, defaults to 1): Each costs twice the steps. The x_T that draws an image best is kept.
-        request (`dict`): The condition, such as `class_labels`, one for all images or one for each; and
-            `guidance_scale` or `classifier_scale`, which are off by default.
+        request (`dict`): The condition, such as `class_labels`, one for all images or one for each;
+            `guidance_scale` or `classifier_scale`, which are off by default; and `callback_on_step_end`, which is
+            called after the steps that draw. If it sets `pipe._interrupt`, the best x_T so far is returned.
 
     Raises:
         ValueError: If the sampler adds noise, so that it cannot be run backwards.
@@ -87,6 +88,8 @@ class Inversion:
                 for i in range(steps):
                     x = take_step(own, i, x, predict)
                     bar.update()
+                    if pipeline.interrupt:
+                        break
                 return x
 
             exact = self._backwards(predict, self.x_0, bar) / factor
@@ -94,6 +97,8 @@ class Inversion:
             least = torch.full((len(exact),), math.inf, device=exact.device)
             for remaining in range(k, -1, -1) if k else ():
                 drawn = draw(x_T)
+                if pipeline.interrupt:
+                    break
                 error = (drawn - self.x_0).square().flatten(1).mean(dim=1)
                 best = torch.where((error < least)[:, None, None, None], x_T, best)
                 least = torch.minimum(error, least)
