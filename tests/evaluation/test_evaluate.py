@@ -4,7 +4,12 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import bars, randn, tiny_unet
 
-from hf_genmod import AncestralDDPMScheduler, SuperResolutionPipeline, UnconditionalPipeline
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    ClassifierFreeGuidedPipeline,
+    SuperResolutionPipeline,
+    UnconditionalPipeline,
+)
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.drawing.grids import draw_steps
 from hf_genmod.evaluation.comparison import audit, evaluate_features
@@ -38,6 +43,16 @@ def test_the_figure_of_steps_has_the_numbers_that_were_asked_for(tmp_path):
     settings = [{"num_inference_steps": 3}, {"num_inference_steps": 2}]
     draw_figures(pipe, Report("model", {}, "features", 0, settings), settings[0], {}, None, tmp_path)
     assert Image.open(tmp_path / "steps.png").tobytes() == draw_steps(pipe, {}, {}, steps=(2, 3)).tobytes()
+
+
+def test_the_figure_of_steps_shows_several_classes(tmp_path):
+    unet, settings = tiny_unet(num_classes=2), [{"num_inference_steps": 3}, {"num_inference_steps": 2}]
+    pipe = ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(), id2label={0: "cat", 1: "dog"})
+    pipe.set_progress_bar_config(disable=True)
+    report, request = Report("model", {}, "features", 0, settings), {"class_labels": [1, 1, 1, 1, 0]}
+    draw_figures(pipe, report, settings[0], request, None, tmp_path)
+    expected = draw_steps(pipe, {"class_labels": [1, 0, 1, 1]}, {"guidance_scale": [1.0, 2.0, 4.0]}, steps=(2, 3))
+    assert Image.open(tmp_path / "steps.png").tobytes() == expected.tobytes()
 
 
 def test_an_upsampler_sees_images_made_small_and_enlarged_by_interpolation():

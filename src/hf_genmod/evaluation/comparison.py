@@ -71,7 +71,6 @@ class Comparison:
         self._standard = StandardMeasures(config.measures, pictures, reference) if config.measures else None
         d = FEATURE_DIM if network is None else extract_features(as_bytes(pictures.x_0([0])), network).shape[1]
         self.left_out = _left_out({"samples": config.samples, "held-out images": len(held_out)}, d)
-        say("preparing the network of the features")
         needs_classifier = network is None or has_labels
         self._classifier = self._find_classifier(network) if needs_classifier else None
         self._has_labels, self.network = has_labels, network or self._classifier
@@ -135,8 +134,9 @@ class Comparison:
         with processes().main_process_first():
             if not file.is_file():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                labels = labels if labels is None else labels.to(device)
-                train_feature_classifier(self.real.to(device), labels, len(names)).save(file)
+                labels, images = labels if labels is None else labels.to(device), self.real.to(device)
+                self._say("training the network of the features")
+                train_feature_classifier(images, labels, len(names)).save(file)
         return FeatureClassifier.load(file)
 
     def _by_standard(self, images: Tensor) -> dict:

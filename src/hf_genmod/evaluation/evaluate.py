@@ -93,7 +93,7 @@ def _measure(
 ) -> None:
     """Compares samples, held-out images and, of an upsampler, interpolated images with the training images, and
     measures the likelihood of held-out images."""
-    say("computing the features of the images")
+    say("measuring the held-out images, which show what can be reached")
     report.held_out = comparison.of_held_out()
     for setting, samples in zip(settings, drawn, strict=True):
         say(f"measuring {setting_name(setting)}")
@@ -101,6 +101,7 @@ def _measure(
         measures = comparison.of_samples(samples["images"], draws.labels, file_name(setting))
         report.settings.append(setting | cost | measures)
     best = drawn[report.settings.index(report.best)]["images"]
+    say("telling samples from images by networks that learn twice as long")
     apart = told_apart(best, comparison.real, report.seed, longer=2)
     report.best["told_apart_by_longer_training"] = apart
     if "image" in draws.request:
@@ -142,7 +143,11 @@ def draw_figures(
         draw_enlarged(pipeline, held_out, shared=False).save(folder / "enlarged.png")
         argument = "noise_level"
         choices = [share * pipeline.config.max_noise_level // 4 for share in (0, 1, 2, 4)]
-    few = {name: values[:4] for name, values in request.items()}
+    classes = request.get("class_labels", [])[:500]
+    first = sorted(range(len(classes)), key=lambda i: classes[:i].count(classes[i]))[
+        :4
+    ]  # of as many classes as can be
+    few = {name: [values[i] for i in first or range(4)] for name, values in request.items()}
     values = sorted({setting[argument] for setting in settings if argument in setting} or choices)
     asked = sorted({setting["num_inference_steps"] for setting in settings})
     steps = {"steps": asked} if len(asked) > 1 else {}
