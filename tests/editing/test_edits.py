@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
 from gaussian_pairs import CORRELATION, DEVIATION, MEAN, pairs, pairs_pipeline
 from PIL import Image
 from small_pipelines import PIPELINES, SAMPLERS, classifier_guided, guided, of_latents, seeded, unconditional
@@ -73,6 +73,18 @@ class TestStrength:
                 callback_on_step_end=note,
             )
             assert len(seen) == expected and seen[0] < max(1000 * strength, 100)
+
+    @pytest.mark.parametrize("strength", [0.15, 0.5, 0.95])
+    def test_starts_with_a_whole_step(self, strength):
+        """Heun's method has two passes in each step but the last."""
+        pipeline, seen = unconditional(scheduler=HeunDiscreteScheduler(timestep_spacing="trailing")), []
+
+        def note(pipe, i, t, tensors):
+            seen.append(float(t))
+
+        options = {"strength": strength, "num_inference_steps": 20, "callback_on_step_end": note}
+        edit(pipeline, {"batch_size": 1}, given(pipeline), **options)
+        assert seen[0] > seen[1] and len(seen) == 2 * int(20 * strength) - 1
 
     def test_starts_at_what_add_noise_makes(self):
         pipeline = unconditional(scheduler=AncestralDDPMScheduler(timestep_spacing="trailing"))
@@ -253,7 +265,12 @@ class TestErrors:
         [
             ({"image": LARGE}, "image: 10x8 pixels (height, width), and this model draws 8x8; resize it, or"),
             ({"image": torch.zeros(1, 8, 8)}, "images: 1 of 1 channels; this model takes one or more of 3"),
-            ({"image": torch.full((3, 8, 8), 2.0)}, "images: values from 2 to 2 are not in [0, 1]"),
+            ({"image": torch.full((3, 8, 8), 2.0)}, "images: values from 2 to 2 are not in [0, 1]; divide them"),
+            ({"image": -torch.ones(3, 8, 8)}, "-1 to -1 are not in [0, 1]; (x + 1) / 2 are, of x in [-1, 1]"),
+            ({"image": np.zeros((3, 8, 8))}, "1 of 8 channels; this model takes one or more of 3, as (n, height"),
+            ({"image": torch.zeros(8, 8, 3)}, "1 of 8 channels; this model takes one or more of 3, as (n, channels"),
+            ({"image": []}, "images: there are none, or they differ in size; give one or more of one size"),
+            ({"image": "cat.png"}, "images: give images of PIL (Image.open(file)), one array or one tensor"),
             ({"image": torch.zeros(3, 3, 8, 8), "batch_size": 2}, "image: 3 for 2 results; give one, or one for each"),
             ({"mask_image": LARGE[0], "image": None}, "mask_image: it is for a given image; give one, or leave it"),
             ({"strength": 0.5, "image": None}, "strength: it is for a given image; give one, or leave it out"),
@@ -267,15 +284,15 @@ class TestErrors:
             ({"mask_image": torch.full((8, 8), 0.5)}, "mask_image: it has grey levels, and white is drawn"),
             ({"mask_image": torch.zeros(8, 8)}, "mask_image: it is black all over, and white is drawn anew"),
             ({"mask_image": Image.new("L", (8, 8), 255)}, "mask_image: it is white all over, and white is drawn anew"),
-            ({"mask_image": torch.eye(8).repeat(3, 1, 1)}, "mask_image: 3 for 1 results; give one, or one for each"),
+            ({"mask_image": torch.eye(8).repeat(3, 1, 1)}, "mask_image: 3 for 1 result; give one, or one for each"),
             ({"mask_image": torch.zeros(8)}, "mask_image: shape (8,) is not (m, height, width), with one channel"),
             ({"mask_image": torch.rand(3, 8, 8, 2)}, "mask_image: shape (3, 8, 8, 2) is not (m, height, width)"),
-            ({"mask_image": []}, "mask_image: 0 for 1 results; give one, or one for each"),
-            ({"mask_image": np.zeros((0, 8, 8), np.uint8)}, "mask_image: 0 for 1 results; give one, or one for each"),
+            ({"mask_image": []}, "mask_image: 0 for 1 result; give one, or one for each"),
+            ({"mask_image": np.zeros((0, 8, 8), np.uint8)}, "mask_image: 0 for 1 result; give one, or one for each"),
             ({"mask_image": Image.new("L", (8, 10))}, "mask_image: 10x8 pixels (height, width), and the image"),
             ({"mask_image": [torch.eye(8), LARGE[0]]}, "mask_image: 10x8 pixels (height, width), and the image has"),
             ({"mask_image": torch.eye(8).log() * 0}, "mask_image: it has grey levels, and white is drawn"),
-            ({"mask_image": "mask.png"}, "mask_image: str is no image of PIL, array or tensor"),
+            ({"mask_image": "mask.png"}, "mask_image: str is no image of PIL (Image.open(file)), array or tensor"),
             ({"mask_image": torch.eye(8), "num_resample": 0}, "num_resample: 0 is not a positive whole number"),
         ],
     )  # fmt: skip

@@ -105,6 +105,10 @@ class TestInterpolate:
             ({"num_inference_steps": 0}, "num_inference_steps: 0 is not a positive"),
             ({"a": torch.zeros(2, 3, 8, 8)}, "latents: "),
             ({"a": torch.zeros(3, 8, 8, dtype=torch.int64)}, "latents: "),
+            (
+                {"a": torch.rand(3, 8, 8)},
+                "a, b: a tensor is the noise x_T, and this one is none; give an image by PIL",
+            ),
             ({"a": [Image.new("RGB", (8, 8))] * 2}, "image: 2 of them for one end; give one"),
         ],
     )

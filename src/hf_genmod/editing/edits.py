@@ -12,7 +12,7 @@ from hf_genmod.data.value_range import to_model_range
 from hf_genmod.editing.given import UNIT, latents_of, read_images, read_mask
 from hf_genmod.editing.inversion import Inversion
 from hf_genmod.editing.known_part import denoiser_given, seamless
-from hf_genmod.editing.noise_levels import from_step, noised, noised_back
+from hf_genmod.editing.noise_levels import from_step, noised, noised_back, whole_steps
 from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.pipelines.requests import check_positive, standard_normal
 from hf_genmod.pipelines.samplers import OTHER_SAMPLER, Sampler, check_sampler
@@ -76,7 +76,7 @@ class Edit:
         self.x_0 = latents_of(pipeline, self.x)
         self.redrawn = None if mask_image is None else read_mask(mask_image, self.x.shape).to(device)
         timesteps = sampler.scheduler.timesteps
-        self.first = first_step(timesteps, strength * pipeline.scheduler.config.num_train_timesteps - 1)
+        self.first = first_step(sampler, strength)
         check_start(pipeline.scheduler, int(sampler.n), strength)
         can_repeat = len(timesteps) == sampler.n  # not of Heun, PNDM and others that take a step in parts
         if num_resample not in (None, 1) and not can_repeat:
@@ -118,23 +118,24 @@ class Edit:
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
-def first_step(timesteps: Tensor, most: float) -> int:
-    """The first step of a sampler whose timestep is at most `most`, or its last step."""
-    return min(int((timesteps > most + 0.5).sum()), len(timesteps) - 1)
+def first_step(sampler: Sampler, strength: float) -> int:
+    """The first step of a sampler at a timestep up to strength · T, or its last one."""
+    steps, most = whole_steps(sampler), strength * sampler.scheduler.config.num_train_timesteps - 0.5
+    return next((i for i in steps if sampler.scheduler.timesteps[i] <= most), steps[-1])
 
 
 def check_start(scheduler: SchedulerMixin, n: int, strength: float) -> None:
     """Raises `ValueError` if a scheduler in n steps does not draw from its first step up to strength · T on, with the
     next larger n up to 20 more in which it does."""
-    T = scheduler.config.num_train_timesteps
 
     def fault(n: int) -> str | None:
         try:
-            check_sampler(scheduler, n, first_step(Sampler(scheduler, n).scheduler.timesteps, strength * T - 1))
+            check_sampler(scheduler, n, first_step(Sampler(scheduler, n), strength))
         except ValueError as error:
             return str(error)
 
     if reason := fault(n):
-        enough = next((more for more in range(n + 1, min(n + 20, T) + 1) if fault(more) is None), None)
+        most = min(n + 20, scheduler.config.num_train_timesteps)
+        enough = next((more for more in range(n + 1, most + 1) if fault(more) is None), None)
         remedy = f"take {enough} steps, or {OTHER_SAMPLER}" if enough else OTHER_SAMPLER
         raise ValueError(f"{reason.removesuffix(OTHER_SAMPLER)}{remedy}")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hf_genmod.data.latents import moments
 from hf_genmod.data.value_range import to_mode
+from hf_genmod.errors import counted
 from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.pipelines.given_pictures import PictureReader
 from hf_genmod.pipelines.pictures import in_enough_precision
@@ -48,7 +49,7 @@ def read_images(pipeline: GenerationPipeline, image, n: int | None = None) -> Te
         raise ValueError("image: some of its values are not finite; give numbers, even where the mask is white")
     n = len(values) if n is None else n
     if n % len(values):
-        raise ValueError(f"image: {len(values)} for {n} results; give one, or one for each")
+        raise ValueError(f"image: {len(values)} for {counted(n, 'result')}; give one, or one for each")
     return values.repeat_interleave(n // len(values), dim=0)
 
 
@@ -67,7 +68,7 @@ def read_mask(mask_image, shape: tuple[int, ...]) -> Tensor:
     masks = list(mask_image) if isinstance(mask_image, (list, tuple)) else [mask_image]
     levels = torch.cat([torch.zeros(0, *shape[2:]), *(_levels(mask, shape[2:]) for mask in masks)])  # (m, H, W)
     if len(levels) == 0 or shape[0] % len(levels):
-        raise ValueError(f"mask_image: {len(levels)} for {shape[0]} results; give one, or one for each")
+        raise ValueError(f"mask_image: {len(levels)} for {counted(shape[0], 'result')}; give one, or one for each")
     redrawn = levels > 0.5
     if not ((levels - redrawn.float()).abs() <= 0.1).all():  # NaN, too
         raise ValueError(
@@ -104,7 +105,7 @@ def _levels(mask, size: tuple[int, int]) -> Tensor:
     if isinstance(mask, Image.Image):
         mask = np.asarray(to_mode(mask, "L"), np.float32) / 255
     if not isinstance(mask, (np.ndarray, Tensor)):
-        raise ValueError(f"mask_image: {type(mask).__name__} is no image of PIL, array or tensor")
+        raise ValueError(f"mask_image: {type(mask).__name__} is no image of PIL (Image.open(file)), array or tensor")
     levels = torch.as_tensor(mask).cpu().float()
     levels = levels / (255 if (levels > 1.1).any() else 1)
     channel = 3 if isinstance(mask, np.ndarray) else 1

@@ -27,7 +27,7 @@ def interpolate(
 
     Args:
         a, b (`int`, `torch.Tensor`, `PIL.Image.Image` or `np.ndarray`): A seed; x_T, of shape (c, h, w) or
-            (1, c, h, w); or an image, whose x_T is found by [`invert`].
+            (1, c, h, w); or an image, whose x_T is found by [`invert`]. A tensor is never an image.
         num (`int`, defaults to 8): The number of images, at least 2.
         num_inference_steps (`int`, defaults to 50): Steps of the sampler.
         request (`dict`): Further arguments of the pipeline. `class_labels` or `prompt` may be a pair: the labels are
@@ -132,5 +132,7 @@ def _noise(pipeline: GenerationPipeline, end, request: dict) -> Tensor:
         if len(x_T) != 1:
             raise ValueError(f"image: {len(x_T)} of them for one end; give one")
         return x_T
-    x_T = end[None] if end.ndim == 3 else end
-    return checked_latents(x_T, (1, *shape)).to(device)
+    x_T = checked_latents(end[None] if end.ndim == 3 else end, (1, *shape))
+    if x_T.min() >= 0:
+        raise ValueError("a, b: a tensor is the noise x_T, and this one is none; give an image by PIL, or as an array")
+    return x_T.to(device)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.editing.given import UNIT, latents_of, read_images, repeated
-from hf_genmod.editing.noise_levels import factor_of, from_step, sigma_of
+from hf_genmod.editing.noise_levels import factor_of, from_step, sigma_of, whole_steps
+from hf_genmod.errors import counted
 from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.pipelines.pictures import REMEDY
 from hf_genmod.pipelines.predictions import clipped, x_0_of
@@ -70,9 +71,9 @@ class Inversion:
         self.pipeline, self.sampler = pipeline, sampler
         check_deterministic(sampler)
         if n != len(self.x_0):
-            raise ValueError(f"image: {len(self.x_0)} for {n} results; give one condition for all, or one for each")
-        levels = range(len(sampler.sigmas))
-        self.levels = [i for i in levels if sigma_of(sampler, i) > sigma_of(sampler, i + 1)]  # some have half steps
+            number = counted(n, "result")
+            raise ValueError(f"image: {len(self.x_0)} for {number}; give one condition for all, or one for each")
+        self.levels = whole_steps(sampler)
         return self
 
     def run(self, take_step, predict, epsilon: Tensor) -> Tensor:

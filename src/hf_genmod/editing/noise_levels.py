@@ -21,6 +21,11 @@ def sigma_of(sampler: Sampler, i: int) -> float:
     return min(sampler.sigmas[i], 1e6) if i < len(sampler.sigmas) else 0.0
 
 
+def whole_steps(sampler: Sampler) -> list[int]:
+    """The steps that begin at a noise level of their own; of some samplers others are the second halves of steps."""
+    return [i for i in range(len(sampler.sigmas)) if sigma_of(sampler, i) > sigma_of(sampler, i + 1)]
+
+
 def factor_of(sampler: Sampler, i: int) -> float:
     """x̄ / x before step i, for a sampler that has taken none: √(1+σ²), or about 1 where x̄ itself is what it steps."""
     if i == len(sampler.sigmas):

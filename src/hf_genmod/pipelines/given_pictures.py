@@ -42,9 +42,13 @@ class PictureReader(PictureProcessor):
         values = values.permute(0, 3, 1, 2) if isinstance(images, np.ndarray) else values
         n, channels = values.shape[:2]
         if channels != self.channels or n == 0:
-            raise ValueError(f"images: {n} of {channels} channels; this model takes one or more of {self.channels}")
+            axes = "(n, height, width, channels)" if isinstance(images, np.ndarray) else "(n, channels, height, width)"
+            takes = f"this model takes one or more of {self.channels}, as {axes}"
+            raise ValueError(f"images: {n} of {channels} channels; {takes}")
         if self.value_range is None and not (0 <= values.min() and values.max() <= 1):
-            raise ValueError(f"images: values from {values.min():.3g} to {values.max():.3g} are not in [0, 1]")
+            remedy = "divide them by 255" if values.min() >= 0 else "(x + 1) / 2 are, of x in [-1, 1]"
+            low, high = (f"{x:.3g}" for x in values.aminmax())
+            raise ValueError(f"images: values from {low} to {high} are not in [0, 1]; {remedy}")
         return values
 
     def _stacked(self, images: list) -> np.ndarray:

@@ -95,7 +95,7 @@ class UnconditionalPipeline(GenerationPipeline):
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, {})
         given = len(image) if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4 else 1
         n = number_of_images(batch_size, num_images_per_prompt)
-        n = given if n == 1 else n
+        n = (given or 1) if n == 1 else n  # that there are none is said when they are read
         edit = (image, mask_image, strength, num_resample)
         return self._generate(
             predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback, edit
