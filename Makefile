@@ -9,7 +9,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN)
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,docs,demo]"
 	touch $@
 
 # Trains on the embedded shapes for six minutes, then samples and checks the model. Threads wait for each other awake

@@ -37,6 +37,7 @@ finally:
         (["help"], ["train TASK", "push"]),
         (["train", "--help"], ["text-to-image", "upsampler"]),
         (["push", "--help"], ["--license", "--create_pr"]),
+        (["demo", "--help"], ["--upsamplers", "--port", "--share"]),
         (["--version"], [__version__]),
     ],
 )
@@ -94,6 +95,7 @@ def test_a_mistake_is_answered_with_what_there_is(arguments, expected):
         (["train", "cfg", "--num_processes", "9999"], "error: num_processes: 9999 is not within 1 ... "),
         (["doctor", ""], "error: path: it is empty; give the folder of a data set or of a run"),
         (["push", " ", "user/name"], "error: path: it is empty; give"),
+        (["demo", ""], "error: path: it is empty; give"),
     ],
 )
 def test_a_mistake_that_is_found_with_all_libraries_is_answered_too(arguments, expected, capsys, monkeypatch):

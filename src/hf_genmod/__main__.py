@@ -13,6 +13,7 @@ with a trained model
     enlarge IMAGE ...     enlarge images by upsamplers, or draw by a model and enlarge
     evaluate MODEL        measure how good its images are
     transfer MODEL        measure what the features of an autoencoder are worth
+    demo MODEL            try it on a page in the browser
     push MODEL REPO_ID    upload it with its card to the Hub, and test that it loads
 
     doctor PATH           find problems of a data set, a run or a checkpoint, and what to do
@@ -232,6 +233,25 @@ def push(arguments) -> int:
     return 0
 
 
+def demo(arguments) -> int:
+    try:
+        with waiting("loading PyTorch and Gradio"):
+            from hf_genmod.demo.model import DemoModel
+            from hf_genmod.demo.server import check_port, serve
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ValueError('demo: the page needs Gradio; install it by `pip install "hf_genmod[demo]"`') from error
+    check_port("127.0.0.1", arguments.port)
+    with waiting("loading the model"):
+        model = DemoModel(arguments.path, arguments.upsamplers)
+    with waiting("starting the page"):
+        page = serve(model, arguments.port, arguments.share)
+    print(f"{page.share_url or page.local_url} shows {model.name}; Ctrl-C ends it", flush=True)
+    page.block_thread()
+    return 0
+
+
 def parse_own(command: str, flags: list[str]) -> argparse.Namespace:
     """The arguments of a command that is no example script."""
     parser = OneLineParser(prog=f"hf_genmod {command}", allow_abbrev=False)
@@ -242,6 +262,13 @@ def parse_own(command: str, flags: list[str]) -> argparse.Namespace:
         parser.add_argument("--split", default="train", help="Split of the data set.")
         for name in DATA_FLAGS:
             parser.add_argument(f"--{name}", help="As the training scripts take it.")
+    elif command == "demo":
+        parser.description = "Shows a model on a page in the browser, on this machine alone unless --share."
+        parser.set_defaults(function=demo)
+        parser.add_argument("path", metavar="model", help="The output_dir of a run, or an id on the Hub.")
+        parser.add_argument("--upsamplers", nargs="+", default=[], help="Models that enlarge its images, in order.")
+        parser.add_argument("--port", type=int, default=7860, help="The port at 127.0.0.1. Default: 7860.")
+        parser.add_argument("--share", action="store_true", help="Make a link by Gradio that anybody can open.")
     else:
         parser.description = "Uploads a checkpoint with its card to the Hub, and tests that it loads."
         parser.set_defaults(function=push)
@@ -267,8 +294,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with one_line_errors():
         command, *flags = argv
-        known(command, ["train", *SCRIPTS, "doctor", "push", "--help", "--version"], "command")
-        if command in ("doctor", "push"):
+        known(command, ["train", *SCRIPTS, "demo", "doctor", "push", "--help", "--version"], "command")
+        if command in ("demo", "doctor", "push"):
             arguments = parse_own(command, flags)
             if not arguments.path.strip():
                 raise ValueError("path: it is empty; give the folder of a data set or of a run")

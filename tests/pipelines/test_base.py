@@ -229,6 +229,39 @@ class TestCallback:
         assert seen == [{}] * 4
         assert torch.equal(pictures, draw(pipeline, 2))
 
+    @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+    def test_sees_the_prediction_of_x_0(self, kind):
+        """x̂_0 = (x_t − √(1−ᾱ_t) ε̂) / √ᾱ_t = √ᾱ_t x_t − √(1−ᾱ_t) v̂."""
+        pipeline = unconditional(scheduler=AncestralDDPMScheduler(prediction_type=kind, clip_sample=False))
+        x_t, found = torch.randn(2, 3, 8, 8, generator=seeded(1)), []
+        names = ["pred_original_sample", "latents"]
+
+        def callback(pipe, step, t, tensors):
+            found.append((t, *(tensors[name].clone() for name in names)))
+
+        options = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names}
+        draw(pipeline, 2, latents=x_t, num_inference_steps=3, **options)
+        for t, x_0, after in found:
+            alpha_bar = pipeline.scheduler.alphas_cumprod[int(t)].double()
+            a, b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+            with torch.no_grad():
+                output = pipeline.unet(x_t, t).sample.double()
+            expected = {"epsilon": (x_t - b * output) / a, "v_prediction": a * x_t - b * output, "sample": output}[
+                kind
+            ]
+            assert (x_0 - expected).norm() < 1e-4 * expected.norm()
+            x_t = after
+
+    def test_sees_the_prediction_of_x_0_where_x_t_is_noise_alone(self):
+        config = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        scheduler = AncestralDDPMScheduler(**config)
+        pipeline, x_T, found = unconditional(scheduler=scheduler), torch.randn(1, 3, 8, 8, generator=seeded(1)), []
+        options = {"callback_on_step_end_tensor_inputs": ["pred_original_sample"]}
+        callback = lambda pipe, step, t, tensors: found.append((t, tensors["pred_original_sample"]))  # noqa: E731
+        draw(pipeline, 1, latents=x_T, num_inference_steps=20, callback_on_step_end=callback, **options)
+        with torch.no_grad():
+            torch.testing.assert_close(found[0][1], -pipeline.unet(x_T, found[0][0]).sample)
+
     def test_may_replace_the_latents(self):
         other = torch.full((2, 3, 8, 8), 0.25)
         replaced = draw(unconditional(), 2, callback_on_step_end=lambda *_: {"latents": other})
@@ -324,7 +357,8 @@ class TestErrors:
             ({"output_type": "jpg"}, "output_type: 'jpg' is not one of 'pil', 'np', 'pt', 'latent'"),
             (
                 {"callback_on_step_end_tensor_inputs": ["latents", "noise"]},
-                "callback_on_step_end_tensor_inputs: ['latents', 'noise'] is no list of names from ['latents']",
+                "callback_on_step_end_tensor_inputs: ['latents', 'noise'] is no list of names from "
+                "['latents', 'pred_original_sample']",
             ),
             (
                 {"batch_size": 2, "generator": [seeded()] * 3},

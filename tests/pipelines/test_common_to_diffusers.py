@@ -137,7 +137,7 @@ class TestComponents:
 class TestCallbacks:
     def test_know_the_number_of_steps_and_may_change_the_latents(self, kind, pipeline):
         def zeros_in_the_end(pipe, i, t, tensors):
-            assert set(tensors) == {"latents"} and pipe.num_timesteps == 3
+            assert [*tensors] == pipe._callback_tensor_inputs and pipe.num_timesteps == 3
             if i == pipe.num_timesteps - 1:
                 tensors["latents"] = torch.zeros_like(tensors["latents"])
             return tensors

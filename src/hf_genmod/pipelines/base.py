@@ -11,6 +11,7 @@ from ..models.image_model import pair
 from .adapters import AdapterMixin
 from .checkpoint import ImagePipeline
 from .pictures import REMEDY, in_enough_precision
+from .predictions import x_0_of
 from .requests import (
     check_guidance,
     check_output_type,
@@ -43,7 +44,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     denoises = True
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["vae"]
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = ["latents", "pred_original_sample"]
     _scales = ()  # the arguments that make predictions infinite if they are too large
     # Of one call; `callback_on_step_end` may change the first two for the next steps.
     _guidance_scale, _interrupt, _num_timesteps = map(of_call, ("guidance_scale", "interrupt", "num_timesteps"))
@@ -100,7 +101,11 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
                 x_t = x_t + shift(scheduler, model_input, t, sigma, prediction)
             finite.append((t, prediction.isfinite().all() & x_t.isfinite().all()))
             if on_step_end is not None:
-                changed = on_step_end(self, i, t, {name: x_t for name in tensor_inputs})
+                tensors = {"latents": x_t}
+                if "pred_original_sample" in tensor_inputs:
+                    kind, predicted = self.config.process["prediction_type"], prediction[:, : x_t.shape[1]]
+                    tensors["pred_original_sample"] = x_0_of(kind, predicted, model_input, sigma)
+                changed = on_step_end(self, i, t, {name: tensors[name] for name in tensor_inputs})
                 if not isinstance(changed, dict | None):
                     raise ValueError(f"callback_on_step_end: it returned {changed!r:.40}, neither a dict nor None")
                 x_t = checked_latents((changed or {}).get("latents", x_t), shape).to(x_t)

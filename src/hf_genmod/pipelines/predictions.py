@@ -8,7 +8,9 @@ from .samplers import clips_of
 
 
 def x_0_of(prediction_type: str, prediction: torch.Tensor, x_t: torch.Tensor, sigma: float) -> torch.Tensor:
-    """x̂_0 of a prediction of ε, v or x_0."""
+    """x̂_0 of a prediction of ε, v or x_0; where x_t is noise alone, σ = ∞, a prediction of ε gives none: NaN."""
+    if sigma == math.inf and prediction_type == "v_prediction":
+        return -prediction
     root = math.hypot(1, sigma)
     if prediction_type == "epsilon":
         return root * x_t - sigma * prediction

@@ -72,7 +72,8 @@ class UnconditionalPipeline(GenerationPipeline):
             return_dict (`bool`, defaults to `True`): `False` returns a plain tuple.
             callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, tensors)` after
                 each step. It may return a dict whose `"latents"` replace x_t.
-            callback_on_step_end_tensor_inputs (`list[str]`): The tensors it is given: `"latents"`.
+            callback_on_step_end_tensor_inputs (`list[str]`): The tensors it is given: `"latents"`, x_t, and
+                `"pred_original_sample"`, the x̂_0 of the step, not clipped.
             num_images_per_prompt (`int`, defaults to 1): Another name of `batch_size`.
             image (*optional*): What to start from, as PIL, array or tensor, in [0, 1] or the units of the data: one
                 image for all results, or one for each.
