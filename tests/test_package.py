@@ -35,7 +35,8 @@ def test_what_the_package_imports_is_installed_with_it():
         if name not in needed and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
             needed.add(name)
             left += importlib.metadata.requires(name) or []
-    known = {"hf_genmod", *sys.stdlib_module_names, "torch_fidelity", "trackio"}  # the last two on demand
+    on_demand = {"torch_fidelity", "trackio", "gradio", "starlette"}  # of extras
+    known = {"hf_genmod", *sys.stdlib_module_names, *on_demand}
     known |= {file.stem for file in (ROOT / "examples").glob("*.py")}
     owners = importlib.metadata.packages_distributions()
     for file in [*PACKAGE.rglob("*.py"), *(ROOT / "examples").glob("*.py")]:

@@ -1,12 +1,7 @@
-"""Small checkpoints in folders, and the page of one at 127.0.0.1."""
+"""Small checkpoints in folders, and their pages at 127.0.0.1."""
 
 import pytest
-import torch
-
-pytest.importorskip("gradio", reason="the page needs the extra [demo]")
-
-from demo_cases import CHECKPOINTS  # noqa: E402
-from pages import Server  # noqa: E402
+from demo_cases import CHECKPOINTS
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +19,9 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(checkpoint):
-    """The page of the checkpoints of a kind, started once."""
+    """The page of checkpoints of some kinds, started once."""
+    from pages import Server  # which needs Gradio
+
     started = {}
 
     def start(*kinds):
@@ -34,10 +31,4 @@ def server(checkpoint):
 
     yield start
     for one in started.values():
-        one.page.close()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _the_same_threads():
-    """Rounding depends on their number."""
-    torch.get_num_threads()
+        one.page.close(verbose=False)

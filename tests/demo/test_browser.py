@@ -5,6 +5,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+
+pytest.importorskip("gradio", reason="needs the extra [demo]")
+
 from browser import chromium
 from demo_cases import picture, pixels_in
 

@@ -9,6 +9,9 @@ import sys
 
 import httpx
 import pytest
+
+pytest.importorskip("gradio", reason="needs the extra [demo]")
+
 from pages import free_port
 
 DEMO = [sys.executable, "-m", "hf_genmod", "demo"]

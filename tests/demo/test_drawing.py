@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+
+pytest.importorskip("gradio", reason="needs the extra [demo]")
+
 import torch
 from demo_cases import CHECKPOINTS, painted, picture, pixels_in, sent
 

@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
+
+pytest.importorskip("gradio", reason="needs the extra [demo]")
+
 from demo_cases import picture, pixels_in, sent
 from pages import free_port
 
@@ -127,7 +130,8 @@ def test_a_request_that_is_too_large_is_refused(server):
 
 
 ODD = [None, True, -1, 0, 1e308, 10**30, "", "x" * 3000, "/etc/passwd", "../../etc/passwd",
-       "<script>alert(1)</script>", "\x00", "🦎" * 100, [], [1, [2]], {}, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
+       "<script>alert(1)</script>", "\x00", "🦎" * 100, [], [1, [2]], {},
+       {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
        {"path": "http://127.0.0.1:1/x.png", "url": "http://127.0.0.1:1/x.png", "meta": {"_type": "gradio.FileData"}},
        {"picture": "/etc/passwd"}, {"picture": "data:image/png;base64,AAAA", "mask": 7}, {"picture": ["x"]},
        {"__type__": "update"}, "data:image/svg+xml;base64,PHN2Zy8+", "NaN", "Infinity"]  # fmt: skip
