@@ -218,7 +218,10 @@ def doctor(arguments) -> int:
 def push(arguments) -> int:
     with waiting("loading PyTorch"):
         from hf_genmod.sharing.push import PushError, push_checkpoint
+        from hf_genmod.sharing.space import check_space, push_space
 
+    if arguments.space:
+        check_space(arguments.path, arguments.create_pr)
     what = "writing the card, uploading, and drawing an image from here and from the Hub"
     with one_line_errors(PushError, status=1), waiting(what):
         report = push_checkpoint(
@@ -230,6 +233,10 @@ def push(arguments) -> int:
             license=arguments.license,
         )
     print(f"{report.url} loads and draws what {arguments.path} does ({report.sample})")
+    if arguments.space:
+        with one_line_errors(PushError, status=1), waiting("uploading the page"):
+            url = push_space(arguments.path, report.repo_id, report.revision, arguments.private or None)
+        print(f"{url} shows a page for it" + ("; give the Space a secret HF_TOKEN" if arguments.private else ""))
     return 0
 
 
@@ -278,6 +285,7 @@ def parse_own(command: str, flags: list[str]) -> argparse.Namespace:
         parser.add_argument("--private", action="store_true", help="Create the repository as a private one.")
         parser.add_argument("--revision", help="The branch, which is created if it does not exist.")
         parser.add_argument("--create_pr", action="store_true", help="Open a pull request instead.")
+        parser.add_argument("--space", action="store_true", help="Make a Space, too: a page to try the model.")
     arguments, unknown = parser.parse_known_args(flags)
     refuse_unknown(unknown, [*vars(arguments)])
     return arguments

@@ -45,6 +45,7 @@ class DemoModel:
     Args:
         model (`str` or `os.PathLike`): A folder, or an id on the Hub.
         upsamplers (`list[str]`): Those that enlarge its images, in this order.
+        revision (`str`, *optional*): The branch or commit of the model on the Hub.
 
     Attributes:
         tabs (`list[str]`): What the page offers: "draw", "between", "edit", "steps", "enlarge", "reconstruct",
@@ -54,10 +55,15 @@ class DemoModel:
         FileNotFoundError, ValueError: If one is no checkpoint, or they do not fit together.
     """
 
-    def __init__(self, model: str | os.PathLike, upsamplers: Sequence[str | os.PathLike] = ()):
+    def __init__(
+        self, model: str | os.PathLike, upsamplers: Sequence[str | os.PathLike] = (), revision: str | None = None
+    ):
         self.places = [os.fspath(place) for place in (model, *upsamplers)]
         self.device = processes().device
-        self.stages = [load_pipeline(place).to(self.device) for place in self.places]
+        self.options = {} if revision is None else {"revision": revision}
+        of_each = [self.options, *[{}] * len(upsamplers)]
+        pairs = zip(self.places, of_each, strict=True)
+        self.stages = [load_pipeline(place, **options).to(self.device) for place, options in pairs]
         for stage in self.stages:
             stage.set_progress_bar_config(disable=True)
         self.pipe, self.lock = self.stages[0], threading.Lock()

@@ -58,10 +58,9 @@ def script(model: DemoModel, lines: list[str], sampler: str | None = None, impor
     top = ["import torch", *sorted([*others, *(imports or [])])]
     if not model.is_cascade:
         names = ", ".join([*own, "load_pipeline"])
-        return "\n".join(
-            [*top, f"from hf_genmod import {names}", "", f"pipe = load_pipeline({model.places[0]!r}){on}", *changes]
-            + lines
-        )
+        words = ", ".join([repr(model.places[0]), *(f"{name}={value!r}" for name, value in model.options.items())])
+        load = f"pipe = load_pipeline({words}){on}"
+        return "\n".join([*top, f"from hf_genmod import {names}", "", load, *changes, *lines])
     top += ["from hf_genmod import load_pipeline", "from hf_genmod.drawing.cascade import draw_cascade"]
     return "\n".join([*top, "", f"stages = [load_pipeline(place) for place in {model.places!r}]", *lines])
 

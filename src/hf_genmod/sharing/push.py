@@ -92,9 +92,9 @@ def push_checkpoint(
         raise ValueError(f"base: {facts.base} is a folder that others do not have; push it, and give its id as --base")
     check_code(folder)
     try:
-        repo_id = _retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+        repo_id = retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
         if revision is not None:
-            _retried(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+            retried(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
         card = write_card(folder, license, repo_id, revision, facts)
         _check_edited_card(card, license, "" if str(folder) == repo_id else f'("{folder.as_posix()}"')
         files = _files_to_push(facts)
@@ -103,20 +103,26 @@ def push_checkpoint(
             added, message = [CommitOperationAdd(name, folder / name) for name in files], f"Upload {facts.name}"
             return api.create_commit(repo_id, added, commit_message=message, revision=revision, create_pr=create_pr)
 
-        done = commit() if create_pr else _retried(commit)  # a second try could open a second pull request
+        done = commit() if create_pr else retried(commit)  # a second try could open a second pull request
         sample = _prove(folder.resolve(), repo_id, done.oid, facts.base, api)
         report = PushReport(repo_id, done.oid, done.pr_url or done.repo_url.url, files, sample)
         text = json.dumps(dataclasses.asdict(report), indent=2)
         (folder / "push_report.json").write_text(text + "\n", encoding="utf-8")
     except Exception as error:  # any library may raise; none of their messages holds a token, but one might
-        reason = first_line(error)
-        for secret in filter(None, (token, get_token())):
-            reason = reason.replace(secret, "...")
+        reason = reason_of(error, token)
         words = ["hf_genmod", "push", str(folder.resolve()), repo_id, "--license", license]
         words += ["--revision", revision] if revision else []
         words += ["--private"] * bool(private) + ["--create_pr"] * create_pr
         raise PushError(f"the push to {repo_id} failed ({reason}); finish it by: {shlex.join(words)}") from error
     return report
+
+
+def reason_of(error: Exception, token: str | None = None) -> str:
+    """The first line of an error, without a token."""
+    reason = first_line(error)
+    for secret in filter(None, (token, get_token())):
+        reason = reason.replace(secret, "...")
+    return reason
 
 
 def _prove(folder: Path, repo_id: str, revision: str, base: str | None, api: HfApi) -> str:
@@ -159,7 +165,7 @@ def _files_to_push(facts: Facts) -> list[str]:
     return sorted(files)
 
 
-def _retried(attempt):
+def retried(attempt):
     """Returns `attempt()`, and tries again after an error that may be temporary."""
     for wait in (1, 4, None):  # seconds
         try:
