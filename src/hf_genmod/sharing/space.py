@@ -29,8 +29,8 @@ The page of {model}. After `pip install -r requirements.txt`, `python app.py` sh
 
 import os
 
-from hf_genmod.demo.model import DemoModel
-from hf_genmod.demo.server import serve
+from {package}.demo.model import DemoModel
+from {package}.demo.server import serve
 
 model = DemoModel({model!r}, revision={revision!r})
 page = serve(
@@ -122,7 +122,7 @@ def write_space(facts: Facts, folder: Path, model: str, revision: str, license: 
     }
     lines = "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in metadata.items())
     texts = {
-        "app.py": _APP.format(model=model, revision=revision),
+        "app.py": _APP.format(package=hf_genmod.__name__, model=model, revision=revision),
         "requirements.txt": "\n".join(space_requirements()) + "\n",
         "README.md": _README.format(
             metadata=lines, title=title, model=model, link=f"{endpoint}/{model}", version=hf_genmod.__version__
