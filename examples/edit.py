@@ -15,8 +15,11 @@ way from it to another one.
 """
 
 import dataclasses
+import math
+import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
@@ -102,6 +105,12 @@ def fitted_mask(file: str, of_image: str, pipeline, fit: bool) -> torch.Tensor:
     return redrawn
 
 
+def psnr(image: Image.Image, expected: Image.Image) -> float:
+    """The peak signal-to-noise ratio of an image, in dB."""
+    error = np.subtract(*(np.asarray(x, np.float64) / 255 for x in (image, expected)))
+    return -10 * math.log10(max(np.square(error).mean(), 1e-10))
+
+
 def main(arguments: EditArguments):
     pipeline = load_pipeline(arguments.model).to(processes().device)
     pipeline.set_progress_bar_config(desc="drawing", disable=not processes().is_main_process)
@@ -127,6 +136,11 @@ def main(arguments: EditArguments):
         between = {argument: values} if argument else {}
         drawn = pipeline.interpolate(*ends, arguments.num, **between, **options).images
         save_frames(drawn, arguments.output)
+        given = pipeline.postprocess(to_model_range(torch.stack(images), pipeline.config.value_range or UNIT))
+        for file, expected, end in zip(arguments.image, given, (drawn[0], drawn[-1]), strict=True):
+            if (likeness := psnr(end, expected)) < 25:
+                remedy = "more --num_inference_steps, and no --guidance_scale, bring it closer"
+                print(f"{file} does not come back ({likeness:.0f} dB, and 30 are close); {remedy}", file=sys.stderr)
         print(f"{counted(len(drawn), 'image')} in {arguments.output}")
         return
     if arguments.mask_image is not None:

@@ -265,7 +265,7 @@ class TestErrors:
         [
             ({"image": LARGE}, "image: 10x8 pixels (height, width), and this model draws 8x8; resize it, or"),
             ({"image": torch.zeros(1, 8, 8)}, "images: 1 of 1 channels; this model takes one or more of 3"),
-            ({"image": torch.full((3, 8, 8), 2.0)}, "images: values from 2 to 2 are not in [0, 1]; divide them"),
+            ({"image": torch.full((3, 8, 8), 2.0)}, "images: values from 2 to 2 are not in [0, 1]; divide them by"),
             ({"image": -torch.ones(3, 8, 8)}, "-1 to -1 are not in [0, 1]; (x + 1) / 2 are, of x in [-1, 1]"),
             ({"image": np.zeros((3, 8, 8))}, "1 of 8 channels; this model takes one or more of 3, as (n, height"),
             ({"image": torch.zeros(8, 8, 3)}, "1 of 8 channels; this model takes one or more of 3, as (n, channels"),

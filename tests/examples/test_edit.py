@@ -1,5 +1,6 @@
 """`hf_genmod edit`."""
 
+import re
 import runpy
 
 import numpy as np
@@ -105,9 +106,10 @@ def test_a_mask_is_of_an_image_as_it_is_shown(files, tmp_path):
 def test_between_two_images_as_a_gif(files):
     images = [files / "small.png", files / "large.png"]
     out = files / "new folder" / "between.gif"
-    run("edit.py", "--model", files / "model", "--image", *images, "--class_labels", "cat", "dog", "--num", 3,
-        "--num_inference_steps", 3, "--output", out)  # fmt: skip
+    done = run("edit.py", "--model", files / "model", "--image", *images, "--class_labels", "cat", "dog", "--num", 3,
+               "--num_inference_steps", 3, "--output", out)  # fmt: skip
     assert Image.open(out).n_frames == 3
+    assert re.search(r"large.png does not come back \(\d+ dB, and 30 are close\); more --num_inference", done.stderr)
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,10 @@ class PictureReader(PictureProcessor):
             takes = f"this model takes one or more of {self.channels}, as {axes}"
             raise ValueError(f"images: {n} of {channels} channels; {takes}")
         if self.value_range is None and not (0 <= values.min() and values.max() <= 1):
-            remedy = "divide them by 255" if values.min() >= 0 else "(x + 1) / 2 are, of x in [-1, 1]"
-            low, high = (f"{x:.3g}" for x in values.aminmax())
-            raise ValueError(f"images: values from {low} to {high} are not in [0, 1]; {remedy}")
+            low, high = (x.item() for x in values.aminmax())
+            remedy = "; divide them by 255" if low >= 0 and 2 <= high <= 255 else ""
+            remedy = "; (x + 1) / 2 are, of x in [-1, 1]" if -1 <= low < 0 and high <= 1 else remedy
+            raise ValueError(f"images: values from {low:.3g} to {high:.3g} are not in [0, 1]{remedy}")
         return values
 
     def _stacked(self, images: list) -> np.ndarray:
