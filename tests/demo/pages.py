@@ -6,7 +6,6 @@ import socket
 import httpx
 
 from hf_genmod.demo.model import DemoModel
-from hf_genmod.demo.page import Controls
 from hf_genmod.demo.server import serve
 
 
@@ -23,11 +22,11 @@ class Server:
         self.model = DemoModel(folders[0], folders[1:])
         self.page = serve(self.model, free_port())
         self.url = self.page.local_url.rstrip("/")
-        self.controls = Controls(self.model)
+        self.settings = [*self.model.settings.values()]
 
     def data(self, picture=None, **changed) -> list:
         """What the page sends: the values of all settings, and a picture."""
-        return [changed.get(s.name, s.default) for s in self.controls.settings] + [picture]
+        return [changed.get(s.name, s.default) for s in self.settings] + [picture]
 
     def call(self, data, client=httpx) -> list[tuple]:
         """All that the page answers to values, (event, data)."""

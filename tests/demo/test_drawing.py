@@ -10,7 +10,6 @@ from demo_cases import CHECKPOINTS, painted, picture, pixels_in, sent
 
 from hf_genmod.demo.drawing import TAKE_PICTURES, shown
 from hf_genmod.demo.model import AS_SAVED, DemoModel
-from hf_genmod.demo.page import Controls
 
 TABS = {
     "unconditional": ["draw", "between", "edit", "steps"],
@@ -53,7 +52,7 @@ def model(checkpoint):
 
 def all_shown(model, tab, sent=None, **changed):
     """All that a tab shows, one after another, with defaults that are quick."""
-    values = {setting.name: setting.default for setting in Controls(model).settings_of(tab)}
+    values = {setting.name: setting.default for setting in model.settings_of(tab)}
     values |= {name: value for name, value in (QUICK | changed).items() if name in values}
     return [*shown(model, tab, values, sent)]
 
@@ -145,7 +144,7 @@ def test_a_page_that_is_left_stops_the_call(model):
 
 
 def all_values(model):
-    return {setting.name: setting.default for setting in Controls(model).settings_of("draw")}
+    return {setting.name: setting.default for setting in model.settings_of("draw")}
 
 
 def test_samplers_of_a_page_are_those_that_draw(model):
@@ -186,5 +185,5 @@ def test_pictures_of_any_mode_are_edited(mode, model):
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
 def test_all_settings_have_defaults_within_their_ranges(kind, model):
-    for setting in Controls(model(kind)).settings:
+    for setting in model(kind).settings.values():
         assert setting.checked(setting.default) == setting.default

@@ -139,7 +139,7 @@ ODD = [None, True, -1, 0, 1e308, 10**30, "", "x" * 3000, "/etc/passwd", "../../e
 
 def malformed(page, rng):
     """The body of a request with some values that nobody should send."""
-    names = [setting.name for setting in page.controls.settings]
+    names = [setting.name for setting in page.settings]
     quick = {"steps": 1, "number": 1, "do": rng.choice(page.model.tabs)}
     data = page.data(rng.choice(ODD), **quick | {rng.choice(names): rng.choice(ODD) for _ in range(rng.randint(1, 3))})
     kind = rng.random()
@@ -187,6 +187,20 @@ def test_malformed_requests_are_answered_and_the_page_goes_on(kind, server, capf
 @pytest.mark.parametrize("kind", ["guided", "classifier guided", "text", "upsampler", "vae"])
 def test_a_thousand_malformed_requests(kind, server, capfd):
     send_malformed(server(kind), 1000, capfd)
+
+
+def test_malformed_events_of_the_page_itself_are_answered(server, capfd):
+    """Those that only its own script sends, by the way that it takes."""
+    page, rng = server("vae"), random.Random(0)
+    functions = httpx.get(f"{page.url}/config").json()["dependencies"]
+    for function in [*functions, {"id": 999, "inputs": []}, {"id": -1, "inputs": []}]:
+        for _ in range(5):
+            data = [rng.choice(ODD) for _ in function["inputs"]]
+            sent = {"data": data, "fn_index": function["id"], "session_hash": "abcdef", "event_data": rng.choice(ODD)}
+            assert httpx.post(f"{page.url}/gradio_api/queue/join", json=sent).status_code in (200, 400, 404, 422)
+    with httpx.stream("GET", f"{page.url}/gradio_api/queue/data?session_hash=abcdef", timeout=60) as answer:
+        assert not any(word in answer.read().decode() for word in FORBIDDEN)
+    assert "Traceback" not in capfd.readouterr().err and page.drawn(do="latents")[1]
 
 
 def test_a_picture_is_enlarged_over_http(server):

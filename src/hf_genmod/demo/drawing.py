@@ -11,7 +11,7 @@ from hf_genmod.demo.model import AS_SAVED, NO_CLASS, SAMPLERS, WITHOUT_NOISE, De
 from hf_genmod.demo.pictures import figures, fitted, made_smaller, read_mask, read_picture, said
 from hf_genmod.demo.request import arguments_of, call_of, generators, script, seeds_line
 from hf_genmod.demo.stepwise import stepwise
-from hf_genmod.demo.trajectory import Frame, trajectory_html
+from hf_genmod.demo.trajectory import Frame, places_of, trajectory_html
 from hf_genmod.drawing.cascade import draw_cascade
 
 Shown = Iterator[tuple[str, str]]  # (HTML, Python), again and again until all is drawn
@@ -185,16 +185,23 @@ def steps(model: DemoModel, values: dict) -> Shown:
         words = [f"generator=torch.Generator().manual_seed({values['seed']})", "callback_on_step_end=keep"]
         lines.append(call_of("pipe", *words, **arguments, callback_on_step_end_tensor_inputs=inputs))
     code, found = script(model, lines, values["sampler"]), {}
-    yield said(f"{n} steps ..."), code
     for name, arguments in rows.items():
-        frames = found[name] = []
+        frames, title = found.setdefault(name, []), f"{name}, " if name else ""
 
-        def keep(pipe, i, t, tensors, frames=frames):
-            x_t, x_0 = (pipe.postprocess(pipe.decode(tensors[name]))[0] for name in inputs)
-            frames.append(Frame(int(t), x_t, x_0))
+        def call(on_step_end, arguments=arguments, frames=frames):
+            def keep(pipe, i, t, tensors):
+                if i in places_of(pipe.num_timesteps):
+                    x_t, x_0 = (pipe.postprocess(pipe.decode(tensors[name]))[0] for name in inputs)
+                    frames.append(Frame(int(t), x_t, x_0))
+                on_step_end(pipe, i, t, tensors)
 
-        seeds = generators(values["seed"], 1)
-        pipe(**arguments, generator=seeds, callback_on_step_end=keep, callback_on_step_end_tensor_inputs=inputs)
+            options = {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": inputs}
+            pipe(**arguments, generator=generators(values["seed"], 1), **options)
+
+        yield said(f"{title}{n} steps ..."), code
+        for kind, value in stepwise(call, n):
+            if kind == "step":
+                yield figures(value[1], [f"{title}after step {value[0] + 1} of {n}"]), code
     yield trajectory_html(found), code
 
 

@@ -158,9 +158,13 @@ class DemoModel:
 
     @cached_property
     def settings(self) -> dict[str, Setting]:
-        """All settings of the page, by their names."""
-        settings = [*self._of_request(), *(setting for tab in self.tabs for setting in self._of_tab(tab))]
-        return {setting.name: setting for setting in settings}
+        """All settings of the page, by their names; "do" is the tab."""
+        task = Setting("do", "what to draw", self.tabs[0], choices=tuple(self.tabs))
+        return {setting.name: setting for setting in [task, *(s for tab in self.tabs for s in self.settings_of(tab))]}
+
+    def settings_of(self, tab: str) -> list[Setting]:
+        """The settings of a tab."""
+        return [*([] if tab == "latents" else self._of_request), *self._of_tab(tab)]
 
     def default_of(self, name: str, otherwise):
         """The default of an argument of the pipeline, of the checkpoint or else of the signature."""
@@ -168,6 +172,7 @@ class DemoModel:
         parameter = inspect.signature(type(self.pipe).__call__).parameters.get(name)
         return own.get(name, otherwise if parameter is None else parameter.default)
 
+    @cached_property
     def _of_request(self) -> list[Setting]:
         """What is asked for, guidance, steps and sampler."""
         pipe, found = self.pipe, []
@@ -227,7 +232,7 @@ class DemoModel:
     def takes_prompts(self) -> bool:
         return "prompt" in self.pipe.example_request()
 
-    @property
+    @cached_property
     def first_prompt(self) -> str:
         """A caption of the training, if one is known."""
         from hf_genmod.sharing.facts import Facts

@@ -35,6 +35,8 @@ class Page(gr.Blocks):
         if len(inputs) != len(block_fn.inputs):
             message = f"{len(inputs)} values were sent, and this takes {len(block_fn.inputs)}"
             raise gr.Error(message, print_exception=False)
+        if block_fn.fn is None:
+            raise gr.Error("this happens in the browser alone", print_exception=False)
         return inputs
 
 
@@ -47,13 +49,7 @@ class Controls:
     """
 
     def __init__(self, model: DemoModel):
-        self.model = model
-        self.task = Setting("do", "what to draw", model.tabs[0], choices=tuple(model.tabs))
-        self.settings = [self.task, *model.settings.values()]
-
-    def settings_of(self, tab: str) -> list[Setting]:
-        """The settings that a tab uses."""
-        return [*self.model._of_request(), *self.model._of_tab(tab)] if tab != "latents" else self.model._of_tab(tab)
+        self.model, self.settings = model, [*model.settings.values()]
 
     def draw(self, *sent) -> Iterator[tuple[str, str]]:
         """(HTML, Python) for the values of all settings, and a picture, as they were sent; what is wrong with them is
@@ -61,7 +57,7 @@ class Controls:
         try:
             *values, picture = sent
             values = checked_values(self.settings, dict(zip([s.name for s in self.settings], values, strict=True)))
-            used = {setting.name: values[setting.name] for setting in self.settings_of(values["do"])}
+            used = {setting.name: values[setting.name] for setting in self.model.settings_of(values["do"])}
             yield from shown(self.model, values["do"], used, picture)
         except (ValueError, OSError) as error:
             yield said(first_line(error), "problem"), ""
@@ -95,7 +91,8 @@ class Controls:
 
     def visible(self, tab) -> list:
         """Which components a tab shows."""
-        names = {setting.name for setting in self.settings_of(self.task.checked(tab))}
+        tab = tab if tab in self.model.tabs else self.model.tabs[0]
+        names = {setting.name for setting in self.model.settings_of(tab)}
         pictures = [gr.update(visible=tab == name) for name in self.model.tabs if name in TAKE_PICTURES]
         return [gr.update(visible=setting.name in names) for setting in self.settings[1:]] + pictures
 
@@ -147,7 +144,7 @@ def heading(model: DemoModel) -> str:
 def build(model: DemoModel) -> Page:
     """The page of a model, to be launched."""
     controls = Controls(model)
-    first = {"do", *(setting.name for setting in controls.settings_of(model.tabs[0]))}
+    first = {"do", *(setting.name for setting in model.settings_of(model.tabs[0]))}
     with Page(title=f"{model.name} · hf_genmod", analytics_enabled=False) as page:
         gr.HTML(heading(model))
         with gr.Row():
@@ -156,7 +153,7 @@ def build(model: DemoModel) -> Page:
                 for row in _in_rows(controls.settings):
                     with gr.Row() if len(row) > 1 else contextlib.nullcontext():
                         parts |= {setting.name: component(setting, setting.name in first) for setting in row}
-                    if row == [controls.task]:
+                    if row[0].name == "do":
                         areas = [
                             gr.HTML(picture_area(tab, model), visible=tab == model.tabs[0], js_on_load=None)
                             for tab in model.tabs
@@ -191,9 +188,9 @@ def _in_rows(settings: list[Setting]) -> list[list[Setting]]:
 def _connect(page: Page, controls: Controls, parts: dict, areas: list, buttons: tuple, outputs: tuple) -> None:
     """What happens on a page, and when."""
     (button, another, stop), (complaints, pictures, code) = buttons, outputs
-    inputs, sent = list(parts.values()), gr.JSON(visible=False)
+    model, inputs, sent = controls.model, list(parts.values()), gr.JSON(visible=False)
     defaults = {setting.name: setting.default for setting in controls.settings}
-    tabs = {tab: ["do", *(s.name for s in controls.settings_of(tab))] for tab in controls.model.tabs}
+    tabs = {tab: ["do", *(s.name for s in model.settings_of(tab))] for tab in model.tabs}
     drawing = {
         "fn": controls.draw, "inputs": [*inputs, sent], "outputs": [pictures, code], "show_progress": "hidden",
         "js": "(...values) => genmod.withPicture(values)", "concurrency_id": "draw",

@@ -1,5 +1,6 @@
 """Serves the page of a model on this machine."""
 
+import logging
 import os
 import re
 import socket
@@ -10,6 +11,7 @@ import gradio as gr
 from hf_genmod.demo.model import DemoModel
 from hf_genmod.demo.page import FILES, build
 
+LOG = logging.getLogger(__name__)
 MOST_WAITING = 32  # visitors
 LARGEST_REQUEST = 40 * 2**20  # bytes, of which a picture and a mask are most
 # What a page asks for; Gradio would answer more, such as requests for files.
@@ -33,9 +35,9 @@ class Gate:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not ASKED.fullmatch(scope["path"]) or ".." in scope["path"]:
             return await _answer(send, 404)
-        if not length.isdigit() or int(length) > LARGEST_REQUEST:
+        if not length.isdigit() or len(length) > 12 or int(length) > LARGEST_REQUEST:
             return await _answer(send, 413)
-        received = 0
+        received, has_started = 0, False
 
         async def counted():
             nonlocal received
@@ -46,17 +48,26 @@ class Gate:
             return message
 
         async def with_policy(message):
+            nonlocal has_started
+            has_started = True
             if self.policy and message["type"] == "http.response.start":
                 own = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
                 message = message | {"headers": [*message["headers"], (b"content-security-policy", own.encode())]}
             await send(message)
 
-        return await self.app(scope, counted, with_policy)
+        try:
+            return await self.app(scope, counted, with_policy)
+        except Exception as error:  # of a request that no page sends, such as for an event that is not there
+            LOG.warning("a request to %s failed (%s)", scope["path"], type(error).__name__)
+            if not has_started:
+                await _answer(send, 400)
 
 
 async def _answer(send, status: int) -> None:
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": {404: b"not here", 413: b"too large"}[status]})
+    await send(
+        {"type": "http.response.body", "body": {400: b"not understood", 404: b"not here", 413: b"too large"}[status]}
+    )
 
 
 def check_port(host: str, port: int) -> None:

@@ -19,29 +19,30 @@ class Frame(NamedTuple):
     x_0: Image.Image
 
 
+def places_of(count: int) -> list[int]:
+    """The steps that are shown of `count`: up to 50, at even distances, the last one among them."""
+    shown = min(count, MOST_SHOWN)
+    return sorted({round(k * (count - 1) / max(1, shown - 1)) for k in range(shown - 1)} | {count - 1})
+
+
 def trajectory_html(rows: dict[str, Sequence[Frame]]) -> str:
     """A slider over the steps, and a row for each trajectory, by its name, with x_t and x̂_0 of the step that is
-    chosen; page.js shows them. At most 50 steps, at even distances, the last one among them."""
-    count = len(next(iter(rows.values())))
-    places = sorted(
-        {round(k * (count - 1) / max(1, min(count, MOST_SHOWN) - 1)) for k in range(min(count, MOST_SHOWN))}
-    )
+    chosen; page.js shows them."""
     parts = []
     for name, frames in rows.items():
         cells = []
         for title, kind in (("x after the step", "x_t"), ("x̂₀ of the step", "x_0")):
             images = "".join(
-                f'<img src="{data_url(getattr(frames[i], kind))}" alt="{title} at t = {frames[i].t}" '
-                f'data-t="{frames[i].t}" style="--pixels:{frames[i].x_t.width}"{"" if i == places[-1] else " hidden"}>'
-                for i in places
+                f'<img src="{data_url(getattr(frame, kind))}" alt="{title} at t = {frame.t}" data-t="{frame.t}" '
+                f'style="--pixels:{frame.x_t.width}"{"" if frame is frames[-1] else " hidden"}>'
+                for frame in frames
             )
             caption = html.escape(f"{name}: {title}" if name else title)
             cells.append(f"<figure>{images}<figcaption>{caption}</figcaption></figure>")
         parts.append(f'<div class="genmod-row">{"".join(cells)}</div>')
-    times = ",".join(str(frame.t) for i, frame in enumerate(next(iter(rows.values()))) if i in set(places))
-    last = len(places) - 1
+    times = [frame.t for frame in next(iter(rows.values()))]
     slider = (
-        f'<label class="genmod-time">t <input type="range" min="0" max="{last}" value="{last}" data-times="{times}" '
-        f'aria-label="timestep t"> <output>{frames[places[-1]].t}</output></label>'
+        f'<label class="genmod-time">t <input type="range" min="0" max="{len(times) - 1}" value="{len(times) - 1}" '
+        f'data-times="{",".join(map(str, times))}" aria-label="timestep t"> <output>{times[-1]}</output></label>'
     )
     return f'<div class="genmod-trajectory">{slider}{"".join(parts)}</div>'
