@@ -8,7 +8,7 @@ from PIL import Image
 
 from hf_genmod.demo.latents import changed_latents, latents_code
 from hf_genmod.demo.model import AS_SAVED, NO_CLASS, SAMPLERS, WITHOUT_NOISE, DemoModel
-from hf_genmod.demo.pictures import figures, fitted, made_smaller, read_mask, read_picture, said
+from hf_genmod.demo.pictures import figures, fitted, made_smaller, read_mask, read_picture, said, zoom_of
 from hf_genmod.demo.request import arguments_of, call_of, generators, script, seeds_line
 from hf_genmod.demo.stepwise import stepwise
 from hf_genmod.demo.trajectory import Frame, places_of, trajectory_html
@@ -50,7 +50,9 @@ def draw(model: DemoModel, values: dict) -> Shown:
         yield figures(images, names, [f"sample-{seed + i}.png" for i in range(n)]), script(model, lines)
 
 
-def _drawn(model, values, arguments: dict, names: list[str], code: str, before: str = "") -> Shown:
+def _drawn(
+    model, values, arguments: dict, names: list[str], code: str, before: str = "", zoom: int | None = None
+) -> Shown:
     """The images of one call, after some of its steps and at its end, below the HTML `before`."""
     pipe, steps = model.with_sampler(values["sampler"]), values["steps"]
     files = [f"{_slug(model, values)}-{values['seed'] + i}.png" for i in range(len(names))]
@@ -64,9 +66,9 @@ def _drawn(model, values, arguments: dict, names: list[str], code: str, before: 
     yield before + said(f"{steps} steps ..."), code
     for kind, value in stepwise(call, steps):
         if kind == "step":
-            yield before + figures(value[1], names, files) + said(f"after step {value[0] + 1} of {steps}"), code
+            yield before + figures(value[1], names, files, zoom) + said(f"after step {value[0] + 1} of {steps}"), code
         else:
-            yield before + figures(value, names, files), code
+            yield before + figures(value, names, files, zoom), code
 
 
 def _draw_cascade(model, values, names: list[str]) -> Shown:
@@ -90,11 +92,11 @@ def _draw_cascade(model, values, names: list[str]) -> Shown:
     for kind, value in stepwise(call, steps):
         if kind == "step":
             yield figures(value[1], names) + said(f"first stage, after step {value[0] + 1} of {steps}"), code
-    parts = []
+    parts, zoom = [], zoom_of(value[0][0])
     for images in reversed(value):
         size = f"{images[0].height}x{images[0].width}"
         files = [f"{slug}-{seed + i}-{size}.png" for i in range(n)]
-        parts.append(f"<h3>{size}</h3>{figures(images, names, files)}")
+        parts.append(f"<h3>{size}</h3>{figures(images, names, files, zoom)}")
     yield "".join(parts), code
 
 
@@ -147,7 +149,8 @@ def enlarge(model: DemoModel, values: dict, sent: dict) -> Shown:
     picture = made_smaller(read_picture(sent.get("picture")), model.shape[0], values["longest"], multiple)
     bicubic = picture.resize([factor * length for length in picture.size], Image.Resampling.BICUBIC)
     names, files = ["given", "by bicubic interpolation"], ["given.png", "bicubic.png"]
-    given = figures([picture, bicubic], names, files)
+    zoom = zoom_of(picture)
+    given = figures([picture, bicubic], names, files, zoom)
     arguments = arguments_of(model, values)
     if "class_labels" not in arguments:
         arguments.pop("guidance_scale", None)
@@ -155,7 +158,7 @@ def enlarge(model: DemoModel, values: dict, sent: dict) -> Shown:
         arguments["noise_level"] = values["noise_level"]
     lines = [OPEN_GIVEN, seeds_line(values, 1), call_of("pipe", "given", **arguments, generator=SEEDS)]
     code = script(model, lines, values["sampler"], [GIVEN])
-    yield from _drawn(model, values, arguments | {"image": picture}, [f"{factor} times larger"], code, given)
+    yield from _drawn(model, values, arguments | {"image": picture}, [f"{factor} times larger"], code, given, zoom)
 
 
 def reconstruct(model: DemoModel, values: dict, sent: dict) -> Shown:
@@ -171,7 +174,10 @@ def latents(model: DemoModel, values: dict) -> Shown:
     """The image of latents of which the sliders set some."""
     z = changed_latents(model, values)
     images = model.pipe(latents=z).images
-    yield figures(images, [f"seed {values['seed']}"], ["latents.png"]), latents_code(model, values)
+    yield (
+        figures(images, [f"seed {values['seed']}"], ["latents.png"], zoom_of(images[0], 256)),
+        latents_code(model, values),
+    )
 
 
 def steps(model: DemoModel, values: dict) -> Shown:

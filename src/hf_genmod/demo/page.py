@@ -168,7 +168,9 @@ def build(model: DemoModel) -> Page:
                     stop = gr.Button("Stop", elem_id="genmod-stop", min_width=90)
                 complaints = gr.HTML("", visible=False, js_on_load=None)
                 pictures = gr.HTML("", elem_id="genmod-out", js_on_load=None)
-                code = gr.Code("", language="python", label="the same in Python", elem_id="genmod-code")
+                code = gr.Code(
+                    "", language="python", label="the same in Python", wrap_lines=True, elem_id="genmod-code"
+                )
         _connect(page, controls, parts, areas, (button, another, stop), (complaints, pictures, code))
     return page
 

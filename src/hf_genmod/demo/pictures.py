@@ -97,14 +97,23 @@ def data_url(image: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def figures(images: Sequence[Image.Image], names: Sequence[str], files: Sequence[str] | None = None) -> str:
-    """Pictures with their names below, as HTML; a click saves one under its name in `files`."""
+def zoom_of(image: Image.Image, least: int = 128) -> int:
+    """The whole factor that shows a picture with shorter sides of `least` pixels or more."""
+    return -(-least // min(image.size))
+
+
+def figures(
+    images: Sequence[Image.Image], names: Sequence[str], files: Sequence[str] | None = None, zoom: int | None = None
+) -> str:
+    """Pictures with their names below, as HTML, each shown `zoom` times as large, by default as `zoom_of` says; a
+    click saves one under its name in `files`, in its own size."""
     parts = []
     for image, name, file in zip(images, names, files or [f"{name}.png" for name in names], strict=True):
         url, name, file = data_url(image), html.escape(name), html.escape(file)
+        width = (zoom or zoom_of(image)) * image.width
         parts.append(
             f'<figure><a href="{url}" download="{file}" title="save {file}"><img src="{url}" alt="{name}" '
-            f'style="--pixels:{image.width}"></a><figcaption>{name}</figcaption></figure>'
+            f'style="width:{width}px"></a><figcaption>{name}</figcaption></figure>'
         )
     return f'<div class="genmod-pictures">{"".join(parts)}</div>'
 

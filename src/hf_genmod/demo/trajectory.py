@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from hf_genmod.demo.pictures import data_url
+from hf_genmod.demo.pictures import data_url, zoom_of
 
 MOST_SHOWN = 50  # steps in the HTML
 
@@ -30,11 +30,12 @@ def trajectory_html(rows: dict[str, Sequence[Frame]]) -> str:
     chosen; page.js shows them."""
     parts = []
     for name, frames in rows.items():
+        width = zoom_of(frames[0].x_t, 192) * frames[0].x_t.width
         cells = []
         for title, kind in (("x after the step", "x_t"), ("x̂₀ of the step", "x_0")):
             images = "".join(
                 f'<img src="{data_url(getattr(frame, kind))}" alt="{title} at t = {frame.t}" data-t="{frame.t}" '
-                f'style="--pixels:{frame.x_t.width}"{"" if frame is frames[-1] else " hidden"}>'
+                f'style="width:{width}px"{"" if frame is frames[-1] else " hidden"}>'
                 for frame in frames
             )
             caption = html.escape(f"{name}: {title}" if name else title)
