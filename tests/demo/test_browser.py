@@ -118,9 +118,9 @@ def test_a_visitor_draws_and_another_follows_the_link(visit, server):
     assert second.query == first.query
     first.tab.locator("#genmod-another").click()
     first.tab.wait_for_function("() => /seed=(?!7&)/.test(location.search)")
-    first.settle()
     seed = int(re.search(r"seed=(\d+)", first.query)[1])
     first.tab.get_by_text(f"seed {seed + 1}").wait_for()
+    first.settle()
     assert same_as(first.html, server("guided"), class_1="dog", number=2, steps=5, seed=seed)
 
 
@@ -191,6 +191,10 @@ def test_the_slider_over_t_shows_each_step(visit):
         shown = page.tab.locator("#genmod-out img:visible")
         assert shown.count() == 4 and page.tab.locator(".genmod-time output").inner_text() == times[place]
         assert {one.get_attribute("data-t") for one in shown.all()} == {times[place]}
+    other = visit("guided", query=f"?{page.query}")
+    other.tab.locator(".genmod-time input").wait_for()
+    assert other.query == page.query and page.query.endswith(f"&t={times[2]}")
+    assert other.tab.locator(".genmod-time output").inner_text() == times[2]
 
 
 @pytest.mark.slow

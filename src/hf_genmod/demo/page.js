@@ -14,7 +14,12 @@ window.genmod = (() => {
       const isLatent = /^z\d+$/.test(name);
       return all[name] !== null && all[name] !== undefined && (isLatent || all[name] !== defaults[name]);
     });
-    const query = new URLSearchParams(kept.map((name) => [name, all[name]])).toString();
+    const t = new URLSearchParams(window.location.search).get("t");
+    const entries = kept.map((name) => [name, all[name]]);
+    write(new URLSearchParams(t !== null && tab === "steps" ? [...entries, ["t", t]] : entries).toString());
+  }
+
+  function write(query) {
     const place = window.location.pathname + (query ? "?" + query : "");
     window.history.replaceState(window.history.state, "", place + window.location.hash);
     if (window.parent !== window) { // in a Space, the address bar is that of the page around this one
@@ -93,12 +98,27 @@ window.genmod = (() => {
       if (event.buttons && event.target.matches && event.target.matches(".genmod-paint")) paintTo(event.target, event);
     });
   }
-  document.addEventListener("input", (event) => { // the slider over t
-    if (!event.target.matches(".genmod-time input")) return;
-    const t = event.target.dataset.times.split(",")[+event.target.value];
-    const all = event.target.closest(".genmod-trajectory");
+  // The slider over t.
+  function showStep(slider) {
+    const t = slider.dataset.times.split(",")[+slider.value];
+    const all = slider.closest(".genmod-trajectory");
     all.querySelector("output").value = t;
     all.querySelectorAll("img").forEach((image) => { image.hidden = image.dataset.t !== t; });
+    return t;
+  }
+  document.addEventListener("input", (event) => {
+    if (!event.target.matches(".genmod-time input")) return;
+    const query = new URLSearchParams(window.location.search);
+    query.set("t", showStep(event.target));
+    write(query.toString());
   });
+  new MutationObserver(() => { // a slider that is new stands at the t of the URL
+    const slider = document.querySelector(".genmod-time input:not([data-seen])");
+    if (!slider) return;
+    slider.dataset.seen = "yes";
+    const t = new URLSearchParams(window.location.search).get("t");
+    const place = slider.dataset.times.split(",").indexOf(t);
+    if (place >= 0) { slider.value = place; showStep(slider); }
+  }).observe(document.documentElement, { childList: true, subtree: true });
   return { intoUrl, withPicture };
 })();

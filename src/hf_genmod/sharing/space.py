@@ -65,7 +65,7 @@ def space_requirements() -> list[str]:
     Raises:
         ValueError: If Gradio is not installed.
     """
-    lines = ["--extra-index-url https://download.pytorch.org/whl/cpu"]
+    lines = ["--extra-index-url https://download.pytorch.org/whl/cpu  # on a GPU, delete this line"]
     for text in importlib.metadata.requires("hf_genmod") or []:
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": "demo"}):
