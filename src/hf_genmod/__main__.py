@@ -51,6 +51,7 @@ TASKS = {
     "autoencoder": "an autoencoder",
     "vae": "a variational autoencoder",
     "upsampler": "a model that enlarges images",
+    "few-step": "a trained model that draws in one to four steps",
     "lora": "an adapter (LoRA): a new class or word from a few images",
 }
 SCRIPTS = {name: name for name in ("sample", "edit", "evaluate")}

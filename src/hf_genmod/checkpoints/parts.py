@@ -69,7 +69,7 @@ def check_process(process: dict) -> None:
     if missing := [key for key in keys if key not in process]:
         raise ValueError(f"process: {process!r:.60} has no {missing[0]}; {remedy}")
     try:
-        DDPMScheduler.from_config(process)
+        DDPMScheduler.from_config({key: value for key, value in process.items() if key != "consistent"})
     except Exception as error:  # of torch and diffusers, about values
         raise ValueError(f"process: {process!r:.60} makes no scheduler ({first_line(error)}); {remedy}") from error
 

@@ -96,15 +96,15 @@ def caption_rows(pipeline, captions: list[str], **kwargs) -> Image.Image:
     return sample_rows(pipeline, {"prompt": captions}, captions, **kwargs)
 
 
-def draw_checkpoint(pipeline, captions: Sequence[str] = ()) -> Image.Image:
-    """Samples of a checkpoint, not chosen, drawn on this process: a row for each class or caption, else 8 rows of 8;
-    sample i has the seed i."""
+def draw_checkpoint(pipeline, captions: Sequence[str] = (), shared: bool = False) -> Image.Image:
+    """Samples of a checkpoint, not chosen, drawn on this process or `shared` by all: a row for each class or caption,
+    else 8 rows of 8; sample i has the seed i."""
     request = pipeline.example_request()
     if "class_labels" in request:
-        return class_rows(pipeline, shared=False)
+        return class_rows(pipeline, shared=shared)
     if "prompt" in request:
-        return caption_rows(pipeline, list(captions) or [""], shared=False)
-    return sample_rows(pipeline, **request, shared=False)  # the prior of an autoencoder
+        return caption_rows(pipeline, list(captions) or [""], shared=shared)
+    return sample_rows(pipeline, **request, shared=shared)  # the prior of an autoencoder
 
 
 def draw_reconstructions(

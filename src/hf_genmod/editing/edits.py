@@ -5,7 +5,7 @@ from numbers import Real
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import ImagePipelineOutput, SchedulerMixin
+from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 from hf_genmod.data.value_range import to_model_range
@@ -77,7 +77,7 @@ class Edit:
         self.redrawn = None if mask_image is None else read_mask(mask_image, self.x.shape).to(device)
         timesteps = sampler.scheduler.timesteps
         self.first = first_step(sampler, strength)
-        check_start(pipeline.scheduler, int(sampler.n), strength)
+        check_start(pipeline, int(sampler.n), strength)
         can_repeat = len(timesteps) == sampler.n  # not of Heun, PNDM and others that take a step in parts
         if num_resample not in (None, 1) and not can_repeat:
             name = type(pipeline.scheduler).__name__
@@ -124,13 +124,15 @@ def first_step(sampler: Sampler, strength: float) -> int:
     return next((i for i in steps if sampler.scheduler.timesteps[i] <= most), steps[-1])
 
 
-def check_start(scheduler: SchedulerMixin, n: int, strength: float) -> None:
-    """Raises `ValueError` if a scheduler in n steps does not draw from its first step up to strength · T on, with the
-    next larger n up to 20 more in which it does."""
+def check_start(pipeline: GenerationPipeline, n: int, strength: float) -> None:
+    """Raises `ValueError` if the scheduler of a pipeline in n steps does not draw from its first step up to
+    strength · T on, with the next larger n up to 20 more in which it does."""
+
+    scheduler, consistent = pipeline.scheduler, pipeline.is_consistent
 
     def fault(n: int) -> str | None:
         try:
-            check_sampler(scheduler, n, first_step(Sampler(scheduler, n), strength))
+            check_sampler(scheduler, n, first_step(Sampler(scheduler, n), strength), consistent)
         except ValueError as error:
             return str(error)
 

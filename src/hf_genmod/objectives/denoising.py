@@ -55,16 +55,8 @@ class DenoisingObjective:
             raise ValueError(f"condition_dropout: {self.condition_dropout} is not a probability between 0 and 1")
 
     def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        scheduler, x_0 = self.scheduler, batch["images"]
-        x_0, condition = (x_0, {}) if self.small is None else self.small(x_0, rng)
-        t, x_t, epsilon = draw_x_t(x_0, scheduler, rng)
-        if self.null_label is not None:
-            dropped = rng.uniform() < self.condition_dropout
-            condition["class_labels"] = batch["class_labels"].masked_fill(dropped, self.null_label)
-        if self.text is not None:
-            captions = self._draw_captions(batch["captions"], rng)
-            condition |= {name: upload(value, x_0.device) for name, value in self.text(captions).items()}
-
+        scheduler = self.scheduler
+        x_0, t, x_t, epsilon, condition = self.inputs(batch, rng)
         model_output = model(x_t, t, **condition).sample.to(x_0.dtype)
         if self.weighting == "vlb":
             return self._variational_bound(model_output, x_0, x_t, t), {}
@@ -77,6 +69,31 @@ class DenoisingObjective:
         frozen_mean = torch.cat([prediction.detach(), predicted_variance], dim=1)
         vlb = self._variational_bound(frozen_mean, x_0, x_t, t)
         return loss + 0.001 * vlb, {"loss_simple": loss.detach(), "loss_vlb": vlb.detach()}
+
+    def inputs(self, batch, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict]:
+        """x_0, t, x_t, its noise ε, and the condition as keyword arguments of the model, of a batch."""
+        x_0, condition = batch["images"], {}
+        if self.small is not None:
+            x_0, condition = self.small(x_0, rng)
+        t, x_t, epsilon = draw_x_t(x_0, self.scheduler, rng)
+        if self.null_label is not None:
+            dropped = rng.uniform() < self.condition_dropout
+            condition["class_labels"] = batch["class_labels"].masked_fill(dropped, self.null_label)
+        if self.text is not None:
+            condition |= self._encoded(self._draw_captions(batch["captions"], rng), x_0.device)
+        return x_0, t, x_t, epsilon, condition
+
+    def without_condition(self, condition: dict) -> dict:
+        """A condition with the null label or "" in the place of all labels or captions."""
+        if self.null_label is not None:
+            condition = {**condition, "class_labels": torch.full_like(condition["class_labels"], self.null_label)}
+        if self.text is not None:
+            mask = next(iter(condition.values()))
+            condition = {**condition, **self._encoded([""] * len(mask), mask.device)}
+        return condition
+
+    def _encoded(self, captions: list[str], device) -> dict[str, torch.Tensor]:
+        return {name: upload(value, device) for name, value in self.text(captions).items()}
 
     def _draw_captions(self, captions, rng) -> list[str]:
         """One caption of each image, or "" where it is dropped."""

@@ -52,6 +52,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     do_classifier_free_guidance = property(lambda self: self._guidance_scale not in (None, 0, 1), doc="γ is not off.")
     interrupt = property(lambda self: self._interrupt, doc="Whether the call of this thread stops after this step.")
     num_timesteps = property(lambda self: self._num_timesteps, doc="Number of steps of the call of this thread.")
+    is_consistent = property(lambda self: self.config.process.get("consistent", False), doc="Tuned to few steps.")
     invert, interpolate, vary = map(_edits, ("invert", "interpolate", "vary"))
 
     def __init__(self, components: dict, value_range: dict | None, process: dict | None, defaults=None, **config):
@@ -83,7 +84,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         shape = (n, self.unet.config.in_channels, *pair(size or self.unet.config.sample_size))
         x_T = checked_latents(standard_normal(shape[1:], generators) if x_T is None else x_T, shape)
         check_process(self.scheduler, self.config.process)
-        check_sampler(self.scheduler, steps)
+        check_sampler(self.scheduler, steps, consistent=self.is_consistent)
         changes, takes_variance = self._config_changes(clip)
         if takes_variance and self.unet.config.out_channels == shape[1]:
             raise ValueError("scheduler: its variance_type is learned, but not by this unet; use 'fixed_small'")

@@ -71,7 +71,7 @@ def check_process(scheduler: SchedulerMixin, process: dict) -> None:
     name = getattr(scheduler, "__name__", type(scheduler).__name__)
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(f"scheduler: {name} is for another kind of model; {OTHER_SAMPLER}")
-    given, of_training = process_of(scheduler.config), DDPMScheduler.from_config(process)
+    given, of_training = process_of(scheduler.config), DDPMScheduler.from_config(process_of(process))
     angle, expected = (s.alphas_cumprod.cpu().sqrt().acos() for s in (scheduler, of_training))  # arctan σ
     is_same = len(angle) == len(expected) and (angle - expected).abs().max() < 0.01  # the last σ may be finite
     for key, value in given.items():
@@ -82,21 +82,20 @@ def check_process(scheduler: SchedulerMixin, process: dict) -> None:
         raise ValueError(f"scheduler: {name} changes the noise levels of the training; {OTHER_SAMPLER}")
 
 
-def check_sampler(scheduler: SchedulerMixin, n: int, first: int = 0) -> None:
-    """Raises `ValueError` if a scheduler does not draw from a known distribution in n steps, or from one on."""
-    T = scheduler.config.get("num_train_timesteps", n)
-    if n > T:
+def check_sampler(scheduler: SchedulerMixin, n: int, first: int = 0, consistent: bool = False) -> None:
+    """Raises `ValueError` if a scheduler draws no known distribution in n steps, or from one on, by a best network."""
+    if n > (T := scheduler.config.get("num_train_timesteps", n)):
         raise ValueError(f"num_inference_steps: {n} must be within 1 ... {T}, the steps of training")
     reason = "fails"
     with contextlib.suppress(Exception):  # those for other models raise anything
-        reason = _fault(type(scheduler), json.dumps(scheduler.config, default=plain), n, first)
+        reason = _fault(type(scheduler), json.dumps(scheduler.config, default=plain), n, first, consistent)
     if reason:
         start = f", from step {first + 1} on," if first else ""
         raise ValueError(f"scheduler: {type(scheduler).__name__} in {n} steps{start} {reason}; {OTHER_SAMPLER}")
 
 
 @functools.cache
-def _fault(cls: type[SchedulerMixin], config: str, n: int, first: int) -> str | None:
+def _fault(cls: type[SchedulerMixin], config: str, n: int, first: int, consistent: bool) -> str | None:
     """What is wrong with samples of N(m, s²), whose E[x_0 | x_t] is known; few steps may give less than s."""
     config = json.loads(config) | {"_use_default_values": []}
     for clips, most in (("clip_sample", "clip_sample_range"), ("thresholding", "sample_max_value")):
@@ -113,7 +112,7 @@ def _fault(cls: type[SchedulerMixin], config: str, n: int, first: int) -> str | 
     for i, sigma in enumerate(sigmas[first:], first):
         x = scheduler.scale_model_input(x_t, scheduler.timesteps[i])
         a, b = 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)  # x is a x_0 + b ε
-        x_0 = m + a * s**2 / (a**2 * s**2 + b**2) * (x - a * m)
+        x_0 = m + (s / (a**2 * s**2 + b**2) ** 0.5 if consistent else a * s**2 / (a**2 * s**2 + b**2)) * (x - a * m)
         predictions = {"epsilon": (x - a * x_0) / b, "v_prediction": (a * x - x_0) / b, "sample": x_0}
         x_t = sampler.step(i, predictions[config["prediction_type"]], x_t, generators)
     mean, deviation = x_t.mean((0, 1, 2)), x_t.std((0, 1, 2))

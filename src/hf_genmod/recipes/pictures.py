@@ -99,13 +99,20 @@ class DataArguments:
         return latents, held_out
 
     def training_pictures_for(
-        self, pipeline: GenerationPipeline, mirrored=False, hold_out=False, max_shift=0, **required: bool
+        self,
+        pipeline: GenerationPipeline,
+        mirrored=False,
+        hold_out=False,
+        max_shift=0,
+        upsampler=False,
+        **required: bool,
     ) -> tuple[LabelledDataset, LabelledDataset | None]:
         """Training images and, with `hold_out`, up to 1,000 held-out images as the U-Net of a pipeline sees them: at
-        its resolution, or as latents. The other arguments are those of [`~DataArguments.load`]."""
+        its resolution, or as latents; it may be an `upsampler` if that is asked for. The other arguments are those of
+        [`~DataArguments.load`]."""
         if not pipeline.denoises:
             raise ValueError("the model is an autoencoder and no diffusion model; give another")
-        if pipeline.unet.config.conditioning_channels:
+        if pipeline.unet.config.conditioning_channels and not upsampler:
             raise ValueError("the model is an upsampler, which makes images of others; give another")
         if pipeline.vae is None:
             self._refuse_to_cache()
@@ -215,7 +222,8 @@ class MeasuredDataArguments(CaptionedDataArguments):
     )
 
     def of_run(self, model: str) -> "MeasuredDataArguments":
-        """These arguments. Without a `dataset` those of the run in the folder `model`, unless they are given here."""
+        """These arguments. Without a `dataset` they become those of the run in the folder `model`, but for what is
+        given here."""
         if self.dataset is not None:
             return self
         file, names = Path(model, "training_config.json"), [field.name for field in dataclasses.fields(self)]
@@ -224,10 +232,11 @@ class MeasuredDataArguments(CaptionedDataArguments):
             raise ValueError(f"dataset: {model} does not say on what it was trained; give --dataset")
         if processes().is_main_process:
             print(f"the data set of the run is {recorded['dataset']}", file=sys.stderr)
-        of_run = {name: recorded[name] for name in names if name in recorded}
-        given = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(type(self)(), name)}
-        of_model = {"resolution": None, "channels": None}
-        return type(self)(**of_run | of_model | given)
+        for name in names:
+            is_given = getattr(self, name) != getattr(type(self)(), name)
+            if name in recorded and name not in ("resolution", "channels") and not is_given:  # these are of the model
+                setattr(self, name, recorded[name])
+        return self
 
 
 def crop_size_for(resolution: tuple[int, int], factor: int, size_factor: int, crop_size: int | None) -> int | None:

@@ -9,7 +9,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hf_genmod.checkpoints.safety import check_code
+from hf_genmod.checkpoints.safety import check_code, read_json
 from hf_genmod.errors import first_line, refuse_lfs_pointers
 from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
 from hf_genmod.sharing.loading import load_pipeline
@@ -106,8 +106,9 @@ def _process(pipeline) -> Iterator[str]:
         )
     steps = min(50, config.num_train_timesteps)
     scheduler.set_timesteps(steps)
+    is_tuned = getattr(pipeline, "is_consistent", False)
     first, last = int(scheduler.timesteps[0]), config.num_train_timesteps - 1
-    if first < 0.99 * last and not isinstance(scheduler, FewStepDDPMScheduler):
+    if first < 0.99 * last and not isinstance(scheduler, FewStepDDPMScheduler) and not is_tuned:
         yield (
             f"scheduler: its timestep_spacing {config.timestep_spacing!r} starts {steps} steps at t = {first} of "
             f"{last} from pure noise, though some of the image is left there; set timestep_spacing to 'trailing'"
@@ -124,7 +125,9 @@ def examine_run(folder: Path) -> Iterator[str]:
     """What was wrong with a run: too few steps, or many that were skipped."""
     last = (RunFolder(folder).metrics() or [{}])[-1]
     steps, bad = last.get("step", math.inf), last.get("bad_steps", 0)
-    if steps < 200:
+    index = Path(folder, "model_index.json")
+    is_tuned = index.is_file() and (read_json(index).get("process") or {}).get("consistent")
+    if steps < 200 and not is_tuned:
         reason = f"it was trained for {steps} steps, too few for a model that starts from random weights"
         yield f"{reason}; train longer, in another output_dir"
     if bad > 0.01 * steps:

@@ -58,6 +58,7 @@ class TrainingConfig:
     checkpoints_total_limit: int = changeable(2, help="Number of training states to keep; the oldest are deleted.")
     max_bad_steps: int = changeable(20, help="Number of skipped steps (loss not finite) in a row that ends the run.")
     report_to: str | None = changeable(None, help="Tracker of Accelerate, such as 'tensorboard'.")
+    has_default_budget = False  # of a kind of run, which finds it later
 
     def __post_init__(self):
         self.output_dir = os.path.expanduser(self.output_dir)
@@ -65,7 +66,7 @@ class TrainingConfig:
             device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
             default = "bf16" if multiplies_in_bf16(device) else "no"
             self.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", default)
-        if self.max_train_steps is None and self.max_train_minutes is None:
+        if self.max_train_steps is None and self.max_train_minutes is None and not self.has_default_budget:
             raise ValueError("a run needs a budget; give one, such as --max_train_minutes 30 (or --max_train_steps N)")
         if self.max_train_steps is not None and self.max_train_minutes is not None:
             both = f"max_train_steps: {self.max_train_steps} with max_train_minutes: {self.max_train_minutes}"

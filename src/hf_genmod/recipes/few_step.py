@@ -1,0 +1,127 @@
+"""Tuning a trained model to draw in one to four steps: its settings, its network and its sampler."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, LCMScheduler
+from transformers.hf_argparser import HfArg
+
+from hf_genmod.checkpoints.safety import read_json
+from hf_genmod.data.captions import Tokens
+from hf_genmod.evaluation.config import default_of
+from hf_genmod.objectives.consistency import ConsistencyObjective
+from hf_genmod.objectives.denoising import DenoisingObjective
+from hf_genmod.objectives.upsampling import ConditioningAugmentation
+from hf_genmod.pipelines.base import GenerationPipeline
+from hf_genmod.recipes.pictures import crop_size_for
+from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.training.config import TrainingConfig
+from hf_genmod.training.run_folder import PROVENANCE
+from hf_genmod.training.text_encoder import TextConditionedUNet
+
+NUM_STEPS = 4  # most steps to tune for, and by default; those of 1 and 2 steps start some of them
+
+
+@dataclasses.dataclass
+class FewStepArguments:
+    """Model and guidance."""
+
+    model: str = HfArg(
+        help="The trained model: the folder of its run, or its id.", metadata={"built_on": "diffusion model"}
+    )
+    guidance_scale: float | None = HfArg(
+        default=None, help="Guidance scale γ to draw with, in one forward pass a step. Default: that of the model."
+    )
+    condition_dropout: float = HfArg(default=0.1, help="Probability that a step drops an image's label or caption.")
+
+
+@dataclasses.dataclass
+class TuningConfig(TrainingConfig):
+    """Training."""
+
+    max_train_minutes: float | None = HfArg(
+        default=None, help="Budget in minutes. Default: a quarter of those that the training of the model took."
+    )
+    learning_rate: float = HfArg(default=3e-3, help="Peak learning rate of Muon.")
+    ema_length: float = HfArg(
+        default=0.1, help="Width of the moving average of the weights, as a fraction of the steps so far. 0: none."
+    )
+    has_default_budget = True
+
+    def for_model(self, model: str) -> "TuningConfig":
+        """These settings, with the default budget if none is given.
+
+        Raises:
+            ValueError: If it is not known how long the model was trained.
+        """
+        if self.max_train_steps is not None or self.max_train_minutes is not None:
+            return self
+        file = Path(model, PROVENANCE)
+        minutes = read_json(file).get("minutes") if file.is_file() else None
+        if not minutes:
+            raise ValueError(f"max_train_minutes: {model} does not say how long it was trained; give a budget")
+        return dataclasses.replace(self, max_train_minutes=minutes / 4)
+
+
+class FewStepModel:
+    """
+    What is tuned of a model, and how.
+
+    Args:
+        pipeline ([`GenerationPipeline`]): The trained model. It becomes the tuned one: its sampler, the process and
+            the defaults are those of a consistency model.
+        arguments ([`FewStepArguments`]): The settings.
+
+    Raises:
+        ValueError: If the model is no diffusion model, is tuned already or guided by a classifier; or a
+            `guidance_scale` is given for a model without guidance.
+    """
+
+    def __init__(self, pipeline: GenerationPipeline, arguments: FewStepArguments):
+        components, request = pipeline.components, pipeline.example_request() if pipeline.denoises else {}
+        if not pipeline.denoises:
+            raise ValueError("model: it is an autoencoder and no diffusion model; give another")
+        if "classifier" in components:
+            raise ValueError("model: a classifier guides it in each step; tune the model that it guides")
+        if pipeline.is_consistent:
+            raise ValueError("model: it is tuned to few steps already; tune the model that it was made from")
+        gamma, is_guided = arguments.guidance_scale, bool({"class_labels", "prompt"} & {*request})
+        if not is_guided and gamma not in (None, 1):
+            raise ValueError(f"guidance_scale: {gamma} is for a model of labels or captions; leave it out")
+        if gamma is None:
+            gamma = default_of(pipeline, "guidance_scale") if is_guided else 1.0
+        unet, encoder = pipeline.unet, components.get("text_encoder")
+        process = pipeline.config.process
+        is_pixels = pipeline.vae is None
+        clipping = {"thresholding": is_pixels, "sample_max_value": 1.0}  # which is clipping, held at 1
+        solver = DPMSolverMultistepScheduler.from_config(process, **clipping)
+        scheduler = AncestralDDPMScheduler.from_config(process)
+        if unet.config.out_channels > unet.config.in_channels:
+            scheduler.register_to_config(variance_type="learned_range")
+        # It starts a little below T: at T, where x_t says nothing, the trained model does not look at it.
+        start = round(0.85 * len(scheduler))
+        self.sampler = LCMScheduler.from_config(process, clip_sample=is_pixels, original_inference_steps=start)
+        self.sampler.set_timesteps(NUM_STEPS)
+        self.network = TextConditionedUNet(unet, encoder.requires_grad_(False)) if encoder else unet
+        text, small = Tokens(pipeline.tokenizer, encoder) if encoder else None, None
+        if "image" in request:
+            config, resolution = pipeline.config, pipeline.picture_shape[1:]
+            crop_size = crop_size_for(resolution, config.factor, unet.size_factor, None)
+            small = ConditioningAugmentation(scheduler, config.factor, config.max_noise_level, crop_size)
+        denoising = DenoisingObjective(
+            scheduler, unet.null_label, condition_dropout=arguments.condition_dropout, text=text, small=small
+        )
+        teacher = copy.deepcopy(self.network).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.objective = ConsistencyObjective(denoising, teacher, self.sampler.timesteps.tolist(), solver, gamma)
+        self._pipeline = pipeline
+        pipeline.register_modules(scheduler=self.sampler)
+        pipeline.register_to_config(process={**process, "consistent": True})
+        arguments = {"num_inference_steps": NUM_STEPS} | ({"guidance_scale": 1.0} if is_guided else {})
+        pipeline.register_to_config(defaults={"arguments": arguments})
+
+    def make_pipeline(self, network: torch.nn.Module) -> GenerationPipeline:
+        """The pipeline with the tuned network."""
+        self._pipeline.register_modules(unet=getattr(network, "unet", network))
+        return self._pipeline

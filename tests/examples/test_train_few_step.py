@@ -1,0 +1,128 @@
+import json
+
+import pytest
+import torch
+from diffusers import LCMScheduler
+from example_scripts import error_of, run
+from PIL import Image
+from tiny import tiny_autoencoder, tiny_classifier, tiny_text_pipeline, tiny_unet
+
+from hf_genmod import (
+    AncestralDDPMScheduler,
+    AutoencoderPipeline,
+    ClassifierFreeGuidedPipeline,
+    ClassifierGuidedPipeline,
+    SuperResolutionPipeline,
+    UnconditionalPipeline,
+    load_pipeline,
+)
+
+SHORT = ["--max_train_steps", "2", "--batch_size", "16", "--sampling_steps", "0"]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Folders of models that know nothing yet, of each kind."""
+    folder = tmp_path_factory.mktemp("bases")
+    names, scheduler = {0: "cat", 1: "dog"}, AncestralDDPMScheduler(prediction_type="v_prediction")
+    latent = tiny_unet(in_channels=2, out_channels=2, num_classes=2)
+    for name, pipeline in {
+        "classes": ClassifierFreeGuidedPipeline(tiny_unet(num_classes=2), scheduler, id2label=names),
+        "latents": ClassifierFreeGuidedPipeline(latent, scheduler, tiny_autoencoder(), id2label=names),
+        "none": UnconditionalPipeline(tiny_unet(), scheduler),
+        "text": tiny_text_pipeline(),
+        "upsampler": SuperResolutionPipeline(tiny_unet(conditioning_channels=3), scheduler),
+        "guided": ClassifierGuidedPipeline(tiny_unet(), tiny_classifier(), scheduler),
+        "autoencoder": AutoencoderPipeline(tiny_autoencoder()),
+    }.items():
+        pipeline.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Captioned pictures of two classes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = []
+    for i in range(16):
+        name = f"{('cat', 'dog')[i % 2]}/{i}.png"
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (16 * i, 90, 200 - 10 * i)).save(folder / name)
+        lines.append(json.dumps({"file_name": name, "text": f"number {i}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def few_step(*flags):
+    return run("train_few_step.py", *flags)
+
+
+@pytest.mark.parametrize("kind", ["classes", "latents", "none", "text", "upsampler"])
+def test_every_kind_of_model_is_tuned_to_draw_in_few_steps(kind, bases, pictures, tmp_path):
+    data = pictures
+    if kind in ("classes", "latents"):
+        (tmp_path / "classes").mkdir()
+        data = tmp_path / "classes"
+        for name in ("cat", "dog"):
+            (data / name).symlink_to(pictures / name)
+    done = few_step("--model", bases / kind, "--dataset", data, *SHORT, "--output_dir", tmp_path / "tuned")
+    assert done.returncode == 0, done.stderr
+    before, after = load_pipeline(bases / kind), load_pipeline(tmp_path / "tuned")
+    assert type(after) is type(before) and type(after.scheduler) is LCMScheduler and after.is_consistent
+    assert after.config.defaults["arguments"]["num_inference_steps"] == 4
+    changed = [not torch.equal(a, b) for a, b in zip(before.unet.parameters(), after.unet.parameters(), strict=True)]
+    assert any(changed)
+    if kind == "text":
+        states = before.text_encoder.state_dict(), after.text_encoder.state_dict()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    request = {"classes": {"class_labels": "dog"}, "latents": {"class_labels": "dog"}, "text": {"prompt": "a dog"}}
+    request = request.get(kind, {"image": Image.new("RGB", (4, 4))} if kind == "upsampler" else {})
+    passes = []
+    after.unet.register_forward_hook(lambda *_: passes.append(1))
+    (image,) = after(**request).images
+    assert image.size == after.picture_shape[:0:-1]
+    assert len(passes) == 4  # one for each step, without a second for guidance
+    if kind in ("classes", "latents", "text"):
+        assert after.config.defaults["arguments"]["guidance_scale"] == 1
+
+
+def test_a_run_is_tuned_for_a_quarter_of_its_minutes_on_its_own_images(bases, tmp_path):
+    model = tmp_path / "model"
+    flags = ["--resolution", "16", "--block_out_channels", "16", "32", "--batch_size", "16", "--sampling_steps", "0"]
+    done = run("train_unconditional.py", *flags, "--max_train_steps", "2", "--output_dir", model)
+    assert done.returncode == 0, done.stderr
+    provenance = json.loads((model / "provenance.json").read_text())
+    (model / "provenance.json").write_text(json.dumps(provenance | {"minutes": 0.05}))
+    tuned = tmp_path / "tuned"
+    command = ["--model", model, "--batch_size", "16", "--sampling_steps", "0", "--license", "mit"]
+    done = few_step(*command, "--output_dir", tuned)
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tuned / "training_config.json").read_text())
+    assert settings["training"]["max_train_minutes"] == pytest.approx(0.0125)
+    assert settings["arguments"]["data"]["dataset"] == "shapes"
+    assert settings["built_on"] == {"diffusion model": str(model)}
+    assert f"hf_genmod evaluate {tuned} --dataset shapes" in done.stdout and "too few" not in done.stdout
+    card = (tuned / "README.md").read_text()
+    assert "It draws in 1, 2 or 4 steps" in card and "4 steps each" in card
+    again = few_step(*command, "--output_dir", tuned)
+    assert "is complete" in again.stdout + again.stderr
+
+
+@pytest.mark.parametrize(
+    "kind, flags, reason",
+    [
+        ("guided", [], "model: a classifier guides it in each step; tune the model that it guides"),
+        ("autoencoder", [], "model: it is an autoencoder and no diffusion model; give another"),
+        ("none", ["--guidance_scale", "2"], "guidance_scale: 2.0 is for a model of labels or captions; leave it out"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_in_a_sentence(kind, flags, reason, bases, pictures, tmp_path):
+    command = ["--model", bases / kind, "--dataset", pictures, *flags, *SHORT, "--output_dir", tmp_path / "run"]
+    assert error_of("train_few_step.py", *command) == f"error: {reason}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_and_images_are_asked_for_where_the_model_does_not_say_them(bases, pictures, tmp_path):
+    command = ["train_few_step.py", "--model", bases / "none", "--output_dir", tmp_path / "run"]
+    assert "does not say how long it was trained; give a budget" in error_of(*command, "--dataset", pictures)
+    assert "does not say on what it was trained; give --dataset" in error_of(*command, *SHORT)

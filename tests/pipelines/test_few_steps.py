@@ -1,0 +1,56 @@
+"""A consistency model draws from the distribution in any number of steps."""
+
+import pytest
+import torch
+from diffusers import ConfigMixin, DPMSolverMultistepScheduler, LCMScheduler, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from small_pipelines import seeded
+
+from hf_genmod import AncestralDDPMScheduler, UnconditionalPipeline, load_pipeline
+from hf_genmod.models.denoising_unet import DenoisingUNet2DOutput
+from hf_genmod.pipelines.samplers import process_of
+
+MEAN, DEVIATION = 0.3, 0.5
+SCHEDULER = AncestralDDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+SAMPLER = LCMScheduler.from_config(process_of(SCHEDULER.config), original_inference_steps=850)
+
+
+class Consistent(ModelMixin, ConfigMixin):
+    """v of x_0 ~ N(m, s²) by which x̂_0 is the end of the trajectory of x_t."""
+
+    @register_to_config
+    def __init__(self, sample_size=64, in_channels=1, out_channels=1, num_classes=None):
+        super().__init__()
+        self.dummy = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, sample, timestep):
+        a = SCHEDULER.alphas_cumprod[int(timestep)].sqrt()
+        variance = a**2 * DEVIATION**2 + 1 - a**2
+        x_0 = MEAN + DEVIATION / variance.sqrt() * (sample - a * MEAN)
+        return DenoisingUNet2DOutput(sample=(a * sample - x_0) / (1 - a**2).sqrt())
+
+
+def tuned(**process):
+    return UnconditionalPipeline(Consistent(), SAMPLER, process=process_of(SCHEDULER.config) | process)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8, 16, 50])
+def test_a_tuned_model_draws_in_any_number_of_steps(n):
+    pipe = tuned(consistent=True)
+    pipe.set_progress_bar_config(disable=True)
+    x = pipe(4, num_inference_steps=n, generator=seeded(1), output_type="latent").images
+    # At the first timestep noise takes the place of x_t, whose mean is √ᾱ_t m.
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.15 if n == 1 else 0.05)
+    assert x.std().item() == pytest.approx(DEVIATION, rel=0.1)
+
+
+def test_what_is_not_said_to_be_tuned_is_tried_as_a_denoiser():
+    with pytest.raises(ValueError, match="LCMScheduler in 16 steps draws N"):
+        tuned()(num_inference_steps=16)
+
+
+def test_other_samplers_are_for_the_process_of_a_tuned_model_too(tmp_path):
+    pipe = tuned(consistent=True)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.config.process, timestep_spacing="trailing")
+    assert pipe(2, num_inference_steps=1, generator=seeded(0), output_type="latent").images.shape == (2, 1, 64, 64)
+    assert pipe.is_consistent
