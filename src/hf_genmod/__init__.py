@@ -14,6 +14,7 @@ _MODULES = {
     "AutoencoderPipeline": "pipelines.autoencoder",
     "ClassifierFreeGuidedPipeline": "pipelines.classifier_free_guided",
     "ClassifierGuidedPipeline": "pipelines.classifier_guided",
+    "ConsistencyObjective": "objectives.consistency",
     "DenoisingObjective": "objectives.denoising",
     "DenoisingUNet2DModel": "models.denoising_unet",
     "ElboObjective": "objectives.elbo",

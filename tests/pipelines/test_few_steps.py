@@ -6,7 +6,7 @@ from diffusers import ConfigMixin, DPMSolverMultistepScheduler, LCMScheduler, Mo
 from diffusers.configuration_utils import register_to_config
 from small_pipelines import seeded
 
-from hf_genmod import AncestralDDPMScheduler, UnconditionalPipeline, load_pipeline
+from hf_genmod import AncestralDDPMScheduler, UnconditionalPipeline
 from hf_genmod.models.denoising_unet import DenoisingUNet2DOutput
 from hf_genmod.pipelines.samplers import process_of
 
