@@ -112,7 +112,7 @@ def test_a_run_is_tuned_for_a_quarter_of_its_minutes_on_its_own_images(bases, tm
     "kind, flags, reason",
     [
         ("guided", [], "model: a classifier guides it in each step; tune the model that it guides"),
-        ("autoencoder", [], "model: it is an autoencoder and no diffusion model; give another"),
+        ("autoencoder", [], "the model is an autoencoder and no diffusion model; give another"),
         ("none", ["--guidance_scale", "2"], "guidance_scale: 2.0 is for a model of labels or captions; leave it out"),
     ],
 )

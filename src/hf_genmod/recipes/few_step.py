@@ -44,7 +44,7 @@ class TuningConfig(TrainingConfig):
     max_train_minutes: float | None = HfArg(
         default=None, help="Budget in minutes. Default: a quarter of those that the training of the model took."
     )
-    learning_rate: float = HfArg(default=3e-3, help="Peak learning rate of Muon.")
+    learning_rate: float = HfArg(default=1.5e-3, help="Peak learning rate of Muon.")
     ema_length: float = HfArg(
         default=0.1, help="Width of the moving average of the weights, as a fraction of the steps so far. 0: none."
     )
@@ -75,14 +75,12 @@ class FewStepModel:
         arguments ([`FewStepArguments`]): The settings.
 
     Raises:
-        ValueError: If the model is no diffusion model, is tuned already or guided by a classifier; or a
-            `guidance_scale` is given for a model without guidance.
+        ValueError: If the model is tuned already or guided by a classifier, or a `guidance_scale` is given for a model
+            without guidance.
     """
 
     def __init__(self, pipeline: GenerationPipeline, arguments: FewStepArguments):
-        components, request = pipeline.components, pipeline.example_request() if pipeline.denoises else {}
-        if not pipeline.denoises:
-            raise ValueError("model: it is an autoencoder and no diffusion model; give another")
+        components, request = pipeline.components, pipeline.example_request()
         if "classifier" in components:
             raise ValueError("model: a classifier guides it in each step; tune the model that it guides")
         if pipeline.is_consistent:
