@@ -5,6 +5,7 @@ import math
 
 from torch import Tensor
 
+from hf_genmod.pipelines.predictions import x_0_of
 from hf_genmod.pipelines.samplers import Sampler
 
 
@@ -43,3 +44,8 @@ def noised_back(sampler: Sampler, i: int, x: Tensor, epsilon: Tensor) -> Tensor:
     """x before step i, of x after it and the noise ε."""
     added = math.sqrt(sigma_of(sampler, i) ** 2 - sigma_of(sampler, i + 1) ** 2)
     return (factor_of(sampler, i + 1) * x + added * epsilon) / factor_of(sampler, i)
+
+
+def predicted_x_0(pipeline, prediction: Tensor, x_t: Tensor, sigma: float) -> Tensor:
+    """x̂_0 of a prediction of the network of a pipeline, not clipped, at its input x_t."""
+    return x_0_of(pipeline.config.process["prediction_type"], prediction[:, : x_t.shape[1]], x_t, sigma)

@@ -11,7 +11,6 @@ from ..models.image_model import pair
 from .adapters import AdapterMixin
 from .checkpoint import ImagePipeline
 from .pictures import REMEDY, in_enough_precision
-from .predictions import x_0_of
 from .requests import (
     check_guidance,
     check_output_type,
@@ -102,11 +101,9 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
                 x_t = x_t + shift(scheduler, model_input, t, sigma, prediction)
             finite.append((t, prediction.isfinite().all() & x_t.isfinite().all()))
             if on_step_end is not None:
-                tensors = {"latents": x_t}
-                if "pred_original_sample" in tensor_inputs:
-                    kind, predicted = self.config.process["prediction_type"], prediction[:, : x_t.shape[1]]
-                    tensors["pred_original_sample"] = x_0_of(kind, predicted, model_input, sigma)
-                changed = on_step_end(self, i, t, {name: tensors[name] for name in tensor_inputs})
+                of = {"latents": lambda *_: x_t, "pred_original_sample": _edits("predicted_x_0")}
+                tensors = {name: of[name](self, prediction, model_input, sigma) for name in tensor_inputs}
+                changed = on_step_end(self, i, t, tensors)
                 if not isinstance(changed, dict | None):
                     raise ValueError(f"callback_on_step_end: it returned {changed!r:.40}, neither a dict nor None")
                 x_t = checked_latents((changed or {}).get("latents", x_t), shape).to(x_t)
@@ -152,6 +149,5 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         """The images of latents, (n, C, H, W) in [-1, 1]; without an autoencoder they are the latents."""
         if self.vae is None:
             return latents
-        config = self.vae.config
-        z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        z = latents / self.vae.config.scaling_factor + (getattr(self.vae.config, "shift_factor", None) or 0.0)
         return in_enough_precision(self.vae, lambda z: self.vae.decode(z).sample, z)

@@ -100,8 +100,7 @@ def _fault(cls: type[SchedulerMixin], config: str, n: int, first: int, consisten
     config = json.loads(config) | {"_use_default_values": []}
     for clips, most in (("clip_sample", "clip_sample_range"), ("thresholding", "sample_max_value")):
         config[clips] = bool(config.get(clips)) and config.get(most, 1) < 1  # pixels are in [-1, 1], other x_0 are not
-    if str(config.get("variance_type")).startswith("learned"):
-        config["variance_type"] = "fixed_small"
+    config |= {"variance_type": "fixed_small"} if str(config.get("variance_type")).startswith("learned") else {}
     sampler = Sampler(cls.from_config(config), n, first)
     scheduler, sigmas = sampler.scheduler, np.minimum(sampler.sigmas, 1e6)
     m, s, generators = 0.5, torch.tensor([0.1, 0.5, 1.0, 4.0]), [torch.Generator().manual_seed(0)]
