@@ -54,3 +54,25 @@ def test_other_samplers_are_for_the_process_of_a_tuned_model_too(tmp_path):
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.config.process, timestep_spacing="trailing")
     assert pipe(2, num_inference_steps=1, generator=seeded(0), output_type="latent").images.shape == (2, 1, 64, 64)
     assert pipe.is_consistent
+
+
+def test_a_tuned_model_varies_images_and_goes_from_seed_to_seed():
+    pipe, image = tuned(consistent=True), torch.rand(1, 1, 64, 64)
+    pipe.set_progress_bar_config(disable=True)
+    (varied,) = pipe(image=image, strength=0.5, num_inference_steps=4, generator=seeded(2), output_type="pt").images
+    assert varied.shape == image.shape[1:] and not torch.equal(varied, image[0])
+    ends = pipe.interpolate(3, 4, num=2, num_inference_steps=1, output_type="pt").images
+    x_T = torch.randn(1, 1, 64, 64, generator=seeded(3))
+    drawn = pipe(latents=x_T, num_inference_steps=1, output_type="pt").images
+    torch.testing.assert_close(ends[:1], drawn, rtol=0, atol=1e-4)
+
+
+def test_what_needs_a_denoiser_is_refused():
+    pipe, image = tuned(consistent=True), torch.rand(1, 1, 64, 64)
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 32:] = 1
+    remedy = "use the model that it was tuned from"
+    with pytest.raises(ValueError, match=f"^mask_image: a model tuned to few steps predicts one image, .*; {remedy}$"):
+        pipe(image=image, mask_image=mask, num_inference_steps=4)
+    with pytest.raises(ValueError, match=f"^image: a model tuned to few steps follows no trajectory .*; {remedy}$"):
+        pipe.invert(image, num_inference_steps=4)

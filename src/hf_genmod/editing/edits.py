@@ -70,6 +70,9 @@ class Edit:
         check_positive(num_resample=1 if num_resample is None else num_resample)
         if mask_image is not None and torch.is_inference_mode_enabled():
             raise ValueError("mask_image: it needs derivatives; use torch.no_grad() instead of inference_mode()")
+        if mask_image is not None and pipeline.is_consistent:
+            reason = "a model tuned to few steps predicts one image, not the mean of those that fit"
+            raise ValueError(f"mask_image: {reason}; use the model that it was tuned from")
         self.pipeline, self.sampler, self.generators = pipeline, sampler, generators
         device, self.values = pipeline._execution_device, read_images(pipeline, image, n)
         self.x = to_model_range(self.values, pipeline.config.value_range or UNIT).to(device)

@@ -45,7 +45,7 @@ def interpolate(
     for name in {"latents", "batch_size", "num_images_per_prompt"} & request.keys():
         raise ValueError(f"{name}: the noise is that between a and b, and num says of how many images; leave it out")
     check_process(pipeline.scheduler, pipeline.config.process)
-    check_sampler(pipeline.scheduler, num_inference_steps)
+    check_sampler(pipeline.scheduler, num_inference_steps, consistent=pipeline.is_consistent)
     check_deterministic(Sampler(pipeline.scheduler, num_inference_steps, **pipeline._config_changes(True)[0]))
     kinds = {"class_labels": request.pop("class_labels", None), "prompt": request.pop("prompt", None)}
     pairs = {name: _pair(name, value) for name, value in kinds.items() if value is not None}

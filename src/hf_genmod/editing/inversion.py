@@ -69,6 +69,9 @@ class Inversion:
 
     def of_call(self, pipeline: GenerationPipeline, sampler: Sampler, n: int) -> "Inversion":
         self.pipeline, self.sampler = pipeline, sampler
+        if pipeline.is_consistent:
+            reason = "a model tuned to few steps follows no trajectory that could be run backwards"
+            raise ValueError(f"image: {reason}; use the model that it was tuned from")
         check_deterministic(sampler)
         if n != len(self.x_0):
             number = counted(n, "result")
