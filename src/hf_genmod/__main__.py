@@ -252,7 +252,7 @@ def demo(arguments) -> int:
         raise ValueError('demo: the page needs Gradio; install it by `pip install "hf_genmod[demo]"`') from error
     check_port("127.0.0.1", arguments.port)
     with waiting("loading the model"):
-        model = DemoModel(arguments.path, arguments.upsamplers)
+        model = DemoModel(arguments.path, arguments.upsamplers, adapter=arguments.adapter)
     with waiting("starting the page"):
         page = serve(model, arguments.port, arguments.share)
     print(f"{page.share_url or page.local_url} shows {model.name}; Ctrl-C ends it", flush=True)
@@ -275,6 +275,7 @@ def parse_own(command: str, flags: list[str]) -> argparse.Namespace:
         parser.set_defaults(function=demo)
         parser.add_argument("path", metavar="model", help="The output_dir of a run, or an id on the Hub.")
         parser.add_argument("--upsamplers", nargs="+", default=[], help="Models that enlarge its images, in order.")
+        parser.add_argument("--adapter", help="An adapter for the model: the folder of its run, or its id.")
         parser.add_argument("--port", type=int, default=7860, help="The port at 127.0.0.1. Default: 7860.")
         parser.add_argument("--share", action="store_true", help="Make a link by Gradio that anybody can open.")
     else:

@@ -6,8 +6,10 @@ import pytest
 pytest.importorskip("gradio", reason="needs the extra [demo]")
 
 import torch
+from adapter_cases import trained
 from demo_cases import CHECKPOINTS, painted, picture, pixels_in, sent
 
+from hf_genmod import load_pipeline
 from hf_genmod.demo.drawing import TAKE_PICTURES, shown
 from hf_genmod.demo.model import AS_SAVED, DemoModel
 
@@ -102,6 +104,18 @@ def test_the_python_of_a_painted_part_draws_the_same_and_keeps_the_rest(kind, mo
     assert 0 < kept.sum() < kept.size
     assert all(np.array_equal(x[kept], images["given.png"][kept]) for x in drawn)
     assert not any(np.array_equal(x, images["given.png"]) for x in drawn)
+
+
+@pytest.mark.parametrize("sampler", ["as saved", "DDIM"])
+def test_the_class_of_an_adapter_can_be_drawn(sampler, checkpoint, tmp_path, monkeypatch):
+    pipe = trained(load_pipeline(checkpoint("guided")), name="zebra")
+    pipe.save_lora_weights(tmp_path / "adapter")
+    model = DemoModel(checkpoint("guided"), adapter=tmp_path / "adapter")
+    assert model.class_names == ["cat", "dog", "lizard", "zebra"]
+    html, code = all_shown(model, "draw", class_1="zebra", sampler=sampler)[-1]
+    assert_draws_the_same(html, code, tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match="adapter: an AutoencoderPipeline takes none; leave it out"):
+        DemoModel(checkpoint("vae"), adapter=tmp_path / "adapter")
 
 
 def test_a_cascade_shows_all_stages_and_its_python_draws_the_last(model, tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def test_visitors_at_once_get_their_own_images(server):
         ({"do": "edit", "picture": {"picture": "data:image/png;base64,AAAA"}}, "picture: the file is no picture that"),
         ({"class_1": "cat", "weight_1": 0}, "class_labels: {'cat': 0.0} gives no label a weight"),
         (
-            {"steps": 249, "sampler": "that of the model", "guidance_scale": "x"},
+            {"steps": 249, "sampler": "as saved", "guidance_scale": "x"},
             "γ, guidance scale: 'x' is not a number",
         ),
     ],

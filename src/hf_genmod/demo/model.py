@@ -21,7 +21,7 @@ from hf_genmod.sharing.loading import load_pipeline
 
 NO_CLASS = "–"
 MOST_PICTURES, MOST_STEPS, MOST_FRAMES, LARGEST_SEED = 16, 250, 12, 2**31 - 1
-AS_SAVED = "that of the model"
+AS_SAVED = "as saved"
 TRAILING = {"timestep_spacing": "trailing"}
 SAMPLERS = {  # name -> (class, options of `from_config`, whether it adds noise)
     "SDE-DPM-Solver++": (DPMSolverMultistepScheduler, TRAILING | {"algorithm_type": "sde-dpmsolver++"}, True),
@@ -46,6 +46,7 @@ class DemoModel:
         model (`str` or `os.PathLike`): A folder, or an id on the Hub.
         upsamplers (`list[str]`): Those that enlarge its images, in this order.
         revision (`str`, *optional*): The branch or commit of the model on the Hub.
+        adapter (`str` or `os.PathLike`, *optional*): An adapter (LoRA) for the model, a folder or an id on the Hub.
 
     Attributes:
         tabs (`list[str]`): What the page offers: "draw", "between", "edit", "steps", "enlarge", "reconstruct",
@@ -56,7 +57,11 @@ class DemoModel:
     """
 
     def __init__(
-        self, model: str | os.PathLike, upsamplers: Sequence[str | os.PathLike] = (), revision: str | None = None
+        self,
+        model: str | os.PathLike,
+        upsamplers: Sequence[str | os.PathLike] = (),
+        revision: str | None = None,
+        adapter: str | os.PathLike | None = None,
     ):
         self.places = [os.fspath(place) for place in (model, *upsamplers)]
         self.device = processes().device
@@ -67,6 +72,11 @@ class DemoModel:
         for stage in self.stages:
             stage.set_progress_bar_config(disable=True)
         self.pipe, self.lock = self.stages[0], threading.Lock()
+        self.adapter = None if adapter is None else os.fspath(adapter)
+        if adapter is not None:
+            if not self.pipe.denoises:
+                raise ValueError(f"adapter: {a_or_an(type(self.pipe).__name__)} takes none; leave it out")
+            self.pipe.load_lora_weights(self.adapter)
         for place, stage in zip(self.places[1:], self.stages[1:], strict=True):
             if "image" not in stage.example_request():
                 kind = a_or_an(type(stage).__name__)

@@ -56,13 +56,15 @@ def script(model: DemoModel, lines: list[str], sampler: str | None = None, impor
     own = sorted(line.removeprefix("from hf_genmod import ") for line in of_sampler if "hf_genmod" in line)
     others = [line for line in of_sampler if "hf_genmod" not in line]
     top = ["import torch", *sorted([*others, *(imports or [])])]
+    adapt = [] if model.adapter is None else [f".load_lora_weights({model.adapter!r})"]
     if not model.is_cascade:
         names = ", ".join([*own, "load_pipeline"])
         words = ", ".join([repr(model.places[0]), *(f"{name}={value!r}" for name, value in model.options.items())])
-        load = f"pipe = load_pipeline({words}){on}"
-        return "\n".join([*top, f"from hf_genmod import {names}", "", load, *changes, *lines])
-    top += ["from hf_genmod import load_pipeline", "from hf_genmod.drawing.cascade import draw_cascade"]
-    return "\n".join([*top, "", f"stages = [load_pipeline(place) for place in {model.places!r}]", *lines])
+        load = [f"pipe = load_pipeline({words}){on}", *(f"pipe{call}" for call in adapt), *changes]
+        return "\n".join([*top, f"from hf_genmod import {names}", "", *load, *lines])
+    top += ["from hf_genmod import load_pipeline", "from hf_genmod.drawing.cascade import draw_cascade", ""]
+    load = f"stages = [load_pipeline(place) for place in {model.places!r}]"
+    return "\n".join([*top, load, *(f"stages[0]{call}" for call in adapt), *lines])
 
 
 def seeds_line(values: dict, number: int) -> str:
