@@ -1,6 +1,5 @@
 """`hf_genmod demo` as a process."""
 
-import os
 import re
 import signal
 import socket
@@ -14,13 +13,9 @@ pytest.importorskip("gradio", reason="needs the extra [demo]")
 
 from pages import free_port
 
-DEMO = [sys.executable, "-m", "hf_genmod", "demo"]
-WITHOUT_GRADIO = """
-import sys
-sys.modules["gradio"] = None
 from hf_genmod.__main__ import main
-main(["demo", "runs/mine"])
-"""
+
+DEMO = [sys.executable, "-m", "hf_genmod", "demo"]
 
 
 def test_the_command_serves_a_page_until_ctrl_c(checkpoint):
@@ -37,26 +32,25 @@ def test_the_command_serves_a_page_until_ctrl_c(checkpoint):
     assert process.returncode in (0, 130) and "Traceback" not in errors
 
 
-def refused(*arguments, **environment) -> str:
-    done = subprocess.run(
-        [*DEMO, *map(str, arguments)], capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    return done.stderr.splitlines()[-1]
+def refused(capsys, *arguments) -> str:
+    """What the command answers in this process, as importing the libraries takes seconds."""
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", *map(str, arguments)])
+    assert ended.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_folder_that_is_no_checkpoint_is_one_sentence(tmp_path):
-    assert refused(tmp_path, "--port", free_port()).startswith(f"error: {tmp_path}: ")
+def test_a_folder_that_is_no_checkpoint_is_one_sentence(tmp_path, capsys):
+    assert refused(capsys, tmp_path, "--port", free_port()).startswith(f"error: {tmp_path}: ")
 
 
-def test_a_port_in_use_is_one_sentence_before_the_model_is_loaded(tmp_path):
+def test_a_port_in_use_is_one_sentence_before_the_model_is_loaded(tmp_path, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert re.match(
-            f"error: port: {port} is not free .*; give another by --port", refused(tmp_path, "--port", port)
-        )
+        answer = refused(capsys, tmp_path, "--port", port)
+    assert re.match(f"error: port: {port} is not free .*; give another by --port", answer)
 
 
 def test_what_does_not_enlarge_is_no_upsampler(checkpoint):
@@ -66,10 +60,9 @@ def test_what_does_not_enlarge_is_no_upsampler(checkpoint):
         DemoModel(checkpoint("guided"), [checkpoint("unconditional")])
 
 
-def test_without_gradio_the_command_says_what_to_install():
-    done = subprocess.run([sys.executable, "-c", WITHOUT_GRADIO], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert (
-        done.stderr.splitlines()[-1]
-        == 'error: demo: the page needs Gradio; install it by `pip install "hf_genmod[demo]"`'
-    )
+def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in [name for name in sys.modules if name.startswith("hf_genmod.demo.")]:
+        monkeypatch.delitem(sys.modules, name)
+    remedy = 'install it by `pip install "hf_genmod[demo]"`'
+    assert refused(capsys, "runs/mine") == f"error: demo: the page needs Gradio; {remedy}"

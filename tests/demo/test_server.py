@@ -179,7 +179,7 @@ def send_malformed(page, count, capfd):
 FORBIDDEN = ("Traceback", "root:", "site-packages", "hf_genmod/demo")
 
 
-@pytest.mark.parametrize("kind", ["guided", "text"])
+@pytest.mark.parametrize("kind", ["text"])
 def test_malformed_requests_are_answered_and_the_page_goes_on(kind, server, capfd):
     send_malformed(server(kind), 150, capfd)
 

@@ -54,6 +54,7 @@ def test_the_command_pushes_a_model_and_a_space_that_shows_it(run, hub, monkeypa
     assert len(list(hub.repos["spaces", repo_id].at("main").history())) == 2  # one commit after the first
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_space_runs_by_itself(run, hub, monkeypatch, tmp_path):
     """From its own source, with a model of the Hub."""
     import httpx
