@@ -129,6 +129,7 @@ KELVIN = {"low": [200.0] * 3, "high": [300.0] * 3}
 CHECKPOINTS = {
     "mine": animals,
     "small": animals,
+    "mine-fast": animals,
     "shapes": lambda: guided(tiny_unet(num_classes=2), sampler(), id2label={0: "circle", 1: "star"}),
     "plain": lambda: unconditional(scheduler=sampler()),
     "fields": lambda: guided(scheduler=sampler(), id2label={0: "ring", 1: "b", 2: "c"}, value_range=KELVIN),
