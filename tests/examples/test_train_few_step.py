@@ -82,6 +82,11 @@ def test_every_kind_of_model_is_tuned_to_draw_in_few_steps(kind, bases, pictures
     (image,) = after(**request).images
     assert image.size == after.picture_shape[:0:-1]
     assert len(passes) == 4  # one for each step, without a second for guidance
+    if kind == "none":  # what trains further by the loss of a denoiser would undo it
+        for script, flag in (("train_few_step.py", "--model"), ("finetune_lora.py", "--base")):
+            command = [script, flag, tmp_path / "tuned", "--dataset", data, *SHORT, "--output_dir", tmp_path / "again"]
+            reason = "the model is tuned to few steps already; give the one that it was tuned from"
+            assert error_of(*command) == f"error: {reason}"
     if kind in ("classes", "latents", "text"):
         assert after.config.defaults["arguments"]["guidance_scale"] == 1
 

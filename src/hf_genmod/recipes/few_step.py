@@ -75,16 +75,13 @@ class FewStepModel:
         arguments ([`FewStepArguments`]): The settings.
 
     Raises:
-        ValueError: If the model is tuned already or guided by a classifier, or a `guidance_scale` is given for a model
-            without guidance.
+        ValueError: If a classifier guides the model, or a `guidance_scale` is given for a model without guidance.
     """
 
     def __init__(self, pipeline: GenerationPipeline, arguments: FewStepArguments):
         components, request = pipeline.components, pipeline.example_request()
         if "classifier" in components:
             raise ValueError("model: a classifier guides it in each step; tune the model that it guides")
-        if pipeline.is_consistent:
-            raise ValueError("model: it is tuned to few steps already; tune the model that it was made from")
         gamma, is_guided = arguments.guidance_scale, bool({"class_labels", "prompt"} & {*request})
         if not is_guided and gamma not in (None, 1):
             raise ValueError(f"guidance_scale: {gamma} is for a model of labels or captions; leave it out")

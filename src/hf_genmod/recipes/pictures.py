@@ -112,6 +112,8 @@ class DataArguments:
         [`~DataArguments.load`]."""
         if not pipeline.denoises:
             raise ValueError("the model is an autoencoder and no diffusion model; give another")
+        if pipeline.is_consistent:
+            raise ValueError("the model is tuned to few steps already; give the one that it was tuned from")
         if pipeline.unet.config.conditioning_channels and not upsampler:
             raise ValueError("the model is an upsampler, which makes images of others; give another")
         if pipeline.vae is None:
