@@ -72,6 +72,19 @@ def test_the_loss_is_least_for_what_maps_a_trajectory_to_its_end():
     assert loss(shifted) > consistent
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_processes_and_parts_of_a_batch_share_its_trajectories(parts):
+    made, n = objective(num_levels=4), 16
+    model, labels = Gaussian(made.denoising.scheduler), torch.arange(n) % 3
+
+    def loss(positions):
+        batch = {"images": torch.zeros(len(positions), 1, 8, 8), "class_labels": labels[positions]}
+        return made(model, batch, batch_random(0, 0, positions, n))[0].item()
+
+    shares = [loss(batch_positions(n, process_index=i, num_processes=parts)) for i in range(parts)]
+    assert sum(shares) / parts == pytest.approx(loss(batch_positions(n)), rel=1e-5)
+
+
 def test_the_loss_is_the_distance_in_equation():
     made, n = objective(), 8
     batch = {"images": torch.zeros(n, 1, 8, 8), "class_labels": torch.arange(n) % 2}
