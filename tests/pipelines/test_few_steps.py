@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from diffusers import ConfigMixin, DPMSolverMultistepScheduler, LCMScheduler, ModelMixin
+from diffusers import ConfigMixin, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, LCMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from small_pipelines import seeded
 
 from hf_genmod import AncestralDDPMScheduler, UnconditionalPipeline
+from hf_genmod.evaluation.likelihood_bounds import bits_per_dimension
 from hf_genmod.models.denoising_unet import DenoisingUNet2DOutput
 from hf_genmod.pipelines.samplers import process_of
 
@@ -56,6 +57,18 @@ def test_other_samplers_are_for_the_process_of_a_tuned_model_too(tmp_path):
     assert pipe.is_consistent
 
 
+def test_what_does_not_draw_from_a_tuned_model_is_sent_to_its_own_sampler():
+    pipe, remedy = tuned(consistent=True), "; use the scheduler of the checkpoint, in 1, 2 or 4 steps$"
+    with pytest.raises(ValueError, match="^scheduler: LCMScheduler in 900 steps fails" + remedy):
+        pipe(num_inference_steps=900)
+    pipe.scheduler = DDPMScheduler.from_config(pipe.config.process, timestep_spacing="trailing")
+    with pytest.raises(ValueError, match="^scheduler: DDPMScheduler in 20 steps draws N.*" + remedy):
+        pipe(num_inference_steps=20)
+    pipe.scheduler = DDIMScheduler(prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="^scheduler: its beta_schedule is 'linear'.*" + remedy):
+        pipe(num_inference_steps=4)
+
+
 def test_a_tuned_model_varies_images_and_goes_from_seed_to_seed():
     pipe, image = tuned(consistent=True), torch.rand(1, 1, 64, 64)
     pipe.set_progress_bar_config(disable=True)
@@ -65,6 +78,12 @@ def test_a_tuned_model_varies_images_and_goes_from_seed_to_seed():
     x_T = torch.randn(1, 1, 64, 64, generator=seeded(3))
     drawn = pipe(latents=x_T, num_inference_steps=1, output_type="pt").images
     torch.testing.assert_close(ends[:1], drawn, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="^num_inference_steps: a model tuned .* noise after its first step; give 1$"):
+        pipe.interpolate(3, 4, num=2, num_inference_steps=4)
+
+
+def test_a_tuned_model_has_no_bounds_of_its_likelihood():
+    assert bits_per_dimension(tuned(consistent=True), torch.zeros(2, 1, 64, 64)) == {}
 
 
 def test_what_needs_a_denoiser_is_refused():

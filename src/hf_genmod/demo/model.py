@@ -135,7 +135,7 @@ class DemoModel:
                 continue  # which needs the variance that only its own config describes
             scheduler = cls.from_config(self.pipe.config.process, **options, **self._clips(cls))
             try:
-                check_sampler(scheduler, 20)
+                check_sampler(scheduler, 20, consistent=self.pipe.is_consistent)
             except ValueError:
                 continue
             found[name] = scheduler

@@ -45,6 +45,9 @@ def interpolate(
     for name in {"latents", "batch_size", "num_images_per_prompt"} & request.keys():
         raise ValueError(f"{name}: the noise is that between a and b, and num says of how many images; leave it out")
     check_process(pipeline.scheduler, pipeline.config.process)
+    if pipeline.is_consistent and num_inference_steps != 1:
+        reason = "a model tuned to few steps adds noise after its first step"
+        raise ValueError(f"num_inference_steps: {reason}; give 1")
     check_sampler(pipeline.scheduler, num_inference_steps, consistent=pipeline.is_consistent)
     check_deterministic(Sampler(pipeline.scheduler, num_inference_steps, **pipeline._config_changes(True)[0]))
     kinds = {"class_labels": request.pop("class_labels", None), "prompt": request.pop("prompt", None)}

@@ -130,11 +130,13 @@ def bits_per_dimension(
       these images, as [`probability_flow_bits`] computes it; "variational bound", of all of them.
     - A variational autoencoder: "evidence lower bound"; "importance-sampled bound (64 z)", tighter, from `num_latents`
       z per image.
-    - Other models have no bounds.
+    - Other models have no bounds, nor do those that are tuned to few steps.
 
     The last bound is the headline of a card.
     """
     if pipeline.config.get("value_range") is not None:  # measured values have no 8 bits
+        return {}
+    if pipeline.denoises and pipeline.is_consistent:  # whose x̂_0 is no mean, as the bounds take it to be
         return {}
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:num_images]
     images, condition = images[chosen], {name: values[chosen] for name, values in condition.items()}

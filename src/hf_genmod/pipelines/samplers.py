@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler, SchedulerMixin
 from .requests import plain
 
 OTHER_SAMPLER = 'use DPMSolverMultistepScheduler.from_config(pipe.config.process, timestep_spacing="trailing")'
+OWN_SAMPLER = "use the scheduler of the checkpoint, in 1, 2 or 4 steps"  # of a model tuned to few steps
 
 
 class StepCount(int):
@@ -69,17 +70,18 @@ def process_of(config: dict) -> dict:
 def check_process(scheduler: SchedulerMixin, process: dict) -> None:
     """Raises `ValueError` if a scheduler is not for the process that the network was trained with."""
     name = getattr(scheduler, "__name__", type(scheduler).__name__)
+    remedy = OWN_SAMPLER if process.get("consistent") else OTHER_SAMPLER
     if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"scheduler: {name} is for another kind of model; {OTHER_SAMPLER}")
+        raise ValueError(f"scheduler: {name} is for another kind of model; {remedy}")
     given, of_training = process_of(scheduler.config), DDPMScheduler.from_config(process_of(process))
     angle, expected = (s.alphas_cumprod.cpu().sqrt().acos() for s in (scheduler, of_training))  # arctan σ
     is_same = len(angle) == len(expected) and (angle - expected).abs().max() < 0.01  # the last σ may be finite
     for key, value in given.items():
         if process.get(key, value) != value and (key == "prediction_type" or not is_same):
             values = f"{value!r:.40}, and {process[key]!r:.40} in the training of this model"
-            raise ValueError(f"scheduler: its {key} is {values}; {OTHER_SAMPLER}")
+            raise ValueError(f"scheduler: its {key} is {values}; {remedy}")
     if not is_same:
-        raise ValueError(f"scheduler: {name} changes the noise levels of the training; {OTHER_SAMPLER}")
+        raise ValueError(f"scheduler: {name} changes the noise levels of the training; {remedy}")
 
 
 def check_sampler(scheduler: SchedulerMixin, n: int, first: int = 0, consistent: bool = False) -> None:
@@ -91,7 +93,8 @@ def check_sampler(scheduler: SchedulerMixin, n: int, first: int = 0, consistent:
         reason = _fault(type(scheduler), json.dumps(scheduler.config, default=plain), n, first, consistent)
     if reason:
         start = f", from step {first + 1} on," if first else ""
-        raise ValueError(f"scheduler: {type(scheduler).__name__} in {n} steps{start} {reason}; {OTHER_SAMPLER}")
+        remedy = OWN_SAMPLER if consistent else OTHER_SAMPLER
+        raise ValueError(f"scheduler: {type(scheduler).__name__} in {n} steps{start} {reason}; {remedy}")
 
 
 @functools.cache
