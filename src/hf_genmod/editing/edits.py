@@ -15,7 +15,7 @@ from hf_genmod.editing.known_part import denoiser_given, seamless
 from hf_genmod.editing.noise_levels import from_step, noised, noised_back, whole_steps
 from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.pipelines.requests import check_positive, standard_normal
-from hf_genmod.pipelines.samplers import OTHER_SAMPLER, OWN_SAMPLER, Sampler, check_sampler
+from hf_genmod.pipelines.samplers import REMEDIES, Sampler, check_sampler
 
 STRENGTH = 0.6  # without a mask
 NUM_RESAMPLE = 3  # with a mask, where the sampler can take a step again
@@ -141,6 +141,6 @@ def check_start(pipeline: GenerationPipeline, n: int, strength: float) -> None:
     if reason := fault(n):
         most = min(n + 20, scheduler.config.num_train_timesteps)
         enough = next((more for more in range(n + 1, most + 1) if fault(more) is None), None)
-        other = OWN_SAMPLER if consistent else OTHER_SAMPLER
+        other = REMEDIES[consistent]
         remedy = f"take {enough} steps, or {other}" if enough else other
         raise ValueError(f"{reason.removesuffix(other)}{remedy}")

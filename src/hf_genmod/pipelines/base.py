@@ -70,15 +70,15 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         prediction)`, which is added to x_{t-1}. With `clip=False` the scheduler does not clip x̂_0. An `edit`, of the
         arguments (image, mask_image, strength, num_resample), takes the steps in its own order.
         """
-        on_step_end, tensor_inputs, scales = callback  # which may change the scales
-        tensor_inputs = getattr(on_step_end, "tensor_inputs", tensor_inputs)  # of a callback of diffusers
+        on_step_end, wanted, scales = callback  # which may change the scales
+        wanted = getattr(on_step_end, "tensor_inputs", wanted)  # of a callback of diffusers
         check_positive(batch_size=n, num_inference_steps=steps)
         check_output_type(output_type)
         if not (on_step_end is None or callable(on_step_end)):
             raise ValueError(f"callback_on_step_end: {on_step_end!r:.40} is no function; give one, or None")
         known = self._callback_tensor_inputs
-        if not isinstance(tensor_inputs, (list, tuple)) or not {*map(str, tensor_inputs)} <= {*known}:
-            raise ValueError(f"callback_on_step_end_tensor_inputs: {tensor_inputs!r} is no list of names from {known}")
+        if not isinstance(wanted, (list, tuple)) or not {*map(str, wanted)} <= {*known}:
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {wanted!r} is no list of names from {known}")
         generators = one_generator_each(generator, n)
         shape = (n, self.unet.config.in_channels, *pair(size or self.unet.config.sample_size))
         x_T = checked_latents(standard_normal(shape[1:], generators) if x_T is None else x_T, shape)
@@ -102,8 +102,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
             finite.append((t, prediction.isfinite().all() & x_t.isfinite().all()))
             if on_step_end is not None:
                 of = {"latents": lambda *_: x_t, "pred_original_sample": _edits("predicted_x_0")}
-                tensors = {name: of[name](self, prediction, model_input, sigma) for name in tensor_inputs}
-                changed = on_step_end(self, i, t, tensors)
+                changed = on_step_end(self, i, t, {x: of[x](self, prediction, model_input, sigma) for x in wanted})
                 if not isinstance(changed, dict | None):
                     raise ValueError(f"callback_on_step_end: it returned {changed!r:.40}, neither a dict nor None")
                 x_t = checked_latents((changed or {}).get("latents", x_t), shape).to(x_t)

@@ -95,8 +95,7 @@ def number_of_images(batch_size: int, num_images_per_prompt: int) -> int:
 
 def one_generator_each(generator, n: int) -> list[torch.Generator]:
     """One generator per image, so that an image does not depend on the others of its batch."""
-    is_list = isinstance(generator, (list, tuple))
-    given = list(generator) if is_list else [generator]
+    given = list(generator) if (is_list := isinstance(generator, (list, tuple))) else [generator]
     if generator is not None and not all(isinstance(g, torch.Generator) for g in given):
         raise ValueError(f"generator: {generator!r} is neither a torch.Generator nor a list of them; give one or None")
     if is_list and len(given) != n:

@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler, SchedulerMixin
 from .requests import plain
 
 OTHER_SAMPLER = 'use DPMSolverMultistepScheduler.from_config(pipe.config.process, timestep_spacing="trailing")'
-OWN_SAMPLER = "use the scheduler of the checkpoint, in 1, 2 or 4 steps"  # of a model tuned to few steps
+REMEDIES = (OTHER_SAMPLER, "use the scheduler of the checkpoint, in 1, 2 or 4 steps")  # by whether it is consistent
 
 
 class StepCount(int):
@@ -43,8 +43,7 @@ class Sampler:
         steps = [inspect.signature(cls.step).parameters for cls in type(scheduler).__mro__ if "step" in vars(cls)]
         options = ("generator", "check_finite")  # `step` names them, or has **kwargs for a `step` below, which does
         self.options = [x for x in options if next((x in s for s in steps if x in s or "**" not in str(s)), True)]
-        log_sigmas = (1 / scheduler.alphas_cumprod.cpu().double() - 1).log() / 2
-        # σ = √((1−ᾱ_t)/ᾱ_t) of the network's input in each step; t may lie between two timesteps of training.
+        log_sigmas = (1 / scheduler.alphas_cumprod.cpu().double() - 1).log() / 2  # t may lie between two timesteps
         self.sigmas = np.exp(np.interp(self.scheduler.timesteps, range(len(log_sigmas)), log_sigmas)).tolist()
 
     def step(self, i: int, prediction: torch.Tensor, x_t: torch.Tensor, generators: list) -> torch.Tensor:
@@ -69,8 +68,7 @@ def process_of(config: dict) -> dict:
 
 def check_process(scheduler: SchedulerMixin, process: dict) -> None:
     """Raises `ValueError` if a scheduler is not for the process that the network was trained with."""
-    name = getattr(scheduler, "__name__", type(scheduler).__name__)
-    remedy = OWN_SAMPLER if process.get("consistent") else OTHER_SAMPLER
+    name, remedy = getattr(scheduler, "__name__", type(scheduler).__name__), REMEDIES["consistent" in process]
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(f"scheduler: {name} is for another kind of model; {remedy}")
     given, of_training = process_of(scheduler.config), DDPMScheduler.from_config(process_of(process))
@@ -92,8 +90,7 @@ def check_sampler(scheduler: SchedulerMixin, n: int, first: int = 0, consistent:
     with contextlib.suppress(Exception):  # those for other models raise anything
         reason = _fault(type(scheduler), json.dumps(scheduler.config, default=plain), n, first, consistent)
     if reason:
-        start = f", from step {first + 1} on," if first else ""
-        remedy = OWN_SAMPLER if consistent else OTHER_SAMPLER
+        start, remedy = f", from step {first + 1} on," * bool(first), REMEDIES[consistent]
         raise ValueError(f"scheduler: {type(scheduler).__name__} in {n} steps{start} {reason}; {remedy}")
 
 
