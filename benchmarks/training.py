@@ -9,7 +9,6 @@ import argparse
 import collections
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -147,9 +146,8 @@ def processes(folder):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number),
                    "examples/train_unconditional.py", "--dataset", arguments.dataset, "--batch_size",
                    str(pictures_a_step), "--max_train_steps", "40", "--sampling_steps", "0", "--checkpointing_steps",
-                   "0", "--output_dir", str(output_dir)]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, env=environment, capture_output=True)
+                   "0", "--num_threads", "1", "--output_dir", str(output_dir)]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True)
         lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
         rates[number, pictures_a_step].append(statistics.median(line["images_per_second"] for line in lines[1:]))
     for what, of_two, of_one in (("a batch of 64", 64, 64), ("64 pictures each", 128, 64), ("128 each", 256, 128)):

@@ -45,6 +45,17 @@ def test_a_launched_process_takes_its_share_of_the_cores_unless_a_person_says_ot
     assert [int(line) for line in done.stdout.split()] == [expected for _, _, expected in cases], done.stderr
 
 
+def test_accelerate_takes_no_more_threads_than_were_asked_for():
+    """In a single process that a launcher has started, for which it takes all cores by itself."""
+    program = "from hf_genmod.processes import processes, use_cores; import torch; use_cores(1); processes(); "
+    launched = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | launched
+    command = [sys.executable, "-c", program + "print(torch.get_num_threads())"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "1\n", done.stderr
+
+
 @pytest.mark.parametrize("number", [0, -1, 10**12])
 def test_numbers_of_threads_that_cannot_be_are_refused(number):
     with pytest.raises(ValueError, match=f"num_threads: {number} is not within 1 ... 1024"):

@@ -110,6 +110,7 @@ def use_cores(num_threads: int | None = None) -> None:
         if not 1 <= num_threads <= 1024:
             raise ValueError(f"num_threads: {num_threads} is not within 1 ... 1024")
         torch.set_num_threads(num_threads)
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # or Accelerate takes all cores for a single process
 
 
 def _cores() -> int:

@@ -1,9 +1,13 @@
 """Images of every kind are decoded faithfully, or refused in a sentence."""
 
+import gc
 import io
 import os
 import shutil
 import struct
+import subprocess
+import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -166,6 +170,35 @@ def test_a_damaged_or_unwritable_cache_costs_nothing(class_folders):
     shutil.rmtree(cache)
     cache.write_text("a file where a folder should be")
     assert load_pictures(class_folders, in_memory=False).fingerprint == fingerprint
+
+
+def test_what_is_known_of_an_image_takes_few_bytes(tmp_path):
+    """In memory, at the first start and at one that finds everything known."""
+    count = 1000
+    for i in range(count):
+        save(Image.new("L", (2, 2), i % 256), tmp_path / f"{i}.png")
+    load_pictures(tmp_path)  # which imports what it needs
+    for _ in range(2):
+        tracemalloc.start()
+        dataset = load_pictures(tmp_path, in_memory=False)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(dataset.properties) == count and kept / count < 100
+
+
+def test_processes_that_inspect_at_once_find_the_same(tmp_path):
+    for i, array in enumerate(pixels(40)):
+        save(picture(array), tmp_path / "pictures" / f"{i}.png")
+    script = f"""
+import datasets, sys
+datasets.config.HF_DATASETS_CACHE = {str(tmp_path / "cache")!r}
+from hf_genmod.data.loading import load_pictures
+print(load_pictures({str(tmp_path / "pictures")!r}, in_memory=False).fingerprint)
+"""
+    started = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    found = {process.communicate()[0].strip() for process in started}
+    assert found == {load_pictures(tmp_path / "pictures").fingerprint}
 
 
 def test_an_image_that_points_beyond_its_end_is_left_out(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_genmod.drawing.curves import draw_losses, draw_sweep
+from hf_genmod.drawing.curves import draw_losses, draw_sweep, evenly_on_a_log_axis
 from hf_genmod.evaluation.estimates import Estimate
 
 
@@ -15,6 +15,15 @@ def test_a_single_line_of_metrics_is_seen(name, color, tmp_path):
     height, width, _ = pixels.shape
     inside = pixels[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4]  # of the axes, without the legend
     assert (abs(inside - color).sum(axis=-1) < 30).any()
+
+
+def test_no_point_is_missed_on_a_logarithmic_axis():
+    assert evenly_on_a_log_axis([*range(4000)]) == [*range(4000)]
+    drawn = np.array(evenly_on_a_log_axis([*range(1, 1_000_001)]))  # whose place is their value
+    assert len(drawn) <= 4000 and drawn[0] == 1 and drawn[-1] == 1_000_000
+    gaps = np.diff(np.log(drawn))[drawn[:-1] > 1000]  # below, all are drawn that are there
+    assert gaps.max() < np.log(1_000_000) / 3000
+    assert set(range(1, 100)) <= set(drawn.tolist())
 
 
 @pytest.mark.parametrize(

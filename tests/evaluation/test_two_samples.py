@@ -31,7 +31,7 @@ def blurred(images):
 
 
 def test_what_is_changed_is_told_apart_and_what_is_not_is_not():
-    assert told_apart(noisy(hills(100, seed=1), 2), hills(100)).low > 0.7
+    assert told_apart(noisy(hills(50, seed=1), 4), hills(50)).low > 0.7
     pictures, others = hills(100, size=8), hills(100, seed=1, size=8)
     assert told_apart(others, pictures).low < 0.5
     assert told_apart(blurred(others), pictures).low > 0.7

@@ -33,6 +33,18 @@ def inputs(unet):
     return unet_inputs(unet)
 
 
+def test_the_memory_format_of_the_images_changes_nothing(unet, inputs):
+    """Bitwise on a CPU, which computes with the channels of a pixel beside each other whatever it is given."""
+    images = {k: v.contiguous(memory_format=torch.channels_last) for k, v in inputs.items() if v.ndim == 4}
+    assert torch.equal(predict(unet, inputs | images), predict(unet, inputs))
+    features = []
+    with torch.no_grad():
+        for module in (unet.conv_in, unet.conv_out):
+            module.register_forward_hook(lambda module, args, output: features.append(args[0]))
+        predict(unet, inputs)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in features)
+
+
 class TestAsAModelOfDiffusers:
     @pytest.mark.parametrize(
         "options, names",

@@ -213,9 +213,12 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("in_bf16", [False, True])
-def test_a_step_of_the_default_unet_takes_at_most_300_operators(in_bf16):
-    unet = DenoisingUNet2DModel().to(memory_format=torch.channels_last)
+NARROW = {"block_out_channels": (16, 32, 64), "norm_num_groups": 8, "attention_head_dim": 8}
+
+
+@pytest.mark.parametrize("in_bf16, widths", [(False, {}), (False, NARROW), (True, NARROW)])  # bf16 may be emulated
+def test_a_step_of_the_default_unet_takes_at_most_300_operators(in_bf16, widths):
+    unet = DenoisingUNet2DModel(**widths).to(memory_format=torch.channels_last)
     optimizer = Muon(unet, lr=1e-3)
     for _ in range(2):  # the first one makes the state
         for parameter in unet.parameters():

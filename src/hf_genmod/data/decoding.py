@@ -6,8 +6,9 @@ import io
 import json
 import os
 import re
-import tempfile
-from collections.abc import Callable
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +70,12 @@ class Properties(NamedTuple):
     has_alpha: bool = False
     measured_channels: int = 0  # 0 for an image of 8 bits
 
+    @classmethod
+    def table(cls, rows: Sequence[Sequence]) -> np.recarray:
+        """Those of many images as columns, which take 14 bytes an image."""
+        types = [(name, bool if kind is bool else np.int32) for name, kind in cls.__annotations__.items()]
+        return np.array([tuple(row) for row in rows], dtype=types).view(np.recarray)
+
 
 def inspect(entry, decode: bool = False) -> Properties:
     """The properties of an image, from its header alone unless `decode`; measured values and images with an alpha
@@ -105,30 +112,61 @@ class InspectionCache:
 
     def __init__(self, name: str):
         place = hashlib.blake2b(os.path.abspath(name).encode(), digest_size=8).hexdigest()
-        self._file = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", f"{place}.json")
-        self._used, self._known = {}, {}
-        with contextlib.suppress(OSError, ValueError):  # no file, or half a file
-            self._known = json.loads(self._file.read_text(encoding="utf-8"))
+        self._file = Path(datasets.config.HF_DATASETS_CACHE, "hf_genmod", f"{place}.sqlite")
+        self._new, self._lock = [], threading.Lock()
+        self._kept = self._open() if self._file.is_file() else None
+
+    def _open(self) -> sqlite3.Connection | None:
+        with contextlib.suppress(OSError, sqlite3.OperationalError):  # then the next run decodes again
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            kept = sqlite3.connect(self._file, timeout=60, check_same_thread=False)
+            try:
+                kept.execute("CREATE TABLE IF NOT EXISTS results (image PRIMARY KEY, version, result) WITHOUT ROWID")
+                return kept
+            except sqlite3.DatabaseError as error:
+                kept.close()
+                if type(error) is sqlite3.DatabaseError:  # damaged
+                    self._file.unlink()
+        return None
 
     def __call__(self, what: str, function: Callable, entry):
         """`function(entry)`, or its result for the same image in an earlier run."""
         if not isinstance(entry, dict) or (entry["bytes"] is None and not os.path.isfile(entry["path"] or "")):
             return function(entry)
         if entry["bytes"] is not None:
-            image = hashlib.blake2b(entry["bytes"], digest_size=16).hexdigest()
+            image, version = hashlib.blake2b(entry["bytes"], digest_size=16).hexdigest(), ""
         else:
             stat = os.stat(entry["path"])
-            image = f"{entry['path']} {stat.st_mtime_ns} {stat.st_size}"
-        key = f"{what} {image}"
-        self._used[key] = self._known.get(key) or function(entry)
-        return self._used[key]
+            image, version = entry["path"], f"{stat.st_mtime_ns} {stat.st_size}"
+        image = f"{what} {image}"
+        if known := self._find(image, version):
+            return json.loads(known)
+        result = function(entry)
+        with self._lock:
+            self._new.append((image, version, json.dumps(result)))
+        if len(self._new) >= 10_000:
+            self._write()
+        return result
 
-    def save(self) -> None:
-        """Writes the results that this run has used."""
-        if self._used == self._known:
-            return
-        with contextlib.suppress(OSError):  # on a full disk the next run decodes again
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False, encoding="utf-8") as file:
-                json.dump(self._used, file)
-            os.replace(file.name, self._file)
+    def _find(self, image: str, version: str) -> str | None:
+        query = "SELECT result FROM results WHERE image = ? AND version = ?"
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            found = self._kept and self._kept.execute(query, (image, version)).fetchone()
+            return found and found[0]
+        return None
+
+    def _write(self) -> None:
+        # In one short transaction, as other processes may write, too. A full disk is no error.
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            new, self._new = self._new, []
+            if new and self._kept is None:
+                self._kept = self._open()
+            if new and self._kept is not None:
+                with self._kept:
+                    self._kept.executemany("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", new)
+
+    def close(self) -> None:
+        """Keeps the results for later runs."""
+        self._write()
+        if self._kept is not None:
+            self._kept.close()

@@ -52,7 +52,8 @@ class PictureDataset(LabelledDataset):
     Attributes:
         images (`torch.Tensor` or `None`): All pixels or measured values, (n, C, H, W), if they are kept in memory.
         value_range (`dict` or `None`): `"low"` and `"high"`, the lowest and highest measured value of each channel.
-        properties (`list[Properties]`): What each image is before it is scaled and converted.
+        properties (`numpy.recarray`): What each image is before it is scaled and converted: the columns of
+            [`Properties`].
         skipped (`list[str]`): Which images were left out, and why.
         may_have_been_trained_on (`bool`): Whether the images were taken out of a training split.
 
@@ -88,7 +89,7 @@ class PictureDataset(LabelledDataset):
         self.resolution = resolution or self._common_size()
         self.channels = self._number_of_channels(channels)
         hashes = self._decode_all(cache, in_memory, skip_bad)
-        cache.save()
+        cache.close()
         shape = (len(self), self.channels, *self.resolution)
         targets = (shape, self.label_names, self.captions, None if self.labels is None else self.labels.tolist())
         self.fingerprint = hashlib.blake2b(f"{''.join(hashes)}{targets}".encode(), digest_size=8).hexdigest()
@@ -109,20 +110,20 @@ class PictureDataset(LabelledDataset):
         if self.skipped and not skip_bad:
             found, self.skipped = inspect_all(decode=True)  # so that the error names all of them
             self._entries.refuse(self.skipped)
-        self.properties = [properties and Properties(*properties) for properties in found]
+        self.properties = Properties.table([properties or Properties(0, 0) for properties in found])
         self._keep([index for index, properties in enumerate(found) if properties is not None])
 
     def _common_size(self) -> tuple[int, int]:
-        heights, widths = zip(*((p.height, p.width) for p in self.properties), strict=True)
-        low, high = (min(heights), min(widths)), (max(heights), max(widths))
+        heights, widths = self.properties.height, self.properties.width
+        low, high = (heights.min().item(), widths.min().item()), (heights.max().item(), widths.max().item())
         if low != high:
             sizes = f"from {low[0]}x{low[1]} to {high[0]}x{high[1]} (height x width)"
             raise ValueError(f"the images of {self.name} differ in size, {sizes}; choose one, such as --resolution 64")
         return low
 
     def _number_of_channels(self, wanted: int | None) -> int:
-        measured = [properties.measured_channels for properties in self.properties]
-        first_of = {number: measured.index(number) for number in sorted(set(measured))}
+        numbers, first = np.unique(self.properties.measured_channels, return_index=True)
+        first_of = dict(zip(numbers.tolist(), first.tolist(), strict=True))
         if len(first_of) > 1:
             (one, first), (other, second) = list(first_of.items())[:2]
             kind = counted(one, "channel") if one else "8 bits"
@@ -130,17 +131,18 @@ class PictureDataset(LabelledDataset):
                 f"the images of {self.name} are of several kinds: {self.where(first)} of {kind}, "
                 f"{self.where(second)} of {counted(other, 'channel')} of measured values; keep one kind"
             )
-        if measured[0] and wanted not in (None, measured[0]):
-            kind = f"measured values of {counted(measured[0], 'channel')}"
+        (measured,) = first_of
+        if measured and wanted not in (None, measured):
+            kind = f"measured values of {counted(measured, 'channel')}"
             raise ValueError(f"{self.name}: it holds {kind}, which stay as they are and cannot become {wanted}")
-        if not measured[0] and wanted not in (None, *MODES):
+        if not measured and wanted not in (None, *MODES):
             raise ValueError(f"channels: {wanted} is none of 1 (grey), 2 (grey, alpha), 3 (RGB) and 4 (RGBA)")
-        has_color, has_alpha = (any(getattr(p, name) for p in self.properties) for name in ("has_color", "has_alpha"))
-        return measured[0] or wanted or (3 if has_color else 1) + has_alpha
+        has_color, has_alpha = self.properties.has_color.any(), self.properties.has_alpha.any()
+        return measured or wanted or (3 if has_color else 1) + int(has_alpha)
 
     def _decode_all(self, cache: InspectionCache, in_memory: bool | None, skip_bad: bool) -> list[str]:
         """Decodes each image once, sets `images` and `value_range`, and returns the hash of each image."""
-        shape, is_measured = (self.channels, *self.resolution), self.properties[0].measured_channels > 0
+        shape, is_measured = (self.channels, *self.resolution), bool(self.properties.measured_channels[0])
         dtype = torch.float32 if is_measured else torch.uint8
         if in_memory is None:
             in_memory = len(self) * math.prod(shape) * dtype.itemsize < available_memory() / 4
@@ -154,7 +156,7 @@ class PictureDataset(LabelledDataset):
             return summary(pixels)
 
         # Pillow releases the lock of the interpreter while it decodes; with small images threads only wait for it.
-        num_pixels = sum(properties.height * properties.width for properties in self.properties)
+        num_pixels = np.dot(self.properties.height.astype(float), self.properties.width)
         num_threads = threads_of(local_processes()) if num_pixels >= 64 * 64 * len(self) else 1
         summaries, unusable = self._entries.apply_to_all(decode, "Decoding images", num_threads)
         if not skip_bad:
@@ -174,7 +176,7 @@ class PictureDataset(LabelledDataset):
         if len(indices) == len(self):
             return
         self._entries = self._entries.select(indices)
-        self.properties = [self.properties[i] for i in indices]
+        self.properties = self.properties[indices]
         self.images = None if self.images is None else self.images[indices]
         self.labels = None if self.labels is None else self.labels[indices]
         self.captions = None if self.captions is None else [self.captions[i] for i in indices]

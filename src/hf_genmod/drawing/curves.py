@@ -4,6 +4,8 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
+
 
 def draw_losses(lines: list[dict], file: Path):
     """Draws the training loss and, if there is any, the held-out loss of the lines of `metrics.jsonl` over the steps.
@@ -22,6 +24,7 @@ def draw_losses(lines: list[dict], file: Path):
         else:
             continue
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        points = evenly_on_a_log_axis(points)
         style |= {"marker": "."} if len(points) == 1 else {}  # a line of one point has no length
         axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.set(xlabel="step", ylabel="loss", xscale="log")
@@ -36,6 +39,15 @@ def draw_losses(lines: list[dict], file: Path):
     axes.grid(which="both", alpha=0.2)
     figure.legend(loc="outside right upper")
     _save(figure, file)
+
+
+def evenly_on_a_log_axis(points: list, most: int = 4000) -> list:
+    """All points of a curve, or about as many as can be seen of a longer one: the first, the last, and those between
+    whose places have even logarithms."""
+    if len(points) <= most:
+        return points
+    places = np.geomspace(1, len(points), most).round().astype(int) - 1
+    return [points[place] for place in np.unique(places)]
 
 
 def draw_accuracy(levels: list[dict], chance: float, file: Path):

@@ -61,6 +61,7 @@ class FeatureClassifier(nn.Module):
         if images.shape[1] != self.config["in_channels"]:
             made_for = self.config["in_channels"]
             raise ValueError(f"images: {images.shape[1]} channels, but this classifier was made for {made_for}")
+        images = images.to(self.projection.weight.device)
         return self.projection(self.body(images).mean(dim=(2, 3)))  # (n, 128, H/4, W/4) -> (n, 128) -> (n, d)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class FeatureClassifier(nn.Module):
                 raise ValueError(f"path: {str(path)!r} was not written by FeatureClassifier.save; give one that was")
             model = cls(**({"num_blocks": None} | json.loads(metadata["config"])))
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-        return model.eval()
+        return model.eval().to(processes().device)
 
 
 def _convolution(c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1) -> list[nn.Module]:
@@ -210,7 +211,7 @@ class PretrainedFeatures:
         arrays = as_bytes(images[:, :3].expand(-1, 3, -1, -1)).permute(0, 2, 3, 1).cpu().numpy()
         output = self.model(**self.processor(images=list(arrays), return_tensors="pt").to(self.model.device))
         pooled = getattr(output, "pooler_output", None)
-        return (output.last_hidden_state.mean(dim=1) if pooled is None else pooled).flatten(1).float().cpu()
+        return (output.last_hidden_state.mean(dim=1) if pooled is None else pooled).flatten(1).float()
 
 
 def extract_features(images: Tensor, network: FeatureClassifier | PretrainedFeatures, batch_size: int = 256) -> Tensor:
@@ -227,7 +228,7 @@ def extract_features(images: Tensor, network: FeatureClassifier | PretrainedFeat
         raise ValueError("network: in training mode, where images of a batch may interact; call .eval() first")
     with torch.no_grad():
         batches = tqdm(images.split(batch_size), "Features", leave=False, disable=None)
-        return torch.cat([network.features(to_model_range(batch).float()) for batch in batches])
+        return torch.cat([network.features(to_model_range(batch).float()).cpu() for batch in batches])
 
 
 def as_bytes(x: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ def recognised_share(predictions: Tensor, labels: Tensor | Sequence[int]) -> Sha
 def recognised(classifier: FeatureClassifier, images: Tensor, labels: Tensor, names: list[str]) -> dict:
     """The "recognised_share" of images, and "recognised_share_by_class"."""
     with torch.no_grad():
-        right = classifier.head(extract_features(images, classifier)).argmax(dim=1) == labels
+        features = extract_features(images, classifier).to(classifier.projection.weight.device)
+        right = classifier.head(features).argmax(dim=1).cpu() == labels
     by_class = {name: Share.of(right[labels == i]) for i, name in enumerate(names) if (labels == i).any()}
     return {"recognised_share": Share.of(right), "recognised_share_by_class": by_class}
 

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.evaluation.estimates import Share
 from hf_genmod.models.initial_weights import SeededWeights
-from hf_genmod.processes import multiplies_in_bf16
+from hf_genmod.processes import multiplies_in_bf16, processes
 
 _HALVINGS = 2
 _BATCH_SIZE = 64
@@ -67,19 +67,20 @@ def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, longer: int = 1
         raise ValueError(f"samples and pictures: {shapes}; give two or more images of one size of each")
     rng = torch.Generator().manual_seed(seed)
     right, train_steps = [], longer * min(300, -(-50 * n // _BATCH_SIZE))
-    fast = torch.autocast("cpu", torch.bfloat16, enabled=multiplies_in_bf16(samples.device), cache_enabled=False)
+    device = processes().device
+    fast = torch.autocast(device.type, torch.bfloat16, enabled=multiplies_in_bf16(device), cache_enabled=False)
     what = "Learning to tell samples from pictures"
     with fast, tqdm(total=2 * _HALVINGS * train_steps, desc=what, leave=False, disable=None) as bar:
         for halving in range(_HALVINGS):
-            chosen = [x[torch.randperm(len(x), generator=rng)[:n]] for x in (samples, pictures)]
+            chosen = [x[torch.randperm(len(x), generator=rng)[:n]].to(device) for x in (samples, pictures)]
             halves = [torch.cat(parts) for parts in zip(*(x.tensor_split(2) for x in chosen), strict=True)]
-            answers = [torch.arange(len(half)) < len(half) // 2 for half in halves]
+            answers = [torch.arange(len(half), device=device) < len(half) // 2 for half in halves]
             for learned, asked in ((0, 1), (1, 0)):
                 judge_seed = 2 * (_HALVINGS * seed + halving) + learned
                 judge = _trained(halves[learned], answers[learned], judge_seed, train_steps, bar)
                 with torch.no_grad():
                     logits = torch.cat([judge(to_model_range(part)) for part in halves[asked].split(256)])
-                right.append(((logits > 0) == answers[asked]).double())
+                right.append(((logits > 0) == answers[asked]).double().cpu())
     share = Share.of(torch.cat(right).view(_HALVINGS, -1).mean(dim=0))
     spread = _STUDENT * torch.stack([answers.mean() for answers in right]).std().item() / len(right) ** 0.5
     low, high = min(share.low, share.value - spread), max(share.high, share.value + spread)
@@ -89,7 +90,7 @@ def told_apart(samples: Tensor, pictures: Tensor, seed: int = 0, longer: int = 1
 def _trained(images: Tensor, is_sample: Tensor, seed: int, train_steps: int, bar: tqdm) -> Judge:
     with SeededWeights(seed):
         judge = Judge(images.shape[1], max(images.shape[-2:]))
-    judge = judge.to(memory_format=torch.channels_last)
+    judge = judge.to(images.device, memory_format=torch.channels_last)
     rng = torch.Generator().manual_seed(seed)
     epochs = -(-train_steps * _BATCH_SIZE // len(images))
     order = torch.cat([torch.randperm(len(images), generator=rng) for _ in range(epochs)])

@@ -55,7 +55,9 @@ class NoisyImageModel(ImageModel):
             x += [torch.sin(math.pi * frequency * sample), torch.cos(math.pi * frequency * sample)]
         if conditioning_image is not None:
             x.append(conditioning_image)
-        return F.pixel_unshuffle(torch.cat(x, dim=1), self.config.patch_size)
+        # On a CPU, convolutions are a quarter faster with the channels of a pixel beside each other.
+        patches = F.pixel_unshuffle(torch.cat(x, dim=1), self.config.patch_size)
+        return patches.contiguous(memory_format=torch.channels_last) if sample.device.type == "cpu" else patches
 
     def _frequencies(self, sample, t):
         t = torch.as_tensor(t).to(sample.device, non_blocking=sample.is_cuda).expand(len(sample))

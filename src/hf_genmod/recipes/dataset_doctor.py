@@ -104,7 +104,7 @@ def _contents(pictures: PictureDataset, counts: dict[str, int], arguments: Capti
         average = len(labels) / len(names)
         if numbers[least] < average / 2:
             yield f"          the rarest is {names[least]!r} with {numbers[least]:,}, and the average {average:,.0f}"
-    heights, widths = zip(*((p.height, p.width) for p in pictures.properties), strict=True)
+    heights, widths = pictures.properties.height.tolist(), pictures.properties.width.tolist()
     if (min(heights), min(widths)) == (max(heights), max(widths)):
         yield f"sizes     all {heights[0]}x{widths[0]} (height x width)"
     else:
@@ -115,7 +115,7 @@ def _contents(pictures: PictureDataset, counts: dict[str, int], arguments: Capti
         yield f"channels  {pictures.channels}, of measured values"
     else:
         kind = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGB and alpha"}[pictures.channels]
-        grey = sum(not properties.has_color for properties in pictures.properties)
+        grey = int((~pictures.properties.has_color).sum())
         yield f"channels  {pictures.channels} ({kind})" + (
             f", {grey:,} of the images grey" if 0 < grey < len(pictures) else ""
         )
@@ -129,7 +129,7 @@ def _contents(pictures: PictureDataset, counts: dict[str, int], arguments: Capti
 def _size_to_give(pictures: PictureDataset) -> tuple[int, int] | None:
     """The height and width to give as `--resolution`, if images do not have one size, or a large or an odd one, with
     which a network is several times slower."""
-    heights, widths = zip(*((p.height, p.width) for p in pictures.properties), strict=True)
+    heights, widths = pictures.properties.height.tolist(), pictures.properties.width.tolist()
     if (
         len({*heights}) == len({*widths}) == 1
         and max(heights[0], widths[0]) <= 128
@@ -169,21 +169,22 @@ def _findings(pictures: PictureDataset, size: tuple[int, int]) -> Iterator[str]:
             f"number of images: {count}, so few that a model memorises them; collect more, and train with "
             "--horizontal_flip if mirrored images are as good"
         )
-    if len({(properties.height, properties.width) for properties in pictures.properties}) > 1:
+    heights, widths = pictures.properties.height, pictures.properties.width
+    if np.ptp(heights) or np.ptp(widths):
         yield "the images differ in size, but a model has one; scale and crop them by --resolution"
-    small = [i for i, p in enumerate(pictures.properties) if 2 * p.height <= height or 2 * p.width <= width]
+    small = np.flatnonzero((2 * heights <= height) | (2 * widths <= width)).tolist()
     if small:
         yield (
             f"small images: {len(small)} of {count} (such as {pictures.where(small[0])}) are at most half as high or "
             f"wide as {height}x{width}, so a model learns no detail from them; replace or remove them"
         )
-    in_color = sum(properties.has_color for properties in pictures.properties)
+    in_color = int(pictures.properties.has_color.sum())
     if 0 < in_color < count:
         yield (
             f"colour and grey: {in_color} of {count} images are in colour, the others grey, and a model draws both; "
             "make all grey by --channels 1, or remove one kind"
         )
-    if transparent := sum(properties.has_alpha for properties in pictures.properties):
+    if transparent := int(pictures.properties.has_alpha.sum()):
         yield (
             f"transparent in places: {transparent} of {count} images, for which a model needs one more channel; put "
             f"them on white by --channels {3 if in_color else 1}, unless transparency is wanted"

@@ -88,7 +88,7 @@ class DataArguments:
             arguments.resolution = vae.config.sample_size
         training, held_out = arguments._load_pixels(num_held_out, hold_out, **required)
         _check_kind("vae: it", value_range, training)
-        has_color = any(properties.has_color for properties in training.properties)
+        has_color = training.properties.has_color.any()
         if self.channels is None and training.channels < 3 and has_color:
             raise ValueError(
                 f"vae: it is for grey images, and some of {training.name} are stored in colour; train an autoencoder "
