@@ -177,6 +177,8 @@ def test_what_is_known_of_an_image_takes_few_bytes(tmp_path):
     count = 1000
     for i in range(count):
         save(Image.new("L", (2, 2), i % 256), tmp_path / f"{i}.png")
+    captions = "".join(f"{i}.png,a picture of grey that is as light as {i}\n" for i in range(count))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + captions)
     load_pictures(tmp_path)  # which imports what it needs
     for _ in range(2):
         tracemalloc.start()
@@ -184,7 +186,7 @@ def test_what_is_known_of_an_image_takes_few_bytes(tmp_path):
         gc.collect()
         kept, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert len(dataset.properties) == count and kept / count < 100
+        assert len(dataset.properties) == len(dataset.captions) == count and kept / count < 100
 
 
 def test_processes_that_inspect_at_once_find_the_same(tmp_path):

@@ -1,12 +1,14 @@
 """What data sets of pixels, measured values and latents have in common: x_0, copies, what was held out."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from tiny import tiny_autoencoder
 
 from hf_genmod import VariationalAutoencoder
+from hf_genmod.data.labelled_dataset import Captions
 from hf_genmod.data.latents import LatentDataset, draw_latents
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom, flip, shift
@@ -33,6 +35,18 @@ def rng():
 
 
 INDICES = [3, 0, 9, 4]
+
+
+def test_captions_are_a_sequence_whatever_chunks_they_lie_in():
+    texts = [f"picture {i}" for i in range(7)]
+    captions = Captions(pa.chunked_array([texts[:3], [], texts[3:]]))
+    assert captions == texts and [*captions] == texts and len(captions) == 7
+    assert captions[4] == texts[4] and captions[-1] == texts[-1] and captions[2:5] == texts[2:5]
+    part = captions.select([6, 0, 6])
+    assert part == [texts[6], texts[0], texts[6]] and part.select([]) == []
+    assert Captions(pa.chunked_array([[["a", "b"], ["c"]]])) == [["a", "b"], ["c"]]
+    with pytest.raises(IndexError):
+        captions[7]
 
 
 class TestX0:

@@ -1,8 +1,36 @@
 """What data sets of images and of their latents have in common: labels, captions and a fingerprint."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 
+import pyarrow as pa
 import torch
+
+
+class Captions(Sequence):
+    """The captions of images as a column of Arrow, on the disk or in memory. Python would make an object of each, and
+    every process that loads images a copy of it."""
+
+    def __init__(self, column: pa.ChunkedArray):
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, index: int | slice) -> str | list:
+        return self._column[index].to_pylist() if isinstance(index, slice) else self._column[index].as_py()
+
+    def __iter__(self) -> Iterator[str | list[str]]:
+        for chunk in self._column.chunks:
+            for part in range(0, len(chunk), 1000):
+                yield from chunk[part : part + 1000].to_pylist()
+
+    def __eq__(self, other) -> bool:
+        return [*self] == [*other]
+
+    def select(self, indices: list[int]) -> "Captions":
+        """Those of some of the images."""
+        return Captions(self._column.take(pa.array(indices, pa.int64())))
 
 
 class LabelledDataset(torch.utils.data.Dataset):
@@ -12,7 +40,7 @@ class LabelledDataset(torch.utils.data.Dataset):
     Attributes:
         labels (`torch.Tensor` or `None`): `int64` (n,), indices into `label_names`.
         label_names (`list[str]` or `None`): The name of each class.
-        captions (`list` or `None`): A string for each image, or a list of strings if it has several captions.
+        captions (sequence or `None`): A string for each image, or a list of strings if it has several captions.
         fingerprint (`str`): Hash of all that the data set returns, the same in every process and run.
     """
 

@@ -18,6 +18,7 @@ from hf_genmod.data.decoding import LINK
 from hf_genmod.data.entries import Entries
 from hf_genmod.data.files import image_endings
 from hf_genmod.data.folder import NUMBER, classes_in_names, in_order
+from hf_genmod.data.labelled_dataset import Captions
 from hf_genmod.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS
 from hf_genmod.data.picture_dataset import PictureDataset
 from hf_genmod.data.shapes import ShapesDataset
@@ -272,7 +273,9 @@ def labels_of(
     return None, None
 
 
-def captions_of(rows: datasets.Dataset, name: str, column: str | None, required: bool, where: Callable) -> list | None:
+def captions_of(
+    rows: datasets.Dataset, name: str, column: str | None, required: bool, where: Callable
+) -> Captions | None:
     """The captions of the images; `None` where there are none and none required."""
     column = column or next((key for key in CAPTION_COLUMNS if key in rows.column_names), None)
     kinds = {key: getattr(value, "feature", value) for key, value in rows.features.items()}
@@ -290,7 +293,7 @@ def captions_of(rows: datasets.Dataset, name: str, column: str | None, required:
             what = f"{name}: its column {column!r} holds no captions (strings or lists of strings)"
             warnings.warn(f"{what}, so captions are not used", stacklevel=3)
         return None
-    captions = column_of(rows, column).to_pylist()
+    captions = Captions(column_of(rows, column))
     missing = [i for i, caption in enumerate(captions) if caption is None or caption == []]
     if not missing:
         return captions

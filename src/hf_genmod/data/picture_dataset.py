@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from hf_genmod.data.decoding import InspectionCache, Properties, inspect, open_image, summary
 from hf_genmod.data.entries import Entries
-from hf_genmod.data.labelled_dataset import LabelledDataset
+from hf_genmod.data.labelled_dataset import Captions, LabelledDataset
 from hf_genmod.data.randomness import Augmentation, BatchRandom, flip, shift
 from hf_genmod.data.value_range import MODES, to_mode, to_model_range
 from hf_genmod.errors import counted
@@ -75,7 +75,7 @@ class PictureDataset(LabelledDataset):
         channels: int | None = None,
         labels: torch.Tensor | None = None,
         label_names: list[str] | None = None,
-        captions: list | None = None,
+        captions: Sequence | None = None,
         in_memory: bool | None = None,
         on_bad_image: str = "error",
     ):
@@ -91,7 +91,8 @@ class PictureDataset(LabelledDataset):
         hashes = self._decode_all(cache, in_memory, skip_bad)
         cache.close()
         shape = (len(self), self.channels, *self.resolution)
-        targets = (shape, self.label_names, self.captions, None if self.labels is None else self.labels.tolist())
+        captions, labels = self.captions and [*self.captions], None if self.labels is None else self.labels.tolist()
+        targets = (shape, label_names, captions, labels)
         self.fingerprint = hashlib.blake2b(f"{''.join(hashes)}{targets}".encode(), digest_size=8).hexdigest()
 
     def _inspect_all(self, cache: InspectionCache, skip_bad: bool) -> None:
@@ -179,7 +180,10 @@ class PictureDataset(LabelledDataset):
         self.properties = self.properties[indices]
         self.images = None if self.images is None else self.images[indices]
         self.labels = None if self.labels is None else self.labels[indices]
-        self.captions = None if self.captions is None else [self.captions[i] for i in indices]
+        if isinstance(self.captions, Captions):
+            self.captions = self.captions.select(indices)
+        elif self.captions is not None:
+            self.captions = [self.captions[i] for i in indices]
 
     def hold_out(self, count: int, seed: int = 0) -> "PictureDataset":
         """Takes `count` images out of this data set and returns them as another. They are drawn at random, from each
