@@ -1,7 +1,7 @@
 """The mean of images of which a part is known, and seams."""
 
 import torch
-from gaussian_pairs import COVARIANCE, MEAN, PROCESS, PairsDenoiser, pairs
+from gaussian_pairs import COVARIANCE, MEAN, PROCESS, pairs, pairs_denoiser
 from small_pipelines import seeded
 from tiny import randn
 
@@ -12,7 +12,7 @@ from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 
 def test_the_mean_of_a_gaussian_given_a_part_is_exact():
     """By the formula for joint Gaussians, with x_t of both rows and row 0 observed."""
-    denoiser, x_0 = PairsDenoiser(64), pairs(3)
+    denoiser, x_0 = pairs_denoiser(64), pairs(3)
     scheduler = AncestralDDPMScheduler.from_config(PROCESS)
     known = torch.tensor([True, False])[None, None, :, None].expand(1, 1, 2, 64)
     for t in (100, 400, 700):

@@ -8,6 +8,8 @@ import torch
 from tiny import randn, tiny_unet
 
 from hf_genmod import AncestralDDPMScheduler
+from hf_genmod.data.exact_networks import ExactDenoiser
+from hf_genmod.data.mixtures import GaussianMixture
 from hf_genmod.data.value_range import to_model_range
 from hf_genmod.evaluation.estimates import Estimate
 from hf_genmod.evaluation.likelihood_bounds import variational_bound
@@ -19,26 +21,14 @@ def scheduler_of(prediction_type="epsilon", beta_schedule="linear", **more):
     return AncestralDDPMScheduler(prediction_type=prediction_type, beta_schedule=beta_schedule, **more)
 
 
-def network_of(means, s, scheduler):
-    """The exact denoiser of values that are each from one of the N(m, s²), equally often, of `means`."""
-    means = torch.tensor(means)
-
-    def unet(x_t, t):
-        alpha_bar = scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
-        a, b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        gaps, variance = x_t[..., None] - a[..., None] * means, alpha_bar * s**2 + 1 - alpha_bar
-        which = (-0.5 * gaps**2 / variance[..., None]).softmax(dim=-1)  # the probability of each Gaussian
-        epsilon = b / variance * (gaps * which).sum(dim=-1)
-        x_0 = (which * (means + (a * s**2 / variance)[..., None] * gaps)).sum(dim=-1)
-        outputs = {"epsilon": epsilon, "sample": x_0, "v_prediction": a * epsilon - b * x_0}
-        return SimpleNamespace(sample=outputs[scheduler.config.prediction_type])
-
-    return unet
+def numbers(means, s):
+    """The mixture of numbers of which each is from one of the N(m, s²), equally often, of `means`."""
+    return GaussianMixture([1.0] * len(means), [[m] for m in means], s**2)
 
 
-def density(means, s):
-    parts = torch.distributions.Normal(torch.tensor(means, dtype=torch.float64), s)
-    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(len(means))), parts)
+def network_of(mixture, scheduler, size):
+    """The exact denoiser of images of such numbers."""
+    return ExactDenoiser(mixture, scheduler, tile=(1, 1, 1), size=size)
 
 
 @pytest.mark.parametrize("means, s", [([0.3], 0.05), ([0.0], 1.0), ([-0.6, 0.4], 0.2)])
@@ -53,10 +43,10 @@ def density(means, s):
 )
 def test_density_of_the_exact_denoiser_is_that_of_the_data(means, s, process):
     scheduler = scheduler_of(**process)
-    which = torch.randint(len(means), (20, 2, 4, 4), generator=torch.Generator().manual_seed(0))
-    x = (torch.tensor(means)[which] + s * randn(20, 2, 4, 4)).float()
-    truth = -density(means, s).log_prob(x.double()).flatten(1).mean(dim=1) / math.log(2)
-    bits = probability_flow_bits(network_of(means, s, scheduler), scheduler, x)
+    x = numbers(means, s).sample(20 * 16, torch.Generator().manual_seed(0))[0].float().reshape(20, 1, 4, 4)
+    mixture = numbers(means, s)
+    truth = -mixture.log_density(x.reshape(-1, 1)).reshape(20, -1).mean(dim=1) / math.log(2)
+    bits = probability_flow_bits(network_of(mixture, scheduler, (4, 4)), scheduler, x)
     assert (bits.mean() - truth.mean()).abs() < 0.01
     assert (bits - truth).abs().max() < 0.03
 
@@ -69,9 +59,10 @@ def test_bits_of_images_are_those_of_their_bins_and_not_above_the_variational_bo
     middle = to_model_range(images).double()
     cdf = torch.distributions.Normal(m, s).cdf
     truth = -torch.log2(cdf(middle + 1 / 255) - cdf(middle - 1 / 255)).mean()
-    bits = Estimate.of(probability_flow_bits(network_of([m], s, scheduler), scheduler, images))
+    unet = network_of(numbers([m], s), scheduler, (8, 8))
+    bits = Estimate.of(probability_flow_bits(unet, scheduler, images))
     assert abs(bits.value - truth) < 0.004
-    bound = variational_bound(network_of([m], s, scheduler), scheduler, images, draws=10)
+    bound = variational_bound(unet, scheduler, images, draws=10)
     assert bits.value < bound.value + 3 * bound.standard_error
 
 

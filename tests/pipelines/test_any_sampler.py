@@ -11,18 +11,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    ConfigMixin,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    ModelMixin,
 )
-from diffusers.configuration_utils import register_to_config
 from diffusers.utils import logging
 from small_pipelines import draw, guided, seeded, unconditional
 
-from hf_genmod.models.denoising_unet import DenoisingUNet2DOutput
+from hf_genmod.data.exact_networks import ExactDenoiser
+from hf_genmod.data.mixtures import GaussianMixture
 from hf_genmod.pipelines import samplers
 from hf_genmod.pipelines.samplers import Sampler, check_sampler
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
@@ -49,29 +47,11 @@ SOMETIMES |= {"TCD": ("epsilon", 4), "PNDM": ("v_prediction", 20)}
 SOMETIMES |= {"UnCLIP": ("sample", 1000), "DPMSolverSDE": ("epsilon", 103)}
 
 
-class GaussianDenoiser(ModelMixin, ConfigMixin):
-    """What predicts ε, v or x_0 of x_0 ~ N(m, s²) best at a timestep, which need not be whole."""
-
-    @register_to_config
-    def __init__(self, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon", sample_size=64):
-        super().__init__()
-        self.dummy = torch.nn.Parameter(torch.zeros(()))
-        self.register_to_config(in_channels=1, out_channels=1, num_classes=None)
-        alpha_bar = AncestralDDPMScheduler(beta_schedule=beta_schedule).alphas_cumprod.double().numpy()
-        self.log_sigmas, self.timesteps = np.log((1 - alpha_bar) / alpha_bar) / 2, np.arange(1000)
-
-    def forward(self, sample, timestep):
-        assert 0 <= timestep <= 999
-        sigma = float(np.exp(np.interp(float(timestep), self.timesteps, self.log_sigmas)))
-        x = sample * (1 + sigma**2) ** 0.5  # x_0 + σ ε
-        x_0 = MEAN + DEVIATION**2 / (DEVIATION**2 + sigma**2) * (x - MEAN)
-        epsilon = (x - x_0) / sigma
-        velocity = (epsilon - sigma * x_0) / (1 + sigma**2) ** 0.5
-        prediction = {"epsilon": epsilon, "v_prediction": velocity, "sample": x_0}[self.config.prediction_type]
-        return DenoisingUNet2DOutput(sample=prediction)
-
-
-denoiser = functools.cache(GaussianDenoiser)
+@functools.cache
+def denoiser(beta_schedule="squaredcos_cap_v2", prediction_type="epsilon"):
+    """What predicts ε, v or x_0 of x_0 ~ N(m, s²) best."""
+    process = AncestralDDPMScheduler(beta_schedule=beta_schedule, prediction_type=prediction_type)
+    return ExactDenoiser(GaussianMixture([1.0], [[MEAN]], DEVIATION**2), process, tile=(1, 1, 1), size=(64, 64))
 
 
 def deviation_of_algorithm_2(scheduler, n, spacing="trailing"):
@@ -254,7 +234,7 @@ def test_as_many_steps_as_in_training(name, n):
     assert picture is not None
     assert_draws(picture, scheduler, n)
     with pytest.raises(ValueError, match="num_inference_steps: 1001 must be within 1 ... 1000, the steps of training"):
-        draw(unconditional(GaussianDenoiser(), scheduler), 1, num_inference_steps=1001)
+        draw(unconditional(denoiser(), scheduler), 1, num_inference_steps=1001)
 
 
 def test_trailing_has_as_many_timesteps_as_asked_for_and_ddim_takes_them():
@@ -408,7 +388,7 @@ REFUSED = {
 @pytest.mark.parametrize("n", [1, 4, 20])
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_refused_says_what_draws(kind, n):
-    pipe = unconditional(GaussianDenoiser(), BASE)
+    pipe = unconditional(denoiser(), BASE)
     pipe.scheduler = REFUSED[kind]()
     try:
         draw(pipe, 1, num_inference_steps=n)
