@@ -31,6 +31,7 @@ def main(data: MeasuredDataArguments, few_step: FewStepArguments, config: Tuning
     pictures, _ = data.training_pictures_for(pipeline, config.horizontal_flip, upsampler=True, **required)
     depends_on = {"model": weights_fingerprint(pipeline.unet)}
     model = FewStepModel(pipeline, few_step)
+    model.warn_of_short_runs(config)
     if "image" in request:
         draw_samples = functools.partial(draw_enlarged, dataset=pictures.sample)
     else:

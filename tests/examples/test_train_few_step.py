@@ -16,6 +16,7 @@ from hf_genmod import (
     UnconditionalPipeline,
     load_pipeline,
 )
+from hf_genmod.sharing.doctor import examine
 
 SHORT = ["--max_train_steps", "2", "--batch_size", "16", "--sampling_steps", "0"]
 
@@ -91,7 +92,7 @@ def test_every_kind_of_model_is_tuned_to_draw_in_few_steps(kind, bases, pictures
         assert after.config.defaults["arguments"]["guidance_scale"] == 1
 
 
-def test_a_run_is_tuned_for_a_quarter_of_its_minutes_on_its_own_images(bases, tmp_path):
+def test_a_run_is_tuned_for_a_quarter_of_its_minutes_on_its_own_images(bases, tmp_path, recwarn):
     model = tmp_path / "model"
     flags = ["--resolution", "16", "--block_out_channels", "16", "32", "--batch_size", "16", "--sampling_steps", "0"]
     done = run("train_unconditional.py", *flags, "--max_train_steps", "2", "--output_dir", model)
@@ -106,7 +107,16 @@ def test_a_run_is_tuned_for_a_quarter_of_its_minutes_on_its_own_images(bases, tm
     assert settings["training"]["max_train_minutes"] == pytest.approx(0.0125)
     assert settings["arguments"]["data"]["dataset"] == "shapes"
     assert settings["built_on"] == {"diffusion model": str(model)}
-    assert f"hf_genmod evaluate {tuned} --dataset shapes" in done.stdout and "too few" not in done.stdout
+    assert f"hf_genmod evaluate {tuned} --dataset shapes" in done.stdout
+    # A step of tuning takes 4.25 passes of each image where one of training takes 3.
+    warned = [str(warning.message) for warning in recwarn]
+    assert f"model: {model} was trained for 2 steps, too few for a model to be tuned; train it for at least 200" in warned
+    what = "max_train_minutes: 0.0125 minutes of tuning are about 0 steps, too few to draw in few steps"
+    assert f"{what}; give --max_train_minutes 3.5, for 100 steps" in warned
+    findings = [*examine(tuned)]
+    assert len(findings) == 2 and "steps, too few to draw in few steps" in findings[0]
+    assert findings[1].startswith("the model that it was tuned from was trained for 2 steps, too few for a model")
+    assert all(finding in done.stdout for finding in findings)
     card = (tuned / "README.md").read_text()
     assert "It draws in 1, 2 or 4 steps" in card and "4 steps each" in card
     again = few_step(*command, "--output_dir", tuned)
@@ -118,6 +128,8 @@ def test_a_run_is_tuned_for_a_quarter_of_its_minutes_on_its_own_images(bases, tm
     [
         ("guided", [], "model: a classifier guides it in each step; tune the model that it guides"),
         ("autoencoder", [], "the model is an autoencoder and no diffusion model; give another"),
+        ("classes", ["--guidance_scale", "nan"], "guidance_scale: nan is not finite; give finite numbers"),
+        ("classes", ["--guidance_scale", "inf"], "guidance_scale: inf is not finite; give finite numbers"),
         ("none", ["--guidance_scale", "2"], "guidance_scale: 2.0 is for a model of labels or captions; leave it out"),
     ],
 )
@@ -125,6 +137,19 @@ def test_what_cannot_be_tuned_is_refused_in_a_sentence(kind, flags, reason, base
     command = ["--model", bases / kind, "--dataset", pictures, *flags, *SHORT, "--output_dir", tmp_path / "run"]
     assert error_of("train_few_step.py", *command) == f"error: {reason}"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("gamma", ["-3", "0"])
+def test_every_guidance_scale_that_draws_can_be_learned(gamma, bases, pictures, tmp_path, recwarn):
+    for name in ("cat", "dog"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(pictures / name)
+    flags = ["--model", bases / "classes", "--dataset", tmp_path / "data", *SHORT, "--guidance_scale", gamma]
+    done = few_step(*flags, "--output_dir", tmp_path / "tuned")
+    assert done.returncode == 0, done.stderr
+    assert load_pipeline(tmp_path / "tuned").config.defaults["arguments"]["guidance_scale"] == 1
+    warned = [str(warning.message) for warning in recwarn]
+    assert "max_train_steps: 2 are too few to draw in few steps; give at least 100" in warned
 
 
 def test_a_budget_and_images_are_asked_for_where_the_model_does_not_say_them(bases, pictures, tmp_path):

@@ -91,8 +91,8 @@ def test_the_loss_is_the_distance_in_equation():
     model = Gaussian(made.denoising.scheduler)
     loss, _ = made(model, batch, batch_random(0, 3, batch_positions(n), n))
     rng = batch_random(0, 3, batch_positions(n), n)
-    rng.stratified()
-    epsilon = rng.normal((1, 8, 8))
+    rng.uniform()  # whether each label is dropped
+    epsilon = rng.normal((1, 8, 8))  # nothing else is drawn
     x_t, end = made.trajectories(epsilon[:1], {"class_labels": batch["class_labels"][:1]})
     distances = []
     for t, x in zip(made.timesteps, x_t, strict=True):

@@ -28,8 +28,8 @@ def check_parts(pipeline: DiffusionPipeline, components: dict | None = None, con
     Args:
         pipeline: The pipeline, whose class says which components may be `None`.
         components (`dict`, *optional*): Models, scheduler and tokenizer, by their names.
-        config (`dict`, *optional*): The other arguments, of which `process`, `defaults`, `value_range` and `id2label`
-            are checked.
+        config (`dict`, *optional*): The other arguments, of which `process`, `consistent`, `defaults`, `value_range` and
+            `id2label` are checked.
 
     Raises:
         ValueError: If a component is of another kind than its name says, or a value is malformed.
@@ -48,6 +48,8 @@ def check_parts(pipeline: DiffusionPipeline, components: dict | None = None, con
                 raise ValueError(f"{name}: {kind} has no {attribute}; give {a_or_an(expected)}") from None
     if (process := config.get("process")) is not None:
         check_process(process)
+    if type(consistent := config.get("consistent", False)) is not bool:
+        raise ValueError(f"consistent: {consistent!r:.60} is neither True nor False; give one of them")
     if (defaults := config.get("defaults")) is not None:
         _check_defaults(defaults, inspect.signature(type(pipeline).__call__).parameters)
     if (value_range := config.get("value_range")) is not None:
@@ -69,7 +71,7 @@ def check_process(process: dict) -> None:
     if missing := [key for key in keys if key not in process]:
         raise ValueError(f"process: {process!r:.60} has no {missing[0]}; {remedy}")
     try:
-        DDPMScheduler.from_config({key: value for key, value in process.items() if key != "consistent"})
+        DDPMScheduler.from_config(process)
     except Exception as error:  # of torch and diffusers, about values
         raise ValueError(f"process: {process!r:.60} makes no scheduler ({first_line(error)}); {remedy}") from error
 

@@ -44,7 +44,7 @@ def interpolate(
         raise ValueError(f"num: {num} is less than the two ends; give 2 or more")
     for name in {"latents", "batch_size", "num_images_per_prompt"} & request.keys():
         raise ValueError(f"{name}: the noise is that between a and b, and num says of how many images; leave it out")
-    check_process(pipeline.scheduler, pipeline.config.process)
+    check_process(pipeline.scheduler, pipeline.config.process, pipeline.is_consistent)
     if pipeline.is_consistent and num_inference_steps != 1:
         reason = "a model tuned to few steps adds noise after its first step"
         raise ValueError(f"num_inference_steps: {reason}; give 1")

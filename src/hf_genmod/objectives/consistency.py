@@ -43,15 +43,18 @@ class ConsistencyObjective:
     guidance_scale: float = 1.0
 
     def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        x_0, _, _, epsilon, condition = self.denoising.inputs(batch, rng)
-        n = max(1, len(x_0) // len(self.timesteps))
+        denoising, levels = self.denoising, len(self.timesteps)
+        images, small = denoising.x_0_of(batch, rng)
+        condition = small | denoising.condition_of(batch, rng)
+        epsilon = rng.normal(images.shape[1:], dtype=images.dtype)
+        n = max(1, len(images) // levels)
         condition = {name: value[:n] for name, value in condition.items()}
-        x_t, end = self.trajectories(epsilon[:n], condition)
+        x_t, x_0 = self.trajectories(epsilon[:n], condition)
         t = torch.tensor(self.timesteps, device=x_t.device).repeat_interleave(n)
-        condition = {name: torch.cat([value] * len(self.timesteps)) for name, value in condition.items()}
-        f = self.denoising.scheduler.predict_original_sample(self._prediction(model, x_t, t, condition), t, x_t)
-        squared_distance = (f - end.repeat(len(self.timesteps), 1, 1, 1)).square().flatten(1).sum(dim=1)
-        d = end[0].numel()
+        condition = {name: torch.cat([value] * levels) for name, value in condition.items()}
+        f = denoising.scheduler.predict_original_sample(self._prediction(model, x_t, t, condition), t, x_t)
+        squared_distance = (f - x_0.repeat(levels, 1, 1, 1)).square().flatten(1).sum(dim=1)
+        d = x_0[0].numel()
         c = 0.00054 * math.sqrt(d)
         return (((squared_distance + c**2).sqrt() - c) / math.sqrt(d)).mean(), {}
 

@@ -56,7 +56,9 @@ class DenoisingObjective:
 
     def __call__(self, model, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         scheduler = self.scheduler
-        x_0, t, x_t, epsilon, condition = self.inputs(batch, rng)
+        x_0, small = self.x_0_of(batch, rng)
+        t, x_t, epsilon = draw_x_t(x_0, scheduler, rng)
+        condition = small | self.condition_of(batch, rng)
         model_output = model(x_t, t, **condition).sample.to(x_0.dtype)
         if self.weighting == "vlb":
             return self._variational_bound(model_output, x_0, x_t, t), {}
@@ -70,18 +72,19 @@ class DenoisingObjective:
         vlb = self._variational_bound(frozen_mean, x_0, x_t, t)
         return loss + 0.001 * vlb, {"loss_simple": loss.detach(), "loss_vlb": vlb.detach()}
 
-    def inputs(self, batch, rng) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict]:
-        """x_0, t, x_t, its noise ε, and the condition as keyword arguments of the model, of a batch."""
-        x_0, condition = batch["images"], {}
-        if self.small is not None:
-            x_0, condition = self.small(x_0, rng)
-        t, x_t, epsilon = draw_x_t(x_0, self.scheduler, rng)
+    def x_0_of(self, batch, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """x_0 of a batch, (n, C, H, W), and for an upsampler the small images as keyword arguments of the model."""
+        return (batch["images"], {}) if self.small is None else self.small(batch["images"], rng)
+
+    def condition_of(self, batch, rng) -> dict[str, torch.Tensor]:
+        """The labels or captions of a batch as keyword arguments of the model, dropped at random."""
+        condition = {}
         if self.null_label is not None:
             dropped = rng.uniform() < self.condition_dropout
             condition["class_labels"] = batch["class_labels"].masked_fill(dropped, self.null_label)
         if self.text is not None:
-            condition |= self._encoded(self._draw_captions(batch["captions"], rng), x_0.device)
-        return x_0, t, x_t, epsilon, condition
+            condition |= self._encoded(self._draw_captions(batch["captions"], rng), batch["images"].device)
+        return condition
 
     def without_condition(self, condition: dict) -> dict:
         """A condition with the null label or "" in the place of all labels or captions."""

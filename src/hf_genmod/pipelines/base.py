@@ -51,11 +51,14 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     do_classifier_free_guidance = property(lambda self: self._guidance_scale not in (None, 0, 1), doc="γ is not off.")
     interrupt = property(lambda self: self._interrupt, doc="Whether the call of this thread stops after this step.")
     num_timesteps = property(lambda self: self._num_timesteps, doc="Number of steps of the call of this thread.")
-    is_consistent = property(lambda self: self.config.process.get("consistent", False), doc="Tuned to few steps.")
+    is_consistent = property(lambda self: self.config.consistent, doc="Whether it is tuned to few steps.")
     invert, interpolate, vary = map(_edits, ("invert", "interpolate", "vary"))
 
-    def __init__(self, components: dict, value_range: dict | None, process: dict | None, defaults=None, **config):
-        super().__init__(components, value_range=value_range, process=process, defaults=defaults, **config)
+    def __init__(self, components: dict, value_range, process: dict | None, defaults=None, consistent=False, **config):
+        if isinstance(process, dict) and "consistent" in process:  # where earlier checkpoints say it
+            consistent, process = process["consistent"], {key: process[key] for key in process if key != "consistent"}
+        config |= {"value_range": value_range, "defaults": defaults, "consistent": consistent}
+        super().__init__(components, process=process, **config)
         self._calls, self._brought = {}, {}  # of each thread, see `of_call`; names of the classes of each adapter
         self.register_to_config(process=process or process_of(self.scheduler.config))  # that of the network's training
 
@@ -82,7 +85,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         generators = one_generator_each(generator, n)
         shape = (n, self.unet.config.in_channels, *pair(size or self.unet.config.sample_size))
         x_T = checked_latents(standard_normal(shape[1:], generators) if x_T is None else x_T, shape)
-        check_process(self.scheduler, self.config.process)
+        check_process(self.scheduler, self.config.process, self.is_consistent)
         check_sampler(self.scheduler, steps, consistent=self.is_consistent)
         changes, takes_variance = self._config_changes(clip)
         if takes_variance and self.unet.config.out_channels == shape[1]:

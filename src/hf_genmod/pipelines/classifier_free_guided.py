@@ -25,7 +25,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t, y), with `num_classes`.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        scheduler, vae, value_range, process, defaults: As [`UnconditionalPipeline`] takes them.
+        scheduler, vae, value_range, process, defaults, consistent: As [`UnconditionalPipeline`] takes them.
     """
 
     _scales = ("guidance_scale",)
@@ -39,8 +39,10 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
         defaults: dict | None = None,
+        consistent: bool = False,
     ):
-        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae}, value_range, process, id2label, defaults)
+        components = {"unet": unet, "scheduler": scheduler, "vae": vae}
+        super().__init__(components, value_range, process, id2label, defaults, consistent)
         if unet.config.num_classes is None:
             raise ValueError("unet: it was made without num_classes; use UnconditionalPipeline")
 

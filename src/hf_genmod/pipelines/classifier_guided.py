@@ -33,8 +33,8 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         classifier ([`NoisyImageClassifier`]): log f_φ(y | x_t), trained on x_t of the same process. Its parameters
             are frozen.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        scheduler, vae, value_range, process, defaults: As [`UnconditionalPipeline`] takes them. A classifier of
-            latents needs a `vae`.
+        scheduler, vae, value_range, process, defaults, consistent: As [`UnconditionalPipeline`] takes them. A classifier
+            of latents needs a `vae`. A consistency model is refused.
 
     Raises:
         ValueError: If the classifier does not fit the images, the noise schedule and the labels of the U-Net.
@@ -56,9 +56,13 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
         defaults: dict | None = None,
+        consistent: bool = False,
     ):
         components = {"unet": unet, "classifier": classifier, "scheduler": scheduler, "vae": vae}
-        super().__init__(components, value_range, process, id2label, defaults)
+        super().__init__(components, value_range, process, id2label, defaults, consistent)
+        if self.is_consistent:
+            reason = "it is tuned to few steps, and a classifier guides in many"
+            raise ValueError(f"unet: {reason}; use the model that it was tuned from")
         classifier.requires_grad_(False)  # only the gradient in x_t is needed
         self._check_classifier()
 

@@ -27,8 +27,8 @@ class ClassConditionalPipeline(GenerationPipeline):
 
     guidance_argument = "guidance_scale"
 
-    def __init__(self, components: dict, value_range, process, id2label: dict | None, defaults, **config):
-        super().__init__(components, value_range, process, defaults, id2label=id2label, **config)
+    def __init__(self, components: dict, value_range, process, id2label: dict | None, defaults, consistent, **config):
+        super().__init__(components, value_range, process, defaults, consistent, id2label=id2label, **config)
         self.register_to_config(id2label=id2label and {int(i): id2label[i] for i in sorted(id2label, key=int)})  # JSON
 
     @property

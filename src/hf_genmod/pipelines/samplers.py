@@ -66,9 +66,9 @@ def process_of(config: dict) -> dict:
     return {key: plain(config[key]) for key in keys.split() if key in config}
 
 
-def check_process(scheduler: SchedulerMixin, process: dict) -> None:
+def check_process(scheduler: SchedulerMixin, process: dict, consistent: bool = False) -> None:
     """Raises `ValueError` if a scheduler is not for the process that the network was trained with."""
-    name, remedy = getattr(scheduler, "__name__", type(scheduler).__name__), REMEDIES["consistent" in process]
+    name, remedy = getattr(scheduler, "__name__", type(scheduler).__name__), REMEDIES[consistent]
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(f"scheduler: {name} is for another kind of model; {remedy}")
     given, of_training = process_of(scheduler.config), DDPMScheduler.from_config(process_of(process))
@@ -97,7 +97,9 @@ def check_sampler(scheduler: SchedulerMixin, n: int, first: int = 0, consistent:
 @functools.cache
 def _fault(cls: type[SchedulerMixin], config: str, n: int, first: int, consistent: bool) -> str | None:
     """What is wrong with samples of N(m, s²), whose E[x_0 | x_t] is known; few steps may give less than s."""
-    config = json.loads(config) | {"_use_default_values": []}
+    config, known = json.loads(config), inspect.signature(cls.__init__).parameters  # it may have keys of others
+    process, config = process_of(config), {key: config[key] for key in known if key in config}
+    config["_use_default_values"] = []
     for clips, most in (("clip_sample", "clip_sample_range"), ("thresholding", "sample_max_value")):
         config[clips] = bool(config.get(clips)) and config.get(most, 1) < 1  # pixels are in [-1, 1], other x_0 are not
     config |= {"variance_type": "fixed_small"} if str(config.get("variance_type")).startswith("learned") else {}
@@ -113,10 +115,10 @@ def _fault(cls: type[SchedulerMixin], config: str, n: int, first: int, consisten
         a, b = 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)  # x is a x_0 + b ε
         x_0 = m + (s / (a**2 * s**2 + b**2) ** 0.5 if consistent else a * s**2 / (a**2 * s**2 + b**2)) * (x - a * m)
         predictions = {"epsilon": (x - a * x_0) / b, "v_prediction": (a * x - x_0) / b, "sample": x_0}
-        x_t = sampler.step(i, predictions[config["prediction_type"]], x_t, generators)
+        x_t = sampler.step(i, predictions[process["prediction_type"]], x_t, generators)
     mean, deviation = x_t.mean((0, 1, 2)), x_t.std((0, 1, 2))
     # DDIM multiplies x_t / √ᾱ_t − m by (s² + σ_t σ_t') / (s² + σ_t²). Algorithm 2 with β_t gives a little more than s.
-    trailing = Sampler(DDPMScheduler.from_config(config, timestep_spacing="trailing"), n)
+    trailing = Sampler(DDPMScheduler.from_config(process, timestep_spacing="trailing"), n)
     at = [sigma for sigma in (*trailing.sigmas, 0.0) if not first or sigma <= 1.01 * sampler.sigmas[first]]
     at = torch.tensor(at).clamp(max=1e6)[:, None]
     of_ddim = (s**2 + at[0] ** 2).sqrt() * ((s**2 + at[:-1] * at[1:]) / (s**2 + at[:-1] ** 2)).prod(0)

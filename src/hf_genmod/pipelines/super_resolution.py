@@ -39,7 +39,7 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         id2label (`dict[int, str]`, *optional*): The name of each label, for a U-Net with labels.
         factor (`int`, defaults to 2): The factor by which height and width grow.
         max_noise_level (`int`, defaults to 0): The largest s that the U-Net was trained with.
-        scheduler, value_range, process, defaults: As [`UnconditionalPipeline`] takes them.
+        scheduler, value_range, process, defaults, consistent: As [`UnconditionalPipeline`] takes them.
 
     Raises:
         ValueError: If the U-Net takes no conditioning image.
@@ -60,12 +60,13 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
         defaults: dict | None = None,
+        consistent: bool = False,
     ):
         components, config = (
             {"unet": unet, "scheduler": scheduler},
             {"factor": factor, "max_noise_level": max_noise_level},
         )
-        super().__init__(components, value_range, process, id2label, defaults, **config)
+        super().__init__(components, value_range, process, id2label, defaults, consistent, **config)
         if unet.config.conditioning_channels != unet.config.in_channels:
             raise ValueError(
                 f"unet: its conditioning_channels are {unet.config.conditioning_channels}, and not the "
@@ -186,4 +187,4 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         check_positive(tile_size=tile_size)
         if tile_size < 4 * self.unet.size_factor:
             raise ValueError(f"tile_size: {tile_size} is less than {4 * self.unet.size_factor}, the least that blends")
-        check_process(self.scheduler, self.config.process)
+        check_process(self.scheduler, self.config.process, self.is_consistent)

@@ -30,7 +30,7 @@ class TextToImagePipeline(GenerationPipeline):
         text_encoder (`transformers.PreTrainedModel`): A text encoder with hidden states of that width:
             `CLIPTextModel`, `T5EncoderModel`, ...
         tokenizer (`transformers.PreTrainedTokenizerBase`): Its tokenizer.
-        scheduler, vae, value_range, process, defaults: As [`UnconditionalPipeline`] takes them.
+        scheduler, vae, value_range, process, defaults, consistent: As [`UnconditionalPipeline`] takes them.
 
     Raises:
         ValueError: If the U-Net takes no text, or text of another width, or the tokenizer cannot pad.
@@ -51,10 +51,11 @@ class TextToImagePipeline(GenerationPipeline):
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
         defaults: dict | None = None,
+        consistent: bool = False,
     ):
         components = {"unet": unet, "scheduler": scheduler, "vae": vae}
         components |= {"text_encoder": text_encoder, "tokenizer": tokenizer}
-        super().__init__(components, value_range, process, defaults)
+        super().__init__(components, value_range, process, defaults, consistent)
         width = unet.config.cross_attention_dim
         if width is None:
             raise ValueError("unet: it was made without cross_attention_dim, so that it takes no text")

@@ -24,6 +24,8 @@ class UnconditionalPipeline(GenerationPipeline):
             the training; by default those of `scheduler`. Schedulers that differ from them are refused.
         defaults (`dict`, *optional*): `{"arguments": {"num_inference_steps": 50, ...}}`: numbers that `__call__` takes
             where an argument is left out, instead of those in its signature. `"chosen_on"` may say what chose them.
+        consistent (`bool`, defaults to `False`): Whether the U-Net predicts, as a consistency model, the end of the
+            trajectory of x_t, and not the mean of x_0.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class UnconditionalPipeline(GenerationPipeline):
         value_range: dict[str, list[float]] | None = None,
         process: dict | None = None,
         defaults: dict | None = None,
+        consistent: bool = False,
     ):
-        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae}, value_range, process, defaults)
+        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae}, value_range, process, defaults, consistent)
         if unet.config.num_classes is not None:
             raise ValueError(
                 f"unet: it has {unet.config.num_classes} classes; use ClassifierFreeGuidedPipeline, which at "

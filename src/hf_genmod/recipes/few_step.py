@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import warnings
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from hf_genmod.objectives.upsampling import ConditioningAugmentation
 from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.recipes.pictures import crop_size_for
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
+from hf_genmod.sharing.doctor import FEWEST_OF_TUNING, FEWEST_STEPS
 from hf_genmod.training.config import TrainingConfig
 from hf_genmod.training.run_folder import PROVENANCE
 from hf_genmod.training.text_encoder import TextConditionedUNet
@@ -58,9 +60,7 @@ class TuningConfig(TrainingConfig):
         """
         if self.max_train_steps is not None or self.max_train_minutes is not None:
             return self
-        file = Path(model, PROVENANCE)
-        minutes = read_json(file).get("minutes") if file.is_file() else None
-        if not minutes:
+        if not (minutes := _read(model, PROVENANCE).get("minutes")):
             raise ValueError(f"max_train_minutes: {model} does not say how long it was trained; give a budget")
         return dataclasses.replace(self, max_train_minutes=minutes / 4)
 
@@ -72,17 +72,17 @@ class FewStepModel:
     Args:
         pipeline ([`GenerationPipeline`]): The trained model. It becomes the tuned one: its sampler, the process and
             the defaults are those of a consistency model.
-        arguments ([`FewStepArguments`]): The settings.
+        settings ([`FewStepArguments`]): The settings.
 
     Raises:
         ValueError: If a classifier guides the model, or a `guidance_scale` is given for a model without guidance.
     """
 
-    def __init__(self, pipeline: GenerationPipeline, arguments: FewStepArguments):
+    def __init__(self, pipeline: GenerationPipeline, settings: FewStepArguments):
         components, request = pipeline.components, pipeline.example_request()
         if "classifier" in components:
             raise ValueError("model: a classifier guides it in each step; tune the model that it guides")
-        gamma, is_guided = arguments.guidance_scale, bool({"class_labels", "prompt"} & {*request})
+        gamma, is_guided = settings.guidance_scale, bool({"class_labels", "prompt"} & {*request})
         if not is_guided and gamma not in (None, 1):
             raise ValueError(f"guidance_scale: {gamma} is for a model of labels or captions; leave it out")
         if gamma is None:
@@ -106,17 +106,43 @@ class FewStepModel:
             crop_size = crop_size_for(resolution, config.factor, unet.size_factor, None)
             small = ConditioningAugmentation(scheduler, config.factor, config.max_noise_level, crop_size)
         denoising = DenoisingObjective(
-            scheduler, unet.null_label, condition_dropout=arguments.condition_dropout, text=text, small=small
+            scheduler, unet.null_label, condition_dropout=settings.condition_dropout, text=text, small=small
         )
         teacher = copy.deepcopy(self.network).eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.objective = ConsistencyObjective(denoising, teacher, self.sampler.timesteps.tolist(), solver, gamma)
-        self._pipeline = pipeline
+        self._pipeline, self._model = pipeline, settings.model
         pipeline.register_modules(scheduler=self.sampler)
-        pipeline.register_to_config(process={**process, "consistent": True})
         arguments = {"num_inference_steps": NUM_STEPS} | ({"guidance_scale": 1.0} if is_guided else {})
-        pipeline.register_to_config(defaults={"arguments": arguments})
+        pipeline.register_to_config(consistent=True, defaults={"arguments": arguments})
+
+    def warn_of_short_runs(self, config: TuningConfig):
+        """Warns if the model was trained, or a run with these settings tunes it, for too few steps to be of use. How
+        many steps a budget of minutes allows is reckoned from the minutes that the training of the model took."""
+        steps, base = config.max_train_steps, _read(self._model, PROVENANCE)
+        if base.get("steps", FEWEST_STEPS) < FEWEST_STEPS:
+            reason = f"{self._model} was trained for {base['steps']} steps, too few for a model to be tuned"
+            warnings.warn(f"model: {reason}; train it for at least {FEWEST_STEPS}", stacklevel=2)
+        if steps is not None and steps < FEWEST_OF_TUNING:
+            reason = f"{steps} are too few to draw in few steps"
+            warnings.warn(f"max_train_steps: {reason}; give at least {FEWEST_OF_TUNING}", stacklevel=2)
+        if steps is None and base.get("minutes") and base.get("steps"):
+            batch_size = _read(self._model, "training_config.json").get("training", {}).get("batch_size", config.batch_size)
+            minutes_of_image = base["minutes"] / (base["steps"] * batch_size)
+            # In forward passes of an image: a backward pass takes two; the teacher draws one image for all levels.
+            levels, guided = len(self.objective.timesteps), self.objective.guidance_scale != 1
+            passes = 3 + (1 + guided) * (levels + 1) / levels
+            needed = FEWEST_OF_TUNING * config.batch_size * minutes_of_image * passes / 3
+            if config.max_train_minutes < needed:
+                reason = f"{config.budget} of tuning are about {FEWEST_OF_TUNING * config.max_train_minutes / needed:.0f}"
+                remedy = f"give --max_train_minutes {needed:.2g}, for {FEWEST_OF_TUNING} steps"
+                warnings.warn(f"max_train_minutes: {reason} steps, too few to draw in few steps; {remedy}", stacklevel=2)
 
     def make_pipeline(self, network: torch.nn.Module) -> GenerationPipeline:
         """The pipeline with the tuned network."""
         self._pipeline.register_modules(unet=getattr(network, "unet", network))
         return self._pipeline
+
+
+def _read(model: str, name: str) -> dict:
+    """A file of JSON in the folder of a run; empty if there is none."""
+    return read_json(file) if (file := Path(model, name)).is_file() else {}

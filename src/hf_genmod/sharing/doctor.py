@@ -9,12 +9,16 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hf_genmod.checkpoints.safety import check_code, read_json
+from hf_genmod.checkpoints.safety import check_code
 from hf_genmod.errors import first_line, refuse_lfs_pointers
 from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
+from hf_genmod.sharing.facts import Facts
 from hf_genmod.sharing.loading import load_pipeline
 from hf_genmod.sharing.push import sample_without_package
 from hf_genmod.training.run_folder import RunFolder
+
+FEWEST_STEPS = 200  # of training from random weights
+FEWEST_OF_TUNING = 100  # to draw in few steps, see benchmarks/README.md
 
 
 def is_checkpoint(path: str) -> bool:
@@ -125,9 +129,15 @@ def examine_run(folder: Path) -> Iterator[str]:
     """What was wrong with a run: too few steps, or many that were skipped."""
     last = (RunFolder(folder).metrics() or [{}])[-1]
     steps, bad = last.get("step", math.inf), last.get("bad_steps", 0)
-    index = Path(folder, "model_index.json")
-    is_tuned = index.is_file() and (read_json(index).get("process") or {}).get("consistent")
-    if steps < 200 and not is_tuned:
+    facts = Facts.read(folder) if Path(folder, "model_index.json").is_file() else None
+    if facts is not None and facts.is_consistent:
+        if steps < FEWEST_OF_TUNING:
+            yield f"it was tuned for {steps} steps, too few to draw in few steps; tune longer, in another output_dir"
+        bases = [stage for kind, stage in facts.stages if kind == "diffusion model"]
+        if bases and (steps_of_base := bases[-1].provenance.get("steps", math.inf)) < FEWEST_STEPS:
+            reason = f"the model that it was tuned from was trained for {steps_of_base} steps, too few"
+            yield f"{reason} for a model that starts from random weights; train that for longer, then tune it"
+    elif steps < FEWEST_STEPS:
         reason = f"it was trained for {steps} steps, too few for a model that starts from random weights"
         yield f"{reason}; train longer, in another output_dir"
     if bad > 0.01 * steps:

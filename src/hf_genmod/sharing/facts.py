@@ -129,6 +129,11 @@ class Facts:
         "chosen_on" if it is known what they were chosen on."""
         return self.index.get("defaults") or {}
 
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the model is tuned to few steps; earlier versions wrote it into the process."""
+        return any(part.get("consistent", False) for part in (self.index, self.index.get("process") or {}))
+
     def usage(self, where: str, revision: str | None = None) -> str:
         """Python that draws an image with the checkpoint, or adapter, at `where`, a folder or an id on the Hub."""
         place = f'"{where}"' + (f', revision="{revision}"' if revision else "")
