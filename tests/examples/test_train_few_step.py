@@ -110,7 +110,8 @@ def test_a_run_is_tuned_for_a_quarter_of_its_minutes_on_its_own_images(bases, tm
     assert f"hf_genmod evaluate {tuned} --dataset shapes" in done.stdout
     # A step of tuning takes 4.25 passes of each image where one of training takes 3.
     warned = [str(warning.message) for warning in recwarn]
-    assert f"model: {model} was trained for 2 steps, too few for a model to be tuned; train it for at least 200" in warned
+    reason = f"{model} was trained for 2 steps, too few for a model to be tuned"
+    assert f"model: {reason}; train it for at least 200" in warned
     what = "max_train_minutes: 0.0125 minutes of tuning are about 0 steps, too few to draw in few steps"
     assert f"{what}; give --max_train_minutes 3.5, for 100 steps" in warned
     findings = [*examine(tuned)]

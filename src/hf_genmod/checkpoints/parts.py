@@ -28,8 +28,8 @@ def check_parts(pipeline: DiffusionPipeline, components: dict | None = None, con
     Args:
         pipeline: The pipeline, whose class says which components may be `None`.
         components (`dict`, *optional*): Models, scheduler and tokenizer, by their names.
-        config (`dict`, *optional*): The other arguments, of which `process`, `consistent`, `defaults`, `value_range` and
-            `id2label` are checked.
+        config (`dict`, *optional*): The other arguments, of which `process`, `consistent`, `defaults`, `value_range`
+            and `id2label` are checked.
 
     Raises:
         ValueError: If a component is of another kind than its name says, or a value is malformed.

@@ -63,11 +63,11 @@ class ConsistencyObjective:
         """The x_t of n trajectories at each of the `timesteps`, one after another, (len(timesteps) · n, C, H, W), and
         their ends, (n, C, H, W). They start at the noise ε, (n, C, H, W)."""
         solver, x, states = copy.deepcopy(self.solver), epsilon, []
-        solver.set_timesteps(timesteps=[len(self.denoising.scheduler) - 1, *self.timesteps])
+        solver.set_timesteps(timesteps=sorted({len(self.denoising.scheduler) - 1, *self.timesteps}, reverse=True))
         for t in solver.timesteps.tolist():
             states.append(x)
             x = solver.step(self._guided_prediction(x, t, condition), t, x).prev_sample
-        return torch.cat([epsilon, *states[2:]]), x
+        return torch.cat([epsilon, *states[len(states) - len(self.timesteps) + 1 :]]), x
 
     def _guided_prediction(self, x_t, t, condition):
         t = torch.full((len(x_t),), t, device=x_t.device)

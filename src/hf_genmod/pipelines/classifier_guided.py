@@ -33,8 +33,8 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         classifier ([`NoisyImageClassifier`]): log f_φ(y | x_t), trained on x_t of the same process. Its parameters
             are frozen.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        scheduler, vae, value_range, process, defaults, consistent: As [`UnconditionalPipeline`] takes them. A classifier
-            of latents needs a `vae`. A consistency model is refused.
+        scheduler, vae, value_range, process, defaults, consistent: As [`UnconditionalPipeline`] takes them. A
+            classifier of latents needs a `vae`. A consistency model is refused.
 
     Raises:
         ValueError: If the classifier does not fit the images, the noise schedule and the labels of the U-Net.

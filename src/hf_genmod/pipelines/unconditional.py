@@ -38,7 +38,8 @@ class UnconditionalPipeline(GenerationPipeline):
         defaults: dict | None = None,
         consistent: bool = False,
     ):
-        super().__init__({"unet": unet, "scheduler": scheduler, "vae": vae}, value_range, process, defaults, consistent)
+        components = {"unet": unet, "scheduler": scheduler, "vae": vae}
+        super().__init__(components, value_range, process, defaults, consistent)
         if unet.config.num_classes is not None:
             raise ValueError(
                 f"unet: it has {unet.config.num_classes} classes; use ClassifierFreeGuidedPipeline, which at "

@@ -16,6 +16,7 @@ from hf_genmod.objectives.consistency import ConsistencyObjective
 from hf_genmod.objectives.denoising import DenoisingObjective
 from hf_genmod.objectives.upsampling import ConditioningAugmentation
 from hf_genmod.pipelines.base import GenerationPipeline
+from hf_genmod.pipelines.samplers import check_process, check_sampler, process_of
 from hf_genmod.recipes.pictures import crop_size_for
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.sharing.doctor import FEWEST_OF_TUNING, FEWEST_STEPS
@@ -24,6 +25,7 @@ from hf_genmod.training.run_folder import PROVENANCE
 from hf_genmod.training.text_encoder import TextConditionedUNet
 
 NUM_STEPS = 4  # most steps to tune for, and by default; those of 1 and 2 steps start some of them
+SIGNAL = 0.231  # √ᾱ_t where drawing starts, t = 0.85 T of the cosine schedule: nearer to T, the model ignores x_t
 
 
 @dataclasses.dataclass
@@ -75,7 +77,8 @@ class FewStepModel:
         settings ([`FewStepArguments`]): The settings.
 
     Raises:
-        ValueError: If a classifier guides the model, or a `guidance_scale` is given for a model without guidance.
+        ValueError: If a classifier guides the model, a `guidance_scale` is given for a model without guidance, or the
+            sampler does not draw from the process in few steps.
     """
 
     def __init__(self, pipeline: GenerationPipeline, settings: FewStepArguments):
@@ -95,10 +98,8 @@ class FewStepModel:
         scheduler = AncestralDDPMScheduler.from_config(process)
         if unet.config.out_channels > unet.config.in_channels:
             scheduler.register_to_config(variance_type="learned_range")
-        # It starts a little below T: at T, where x_t says nothing, the trained model does not look at it.
-        start = round(0.85 * len(scheduler))
-        self.sampler = LCMScheduler.from_config(process, clip_sample=is_pixels, original_inference_steps=start)
-        self.sampler.set_timesteps(NUM_STEPS)
+        check_process(pipeline.scheduler, process)
+        self.sampler = _sampler(scheduler, clip_sample=is_pixels)
         self.network = TextConditionedUNet(unet, encoder.requires_grad_(False)) if encoder else unet
         text, small = Tokens(pipeline.tokenizer, encoder) if encoder else None, None
         if "image" in request:
@@ -125,22 +126,39 @@ class FewStepModel:
         if steps is not None and steps < FEWEST_OF_TUNING:
             reason = f"{steps} are too few to draw in few steps"
             warnings.warn(f"max_train_steps: {reason}; give at least {FEWEST_OF_TUNING}", stacklevel=2)
-        if steps is None and base.get("minutes") and base.get("steps"):
-            batch_size = _read(self._model, "training_config.json").get("training", {}).get("batch_size", config.batch_size)
-            minutes_of_image = base["minutes"] / (base["steps"] * batch_size)
+        of_base = _read(self._model, "training_config.json").get("training", {})
+        if steps is None and {"minutes", "steps"} <= base.keys() and "batch_size" in of_base:
+            minutes_of_image = base["minutes"] / (base["steps"] * of_base["batch_size"])
             # In forward passes of an image: a backward pass takes two; the teacher draws one image for all levels.
             levels, guided = len(self.objective.timesteps), self.objective.guidance_scale != 1
             passes = 3 + (1 + guided) * (levels + 1) / levels
             needed = FEWEST_OF_TUNING * config.batch_size * minutes_of_image * passes / 3
             if config.max_train_minutes < needed:
-                reason = f"{config.budget} of tuning are about {FEWEST_OF_TUNING * config.max_train_minutes / needed:.0f}"
+                enough_for = FEWEST_OF_TUNING * config.max_train_minutes / needed
+                reason = f"{config.budget} of tuning are about {enough_for:.0f} steps, too few to draw in few steps"
                 remedy = f"give --max_train_minutes {needed:.2g}, for {FEWEST_OF_TUNING} steps"
-                warnings.warn(f"max_train_minutes: {reason} steps, too few to draw in few steps; {remedy}", stacklevel=2)
+                warnings.warn(f"max_train_minutes: {reason}; {remedy}", stacklevel=2)
 
     def make_pipeline(self, network: torch.nn.Module) -> GenerationPipeline:
         """The pipeline with the tuned network."""
         self._pipeline.register_modules(unet=getattr(network, "unet", network))
         return self._pipeline
+
+
+def _sampler(scheduler: AncestralDDPMScheduler, **clipping) -> LCMScheduler:
+    """The sampler of a tuned model, for a process."""
+    T, process = len(scheduler), process_of(scheduler.config)
+    start = int((scheduler.alphas_cumprod.sqrt() > SIGNAL).sum())
+    start = max(start, T // 2 + 1)  # of fewer, the sampler takes each second
+    sampler = LCMScheduler.from_config(process, **clipping, original_inference_steps=start)
+    try:
+        for n in (1, 2, NUM_STEPS):
+            sampler.set_timesteps(n)
+            check_sampler(sampler, n, consistent=True)
+    except ValueError as error:
+        reason = f"few steps do not draw from its process, {T} timesteps of beta_schedule {process['beta_schedule']!r}"
+        raise ValueError(f"model: {reason}; train it with 1000 timesteps of 'squaredcos_cap_v2'") from error
+    return sampler
 
 
 def _read(model: str, name: str) -> dict:
