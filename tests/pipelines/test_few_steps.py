@@ -167,6 +167,29 @@ def test_a_tuned_model_varies_images_and_goes_from_seed_to_seed():
         pipe.interpolate(3, 4, num=2, num_inference_steps=4)
 
 
+@pytest.mark.parametrize("strength, steps, timesteps", [(0.3, 4, [212]), (0.5, 4, [424, 212]), (0.5, 2, [424])])
+def test_an_edited_image_is_as_near_as_the_noise_levels_allow(strength, steps, timesteps):
+    x_0 = MEAN + 0.3 * torch.randn(1, 1, 64, 64, generator=seeded(0))
+    pipe = tuned()
+    pipe.set_progress_bar_config(disable=True)
+    request = {"image": (x_0 + 1).clamp(0, 2) / 2, "num_inference_steps": steps, "generator": seeded(1)}
+    edited = pipe(**request, strength=strength, output_type="latent").images
+    kept, variance = 1.0, 0.3**2  # f is m + s / √(ᾱ s² + 1 − ᾱ) (x_t − √ᾱ m)
+    for alpha_bar in SCHEDULER.alphas_cumprod[timesteps].tolist():
+        slope = DEVIATION / (alpha_bar * DEVIATION**2 + 1 - alpha_bar) ** 0.5
+        kept *= slope * alpha_bar**0.5
+        variance = slope**2 * (alpha_bar * variance + 1 - alpha_bar)
+    correlation = torch.corrcoef(torch.stack([x_0.flatten(), edited.flatten()]))[0, 1]
+    assert correlation.item() == pytest.approx(kept * 0.3 / variance**0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("strength, steps, enough", [(0.5, 1, 2), (0.3, 1, 4), (0.3, 2, 4)])
+def test_an_edit_does_not_start_in_more_noise_than_it_may(strength, steps, enough):
+    pipe, image = tuned(), torch.rand(1, 1, 64, 64)
+    with pytest.raises(ValueError, match=f"^strength: {strength} is less than .*; take {enough} steps$"):
+        pipe(image=image, strength=strength, num_inference_steps=steps)
+
+
 def test_a_tuned_model_has_no_bounds_of_its_likelihood():
     assert bits_per_dimension(tuned(), torch.zeros(2, 1, 64, 64)) == {}
 

@@ -13,6 +13,7 @@ from hf_genmod.editing.given import UNIT, latents_of, read_images, read_mask
 from hf_genmod.editing.inversion import Inversion
 from hf_genmod.editing.known_part import denoiser_given, seamless
 from hf_genmod.editing.noise_levels import from_step, noised, noised_back, whole_steps
+from hf_genmod.errors import counted
 from hf_genmod.pipelines.base import GenerationPipeline
 from hf_genmod.pipelines.requests import check_positive, standard_normal
 from hf_genmod.pipelines.samplers import REMEDIES, Sampler, check_sampler
@@ -129,8 +130,20 @@ def first_step(sampler: Sampler, strength: float) -> int:
 
 def check_start(pipeline: GenerationPipeline, n: int, strength: float) -> None:
     """Raises `ValueError` if the scheduler of a pipeline in n steps does not draw from its first step up to
-    strength · T on, with the next larger n up to 20 more in which it does."""
+    strength · T on, with the next larger n up to 20 more in which it does; or if a model tuned to few steps, which
+    starts at few timesteps, starts above strength · T, though it does not in more steps."""
     scheduler, consistent = pipeline.scheduler, pipeline.is_consistent
+    T = scheduler.config.num_train_timesteps
+
+    def starts(n: int) -> float:
+        """The timestep at which an edit of n steps starts, as a share of T."""
+        sampler = Sampler(scheduler, n)
+        return (float(sampler.scheduler.timesteps[first_step(sampler, strength)]) + 1) / T
+
+    if consistent and starts(n) > max(strength, 0.01 + starts(4)):
+        enough = 2 if n == 1 and starts(2) <= strength else 4
+        reason = f"{strength:g} is less than {starts(n):.2g}, where {counted(n, 'step')} start{'s' * (n == 1)}"
+        raise ValueError(f"strength: {reason}; take {enough} steps")
 
     def fault(n: int) -> str | None:
         try:
@@ -139,7 +152,7 @@ def check_start(pipeline: GenerationPipeline, n: int, strength: float) -> None:
             return str(error)
 
     if reason := fault(n):
-        most = min(n + 20, scheduler.config.num_train_timesteps)
+        most = min(n + 20, T)
         enough = next((more for more in range(n + 1, most + 1) if fault(more) is None), None)
         other = REMEDIES[consistent]
         remedy = f"take {enough} steps, or {other}" if enough else other
