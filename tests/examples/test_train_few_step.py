@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hf_genmod import (
     load_pipeline,
 )
 from hf_genmod.sharing.doctor import examine
+from hf_genmod.training.run_folder import RunFolder
 
 SHORT = ["--max_train_steps", "2", "--batch_size", "16", "--sampling_steps", "0"]
 
@@ -122,6 +124,30 @@ def test_a_run_is_tuned_for_a_quarter_of_its_minutes_on_its_own_images(bases, tm
     assert "It draws in 1, 2 or 4 steps" in card and "4 steps each" in card
     again = few_step(*command, "--output_dir", tuned)
     assert "is complete" in again.stdout + again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_ten_seeds_of_training_and_tuning_stay_finite_and_learn(seed, tmp_path):
+    flags = ["--batch_size", "32", "--sampling_steps", "0", "--logging_steps", "1", "--seed", str(seed)]
+    network = ["--resolution", "16", "--block_out_channels", "16", "32"]
+    done = run("train_cfg.py", *network, *flags, "--max_train_steps", "100", "--output_dir", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    made = ["--model", tmp_path / "model", *flags, "--guidance_scale", "2", "--max_train_steps", "40"]
+    done = few_step(*made, "--output_dir", tmp_path / "tuned")
+    assert done.returncode == 0, done.stderr
+    for folder in ("model", "tuned"):
+        lines = RunFolder(tmp_path / folder).metrics()
+        assert all(math.isfinite(line["loss"]) and line["bad_steps"] == 0 for line in lines)
+        losses = [line["loss"] for line in lines]
+        assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    pipe = load_pipeline(tmp_path / "tuned")
+    pipe.set_progress_bar_config(disable=True)
+    assert all(weight.isfinite().all() for weight in pipe.unet.state_dict().values())
+    for steps in (1, 2, 4):
+        request = {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(seed)}
+        drawn = pipe(list(pipe.labels), **request, output_type="pt").images
+        assert drawn.isfinite().all() and drawn.std() > 0.02
 
 
 @pytest.mark.parametrize(
