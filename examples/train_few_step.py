@@ -23,9 +23,8 @@ from hf_genmod.recipes.run import run
 
 
 def main(data: MeasuredDataArguments, few_step: FewStepArguments, config: TuningConfig) -> Trainer:
-    config = config.for_model(few_step.model)
     pipeline = load_pipeline(few_step.model).to(processes().device)
-    request = pipeline.example_request()
+    request, config = pipeline.example_request(), config.for_model(few_step.model)
     required = {"require_labels": "class_labels" in request, "require_captions": "prompt" in request}
     data = data.of_run(few_step.model)
     pictures, _ = data.training_pictures_for(pipeline, config.horizontal_flip, upsampler=True, **required)

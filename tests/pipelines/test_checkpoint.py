@@ -132,6 +132,7 @@ class TestWhatIsSaved:
             "vae": [None, None],
             "value_range": None,
             "defaults": None,
+            "consistent": False,
             "id2label": {"0": "cat", "1": "dog", "2": "lizard"},
             "process": {
                 "prediction_type": "epsilon", "num_train_timesteps": 1000, "beta_schedule": "linear",
