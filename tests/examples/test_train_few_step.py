@@ -182,5 +182,5 @@ def test_every_guidance_scale_that_draws_can_be_learned(gamma, bases, pictures, 
 def test_a_budget_and_images_are_asked_for_where_the_model_does_not_say_them(bases, pictures, tmp_path):
     command = ["train_few_step.py", "--model", bases / "none", "--output_dir", tmp_path / "run"]
     assert "does not say how long it was trained; give a budget" in error_of(*command, "--dataset", pictures)
-    assert "there is no such folder" in error_of(*command, "--model", bases / "nothing")
+    assert "is not a folder" in error_of(*command, "--model", bases / "nothing")
     assert "does not say on what it was trained; give --dataset" in error_of(*command, *SHORT)
