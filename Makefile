@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test test-slow lint docs dist clean
+.PHONY: demo test test-slow course lint docs dist clean
 
 # Everything pinned, into a virtual environment of its own.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,docs,demo]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,docs,demo,course]"
 	touch $@
 
 # Trains on the embedded shapes for six minutes, then samples and checks the model. Threads wait for each other awake
@@ -25,6 +25,10 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# The notebooks of the course from top to bottom, with each figure into docs/images.
+course: $(VENV)/.installed
+	COURSE_FIGURES=docs/images $(BIN)/python -m pytest -m slow tests/test_course.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

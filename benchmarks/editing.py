@@ -1,5 +1,5 @@
 """
-How well a model completes, inverts and interpolates held-out images, by a model with and one without labels. Completed
+How well a model completes, inverts and interpolates held-out images, by classes and without them (γ = 0). Completed
 images have their lower half drawn anew, beside plain replacement (the known part is pasted into x_t with noise of its
 level) and beside real images completed by the lower half of the training image with the nearest upper half.
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from judge import Judge, once, parser, to_uint8, train
+from judge import Judge, parser, to_uint8, train
 
 from hf_genmod import load_pipeline
 from hf_genmod.data.loading import load_pictures
@@ -22,12 +22,10 @@ from hf_genmod.evaluation.estimates import Share
 from hf_genmod.evaluation.features import extract_features
 
 parser = parser(__doc__)
-parser.add_argument(
-    "--minutes", type=float, default=8.0, help="Training of the model with and of that without labels."
-)
+parser.add_argument("--minutes", type=float, default=8.0, help="Training of the model.")
 parser.add_argument("--num_inference_steps", type=int, default=20)
 parser.add_argument("--inverted", type=int, default=100, help="Images to invert, and pairs to interpolate.")
-parser.add_argument("--train_flags", nargs="*", default=[], help="More flags of the two, without their dashes.")
+parser.add_argument("--train_flags", nargs="*", default=[], help="More flags of it, without their dashes.")
 arguments = parser.parse_args()
 out, flags = Path(arguments.output_dir), [f"--{flag}" for flag in arguments.train_flags]
 judge = Judge(arguments.dataset, arguments.resolution, 1000, arguments.flip, out)
@@ -38,12 +36,11 @@ x = images.float() / 255
 middle = x.shape[2] // 2
 mask = torch.zeros(x.shape[2:])
 mask[middle:] = 1
-paths = {"with labels": out / "with_labels", "without labels": out / "without_labels"}
-for path, example in zip(paths.values(), ("train_cfg.py", "train_unconditional.py"), strict=True):
-    once(path.with_suffix(".rate.pt"), train, example, path, arguments, arguments.minutes, *flags)
-pipelines = {name: load_pipeline(path) for name, path in paths.items()}
-for pipeline in pipelines.values():
-    pipeline.set_progress_bar_config(disable=True)
+path = out / "with_labels"
+if not (path / "model_index.json").is_file():
+    train("train_cfg.py", path, arguments, arguments.minutes, *flags)
+pipeline = load_pipeline(path)
+pipeline.set_progress_bar_config(disable=True)
 
 
 def recognised(shown: torch.Tensor) -> torch.Tensor:
@@ -74,15 +71,14 @@ def replacing(y, known, predict, prediction_type):
     return predict_replaced
 
 
-def completed(name: str, **options) -> tuple[torch.Tensor, float]:
+def completed(**options) -> tuple[torch.Tensor, float]:
     """Images with their lower half drawn anew, and seconds of each."""
-    has_labels, start = name == "with labels", time.perf_counter()
+    start = time.perf_counter()
 
     def draw(x, labels, seeds):
-        request = {"class_labels": labels.tolist()} if has_labels else {"batch_size": len(x)}
         generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-        request |= {"image": x, "mask_image": mask, "generator": generators, "output_type": "pt"}
-        return pipelines[name](**request, num_inference_steps=arguments.num_inference_steps, **options).images
+        request = {"image": x, "mask_image": mask, "generator": generators, "output_type": "pt"} | options
+        return pipeline(labels.tolist(), num_inference_steps=arguments.num_inference_steps, **request).images
 
     drawn = in_parts(draw, x, labels, torch.arange(len(x)))
     assert torch.equal(drawn[:, :, :middle], x[:, :, :middle])  # what is kept, bitwise
@@ -101,25 +97,25 @@ upper = judge.train.images[:, :, :middle].flatten(1).float()
 nearest = in_parts(lambda part: torch.cdist(part[:, :, :middle].flatten(1).float(), upper).argmin(dim=1), images)
 row("completed by the nearest", torch.cat([images[:, :, :middle], judge.train.images[nearest][:, :, middle:]], dim=2))
 of_known = edits.denoiser_given
-for name in pipelines:
-    row(f"{name}, default", *completed(name))
-    row(f"{name}, num_resample 1", *completed(name, num_resample=1))
+requests = {"its class": {}, "its class, γ = 1": {"guidance_scale": 1.0}, "without a class": {"guidance_scale": 0.0}}
+for name, options in requests.items():
+    row(f"{name}, default", *completed(**options))
+    row(f"{name}, num_resample 1", *completed(num_resample=1, **options))
     edits.denoiser_given = replacing
-    row(f"{name}, plain replacement", *completed(name, num_resample=1))
+    row(f"{name}, plain replacement", *completed(num_resample=1, **options))
     edits.denoiser_given = of_known
 
 print("\n| | steps | images | mean PSNR, dB | lowest |\n|---|---|---|---|---|")
 some, of_some = x[: arguments.inverted], labels[: arguments.inverted]
-for name, pipeline in pipelines.items():
-    process = {"timestep_spacing": "trailing", "thresholding": True, "sample_max_value": 1.0}
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.config.process, **process)
+process = {"timestep_spacing": "trailing", "thresholding": True, "sample_max_value": 1.0}
+pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.config.process, **process)
+for name, gamma in (("its class", 1.0), ("without a class", 0.0)):
     for corrections in (0, 1):
 
-        def again(x, labels, name=name, corrections=corrections):
-            request = {"class_labels": labels.tolist()} if name == "with labels" else {}
-            x_T = pipelines[name].invert(x, num_inference_steps=50, num_corrections=corrections, **request)
-            request |= {"guidance_scale": 1.0} if request else {"batch_size": len(x)}
-            return pipelines[name](**request, latents=x_T, num_inference_steps=50, output_type="pt").images
+        def again(x, labels, corrections=corrections, gamma=gamma):
+            request = {"class_labels": labels.tolist(), "guidance_scale": gamma, "num_inference_steps": 50}
+            x_T = pipeline.invert(x, num_corrections=corrections, **request)
+            return pipeline(**request, latents=x_T, output_type="pt").images
 
         found = psnr(in_parts(again, some, of_some), some)
         print(
@@ -128,7 +124,7 @@ for name, pipeline in pipelines.items():
         )
 
 between, ends, count = [], [], 0
-pipeline, num = pipelines["with labels"], 8
+num = 8
 for a, b, first, second in zip(x[0::2], x[1::2], labels[0::2].tolist(), labels[1::2].tolist(), strict=False):
     if first == second or count == arguments.inverted // 4:
         continue

@@ -115,4 +115,5 @@ def test_the_wheel_of_the_source_distribution_holds_every_module_and_the_type_ma
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hf_genmod/")}
     sources = {path.relative_to(ROOT / "src") for path in PACKAGE.rglob("*")}
     sources |= {Path("hf_genmod") / path.relative_to(ROOT) for path in (ROOT / "examples").rglob("*")}
+    sources |= {Path("hf_genmod") / path.relative_to(ROOT) for path in (ROOT / "course").glob("*.py")}
     assert packed == {path.as_posix() for path in sources if path.suffix and path.suffix != ".pyc"}

@@ -142,7 +142,7 @@ def compiled_tasks():
             yield pytest.param(*task, id=task[0], marks=() if is_fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name, model, objective", compiled_tasks())
+@pytest.mark.parametrize("name, model, objective", list(compiled_tasks()))
 def test_a_model_is_compiled_as_one_graph_once(name, model, objective):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

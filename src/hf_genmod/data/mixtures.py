@@ -184,7 +184,7 @@ class GaussianMixture:
 def in_the_plane() -> GaussianMixture:
     """Three classes in two dimensions, which overlap; the first has two components."""
     angles = torch.tensor([0.6, -0.3, 1.2, 0.1])
-    deviations = torch.tensor([[0.3, 0.12], [0.2, 0.1], [0.3, 0.15], [0.4, 0.15]])
+    deviations = torch.tensor([[0.3, 0.16], [0.22, 0.15], [0.3, 0.18], [0.4, 0.18]])
     turns = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], dim=1).reshape(-1, 2, 2)
     covariances = turns @ deviations.square().diag_embed() @ turns.mT
     means = [[-0.7, 0.2], [-0.1, 0.6], [0.5, 0.3], [0.1, -0.5]]
