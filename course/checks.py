@@ -72,11 +72,12 @@ def posterior_mean(answer: Callable) -> None:
     for t in (1, 20, 999):
         alpha_bar_t, alpha_bar_prev = scheduler.alphas_cumprod[t], scheduler.alphas_cumprod[t - 1]
         found, expected = answer(x_0, x_t, alpha_bar_t, alpha_bar_prev), scheduler.posterior_mean(x_0, t, x_t)
-        agree(found, expected, f"at t = {t} the mean differs by up to {difference(found, expected)}; see Eq. 7 above")
+        agree(found, expected, f"at t = {t} the mean differs by up to {difference(found, expected)}; see μ̃ above")
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> str:
-    return f"{(found - expected).abs().max().item():.3g}" if isinstance(found, torch.Tensor) else "all"
+    known = isinstance(found, torch.Tensor) and found.shape == expected.shape
+    return f"{(found - expected).abs().max().item():.3g}" if known else "all"
 
 
 # Notebook 3
@@ -86,16 +87,16 @@ def latent_variance(answer: Callable) -> None:
     """Var(z) of z = μ + σ ε from μ and σ."""
     means = torch.randn(50, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     stds = 0.2 + torch.rand(50, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    zero = torch.zeros_like(means)
+    zero, levels = torch.zeros_like(means), torch.tensor([0.0, 3.0, 6.0])[:, None, None]
     for mean, std, sentence in (
         (means, zero, "for σ = 0, z is μ: its variance is the mean of μ², less the square of the mean of μ"),
         (zero + 2, stds, "where μ is the same everywhere, it is the mean of σ²"),
-        (means + 2, stds, "it is E[z²] − E[z]², and E[z²] of a single z is μ² + σ²"),
+        (means + levels, stds, "it is E[z²] − E[z]² over all channels together; E[z²] of a single z is μ² + σ²"),
     ):
         expected = (mean.double().square() + std.double().square()).mean() - mean.double().mean().square()
         found = answer(mean, std)
         assert found is not ..., "replace the dots by a formula"
-        found = torch.as_tensor(found)
+        assert isinstance(found, torch.Tensor), f"the answer is {found!r:.60}, which is no tensor"
         assert found.shape == (), f"the shape is {tuple(found.shape)}; one number is asked for"
         # Divided by N or by N − 1, which differ by less than a thousandth here.
         assert torch.isclose(found.double(), expected, rtol=2e-3), f"{sentence}; found {found:.4f}, not {expected:.4f}"
@@ -126,7 +127,7 @@ def composed(answer: Callable) -> None:
     eps_null, *eps_classes = torch.randn(4, 5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     eps_classes = torch.stack(eps_classes)
     for weights, sentence in (
-        ([1.0, 0.0, 0.0], "with a single class of weight 1 it is not ε_∅ + γ (ε_y − ε_∅)"),
+        ([1.0, 0.0, 0.0], "with the weights 1, 0, 0 it is not ε_∅ + γ (ε_1 − ε_∅)"),
         ([1.0, -0.5, 0.0], "a class of weight −0.5 does not take away half of its difference from ε_∅"),
         ([0.0, 0.0, 0.0], "where all weights are 0, ε_∅ must be left"),
     ):
@@ -140,11 +141,11 @@ def composed(answer: Callable) -> None:
 def masked_attention(answer: Callable) -> None:
     """softmax(Q Kᵀ / √d) V over the tokens that count."""
     query, key, value = torch.randn(3, 2, 4, 6, 8, generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([[True, True, True, True, True, True], [True, True, True, False, False, False]])
+    mask = torch.tensor([[True, True, True, True, True, True], [True, False, True, False, False, True]])
     for scale, counts, sentence in (
         (1.0, torch.ones_like(mask), "where all tokens count, it is not softmax(Q Kᵀ / √d) V"),
         (1.0, mask, "give tokens that do not count a score of −∞ before the softmax, so that the others add up to 1"),
-        (100.0, mask, "scores of some thousands overflow; let torch's softmax take the exponentials"),
+        (100.0, mask, "where scores are large, exponentials overflow or all become 0; give torch's softmax −∞"),
     ):
         expected = torch.nn.functional.scaled_dot_product_attention(scale * query, key, value, counts[:, None, None])
         agree(answer(scale * query, key, value, counts), expected, sentence)

@@ -25,9 +25,9 @@ PAGES = [
     ROOT / "benchmarks/README.md",
 ]
 
-# Of argparse, torchrun, accelerate and SLURM.
+# Of argparse, torchrun, accelerate, SLURM and Jupyter.
 FOREIGN_FLAGS = {"help", "num_processes", "nproc_per_node", "num_cpu_threads_per_process"}
-FOREIGN_FLAGS |= {"signal", "ntasks", "gpus", "config_file", *OF_MACHINES}
+FOREIGN_FLAGS |= {"signal", "ntasks", "gpus", "config_file", "inplace", *OF_MACHINES}
 
 
 def text_of(page: Path) -> str:
