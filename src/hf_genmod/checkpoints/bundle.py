@@ -59,7 +59,7 @@ def bundle(file: Path) -> str:
     classes = [name for name, meaning in meanings.items() if meaning == f"a class of {file}"]
     if classes:
         parts.append(_CAPTURE.format(classes=", ".join(classes)))
-    return "\n\n".join(parts).rstrip() + "\n"
+    return "\n\n\n".join(parts).rstrip() + "\n"
 
 
 def _collect(file: Path, above: tuple[Path, ...], statements: list[_Statement], imports: set, meanings: dict) -> None:

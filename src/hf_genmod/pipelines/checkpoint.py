@@ -28,10 +28,8 @@ def _of_vae(name: str):
 
 
 class ImagePipeline(DiffusionPipeline):
-    """
-    A pipeline that makes images and saves its own source: `from_pretrained(..., trust_remote_code=True)` of diffusers
-    loads the checkpoint where this package is not installed.
-    """
+    """A pipeline that makes images and saves its own source: `from_pretrained(..., trust_remote_code=True)` of
+    diffusers loads the checkpoint where this package is not installed."""
 
     denoises = False  # whether images are sampled in steps of a U-Net
     guidance_argument = None  # the argument that is the strength of guidance

@@ -76,10 +76,9 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
                 σ = √((1−ᾱ_t)/ᾱ_t) in which γ applies; outside, γ is 1 (Kynkäänniemi et al. 2024,
                 https://arxiv.org/abs/2404.07724).
             num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
-                callback_on_step_end_tensor_inputs: As [`UnconditionalPipeline`] takes them. The callback may set
-                `pipe._guidance_scale` for the next steps.
+                callback_on_step_end_tensor_inputs, image, mask_image, strength, num_resample: As
+                [`UnconditionalPipeline`] takes them. The callback may set `pipe._guidance_scale` for the next steps.
             num_images_per_prompt (`int`, defaults to 1): Images of each label, one after another.
-            image, mask_image, strength, num_resample: As [`UnconditionalPipeline`] takes them.
 
         Raises:
             ValueError: If a label is unknown, an argument out of its range or too large for a finite result, or a
@@ -100,8 +99,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
 
     def add_class(self, name: str, embedding: torch.Tensor | None = None, adapter_name: str | None = None) -> int:
         """
-        Adds a class, on which an adapter is to be trained, after the others and before the null label. Returns the
-        label.
+        Adds a class, on which an adapter is to be trained, after the others, and returns its label.
 
         Args:
             name (`str`): Its name. A name that is taken is a `ValueError`.

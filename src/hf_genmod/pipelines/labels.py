@@ -26,15 +26,11 @@ class ClassConditionalPipeline(GenerationPipeline):
     """The base of the pipelines with class labels: the names of the labels, and classifier-free guidance."""
 
     guidance_argument = "guidance_scale"
+    num_classes = property(lambda self: self.unet.config.num_classes, doc="Number of labels; `None` if it has none.")
 
     def __init__(self, components: dict, value_range, process, id2label: dict | None, defaults, consistent, **config):
         super().__init__(components, value_range, process, defaults, consistent, id2label=id2label, **config)
         self.register_to_config(id2label=id2label and {int(i): id2label[i] for i in sorted(id2label, key=int)})  # JSON
-
-    @property
-    def num_classes(self) -> int | None:
-        """The number of labels; `None` for an upsampler without labels."""
-        return self.unet.config.num_classes
 
     @property
     def labels(self) -> dict[str, int]:
@@ -48,8 +44,8 @@ class ClassConditionalPipeline(GenerationPipeline):
         return {} if self.num_classes is None else {"class_labels": self.num_classes - 1}
 
     def unet_inputs(self, pictures, indices):
-        has_labels = self.unet.config.num_classes is not None
-        return {"class_labels": pictures.labels[indices].to(self._execution_device)} if has_labels else {}
+        device = self._execution_device
+        return {} if self.num_classes is None else {"class_labels": pictures.labels[indices].to(device)}
 
     def _classifier_free_guidance(self, x_t, t, labels: WeightedLabels, gamma, **condition):
         """ε̃ = ε_∅ + γ Σ_k w_k (ε_k − ε_∅) in as few passes as possible; both ε take `condition`, tensors (n, ...)."""
