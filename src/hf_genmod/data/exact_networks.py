@@ -58,11 +58,9 @@ class ExactDenoiser:
     def alpha_bar(self, timestep, sample: Tensor) -> Tensor:
         """ᾱ_t for each of the points of x_t, (m,), or for all, (1,)."""
         t = torch.as_tensor(timestep).double().reshape(-1)
-        below, above = (
-            self._log_sigmas[t.long()],
-            self._log_sigmas[(t.long() + 1).clamp(max=len(self._log_sigmas) - 1)],
-        )
-        alpha_bar = (-2 * torch.lerp(below, above, t.frac())).sigmoid()
+        below = t.long()
+        above = (below + 1).clamp(max=len(self._log_sigmas) - 1)
+        alpha_bar = (-2 * torch.lerp(self._log_sigmas[below], self._log_sigmas[above], t.frac())).sigmoid()
         return alpha_bar if len(t) == 1 else alpha_bar.repeat_interleave(sample[0].numel() // self.mixture.dimensions)
 
     def points(self, images: Tensor) -> Tensor:

@@ -81,11 +81,8 @@ class GaussianMixture:
 
     def given(self, known: Tensor, values: Tensor) -> "GaussianMixture":
         """The mixture of the rest of x_0 where its values at `known`, bool (D,), are `values`."""
-        at_known, of_rest, gaps = (
-            self.covariances[:, known],
-            self.covariances[:, ~known],
-            values - self.means[:, known],
-        )
+        at_known, of_rest = self.covariances[:, known], self.covariances[:, ~known]
+        gaps = values - self.means[:, known]
         gains = torch.linalg.solve(at_known[:, :, known], at_known[:, :, ~known]).mT  # (K, rest, known)
         means = self.means[:, ~known] + torch.einsum("krd,kd->kr", gains, gaps.double())
         covariances = of_rest[:, :, ~known] - gains @ at_known[:, :, ~known]
