@@ -125,6 +125,8 @@ def main(arguments: EditArguments):
             raise ValueError(f"guidance_scale: {type(pipeline).__name__} has no guidance; leave it out")
         options[pipeline.guidance_argument] = arguments.guidance_scale
     argument, names, values = conditions(pipeline, arguments.class_labels, arguments.prompts)
+    if len(images) == 2 and not processes().is_main_process:
+        return
     Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
     if len(images) == 2:
         if argument == "class_labels" and not arguments.class_labels:
@@ -152,6 +154,8 @@ def main(arguments: EditArguments):
         request = {argument: [value] * arguments.num} if argument else {}
         drawn = draw_images(pipeline, request, arguments.num, arguments.seed, image=given, **options)
         rows.append([*pipeline.postprocess(to_model_range(given, pipeline.config.value_range or UNIT)), *drawn])
+    if not processes().is_main_process:
+        return
     grid(rows, names, ["given"]).save(arguments.output)
     print(f"{counted(arguments.num * len(rows), 'image')} in {arguments.output}, beside the one that was given")
 

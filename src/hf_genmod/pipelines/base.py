@@ -68,10 +68,9 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
     ):  # fmt: skip
         """
         Algorithm 2 of Ho et al. 2020 (https://arxiv.org/abs/2006.11239) with any scheduler: x_T ~ N(0, I), then
-        x_{t-1} from x_t and the model's prediction until x_0. Pipelines differ in `predict(x_t, t, σ)`, where x_t is
-        the network's input, √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(scheduler, x_t, t, σ,
-        prediction)`, which is added to x_{t-1}. With `clip=False` the scheduler does not clip x̂_0. An `edit`, of the
-        arguments (image, mask_image, strength, num_resample), takes the steps in its own order.
+        x_{t-1} from x_t and the model's prediction until x_0. Pipelines differ in `predict(x_t, t, σ)`, at
+        x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε with σ = √((1−ᾱ_t)/ᾱ_t), and in `shift(scheduler, x_t, t, σ, prediction)`, which is
+        added to x_{t-1}. With `clip=False`, x̂_0 is not clipped. An `edit` (image, ...) takes the steps in its order.
         """
         on_step_end, wanted, scales = callback  # which may change the scales
         wanted = getattr(on_step_end, "tensor_inputs", wanted)  # of a callback of diffusers
