@@ -101,14 +101,16 @@ def run_script(command: str, script: str, flags: list[str]) -> None:
             accelerate.launch_command(accelerate.launch_command_parser().parse_args(words))
     elif launch.num_processes is not None:
         with waiting("loading PyTorch"):
-            from torch.distributed.run import parse_args, run
+            from torch.distributed.run import get_args_parser, run
 
             from hf_genmod.processes import check_processes, threads_of
 
         check_processes(launch.num_processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(launch.num_processes)))
         with _launching():
-            run(parse_args(["--standalone", "--nproc_per_node", str(launch.num_processes), *again]))
+            launcher = get_args_parser()
+            launcher.allow_abbrev = False  # a flag of a script, such as --num, is not a part of its own
+            run(launcher.parse_args(["--standalone", "--nproc_per_node", str(launch.num_processes), *again]))
     else:
         if os.environ.get("RANK", "0") == "0":  # of several processes the first
             with waiting("loading PyTorch"):

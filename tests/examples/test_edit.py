@@ -2,6 +2,8 @@
 
 import re
 import runpy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -110,6 +112,20 @@ def test_between_two_images_as_a_gif(files):
                "--num_inference_steps", 3, "--output", out)  # fmt: skip
     assert Image.open(out).n_frames == 3
     assert re.search(r"large.png does not come back \(\d+ dB, and 30 are close\); more --num_inference", done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names, count", [(["small"], 6), (["small", "large"], 3)])
+def test_two_processes_write_one_picture(files, tmp_path, names, count):
+    flags = ["--model", files / "model", "--image", *[files / f"{name}.png" for name in names], "--class_labels",
+             "cat", "dog", "--num", 3, "--num_inference_steps", 3]  # fmt: skip
+    assert run("edit.py", *flags, "--output", tmp_path / "one.png").returncode == 0
+    command = [sys.executable, "-m", "hf_genmod", "edit", *flags, "--output", tmp_path / "two.png"]
+    done = subprocess.run([*map(str, command), "--num_processes", "2"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"{count} images in") == 1
+    one, two = (np.asarray(Image.open(tmp_path / name), int) for name in ("one.png", "two.png"))
+    assert one.shape == two.shape and abs(one - two).max() <= 1
 
 
 @pytest.mark.parametrize(
