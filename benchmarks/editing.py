@@ -1,5 +1,5 @@
 """
-How well a model completes, inverts and interpolates held-out images, by classes and without them (γ = 0). Completed
+How well a model completes, inverts and interpolates held-out images, given their classes or without labels. Completed
 images have their lower half drawn anew, beside plain replacement (the known part is pasted into x_t with noise of its
 level) and beside real images completed by the lower half of the training image with the nearest upper half.
 
@@ -25,6 +25,8 @@ parser = parser(__doc__)
 parser.add_argument("--minutes", type=float, default=8.0, help="Training of the model.")
 parser.add_argument("--num_inference_steps", type=int, default=20)
 parser.add_argument("--inverted", type=int, default=100, help="Images to invert, and pairs to interpolate.")
+parser.add_argument("--without_labels", action="store_true", help="Measure a model without labels.")
+parser.add_argument("--num_resample", type=int, nargs="+", default=[1, 5], help="How often a step is taken.")
 parser.add_argument("--train_flags", nargs="*", default=[], help="More flags of it, without their dashes.")
 arguments = parser.parse_args()
 out, flags = Path(arguments.output_dir), [f"--{flag}" for flag in arguments.train_flags]
@@ -36,11 +38,18 @@ x = images.float() / 255
 middle = x.shape[2] // 2
 mask = torch.zeros(x.shape[2:])
 mask[middle:] = 1
-path = out / "with_labels"
+kinds = ("with_labels", "train_cfg.py"), ("without_labels", "train_unconditional.py")
+name, example = kinds[arguments.without_labels]
+path = out / name
 if not (path / "model_index.json").is_file():
-    train("train_cfg.py", path, arguments, arguments.minutes, *flags)
+    train(example, path, arguments, arguments.minutes, *flags)
 pipeline = load_pipeline(path)
 pipeline.set_progress_bar_config(disable=True)
+
+
+def asked(labels: torch.Tensor) -> dict[str, list]:
+    """The arguments that ask for images of some classes."""
+    return {} if arguments.without_labels else {"class_labels": labels.tolist()}
 
 
 def recognised(shown: torch.Tensor) -> torch.Tensor:
@@ -78,7 +87,7 @@ def completed(**options) -> tuple[torch.Tensor, float]:
     def draw(x, labels, seeds):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
         request = {"image": x, "mask_image": mask, "generator": generators, "output_type": "pt"} | options
-        return pipeline(labels.tolist(), num_inference_steps=arguments.num_inference_steps, **request).images
+        return pipeline(**asked(labels), num_inference_steps=arguments.num_inference_steps, **request).images
 
     drawn = in_parts(draw, x, labels, torch.arange(len(x)))
     assert torch.equal(drawn[:, :, :middle], x[:, :, :middle])  # what is kept, bitwise
@@ -97,10 +106,10 @@ upper = judge.train.images[:, :, :middle].flatten(1).float()
 nearest = in_parts(lambda part: torch.cdist(part[:, :, :middle].flatten(1).float(), upper).argmin(dim=1), images)
 row("completed by the nearest", torch.cat([images[:, :, :middle], judge.train.images[nearest][:, :, middle:]], dim=2))
 of_known = edits.denoiser_given
-requests = {"its class": {}, "its class, γ = 1": {"guidance_scale": 1.0}, "without a class": {"guidance_scale": 0.0}}
-for name, options in requests.items():
-    row(f"{name}, default", *completed(**options))
-    row(f"{name}, num_resample 1", *completed(num_resample=1, **options))
+with_class = {"its class, γ = 2": {"guidance_scale": 2.0}, "its class, γ = 1": {"guidance_scale": 1.0}}
+for name, options in ({"without labels": {}} if arguments.without_labels else with_class).items():
+    for num_resample in arguments.num_resample:
+        row(f"{name}, num_resample {num_resample}", *completed(num_resample=num_resample, **options))
     edits.denoiser_given = replacing
     row(f"{name}, plain replacement", *completed(num_resample=1, **options))
     edits.denoiser_given = of_known
@@ -109,19 +118,16 @@ print("\n| | steps | images | mean PSNR, dB | lowest |\n|---|---|---|---|---|")
 some, of_some = x[: arguments.inverted], labels[: arguments.inverted]
 process = {"timestep_spacing": "trailing", "thresholding": True, "sample_max_value": 1.0}
 pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.config.process, **process)
-for name, gamma in (("its class", 1.0), ("without a class", 0.0)):
-    for corrections in (0, 1):
+off = {} if arguments.without_labels else {"guidance_scale": 1.0}
+for corrections in (0, 1):
 
-        def again(x, labels, corrections=corrections, gamma=gamma):
-            request = {"class_labels": labels.tolist(), "guidance_scale": gamma, "num_inference_steps": 50}
-            x_T = pipeline.invert(x, num_corrections=corrections, **request)
-            return pipeline(**request, latents=x_T, output_type="pt").images
+    def again(x, labels, corrections=corrections):
+        request = {**asked(labels), **off, "num_inference_steps": 50}
+        x_T = pipeline.invert(x, num_corrections=corrections, **request)
+        return pipeline(**request, latents=x_T, output_type="pt").images
 
-        found = psnr(in_parts(again, some, of_some), some)
-        print(
-            f"| {name}, {corrections} corrections | 50 | {len(some)} | {found.mean():.1f} | {found.min():.1f} |",
-            flush=True,
-        )
+    found = psnr(in_parts(again, some, of_some), some)
+    print(f"| {corrections} corrections | 50 | {len(some)} | {found.mean():.1f} | {found.min():.1f} |", flush=True)
 
 between, ends, count = [], [], 0
 num = 8
@@ -129,7 +135,9 @@ for a, b, first, second in zip(x[0::2], x[1::2], labels[0::2].tolist(), labels[1
     if first == second or count == arguments.inverted // 4:
         continue
     image_a, image_b = (image.permute(1, 2, 0).numpy() for image in (a, b))
-    shown = pipeline.interpolate(image_a, image_b, num, class_labels=[first, second], output_type="pt").images
+    shown = pipeline.interpolate(
+        image_a, image_b, num, **asked(torch.tensor([first, second])), output_type="pt"
+    ).images
     ends += psnr(shown[[0, -1]], torch.stack([a, b])).tolist()
     seen = recognised(to_uint8(shown[1:-1]))
     between, count = [*between, (seen == first) | (seen == second)], count + 1

@@ -190,6 +190,13 @@ class TestAMask:
         edit(pipeline, {"batch_size": 1}, given(pipeline), num_inference_steps=4, **options)
         assert seen == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_steps_are_taken_again_by_default_where_no_class_or_prompt_says_what_to_draw(self, kind):
+        make, request = PIPELINES[kind]
+        pipeline = make()
+        edit(pipeline, request(2), given(pipeline, 2), mask_image=left_half(pipeline))
+        assert pipeline.num_timesteps == (3 if {"class_labels", "prompt"} & request(2).keys() else 15)
+
 
 class TestAnImage:
     @pytest.mark.parametrize("kind", KINDS)

@@ -19,7 +19,7 @@ from hf_genmod.pipelines.requests import check_positive, standard_normal
 from hf_genmod.pipelines.samplers import REMEDIES, Sampler, check_sampler
 
 STRENGTH = 0.6  # without a mask
-NUM_RESAMPLE = 3  # with a mask, where the sampler can take a step again
+NUM_RESAMPLE = 5  # with a mask alone, where the sampler can take a step again
 
 
 def edit_of(pipeline: GenerationPipeline, sampler: Sampler, n: int, generators: list, image=None, *how):
@@ -36,8 +36,9 @@ class Edit:
         x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε        (SDEdit, Meng et al. 2022, https://arxiv.org/abs/2108.01073)
 
     and, with a mask, steps by the mean of x_0 given x_t and the part that is kept, see [`denoiser_given`]. Then each
-    step is taken `num_resample` times, by default 3: x_{t'} is noised to x_t again before each but the first (RePaint,
-    Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865, Algorithm 1), which corrects errors of x̂_0.
+    step is taken `num_resample` times: x_{t'} is noised to x_t again before each but the first (RePaint, Lugmayr et
+    al. 2022, https://arxiv.org/abs/2201.09865, Algorithm 1), which corrects errors of x̂_0. The default is 5, and 1
+    where there is a class or a prompt, which says what to draw from the start.
 
     Args:
         sampler ([`Sampler`]): All steps of the call.
@@ -86,7 +87,8 @@ class Edit:
         if num_resample not in (None, 1) and not can_repeat:
             name = type(pipeline.scheduler).__name__
             raise ValueError(f"num_resample: {name} cannot take a step again; use 1, or DPMSolverMultistepScheduler")
-        self.num_resample = num_resample or (NUM_RESAMPLE if can_repeat and mask_image is not None else 1)
+        is_open = mask_image is not None and not {"class_labels", "prompt"} & pipeline.example_request().keys()
+        self.num_resample = num_resample or (NUM_RESAMPLE if can_repeat and is_open else 1)
 
     def run(self, take_step, predict, epsilon: Tensor) -> Tensor:
         """The result of all steps, (n, c, h, w), for noise ε of the same shape."""

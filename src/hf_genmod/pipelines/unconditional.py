@@ -84,8 +84,8 @@ class UnconditionalPipeline(GenerationPipeline):
             mask_image (*optional*): A black and white mask, or one for each image: only what is white is drawn anew.
             strength (`float`, *optional*): Where in the noise to start, in (0, 1]: by default 0.6, and 1, in pure
                 noise, with a mask.
-            num_resample (`int`, *optional*): How often each step is taken, with a mask: by default 3 times where
-                the sampler allows it.
+            num_resample (`int`, *optional*): How often each step is taken, with a mask: by default once where a class
+                or prompt is given, else 5 times where the sampler allows it.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
