@@ -124,7 +124,8 @@ for corrections in (0, 1):
     def again(x, labels, corrections=corrections):
         request = {**asked(labels), **off, "num_inference_steps": 50}
         x_T = pipeline.invert(x, num_corrections=corrections, **request)
-        return pipeline(**request, latents=x_T, output_type="pt").images
+        count = {"batch_size": len(x)} if arguments.without_labels else {}
+        return pipeline(**request, **count, latents=x_T, output_type="pt").images
 
     found = psnr(in_parts(again, some, of_some), some)
     print(f"| {corrections} corrections | 50 | {len(some)} | {found.mean():.1f} | {found.min():.1f} |", flush=True)
