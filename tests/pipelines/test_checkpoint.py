@@ -130,6 +130,7 @@ class TestWhatIsSaved:
             "scheduler": ["ancestral_ddpm", "AncestralDDPMScheduler"],
             "auto_map": {"AutoModel": "component.Component"},
             "vae": [None, None],
+            "guiding_unet": [None, None],
             "value_range": None,
             "defaults": None,
             "consistent": False,

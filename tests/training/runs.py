@@ -126,9 +126,11 @@ class Killed(Exception):
 
 
 def assert_same_state(trainer, other):
-    """Weights, their average and the state of the optimizer, bitwise."""
+    """Weights, their average, those kept early and the state of the optimizer, bitwise."""
     assert torch.equal(raw_weights(trainer), raw_weights(other))
     assert torch.equal(averaged_weights(trainer), averaged_weights(other))
+    early, of_other = trainer.early_weights.weights, other.early_weights.weights
+    assert early.keys() == of_other.keys() and all(torch.equal(early[name], of_other[name]) for name in early)
     states = [trainer.optimizer.state_dict()["state"] for trainer in (trainer, other)]
     for mine, theirs in zip(*(state.values() for state in states), strict=True):
         assert mine.keys() == theirs.keys()

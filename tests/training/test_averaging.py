@@ -1,7 +1,8 @@
 import pytest
 import torch
-from runs import averaged_weights, make_trainer, raw_weights
+from runs import averaged_weights, make_other_trainer, make_trainer, raw_weights
 
+from hf_genmod import load_pipeline
 from hf_genmod.training.averaging import PowerFunctionAverage, check_length
 
 
@@ -46,3 +47,23 @@ def test_a_skipped_step_is_not_averaged_and_a_frozen_weight_stays(length):
             torch.testing.assert_close(average.module.state_dict(), model.state_dict())
     assert average.module.bias.data_ptr() == model.bias.data_ptr()  # as the base of an adapter may be large
     assert average.module.weight.data_ptr() != model.weight.data_ptr()
+
+
+def test_the_averaged_weights_after_a_part_of_the_run_become_the_guiding_unet(dataset, tmp_path):
+    kept = {"checkpointing_steps": 3, "checkpoints_total_limit": 9}
+    trainer = make_trainer(dataset, tmp_path / "whole", max_train_steps=8, guiding_fraction=0.3, **kept)
+    trainer.train()
+    state = torch.load(tmp_path / "whole" / "checkpoints" / "step-3" / "state.pt", weights_only=True)["averaged_model"]
+    loaded = load_pipeline(tmp_path / "whole")
+    for name, weight in loaded.guiding_unet.state_dict().items():
+        assert torch.equal(weight, state[f"module.{name}"].to(weight.dtype)), name
+    assert not torch.equal(loaded.guiding_unet.conv_out.weight, loaded.unet.conv_out.weight)
+    make_trainer(dataset, tmp_path / "none", max_train_steps=2).train()
+    assert load_pipeline(tmp_path / "none").guiding_unet is None
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "adapter", "text encoder"])
+def test_early_weights_are_refused_where_a_unet_is_not_all_that_is_trained(dataset, tmp_path, kind):
+    trainer = make_other_trainer(dataset, tmp_path, kind, max_train_steps=2, guiding_fraction=0.5)
+    with pytest.raises(ValueError, match="guiding_fraction: it is for a run that trains a U-Net from scratch"):
+        trainer.train()

@@ -22,7 +22,11 @@ from hf_genmod.recipes.networks import NetworkArguments
 @pytest.mark.parametrize(
     "settings",
     [
-        {"dropout": 0.1, "logging_steps": 4},  # a window of the metrics is open when the state is saved
+        {
+            "dropout": 0.1,
+            "logging_steps": 4,
+            "guiding_fraction": 0.3,
+        },  # a window of the metrics is open when the state is saved
         {"gradient_accumulation_steps": 2, "horizontal_flip": True, "max_shift": 1},
         pytest.param({"weighting": "min_snr", "prediction_type": "epsilon"}, marks=pytest.mark.slow),
         {"weighting": "balanced", "prediction_type": "sample", "num_workers": 1},

@@ -68,7 +68,7 @@ def _collect(file: Path, above: tuple[Path, ...], statements: list[_Statement], 
         raise ValueError(f"{file.name}: imports itself by way of {', '.join(path.name for path in above)}")
     if any(statement.file == file for statement in statements):
         return
-    source = file.read_text(encoding="utf-8")
+    source = _without_what_is_skipped(file.read_text(encoding="utf-8"))
     tree, lines, end, own = ast.parse(source), source.splitlines(), 0, []
 
     def means(name, meaning):
@@ -98,6 +98,15 @@ def _collect(file: Path, above: tuple[Path, ...], statements: list[_Statement], 
             used = {name.id for name in names} | {x.value for x in ast.walk(node) if isinstance(x, ast.Constant)}
             own.append(_Statement(file, "\n".join(lines[start:end]).strip("\n"), defined, used))
     statements += own
+
+
+def _without_what_is_skipped(source: str) -> str:
+    """The source of a module without its blocks `if IS_INSTALLED ...`, which a file in a checkpoint never enters."""
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.If) and "IS_INSTALLED" in ast.unparse(node.test):
+            lines[node.lineno - 1 : node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
+    return "\n".join(line for line in lines if line is not None)
 
 
 def _import_lines(imports: set[tuple[str, str]], used: set[str]) -> Iterator[str]:

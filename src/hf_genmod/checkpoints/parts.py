@@ -13,6 +13,7 @@ from hf_genmod.errors import a_or_an, first_line
 # Of each component: what pipelines use of it, and a class that has that.
 _USED = {
     "unet": (("config.num_classes", "config.in_channels", "config.out_channels"), "DenoisingUNet2DModel"),
+    "guiding_unet": (("config.num_classes", "config.in_channels", "config.out_channels"), "DenoisingUNet2DModel"),
     "classifier": (("config.num_classes", "config.noise_schedule"), "NoisyImageClassifier"),
     "vae": (("encode", "decode", "config.in_channels"), "VariationalAutoencoder, Autoencoder or AutoencoderKL"),
     "scheduler": (("set_timesteps", "config"), "scheduler of diffusers"),
@@ -46,6 +47,7 @@ def check_parts(pipeline: DiffusionPipeline, components: dict | None = None, con
             except AttributeError:
                 kind = "None" if part is None else a_or_an(type(part).__name__)
                 raise ValueError(f"{name}: {kind} has no {attribute}; give {a_or_an(expected)}") from None
+    _check_guiding(components.get("guiding_unet"), components.get("unet"))
     if (process := config.get("process")) is not None:
         check_process(process)
     if type(consistent := config.get("consistent", False)) is not bool:
@@ -60,6 +62,20 @@ def check_parts(pipeline: DiffusionPipeline, components: dict | None = None, con
         if fault := next(_faults_of_names(id2label, num_classes), None):
             remedy = f"give a name for each label, 0 ... {num_classes - 1}" if num_classes else "leave it out"
             raise ValueError(f"id2label: {fault}; {remedy}")
+
+
+def _check_guiding(guiding, unet) -> None:
+    """Raises a ValueError if a `guiding_unet` is for other images or conditions than the U-Net. It may lack classes,
+    which adapters add to the U-Net."""
+    for name in ("in_channels", "cross_attention_dim", "conditioning_channels") if guiding is not None else ():
+        own, others = (model.config.get(name) for model in (unet, guiding))
+        if own != others:
+            raise ValueError(
+                f"guiding_unet: its {name} is {others} and that of the U-Net {own}; give one that fits it"
+            )
+    if guiding is not None and (guiding.config.num_classes or 0) > (unet.config.num_classes or 0):
+        classes = f"it has {guiding.config.num_classes} classes and the U-Net {unet.config.num_classes}"
+        raise ValueError(f"guiding_unet: {classes}; give an earlier version of the U-Net")
 
 
 def check_process(process: dict) -> None:

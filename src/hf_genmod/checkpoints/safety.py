@@ -50,6 +50,7 @@ def class_of_component(name: str, module: str, class_name: str) -> type:
     module is one of this package, diffusers or transformers."""
     kinds = {
         "unet": DenoisingUNet2DModel,
+        "guiding_unet": DenoisingUNet2DModel,
         "classifier": NoisyImageClassifier,
         "vae": (Autoencoder, VariationalAutoencoder, AutoencoderKL),
         "scheduler": SchedulerMixin,

@@ -42,11 +42,12 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
 
     denoises = True
     model_cpu_offload_seq = "text_encoder->unet->vae"
-    _optional_components = ["vae"]
+    _optional_components = ["vae", "guiding_unet"]
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
     _scales = ()  # the arguments that make predictions infinite if they are too large
     # Of one call; `callback_on_step_end` may change the first two for the next steps.
     _guidance_scale, _interrupt, _num_timesteps = map(of_call, ("guidance_scale", "interrupt", "num_timesteps"))
+    _autoguidance_scale = of_call("autoguidance_scale")
     guidance_scale = property(lambda self: self._guidance_scale, doc="γ of the call of this thread.")
     do_classifier_free_guidance = property(lambda self: self._guidance_scale not in (None, 0, 1), doc="γ is not off.")
     interrupt = property(lambda self: self._interrupt, doc="Whether the call of this thread stops after this step.")
@@ -75,6 +76,7 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         on_step_end, wanted, scales = callback  # which may change the scales
         wanted = getattr(on_step_end, "tensor_inputs", wanted)  # of a callback of diffusers
         check_positive(batch_size=n, num_inference_steps=steps)
+        self._check_autoguidance(scales["autoguidance_scale"])
         check_output_type(output_type)
         if not (on_step_end is None or callable(on_step_end)):
             raise ValueError(f"callback_on_step_end: {on_step_end!r:.40} is no function; give one, or None")
@@ -124,8 +126,19 @@ class GenerationPipeline(ImagePipeline, AdapterMixin):
         return (self if edit is None else edit)._finished(x_t, output_type, return_dict)
 
     def _denoise(self, x_t, t, **condition):
-        """The network's prediction, in fp32."""
-        return self.unet(x_t.to(self.unet.dtype), t, **condition).sample.float()
+        """D_w + w (D − D_w) in fp32, see `guiding_unet`; D is the U-Net's, and its learned variance is not guided."""
+        D = self.unet(x_t.to(self.unet.dtype), t, **condition).sample.float()
+        if (w := self._autoguidance_scale) in (None, 1):
+            return D
+        D_w, channels = self.guiding_unet(x_t.to(self.guiding_unet.dtype), t, **condition).sample.float(), x_t.shape[1]
+        return torch.cat([(D_w + w * (D - D_w))[:, :channels], D[:, channels:]], dim=1)
+
+    def _check_autoguidance(self, w):
+        check_guidance(None, autoguidance_scale=w)
+        if w != 1 and self.guiding_unet is None:
+            raise ValueError("autoguidance_scale: this model has no guiding_unet; train it with --guiding_fraction")
+        if w != 1 and self.guiding_unet.config.num_classes != self.unet.config.num_classes:
+            raise ValueError("autoguidance_scale: the model has classes that its guiding_unet lacks; leave it out")
 
     def _config_changes(self, clip: bool) -> tuple[dict, bool]:
         """What sampling changes in the scheduler's config, and whether the scheduler takes a learned variance."""

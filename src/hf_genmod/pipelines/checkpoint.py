@@ -48,6 +48,7 @@ class ImagePipeline(DiffusionPipeline):
         self.register_to_config(**config)
 
     def _check_config(self, *parts):
+        """See `check_parts`."""
         if IS_INSTALLED:
             importlib.import_module("hf_genmod.checkpoints.parts").check_parts(self, *parts)
 

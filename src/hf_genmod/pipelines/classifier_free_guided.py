@@ -25,7 +25,8 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
     Args:
         unet ([`DenoisingUNet2DModel`]): ε_θ(x_t, t, y), with `num_classes`.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        scheduler, vae, value_range, process, defaults, consistent: As [`UnconditionalPipeline`] takes them.
+        scheduler, vae, value_range, process, defaults, consistent, guiding_unet: As [`UnconditionalPipeline`] takes
+            them.
     """
 
     _scales = ("guidance_scale",)
@@ -40,8 +41,9 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         process: dict | None = None,
         defaults: dict | None = None,
         consistent: bool = False,
+        guiding_unet: ModelMixin | None = None,
     ):
-        components = {"unet": unet, "scheduler": scheduler, "vae": vae}
+        components = {"unet": unet, "scheduler": scheduler, "vae": vae, "guiding_unet": guiding_unet}
         super().__init__(components, value_range, process, id2label, defaults, consistent)
         if unet.config.num_classes is None:
             raise ValueError("unet: it was made without num_classes; use UnconditionalPipeline")
@@ -64,6 +66,7 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
         mask_image: PipelineImageInput | None = None,
         strength: float | None = None,
         num_resample: int | None = None,
+        autoguidance_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
@@ -76,8 +79,9 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
                 σ = √((1−ᾱ_t)/ᾱ_t) in which γ applies; outside, γ is 1 (Kynkäänniemi et al. 2024,
                 https://arxiv.org/abs/2404.07724).
             num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
-                callback_on_step_end_tensor_inputs, image, mask_image, strength, num_resample: As
-                [`UnconditionalPipeline`] takes them. The callback may set `pipe._guidance_scale` for the next steps.
+                callback_on_step_end_tensor_inputs, image, mask_image, strength, num_resample,
+                autoguidance_scale: As [`UnconditionalPipeline`] takes them. The callback may set
+                `pipe._guidance_scale` for the next steps.
             num_images_per_prompt (`int`, defaults to 1): Images of each label, one after another.
 
         Raises:
@@ -91,7 +95,8 @@ class ClassifierFreeGuidedPipeline(ClassConditionalPipeline):
             gamma = self._guidance_scale if is_within(sigma, guidance_interval) else 1.0
             return self._classifier_free_guidance(x_t, t, labels, gamma)
 
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, {"guidance_scale": guidance_scale})
+        scales = {"guidance_scale": guidance_scale, "autoguidance_scale": autoguidance_scale}
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, scales)
         n, edit = labels.num_images, (image, mask_image, strength, num_resample)
         return self._generate(
             predict, n, num_inference_steps, generator, latents, output_type, return_dict, callback, edit

@@ -33,8 +33,8 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         classifier ([`NoisyImageClassifier`]): log f_φ(y | x_t), trained on x_t of the same process. Its parameters
             are frozen.
         id2label (`dict[int, str]`, *optional*): The name of each label.
-        scheduler, vae, value_range, process, defaults, consistent: As [`UnconditionalPipeline`] takes them. A
-            classifier of latents needs a `vae`. A consistency model is refused.
+        scheduler, vae, value_range, process, defaults, consistent, guiding_unet: As [`UnconditionalPipeline`] takes
+            them. A classifier of latents needs a `vae`. A consistency model is refused.
 
     Raises:
         ValueError: If the classifier does not fit the images, the noise schedule and the labels of the U-Net.
@@ -57,8 +57,10 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         process: dict | None = None,
         defaults: dict | None = None,
         consistent: bool = False,
+        guiding_unet: ModelMixin | None = None,
     ):
         components = {"unet": unet, "classifier": classifier, "scheduler": scheduler, "vae": vae}
+        components["guiding_unet"] = guiding_unet
         super().__init__(components, value_range, process, id2label, defaults, consistent)
         if self.is_consistent:
             reason = "it is tuned to few steps, and a classifier guides in many"
@@ -91,6 +93,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
         mask_image: PipelineImageInput | None = None,
         strength: float | None = None,
         num_resample: int | None = None,
+        autoguidance_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
@@ -108,7 +111,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             num_inference_steps, generator, latents, output_type, return_dict, callback_on_step_end,
                 callback_on_step_end_tensor_inputs, num_images_per_prompt: As [`ClassifierFreeGuidedPipeline`] takes
                 them. The callback may set `pipe._classifier_scale`, too.
-            image, mask_image, strength, num_resample: As [`UnconditionalPipeline`] takes them.
+            image, mask_image, strength, num_resample, autoguidance_scale: As [`UnconditionalPipeline`] takes them.
 
         Raises:
             ValueError: If a label is unknown, an argument out of its range or too large for a finite result, or the
@@ -133,6 +136,7 @@ class ClassifierGuidedPipeline(ClassConditionalPipeline):
             )
 
         scales = {"guidance_scale": guidance_scale, "classifier_scale": classifier_scale}
+        scales["autoguidance_scale"] = autoguidance_scale
         interval = (0.0, MOST_NOISE) if guidance_interval is None else guidance_interval
         never_guides = classifier_scale == 0 and callback_on_step_end is None
 

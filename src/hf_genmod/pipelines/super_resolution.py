@@ -39,13 +39,13 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         id2label (`dict[int, str]`, *optional*): The name of each label, for a U-Net with labels.
         factor (`int`, defaults to 2): The factor by which height and width grow.
         max_noise_level (`int`, defaults to 0): The largest s that the U-Net was trained with.
-        scheduler, value_range, process, defaults, consistent: As [`UnconditionalPipeline`] takes them.
+        scheduler, value_range, process, defaults, consistent, guiding_unet: As [`UnconditionalPipeline`] takes them.
 
     Raises:
         ValueError: If the U-Net takes no conditioning image.
     """
 
-    _optional_components = []
+    _optional_components = ["guiding_unet"]
     _scales = ("guidance_scale",)
     _processor = PictureReader
     vae = None  # it works on pixels
@@ -61,9 +61,10 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         process: dict | None = None,
         defaults: dict | None = None,
         consistent: bool = False,
+        guiding_unet: ModelMixin | None = None,
     ):
         components, config = (
-            {"unet": unet, "scheduler": scheduler},
+            {"unet": unet, "scheduler": scheduler, "guiding_unet": guiding_unet},
             {"factor": factor, "max_noise_level": max_noise_level},
         )
         super().__init__(components, value_range, process, id2label, defaults, consistent, **config)
@@ -95,6 +96,7 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never written to)
         num_images_per_prompt: int = 1,
+        autoguidance_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
@@ -113,6 +115,7 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
                 result, instead of noise.
             output_type: As [`UnconditionalPipeline`] takes it.
             num_images_per_prompt (`int`, defaults to 1): Results for each image, one after another.
+            autoguidance_scale: As [`UnconditionalPipeline`] takes it.
 
         Raises:
             ValueError: If an image has other channels than the model, a label is unknown, an argument out of its
@@ -148,7 +151,8 @@ class SuperResolutionPipeline(ClassConditionalPipeline):
 
             return blend_tiles(of_tile, (x_t, seen), tile_size, self.unet.size_factor)
 
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, {"guidance_scale": guidance_scale})
+        scales = {"guidance_scale": guidance_scale, "autoguidance_scale": autoguidance_scale}
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, scales)
         return self._generate(
             predict, n, num_inference_steps, generators, latents, output_type, return_dict, callback, size=larger
         )

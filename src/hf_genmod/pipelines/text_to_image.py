@@ -30,7 +30,8 @@ class TextToImagePipeline(GenerationPipeline):
         text_encoder (`transformers.PreTrainedModel`): A text encoder with hidden states of that width:
             `CLIPTextModel`, `T5EncoderModel`, ...
         tokenizer (`transformers.PreTrainedTokenizerBase`): Its tokenizer.
-        scheduler, vae, value_range, process, defaults, consistent: As [`UnconditionalPipeline`] takes them.
+        scheduler, vae, value_range, process, defaults, consistent, guiding_unet: As [`UnconditionalPipeline`] takes
+            them.
 
     Raises:
         ValueError: If the U-Net takes no text, or text of another width, or the tokenizer cannot pad.
@@ -52,8 +53,9 @@ class TextToImagePipeline(GenerationPipeline):
         process: dict | None = None,
         defaults: dict | None = None,
         consistent: bool = False,
+        guiding_unet: ModelMixin | None = None,
     ):
-        components = {"unet": unet, "scheduler": scheduler, "vae": vae}
+        components = {"unet": unet, "scheduler": scheduler, "vae": vae, "guiding_unet": guiding_unet}
         components |= {"text_encoder": text_encoder, "tokenizer": tokenizer}
         super().__init__(components, value_range, process, defaults, consistent)
         width = unet.config.cross_attention_dim
@@ -91,6 +93,7 @@ class TextToImagePipeline(GenerationPipeline):
         mask_image: PipelineImageInput | None = None,
         strength: float | None = None,
         num_resample: int | None = None,
+        autoguidance_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
@@ -115,7 +118,7 @@ class TextToImagePipeline(GenerationPipeline):
             output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: As
                 [`UnconditionalPipeline`] takes them. The callback may set `pipe._guidance_scale` and
                 `pipe._guidance_rescale` for the next steps.
-            image, mask_image, strength, num_resample: As [`UnconditionalPipeline`] takes them.
+            image, mask_image, strength, num_resample, autoguidance_scale: As [`UnconditionalPipeline`] takes them.
 
         Raises:
             ValueError: If there is no prompt or more than one kind, an argument is out of its range or too large for
@@ -141,6 +144,7 @@ class TextToImagePipeline(GenerationPipeline):
         )  # (2n, tokens, d) and (2n, tokens), of ∅ and then of y
 
         scales = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
+        scales["autoguidance_scale"] = autoguidance_scale
 
         def predict(x_t, t, sigma):
             gamma = self._guidance_scale if is_within(sigma, guidance_interval) else 1.0

@@ -26,6 +26,7 @@ class UnconditionalPipeline(GenerationPipeline):
             where an argument is left out, instead of those in its signature. `"chosen_on"` may say what chose them.
         consistent (`bool`, defaults to `False`): Whether the U-Net predicts, as a consistency model, the end of the
             trajectory of x_t, and not the mean of x_0.
+        guiding_unet (*optional*): D_w of `autoguidance_scale`: an early version of the U-Net, or a smaller one.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class UnconditionalPipeline(GenerationPipeline):
         process: dict | None = None,
         defaults: dict | None = None,
         consistent: bool = False,
+        guiding_unet: ModelMixin | None = None,
     ):
-        components = {"unet": unet, "scheduler": scheduler, "vae": vae}
+        components = {"unet": unet, "scheduler": scheduler, "vae": vae, "guiding_unet": guiding_unet}
         super().__init__(components, value_range, process, defaults, consistent)
         if unet.config.num_classes is not None:
             raise ValueError(
@@ -62,6 +64,7 @@ class UnconditionalPipeline(GenerationPipeline):
         mask_image: PipelineImageInput | None = None,
         strength: float | None = None,
         num_resample: int | None = None,
+        autoguidance_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """
         Args:
@@ -86,6 +89,9 @@ class UnconditionalPipeline(GenerationPipeline):
                 noise, with a mask.
             num_resample (`int`, *optional*): How often each step is taken, with a mask: by default once where a class
                 or prompt is given, else 5 times where the sampler allows it.
+            autoguidance_scale (`float`, defaults to 1.0): w, of a model with a `guiding_unet`. Predictions are then
+                D_w + w (D − D_w), with D of the U-Net and D_w of the guiding one, which errs in the same way, and more
+                (Karras et al. 2024, https://arxiv.org/abs/2406.02507). Unless it is 1, a step costs a pass of both.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] with `images`, or a tuple of them.
@@ -97,7 +103,8 @@ class UnconditionalPipeline(GenerationPipeline):
         def predict(x_t, t, sigma):
             return self._denoise(x_t, t)
 
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, {})
+        scales = {"autoguidance_scale": autoguidance_scale}
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs, scales)
         given = len(image) if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4 else 1
         n = number_of_images(batch_size, num_images_per_prompt)
         n = (given or 1) if n == 1 else n  # that there are none is said when they are read

@@ -1,5 +1,6 @@
 """Averages of weights over steps, and of gradients over processes."""
 
+import copy
 import functools
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch.distributed as dist
 from torch.optim.sgd import sgd
 from torch.optim.swa_utils import AveragedModel
 
-from hf_genmod.training.sharding import local
+from hf_genmod.training.sharding import local, whole
 
 
 def average_in_bf16(state, bucket):
@@ -82,6 +83,48 @@ class PowerFunctionAverage(AveragedModel):
         averaged, current = (list(model.buffers()) for model in self._models)
         if averaged:
             torch._foreach_copy_(averaged, current)
+
+
+class EarlyWeights:
+    """
+    The averaged weights as they were after a part of the budget, for the `guiding_unet` of a pipeline.
+
+    Args:
+        average ([`PowerFunctionAverage`]): The average.
+        fraction (`float`): That part, in [0, 1). 0 keeps none.
+    """
+
+    def __init__(self, average: PowerFunctionAverage, fraction: float):
+        self.average, self.fraction, self.weights = average, fraction, {}
+
+    def check(self, pipeline):
+        """Raises a `ValueError` if it is not one U-Net that is trained, and all of it."""
+        model = self.average.module
+        is_whole = all(parameter.requires_grad for parameter in model.parameters())
+        if self.fraction and not (
+            getattr(pipeline, "unet", None) is model and is_whole and not pipeline.is_consistent
+        ):
+            raise ValueError("guiding_fraction: it is for a run that trains a U-Net from scratch, and it alone; use 0")
+
+    def keep(self, used: float):
+        """Keeps the weights once the `used` part of the budget is large enough. All processes call this."""
+        if self.fraction and not self.weights and used >= self.fraction:
+            state = self.average.module.state_dict()
+            self.weights = {name: whole(value.detach()).to("cpu", copy=True) for name, value in state.items()}
+
+    def into(self, pipeline):
+        """The pipeline, with a U-Net of the weights that are kept, if there are any, as its `guiding_unet`."""
+        if self.weights:
+            unet = copy.deepcopy(pipeline.unet)
+            unet.load_state_dict(self.weights)
+            pipeline.register_modules(guiding_unet=unet)
+        return pipeline
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.weights
+
+    def load_state_dict(self, weights: dict[str, torch.Tensor]):
+        self.weights = weights
 
 
 def check_length(length: float):

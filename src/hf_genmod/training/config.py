@@ -38,6 +38,11 @@ class TrainingConfig:
     ema_length: float = HfArg(
         default=0.05, help="Width of the moving average of the weights, as a fraction of the steps so far. 0: none."
     )
+    guiding_fraction: float = HfArg(
+        default=0.0,
+        help="Keep the averaged weights at this fraction of the budget, such as 0.2, as a second U-Net, by which "
+        "--autoguidance_scale guides the first. 0: none.",
+    )
     horizontal_flip: bool = HfArg(default=False, help="Mirror half the images, at random. Not for letters or digits.")
     max_shift: int = HfArg(default=0, help="Shift each image by up to this many pixels, at random; edges repeat.")
     mixed_precision: str | None = HfArg(
@@ -81,7 +86,7 @@ class TrainingConfig:
                      "max_shift"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
-        for name in ("lr_warmup_fraction", "ema_length", "adam_beta1", "adam_beta2"):
+        for name in ("lr_warmup_fraction", "ema_length", "adam_beta1", "adam_beta2", "guiding_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
         for name, choices in (("lr_schedule", ("cosine", "constant")), ("mixed_precision", ("no", "bf16", "fp16"))):

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from hf_genmod.errors import TrainingError
+from hf_genmod.training.averaging import EarlyWeights
 from hf_genmod.training.clock import Progress
 from hf_genmod.training.monitor import Monitor
 from hf_genmod.training.run_folder import RunFolder
@@ -19,6 +20,7 @@ class TrainingState:
 
     model: torch.nn.Module
     averaged_model: torch.nn.Module
+    early_weights: EarlyWeights
     optimizer: torch.optim.Optimizer
     progress: Progress
     monitor: Monitor
@@ -29,12 +31,16 @@ class TrainingState:
         self._frozen = {"model": set(frozen), "averaged_model": {f"module.{name}" for name in frozen}}
 
     def _parts(self) -> dict:
-        names = ("model", "averaged_model", "optimizer")
+        names = ("model", "averaged_model", "early_weights", "optimizer")
         return {**{name: getattr(self, name) for name in names}, "scaler": self.accelerator.scaler}
 
     def save(self, folder: RunFolder, limit: int):
         """Saves the state of this step, without weights that are not trained; all processes call it. A failure is
         reported and does not stop training."""
+        with self.monitor.doing("saving the training state"):
+            self._save(folder, limit)
+
+    def _save(self, folder: RunFolder, limit: int):
         accumulated, is_main = self.monitor.gathered(), self.accelerator.is_main_process
         state = {name: None if part is None else part.state_dict() for name, part in self._parts().items()}
         for name, frozen in self._frozen.items():
@@ -54,7 +60,7 @@ class TrainingState:
         if state is not None:
             for name, part in self._parts().items():
                 if part is not None:
-                    _load(part, state[name], self._frozen.get(name))
+                    _load(part, state.get(name, {}), self._frozen.get(name))
             vars(self.progress).update(state["progress"])
             self.monitor.restore(state["accumulated"])
             self.accelerator.print(f"continuing {folder.path} from step {self.progress.step}")

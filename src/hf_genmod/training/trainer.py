@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_genmod.errors import TrainingError
 from hf_genmod.processes import processes
 from hf_genmod.training import sharding
-from hf_genmod.training.averaging import PowerFunctionAverage, average_in_bf16
+from hf_genmod.training.averaging import EarlyWeights, PowerFunctionAverage, average_in_bf16
 from hf_genmod.training.batches import Batches, for_model
 from hf_genmod.training.clock import Clock, Progress
 from hf_genmod.training.config import TrainingConfig, fast_matrix_products
@@ -118,7 +118,8 @@ class Trainer:
         if config.mixed_precision == "bf16" and isinstance(parallel, DistributedDataParallel):
             parallel.register_comm_hook(None, average_in_bf16)
         self.progress, self.monitor = Progress(), Monitor(config, self.folder, accelerator)
-        models = model, self.averaged_model
+        self.early_weights = EarlyWeights(self.averaged_model, config.guiding_fraction)
+        models = model, self.averaged_model, self.early_weights
         self.state = TrainingState(*models, self.optimizer, self.progress, self.monitor, accelerator)
         self.provenance = None
 
@@ -137,7 +138,8 @@ class Trainer:
         accelerator, dataset, arguments = self.accelerator, self.dataset, arguments or {}
         # Now, as files may change while it trains, and an error at the end would cost the run.
         facts = {**provenance(accelerator.num_processes), **plan(self.config, self.averaged_model)}
-        self.provenance = {**facts, **origin(dataset, self._pipeline())}
+        self.early_weights.check(pipeline := self._pipeline())
+        self.provenance = {**facts, **origin(dataset, pipeline)}
         if len(set(gather_object([dataset.fingerprint]))) > 1:
             reason = "a disk may have failed, so try again"
             raise ValueError(f"dataset: the processes have read different images from {dataset.name}; {reason}")
@@ -223,13 +225,14 @@ class Trainer:
                 due = any(map(self._is_due, every)) or progress.step == config.max_train_steps
                 due = due or (self.validation_dataset is not None and self._is_due(config.validation_steps))
                 bar.update(min(clock.tick(due), 1.0) - bar.n)
+                self.early_weights.keep(clock.fraction)
                 done = clock.fraction >= 1
                 if not (due or done or clock.is_stopping):
                     continue  # without waiting for the device
 
                 bad_steps = progress.count(monitor.look(), math.inf if clock.is_stopping else config.max_bad_steps)
                 if clock.is_stopping and progress.take_back():  # for the run that continues to repeat them
-                    self._save_state()
+                    self.state.save(self.folder, config.checkpoints_total_limit)
                     self.batches.failure = next(filter(None, gather_object([self.batches.failure])), None)
                     self._leave(signals)
                 all_bad = done and progress.bad_steps == progress.step
@@ -243,13 +246,9 @@ class Trainer:
                     with clock.pause("drawing samples", self.averaged_model.module):
                         self._show()
                 if clock.is_stopping or self._is_due(config.checkpointing_steps, done):
-                    self._save_state()
+                    self.state.save(self.folder, config.checkpoints_total_limit)
                 if clock.is_stopping and not done:
                     self._leave(signals)
-
-    def _save_state(self):
-        with self.monitor.doing("saving the training state"):
-            self.state.save(self.folder, self.config.checkpoints_total_limit)
 
     def _step(self):
         """One optimizer step on one global batch. The device skips it if the loss or its gradient is not finite, or
@@ -317,7 +316,7 @@ class Trainer:
         return pipeline
 
     def _save_checkpoint(self):
-        pipeline = self._pipeline()
+        pipeline = self.early_weights.into(self._pipeline())
         if self.accelerator.is_main_process:
             try:
                 length = {"minutes": self.progress.elapsed / 60, "steps": self.progress.step}
