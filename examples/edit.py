@@ -57,6 +57,9 @@ class EditArguments:
     guidance_scale: float | None = HfArg(
         default=None, help="Strength of the guidance, γ or the s of a classifier. Default: that of the model."
     )
+    autoguidance_scale: float | None = HfArg(
+        default=None, help="Strength w of the guidance by an early version of the model. Default: that of the model."
+    )
     fit: bool = HfArg(
         default=True, help="Scale and crop images of another size as the training did; false refuses them."
     )
@@ -124,6 +127,8 @@ def main(arguments: EditArguments):
         if not pipeline.guidance_argument:
             raise ValueError(f"guidance_scale: {type(pipeline).__name__} has no guidance; leave it out")
         options[pipeline.guidance_argument] = arguments.guidance_scale
+    if arguments.autoguidance_scale is not None:
+        options["autoguidance_scale"] = arguments.autoguidance_scale
     argument, names, values = conditions(pipeline, arguments.class_labels, arguments.prompts)
     if len(images) == 2 and not processes().is_main_process:
         return

@@ -47,6 +47,9 @@ class SampleArguments:
     guidance_scale: float | None = HfArg(
         default=None, help="Strength of the guidance, γ or the s of a classifier. Default: that of the model."
     )
+    autoguidance_scale: float | None = HfArg(
+        default=None, help="Strength w of the guidance by an early version of the model. Default: that of the model."
+    )
     output: str = HfArg(default="samples.png", help="A picture of all images, or a folder for a file of each.")
 
     def __post_init__(self):
@@ -116,6 +119,8 @@ def main(arguments: SampleArguments):
             kind = a_or_an(type(pipeline).__name__)
             raise ValueError(f"guidance_scale: the model, {kind}, has no guidance; leave it out")
         options[pipeline.guidance_argument] = arguments.guidance_scale
+    if arguments.autoguidance_scale is not None and pipeline.denoises:
+        options["autoguidance_scale"] = arguments.autoguidance_scale
     request = {argument: [value for value in values for _ in range(arguments.num)]} if argument else {}
     images = draw_images(pipeline, request, arguments.num, arguments.seed, **options)
     if not processes().is_main_process:

@@ -40,7 +40,7 @@ def test_the_curve_of_a_sweep_marks_what_was_chosen(scale, lowest, panel, tmp_pa
         for value in ((1.0, 2.0) if scale else (1.0,))
     ]
     chosen = {"sampler": ["DDIMScheduler", "UniPCMultistepScheduler"][panel], "num_inference_steps": 20}
-    draw_sweep(settings, chosen | ({scale: 2.0} if scale else {}), scale, tmp_path / "sweep.png")
+    draw_sweep(settings, chosen | ({scale: 2.0} if scale else {}), tmp_path / "sweep.png")
     pixels = np.asarray(Image.open(tmp_path / "sweep.png").convert("RGB"), dtype=int)
     is_red = abs(pixels - (214, 39, 40)).sum(axis=-1) < 30
     assert pixels.shape[:2] == (480, 960)

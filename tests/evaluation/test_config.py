@@ -16,6 +16,7 @@ from hf_genmod import (
     UnconditionalPipeline,
 )
 from hf_genmod.evaluation.config import EvaluationConfig, make_sampler
+from hf_genmod.evaluation.draws import file_name
 
 
 def settings_of(pipeline, samplers, num_inference_steps, guidance_scales, noise_levels=()):
@@ -66,6 +67,27 @@ def test_settings_are_all_combinations_by_the_names_that_the_pipeline_takes():
     assert settings_of(upsampler(num_classes=2), [], [5], [2.0])[0]["guidance_scale"] == 2.0
     with pytest.raises(ValueError, match="noise_levels: an UnconditionalPipeline is no upsampler"):
         settings_of(plain(), [], [5], [], noise_levels=[0])
+
+
+def test_a_sweep_tries_the_scales_of_a_model_with_a_guiding_network_and_one_guidance_at_a_time():
+    pipe = of_classes()
+    with pytest.raises(ValueError, match="^autoguidance_scales: this model has no guiding_unet; leave them out$"):
+        EvaluationConfig(autoguidance_scales=[2.0]).settings_for(pipe)
+    pipe.register_modules(guiding_unet=tiny_unet(num_classes=2))
+    asked = EvaluationConfig(autoguidance_scales=[1.0, 3.0], guidance_scales=[1.0, 2.0]).settings_for(pipe)
+    assert len({tuple(setting.items()) for setting in asked}) == 4
+    swept = EvaluationConfig(sweep=True, num_inference_steps=[5], samplers=["DDIMScheduler"]).settings_for(pipe)
+    both = {(setting["guidance_scale"], setting["autoguidance_scale"]) for setting in swept}
+    assert both == {(1.0, 1.0), (1.5, 1.0), (2.0, 1.0), (3.0, 1.0), (1.0, 1.5), (1.0, 2.0)} and len(swept) == 6
+    alone = plain()
+    alone.register_modules(guiding_unet=tiny_unet())
+    swept = EvaluationConfig(sweep=True, num_inference_steps=[5], samplers=["DDIMScheduler"]).settings_for(alone)
+    assert [setting["autoguidance_scale"] for setting in swept] == [1.0, 1.5, 2.0]
+
+
+def test_settings_that_differ_have_files_of_other_names():
+    scales = [{"guidance_scale": 1.5}, {"autoguidance_scale": 1.5}, {"guidance_scale": 1.5, "autoguidance_scale": 1.0}]
+    assert len({file_name({"sampler": "DDIMScheduler", "num_inference_steps": 5} | x) for x in scales}) == 3
 
 
 def test_a_sampler_is_of_the_same_process():

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+SYMBOLS = {"guidance_scale": "γ", "classifier_scale": "s", "autoguidance_scale": "w"}
+
 
 def draw_losses(lines: list[dict], file: Path):
     """Draws the training loss and, if there is any, the held-out loss of the lines of `metrics.jsonl` over the steps.
@@ -89,32 +91,36 @@ def draw_guidance(settings: list[dict], scale: str, file: Path):
     _save(figure, file)
 
 
-def draw_sweep(settings: list[dict], chosen: dict, scale: str | None, file: Path):
+def draw_sweep(settings: list[dict], chosen: dict, file: Path):
     """Draws the kernel distance of the settings of a sweep over their forward passes, with 95% intervals; a panel for
-    each sampler, a line for each strength of guidance, the argument `scale`. The points of settings with the most
-    "samples" are filled. A ring marks the setting that holds all of `chosen`."""
+    each sampler, a line for each strength of guidance. The points of settings with the most "samples" are filled. A
+    ring marks the setting that holds all of `chosen`."""
     from matplotlib import colormaps, ticker  # slow to import
 
     samplers = list(dict.fromkeys(setting["sampler"] for setting in settings))
     figure, axes = _figure(len(samplers), sharey=True)
-    scales, most = sorted({setting.get(scale) for setting in settings}), max(x["samples"] for x in settings)
-    symbol = {"guidance_scale": "γ", "classifier_scale": "s"}.get(scale)
+    names = [name for name in SYMBOLS if name in settings[0]]
+
+    def strength(setting):
+        return tuple(setting[name] for name in names)
+
+    scales, most = sorted(set(map(strength, settings))), max(x["samples"] for x in settings)
     distances = [setting["kernel_distance"] for setting in settings]
     error = min(v.high - v.value for v, setting in zip(distances, settings, strict=True) if setting["samples"] == most)
     apart = {value: 1.03 ** (i - len(scales) / 2) for i, value in enumerate(scales)}  # so that none hides another
     for panel, sampler in zip(axes, samplers, strict=True):
         for i, value in enumerate(scales):
-            of_line = [x for x in settings if x["sampler"] == sampler and x.get(scale) == value]
+            of_line = [x for x in settings if x["sampler"] == sampler and strength(x) == value]
             of_line.sort(key=lambda setting: setting["forward_passes"])
             color = colormaps["viridis"](i / max(1, len(scales) - 0.5))
             x, y = [apart[value] * x["forward_passes"] for x in of_line], [x["kernel_distance"] for x in of_line]
             errors = [[v.value - v.low for v in y], [v.high - v.value for v in y]]
-            label = f"{symbol} = {value:g}" if symbol else None
+            label = ", ".join(f"{SYMBOLS[name]} = {x:g}" for name, x in zip(names, value, strict=True)) or None
             panel.errorbar(x, [v.value for v in y], errors, color=color, linewidth=1, capsize=2, label=label)
             faces = [color if setting["samples"] == most else "white" for setting in of_line]
             panel.scatter(x, [v.value for v in y], 22, color=faces, edgecolors=[color], zorder=3)
         for best in (x for x in settings if x["sampler"] == sampler and chosen.items() <= x.items()):
-            x = apart[best.get(scale)] * best["forward_passes"]
+            x = apart[strength(best)] * best["forward_passes"]
             panel.scatter(x, best["kernel_distance"].value, 130, "none", edgecolors="tab:red",
                           linewidths=1.5, zorder=4, label="chosen")  # fmt: skip
         panel.set(title=sampler.removesuffix("Scheduler").removesuffix("Multistep"), xscale="log")

@@ -55,7 +55,7 @@ def draw_to_folder(
 
     Returns:
         `dict`: "images", `uint8` (n, C, H, W), as [`to_bytes`] makes them; "seconds" per sample, one value for each
-        file; and "forward_passes" per sample of U-Net and classifier, or of an autoencoder's decoder.
+        file; and "forward_passes" per sample of U-Nets and classifier, or of an autoencoder's decoder.
 
     Raises:
         ValueError: On all processes, if the pipeline cannot draw with these arguments.
@@ -66,7 +66,7 @@ def draw_to_folder(
     missing = [file for file in files if not file.is_file()]
     state.wait_for_everyone()  # until each process has listed the same files
     mine = missing[state.process_index :: state.num_processes]
-    names = [name for name in ("unet", "classifier") if pipeline.components.get(name) is not None]
+    names = [name for name in ("unet", "guiding_unet", "classifier") if pipeline.components.get(name) is not None]
     models = [pipeline.components[name] for name in names] or [pipeline.vae.decoder]
     passes = []
     hooks = [model.register_forward_hook(lambda module, inputs, _: passes.append(len(inputs[0]))) for model in models]

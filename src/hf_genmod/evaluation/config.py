@@ -16,6 +16,8 @@ from hf_genmod.errors import a_or_an
 _SWEPT_SAMPLERS = ("DPMSolverMultistepScheduler", "FewStepDDPMScheduler")
 _SWEPT_STEPS = (10, 20, 50)
 _SWEPT_SCALES = {"guidance_scale": (1.0, 1.5, 2.0, 3.0), "classifier_scale": (0.0, 1.0, 2.0, 4.0)}
+_SWEPT_AUTOGUIDANCE = (1.0, 1.5, 2.0)
+_OFF = {"guidance_scale": 1.0, "classifier_scale": 0.0}
 
 
 @dataclasses.dataclass
@@ -25,6 +27,9 @@ class EvaluationConfig:
     samples: int = HfArg(default=1000, help="Samples of each setting.")
     guidance_scales: list[float] = HfArg(
         default_factory=list, help="γ, or s of a classifier; one setting each. Default: that of the pipeline."
+    )
+    autoguidance_scales: list[float] = HfArg(
+        default_factory=list, help="w of models with a guiding_unet; one setting each. Default: that of the pipeline."
     )
     num_inference_steps: list[int] = HfArg(
         default_factory=list, help="Sampler steps; one setting each. Default: those of the checkpoint, or 20."
@@ -59,11 +64,14 @@ class EvaluationConfig:
 
     def settings_for(self, pipeline) -> list[dict]:
         """All combinations of arguments by which samples of a pipeline are drawn, or which a sweep tries; for an
-        autoencoder its priors. Raises a `ValueError` for guidance scales of a model that is not guided, noise levels
-        of no upsampler, the sweep of an autoencoder, and unknown samplers."""
+        autoencoder its priors. Raises a `ValueError` for scales of a guidance that the model lacks, noise levels of no
+        upsampler, the sweep of an autoencoder, and unknown samplers."""
         name, scale = type(pipeline).__name__, pipeline.guidance_argument
         if self.guidance_scales and scale is None:
             raise ValueError(f"guidance_scales: {a_or_an(name)} is not guided; leave them out")
+        has_guide = getattr(pipeline, "guiding_unet", None) is not None
+        if self.autoguidance_scales and not has_guide:
+            raise ValueError("autoguidance_scales: this model has no guiding_unet; leave them out")
         if self.noise_levels and "image" not in pipeline.example_request():
             raise ValueError(f"noise_levels: {a_or_an(name)} is no upsampler; leave them out")
         if self.sweep and not pipeline.denoises:
@@ -71,21 +79,28 @@ class EvaluationConfig:
         if not pipeline.denoises:
             return [{"prior": prior} for prior in pipeline.priors]
         own, steps = type(pipeline.scheduler).__name__, default_of(pipeline, "num_inference_steps")
-        samplers, all_steps, scales = [own], [steps], []
+        samplers, all_steps, scales, autoguidance_scales = [own], [steps], [], []
         if self.sweep:
             samplers = list(dict.fromkeys([own, *_SWEPT_SAMPLERS]))
             all_steps = sorted({steps, *_SWEPT_STEPS})
             scales = sorted({default_of(pipeline, scale), *_SWEPT_SCALES[scale]}) if scale else []
+            own_w = default_of(pipeline, "autoguidance_scale")
+            autoguidance_scales = sorted({own_w, *_SWEPT_AUTOGUIDANCE}) if has_guide else []
         choices = {
             "sampler": self.samplers or samplers,
             "num_inference_steps": self.num_inference_steps or all_steps,
             scale: self.guidance_scales or scales,
+            "autoguidance_scale": self.autoguidance_scales or autoguidance_scales,
             "noise_level": self.noise_levels,
         }
         for sampler in choices["sampler"]:
             make_sampler(sampler, pipeline.scheduler)
         choices = {name: values for name, values in choices.items() if values}
-        return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+        settings = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+        if self.autoguidance_scales or not autoguidance_scales:
+            return settings
+        # A sweep tries either guidance with the other one off.
+        return [x for x in settings if x["autoguidance_scale"] == own_w or x.get(scale) == _OFF.get(scale)]
 
 
 def default_of(pipeline, argument: str) -> int | float:

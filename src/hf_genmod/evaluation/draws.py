@@ -74,5 +74,5 @@ class Draws:
 
 
 def file_name(setting: dict) -> str:
-    """A setting in the names of files, such as "DDIMScheduler-20-1.5"."""
-    return "-".join(map(str, setting.values()))
+    """A setting in the names of files, such as "DDIMScheduler-20-1.5", with a w before that of autoguidance."""
+    return "-".join(f"{'w' * (name == 'autoguidance_scale')}{value}" for name, value in setting.items())

@@ -136,9 +136,10 @@ def draw_figures(
         return
     settings, argument, choices = report.settings, pipeline.guidance_argument, [1.0, 2.0, 4.0]
     if report.sweep:
-        draw_sweep(last_measures(report.sweep), best, argument, folder / "sweep.png")
-    if len(settings) > 1 and all(argument in setting for setting in settings):
-        draw_guidance(settings, argument, folder / "guidance.png")
+        draw_sweep(last_measures(report.sweep), best, folder / "sweep.png")
+    strengths = {name: {setting.get(name) for setting in settings} for name in (argument, "autoguidance_scale")}
+    for name in [name for name, values in strengths.items() if len(values) > 1][:1]:
+        draw_guidance(settings, name, folder / "guidance.png")
     if "image" in request:
         draw_enlarged(pipeline, held_out, shared=False).save(folder / "enlarged.png")
         argument = "noise_level"

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from hf_genmod.checkpoints.safety import read_json
+from hf_genmod.drawing.curves import SYMBOLS
 from hf_genmod.evaluation.estimates import Estimate, Share
 from hf_genmod.evaluation.standard import standard_table
 
@@ -39,8 +40,7 @@ def setting_name(setting: dict) -> str:
     """How the samples of a setting were drawn, such as "DDIM, 50 steps, γ = 2"."""
     words = [setting.get("sampler", "").removesuffix("Scheduler").removesuffix("Multistep")]
     words += [f"{setting['num_inference_steps']} steps"] if "num_inference_steps" in setting else []
-    symbols = {"guidance_scale": "γ", "classifier_scale": "s"}
-    words += [f"{symbol} = {setting[name]:g}" for name, symbol in symbols.items() if name in setting]
+    words += [f"{symbol} = {setting[name]:g}" for name, symbol in SYMBOLS.items() if name in setting]
     words += [f"{setting['prior']} prior"] if "prior" in setting else []
     words += [f"noise level {setting['noise_level']}"] if "noise_level" in setting else []
     return ", ".join(filter(None, words))
@@ -62,11 +62,11 @@ class Report:
         features (`str`): The network whose features are compared.
         seed (`int`): The seed of the first sample.
         settings (`list[dict]`): For each setting the arguments by which samples were drawn ("sampler",
-            "num_inference_steps", "guidance_scale", "classifier_scale", "noise_level" or "prior") and the measures:
-            "seconds" and "forward_passes" per sample, [`told_apart`] (of the best setting also by judges that learned
-            twice as long, "told_apart_by_longer_training"), those of [`evaluate_features`], those of [`recognised`] if
-            samples have labels, "memorisation" as [`audit`] returns it, and "standard" as
-            [`StandardMeasures`] measures it.
+            "num_inference_steps", "guidance_scale", "classifier_scale", "autoguidance_scale", "noise_level" or
+            "prior") and the measures: "seconds" and "forward_passes" per sample, [`told_apart`] (of the best setting
+            also by judges that learned twice as long, "told_apart_by_longer_training"), those of
+            [`evaluate_features`], those of [`recognised`] if samples have labels, "memorisation" as [`audit`] returns
+            it, and "standard" as [`StandardMeasures`] measures it.
         held_out (`dict`): The same measures of held-out images.
         bits_per_dimension (`dict`): Upper bounds by their names.
         interpolated (`dict`, *optional*): The same measures of bicubic interpolation, if the model is an upsampler.
