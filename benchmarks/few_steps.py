@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 parser = parser(__doc__)
 parser.add_argument("--minutes", type=float, default=8.0, help="Training of the model.")
 parser.add_argument("--guidance_scale", type=float, default=1.0, help="γ of both.")
-parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 10, 20], help="Steps of the model.")
+parser.add_argument("--steps", type=int, nargs="*", default=[1, 2, 4, 10, 20], help="Steps of the model.")
 parser.add_argument("--tuned_steps", type=int, nargs="+", default=[1, 2, 4, 8], help="Steps of the tuned model.")
 parser.add_argument("--draws", type=int, default=1, help="Draws of all samples, each by other seeds; means are shown.")
 parser.add_argument("--tuning_flags", nargs="*", default=[], help="More flags of the tuning, without their dashes.")

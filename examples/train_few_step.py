@@ -28,7 +28,8 @@ def main(data: MeasuredDataArguments, few_step: FewStepArguments, config: Tuning
     required = {"require_labels": "class_labels" in request, "require_captions": "prompt" in request}
     data = data.of_run(few_step.model)
     pictures, _ = data.training_pictures_for(pipeline, config.horizontal_flip, upsampler=True, **required)
-    depends_on = {"model": weights_fingerprint(pipeline.unet)}
+    networks = {"model": pipeline.unet, "guiding_unet": pipeline.guiding_unet}
+    depends_on = {name: weights_fingerprint(unet) for name, unet in networks.items() if unet is not None}
     model = FewStepModel(pipeline, few_step)
     model.warn_of_short_runs(config)
     if "image" in request:

@@ -1,11 +1,13 @@
 """What is tuned of a model of any process."""
 
+import copy
+
 import diffusers
 import pytest
 import torch
-from tiny import tiny_unet
+from tiny import randomized, tiny_unet
 
-from hf_genmod import AncestralDDPMScheduler, UnconditionalPipeline
+from hf_genmod import AncestralDDPMScheduler, ClassifierFreeGuidedPipeline, UnconditionalPipeline
 from hf_genmod.data.randomness import batch_positions, batch_random
 from hf_genmod.recipes.few_step import SIGNAL, FewStepArguments, FewStepModel
 
@@ -80,3 +82,40 @@ def test_a_process_that_few_steps_do_not_draw_from_is_refused(T):
 def test_a_model_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="^scheduler: FlowMatchEulerDiscreteScheduler is for another kind of model; "):
         tuned(diffusers.FlowMatchEulerDiscreteScheduler())
+
+
+def autoguided(**settings):
+    """What is tuned of a model with classes and a guiding network, and the two networks."""
+    unet = tiny_unet(num_classes=3)
+    guiding = randomized(tiny_unet(num_classes=3), seed=5)
+    pipe = ClassifierFreeGuidedPipeline(unet, AncestralDDPMScheduler(), guiding_unet=guiding)
+    return FewStepModel(pipe, FewStepArguments(model="mine", **settings)), copy.deepcopy(unet), guiding
+
+
+def test_the_teacher_of_a_model_with_a_guiding_network_is_guided_by_it():
+    model, unet, guiding = autoguided()
+    x_t, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500, 100])
+    with torch.no_grad():
+        D, D_w = (network(x_t, t, class_labels=torch.tensor([0, 1])).sample for network in (unet, guiding))
+    taught = model.objective.teacher(x_t, t, class_labels=torch.tensor([0, 1])).sample
+    torch.testing.assert_close(taught, 2 * D - D_w)
+    assert model.objective.guidance_scale == 1
+    assert model.make_pipeline(model.network).guiding_unet is None
+
+
+@pytest.mark.parametrize(
+    "settings, gamma, w",
+    [({"guidance_scale": 3.0}, 3, 1), ({"autoguidance_scale": 1.0}, 2, 1), ({"autoguidance_scale": 1.5}, 1, 1.5),
+     ({"guidance_scale": 3.0, "autoguidance_scale": 1.5}, 3, 1.5)],
+)  # fmt: skip
+def test_either_guidance_is_asked_for_or_both(settings, gamma, w):
+    objective = autoguided(**settings)[0].objective
+    assert objective.guidance_scale == gamma and getattr(objective.teacher, "w", 1) == w
+
+
+def test_autoguidance_is_refused_without_a_guiding_network():
+    with pytest.raises(ValueError, match="^autoguidance_scale: this model has no guiding_unet"):
+        FewStepModel(
+            UnconditionalPipeline(tiny_unet(), AncestralDDPMScheduler()),
+            FewStepArguments(model="mine", autoguidance_scale=2.0),
+        )

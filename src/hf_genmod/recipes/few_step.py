@@ -25,6 +25,7 @@ from hf_genmod.training.run_folder import PROVENANCE
 from hf_genmod.training.text_encoder import TextConditionedUNet
 
 NUM_STEPS = 4  # most steps to tune for, and by default; those of 1 and 2 steps start some of them
+AUTOGUIDANCE = 2.0  # w of a model with a guiding_unet
 SIGNAL = 0.231  # √ᾱ_t where drawing starts, t = 0.85 T of the cosine schedule: nearer to T, the model ignores x_t
 
 
@@ -37,6 +38,10 @@ class FewStepArguments:
     )
     guidance_scale: float | None = HfArg(
         default=None, help="Guidance scale γ to draw with, in one forward pass a step. Default: that of the model."
+    )
+    autoguidance_scale: float | None = HfArg(
+        default=None,
+        help="Autoguidance scale w to draw with, too. Default: 2 and γ = 1 for a model with a guiding_unet, else 1.",
     )
     condition_dropout: float = HfArg(default=0.1, help="Probability that a step drops an image's label or caption.")
 
@@ -67,6 +72,19 @@ class TuningConfig(TrainingConfig):
         return dataclasses.replace(self, max_train_minutes=minutes / 4)
 
 
+@dataclasses.dataclass
+class Autoguided:
+    """A network guided by an early version of it: the prediction is D_w + w (D − D_w)."""
+
+    network: torch.nn.Module
+    guiding: torch.nn.Module
+    w: float
+
+    def __call__(self, x_t, t, **condition):
+        D, D_w = (network(x_t, t, **condition) for network in (self.network, self.guiding))
+        return type(D)(sample=torch.lerp(D_w.sample, D.sample, self.w))
+
+
 class FewStepModel:
     """
     What is tuned of a model, and how.
@@ -77,7 +95,7 @@ class FewStepModel:
         settings ([`FewStepArguments`]): The settings.
 
     Raises:
-        ValueError: If a classifier guides the model, a `guidance_scale` is given for a model without guidance, or the
+        ValueError: If a classifier guides the model, a scale is given for a guidance that the model lacks, or the
             sampler does not draw from the process in few steps.
     """
 
@@ -88,9 +106,13 @@ class FewStepModel:
         gamma, is_guided = settings.guidance_scale, bool({"class_labels", "prompt"} & {*request})
         if not is_guided and gamma not in (None, 1):
             raise ValueError(f"guidance_scale: {gamma} is for a model of labels or captions; leave it out")
+        unet, guiding_unet, encoder = pipeline.unet, pipeline.guiding_unet, components.get("text_encoder")
+        w = settings.autoguidance_scale
+        if w is None:
+            w = AUTOGUIDANCE if guiding_unet is not None and gamma is None else 1.0
+        pipeline._check_autoguidance(w)
         if gamma is None:
-            gamma = default_of(pipeline, "guidance_scale") if is_guided else 1.0
-        unet, encoder = pipeline.unet, components.get("text_encoder")
+            gamma = default_of(pipeline, "guidance_scale") if is_guided and w == 1 else 1.0
         process = pipeline.config.process
         is_pixels = pipeline.vae is None
         clipping = {"thresholding": is_pixels, "sample_max_value": 1.0}  # which is clipping, held at 1
@@ -101,6 +123,7 @@ class FewStepModel:
         check_process(pipeline.scheduler, process)
         self.sampler = _sampler(scheduler, clip_sample=is_pixels)
         self.network = TextConditionedUNet(unet, encoder.requires_grad_(False)) if encoder else unet
+        self._is_autoguided = w != 1
         text, small = Tokens(pipeline.tokenizer, encoder) if encoder else None, None
         if "image" in request:
             config, resolution = pipeline.config, pipeline.picture_shape[1:]
@@ -109,10 +132,13 @@ class FewStepModel:
         denoising = DenoisingObjective(
             scheduler, unet.null_label, condition_dropout=settings.condition_dropout, text=text, small=small
         )
-        teacher = copy.deepcopy(self.network).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        teacher = _frozen(copy.deepcopy(self.network))
+        if self._is_autoguided:
+            guiding = TextConditionedUNet(guiding_unet, encoder) if encoder else guiding_unet
+            teacher = Autoguided(teacher, _frozen(guiding), w)
         self.objective = ConsistencyObjective(denoising, teacher, self.sampler.timesteps.tolist(), solver, gamma)
         self._pipeline, self._model = pipeline, settings.model
-        pipeline.register_modules(scheduler=self.sampler)
+        pipeline.register_modules(scheduler=self.sampler, guiding_unet=None)
         arguments = {"num_inference_steps": NUM_STEPS} | ({"guidance_scale": 1.0} if is_guided else {})
         pipeline.register_to_config(consistent=True, defaults={"arguments": arguments})
 
@@ -131,7 +157,7 @@ class FewStepModel:
             minutes_of_image = base["minutes"] / (base["steps"] * of_base["batch_size"])
             # In forward passes of an image: a backward pass takes two; the teacher draws one image for all levels.
             levels, guided = len(self.objective.timesteps), self.objective.guidance_scale != 1
-            passes = 3 + (1 + guided) * (levels + 1) / levels
+            passes = 3 + (1 + guided) * (1 + self._is_autoguided) * (levels + 1) / levels
             needed = FEWEST_OF_TUNING * config.batch_size * minutes_of_image * passes / 3
             if config.max_train_minutes < needed:
                 enough_for = FEWEST_OF_TUNING * config.max_train_minutes / needed
@@ -143,6 +169,10 @@ class FewStepModel:
         """The pipeline with the tuned network."""
         self._pipeline.register_modules(unet=getattr(network, "unet", network))
         return self._pipeline
+
+
+def _frozen(network: torch.nn.Module) -> torch.nn.Module:
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _sampler(scheduler: AncestralDDPMScheduler, **clipping) -> LCMScheduler:
