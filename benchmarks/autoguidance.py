@@ -12,6 +12,7 @@ import copy
 from pathlib import Path
 
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from judge import Judge, draw, parser, train
 
 from hf_genmod import load_pipeline
@@ -24,8 +25,10 @@ parser.add_argument("--train_flags", nargs="*", default=[], help="More flags of 
 parser.add_argument("--snapshots", type=int, nargs="+", default=[500], help="Steps of D_w; multiples of the smallest.")
 parser.add_argument("--weights", type=float, nargs="+", default=[1.5, 2.0], help="w.")
 parser.add_argument("--guidance_scales", type=float, nargs="+", default=[1.0, 1.25, 1.5], help="γ.")
-parser.add_argument("--interval", type=float, nargs=2, default=[0.3, 3.0], help="σ where guidance is on.")
+parser.add_argument("--interval", type=float, nargs=2, default=[0.3, 3.0], help="σ where γ is on, too.")
 parser.add_argument("--num_inference_steps", type=int, default=20)
+parser.add_argument("--guided_steps", type=int, nargs="+", default=[20, 15], help="Steps with D_w, of two passes.")
+parser.add_argument("--deterministic", action="store_true", help="Draw by DPM-Solver++ 2M of the ODE.")
 arguments = parser.parse_args()
 out, steps = Path(arguments.output_dir), arguments.num_inference_steps
 judge = Judge(arguments.dataset, arguments.resolution, arguments.samples, arguments.flip, out)
@@ -35,7 +38,9 @@ if not (path / "model_index.json").is_file():
     flags = [*states, *(f"--{flag}" for flag in arguments.train_flags)]
     train("train_cfg.py", path, arguments, arguments.minutes, *flags)
 pipeline = load_pipeline(path)
-classifier_free, real = pipeline._classifier_free_guidance, extract_features(judge.train.images, judge.classifier)
+if arguments.deterministic:
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.config.process)
+real = extract_features(judge.train.images, judge.classifier)
 
 
 def snapshot(step: int) -> torch.nn.Module:
@@ -47,37 +52,23 @@ def snapshot(step: int) -> torch.nn.Module:
     return unet.eval()
 
 
-def autoguidance(weak: torch.nn.Module, w: float):
-    """In the place of classifier-free guidance: guided where γ is on, at all γ but 1."""
-
-    def predict(x_t, t, labels, gamma):
-        prediction = classifier_free(x_t, t, labels, 1.0)
-        if gamma == 1:
-            return prediction
-        prediction_weak = weak(x_t, t, class_labels=labels.label).sample
-        return prediction_weak + w * (prediction - prediction_weak)
-
-    return predict
-
-
-def row(name: str, **options) -> None:
-    images = draw(pipeline, judge.labels, num_inference_steps=steps, **options)
+def row(name: str, num_inference_steps: int = steps, **options) -> None:
+    images = draw(pipeline, judge.labels, num_inference_steps=num_inference_steps, **options)
     metrics, found = judge(images), evaluate_features(extract_features(images, judge.classifier), real)
     shares = [metrics["recognised_share"], found["precision"], found["recall"]]
-    cells = [name, f"{metrics['frechet_distance']:.2f}", *(f"{share.value:.1%}" for share in shares)]
-    print(f"| {' | '.join(cells)} |", flush=True)
+    cells = [name, str(num_inference_steps), f"{metrics['frechet_distance']:.2f}"]
+    print(f"| {' | '.join([*cells, *(f'{share.value:.1%}' for share in shares)])} |", flush=True)
 
 
 low, high = arguments.interval
-print(f"{len(judge.labels)} samples in {steps} steps; real images: {judge.floor['frechet_distance']:.2f}\n")
-print("| | Fréchet distance | recognised | precision | recall |\n|---|---|---|---|---|")
+print(f"{len(judge.labels)} samples; real images: {judge.floor['frechet_distance']:.2f}\n")
+print("| | steps | Fréchet distance | recognised | precision | recall |\n|---|---|---|---|---|---|")
 for gamma in arguments.guidance_scales:
     row(f"γ = {gamma:g}", guidance_scale=gamma)
     if gamma != 1:
         row(f"γ = {gamma:g}, σ in {low:g} to {high:g}", guidance_scale=gamma, guidance_interval=(low, high))
 for step in arguments.snapshots:
-    weak = snapshot(step)
+    pipeline.register_modules(guiding_unet=snapshot(step))
     for w in arguments.weights:
-        pipeline._classifier_free_guidance = autoguidance(weak, w)
-        row(f"step {step:,}, w = {w:g}", guidance_scale=2.0)
-        row(f"step {step:,}, w = {w:g}, σ in {low:g} to {high:g}", guidance_scale=2.0, guidance_interval=(low, high))
+        for guided_steps in arguments.guided_steps:
+            row(f"step {step:,}, w = {w:g}", guided_steps, guidance_scale=1.0, autoguidance_scale=w)
