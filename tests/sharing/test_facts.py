@@ -1,5 +1,6 @@
 """What the folder of a run says about its checkpoint."""
 
+import copy
 import json
 
 import pytest
@@ -17,6 +18,7 @@ from hf_genmod import (
     UnconditionalPipeline,
 )
 from hf_genmod.sharing.facts import Facts
+from hf_genmod.sharing.model_card import write_card
 
 MEASURED = ["evaluation/guidance.png", "evaluation/steps.png", "evaluation/trajectory.png"]
 
@@ -53,6 +55,15 @@ def test_a_checkpoint_alone_says_what_it_is(tmp_path):
     assert facts.class_names == ["cat", "dog"] and facts.request == 'class_labels="cat"'
     assert facts.num_parameters == sum(parameter.numel() for parameter in pipeline.unet.parameters())
     assert facts.image_shape == (3, 8, 8) and facts.factor is None and facts.trained_by_others == []
+
+
+def test_a_guiding_network_is_no_part_of_the_size_and_the_card_tells_of_it(tmp_path):
+    pipeline = classes()
+    pipeline.register_modules(guiding_unet=copy.deepcopy(pipeline.unet))
+    facts = save(pipeline, tmp_path)
+    assert facts.num_parameters == sum(parameter.numel() for parameter in pipeline.unet.parameters())
+    write_card(tmp_path, "mit")
+    assert "An earlier version of its U-Net guides it" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_images_are_as_large_as_the_autoencoder_makes_them(tmp_path):

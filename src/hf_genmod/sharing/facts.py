@@ -30,7 +30,7 @@ class Facts:
         settings (`dict`): `training_config.json`; empty where no run has written the folder.
         provenance (`dict`): `provenance.json`, likewise.
         report ([`Report`], *optional*): `evaluation/evaluation.json`, where something was measured.
-        num_parameters (`int`): Of all components, or of the adapter.
+        num_parameters (`int`): Of all components but the `guiding_unet`, or of the adapter.
         base (`str`, *optional*): The model that an adapter is for, a folder or an id on the Hub.
     """
 
@@ -70,7 +70,8 @@ class Facts:
                 )
             raise ValueError(f"{folder}: there is no training_config.json that says which model the adapter is for")
         components = component_names(index)
-        weights = [file for name in components for file in (folder / name).glob("*.safetensors")]
+        counted = [name for name in components if name != "guiding_unet"]
+        weights = [file for name in counted for file in (folder / name).glob("*.safetensors")]
         weights = weights if index else [folder / LORA_WEIGHT_NAME_SAFE]
         return cls(
             folder,
