@@ -17,7 +17,7 @@ from gaussian_pairs import pairs, pairs_pipeline
 from small_pipelines import PIPELINES, guided, seeded, unconditional, upsampler
 from tiny import randn
 
-from hf_genmod.editing.inversion import flow_step
+from hf_genmod.editing.inversion import CLOSE, flow_step
 from hf_genmod.schedulers.ancestral_ddpm import AncestralDDPMScheduler
 from hf_genmod.schedulers.few_step_ddpm import FewStepDDPMScheduler
 
@@ -47,6 +47,20 @@ def test_a_correction_brings_it_closer():
         drawn = pipeline(batch_size=4, latents=x_T, num_inference_steps=10, output_type="pt").images
         errors.append((drawn - x_0).square().mean().item())
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
+
+
+@pytest.mark.parametrize("steps", [8, 50])
+def test_an_image_is_corrected_until_it_comes_back_whatever_its_batch(steps):
+    pipeline, x_0, calls = pairs_pipeline(DPMSolverMultistepScheduler, 256), pairs(4, 256), []
+    x_0[1:] *= torch.tensor([0.1, 1.5, 3.0])[:, None, None, None]  # which come back with different ease
+    together = pipeline.invert(
+        x_0, num_inference_steps=steps, callback_on_step_end=lambda pipe, i, t, tensors: calls.append(i)
+    )
+    alone = torch.cat([pipeline.invert(x[None], num_inference_steps=steps) for x in x_0])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+    drawn = pipeline(batch_size=4, latents=together, num_inference_steps=steps, output_type="latent").images
+    errors = (drawn - x_0).square().flatten(1).mean(dim=1)
+    assert (len(calls) < 9 * steps) == bool(errors.max() <= CLOSE)
 
 
 def test_is_the_flow_of_the_gaussian():

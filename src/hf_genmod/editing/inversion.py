@@ -16,9 +16,11 @@ from hf_genmod.pipelines.predictions import clipped, x_0_of
 from hf_genmod.pipelines.requests import check_positive
 from hf_genmod.pipelines.samplers import OTHER_SAMPLER, Sampler
 
+CLOSE = 4e-4  # mean squared error of values in [-1, 1]: 40 dB
+
 
 def invert(
-    pipeline: GenerationPipeline, image, num_inference_steps: int = 50, num_corrections: int = 1, **request
+    pipeline: GenerationPipeline, image, num_inference_steps: int = 50, num_corrections: int = 8, **request
 ) -> Tensor:
     """
     The noise x_T, (n, c, h, w), of which a pipeline draws given images: `pipe(latents=x_T, ...)` with the same
@@ -37,7 +39,8 @@ def invert(
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): n of them, as
             [`UnconditionalPipeline`] takes them.
         num_inference_steps (`int`, defaults to 50): Steps of the sampler.
-        num_corrections (`int`, defaults to 1): Each costs twice the steps. The x_T that draws an image best is kept.
+        num_corrections (`int`, defaults to 8): The most corrections, which cost twice the steps each. An image that
+            comes back at 40 dB is not corrected any further. The x_T that draws an image best is kept.
         request (`dict`): The condition, such as `class_labels`, one for all images or one for each;
             `guidance_scale` or `classifier_scale`, which are off by default; and `callback_on_step_end`, which is
             called after the steps that draw. If it sets `pipe._interrupt`, the best x_T so far is returned.
@@ -104,10 +107,13 @@ class Inversion:
                 if pipeline.interrupt:
                     break
                 error = (drawn - self.x_0).square().flatten(1).mean(dim=1)
-                best = torch.where((error < least)[:, None, None, None], x_T, best)
-                least = torch.minimum(error, least)
+                better = (error < least) & (least > CLOSE)  # a close one stays, whatever the others of its batch need
+                best, least = torch.where(better[:, None, None, None], x_T, best), torch.where(better, error, least)
+                if least.max() <= CLOSE:
+                    break
                 if remaining:
                     x_T = x_T + exact - self._backwards(predict, drawn, bar) / factor
+            bar.total = bar.n
         return best
 
     def _backwards(self, predict, x_0: Tensor, bar) -> Tensor:
