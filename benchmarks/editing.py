@@ -119,7 +119,7 @@ some, of_some = x[: arguments.inverted], labels[: arguments.inverted]
 process = {"timestep_spacing": "trailing", "thresholding": True, "sample_max_value": 1.0}
 pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.config.process, **process)
 off = {} if arguments.without_labels else {"guidance_scale": 1.0}
-for corrections in (0, 1):
+for corrections in (0, 1, 8):
 
     def again(x, labels, corrections=corrections):
         request = {**asked(labels), **off, "num_inference_steps": 50}

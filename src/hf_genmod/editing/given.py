@@ -43,7 +43,7 @@ def read_images(pipeline: GenerationPipeline, image, n: int | None = None) -> Te
         given, own = ("x".join(map(str, lengths)) for lengths in (values.shape[2:], size))
         raise ValueError(
             f"image: {given} pixels (height, width), and this model draws {own}; resize it, or use `hf_genmod edit`, "
-            "which crops and scales it as the training did"
+            "which crops and scales it as the training did, unless --fit is false"
         )
     if not values.isfinite().all():
         raise ValueError("image: some of its values are not finite; give numbers, even where the mask is white")
