@@ -44,7 +44,7 @@ def main(data: DataArguments, autoencoder: AutoencoderArguments, model: ModelArg
          config: TrainingConfig):  # fmt: skip
     if model.vae is None:
         model.vae = f"{Path(config.output_dir)}-vae"
-        first = config.part(latent.autoencoder_share, output_dir=model.vae)
+        first = config.part(latent.autoencoder_share, output_dir=model.vae, guiding_fraction=0.0)
         images = dataclasses.replace(data, cache_latents=False)
         trainer = train_vae.main(images, autoencoder, train_vae.ElboArguments(), first)
         pictures = trainer.dataset
