@@ -10,8 +10,8 @@ from hf_genmod import load_pipeline
 
 def test_latent_diffusion_in_one_command_leaves_both_checkpoints_and_names_them(class_folders, tmp_path):
     command = ["train_latent_cfg.py", "--dataset", class_folders, "--output_dir", f"{tmp_path}/run/",
-               "--max_train_steps", 5, "--horizontal_flip", "--guiding_fraction", 0.5, "--latent_channels", 3, *SMALL_AUTOENCODER,
-               *SMALL_LATENT, "--license", "mit"]  # fmt: skip
+               "--max_train_steps", 5, "--horizontal_flip", "--guiding_fraction", 0.5, "--latent_channels", 3,
+               *SMALL_AUTOENCODER, *SMALL_LATENT, "--license", "mit"]  # fmt: skip
     done = run(*command)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "guiding_unet").is_dir() and not (tmp_path / "run-vae" / "guiding_unet").exists()
